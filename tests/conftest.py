@@ -1,0 +1,59 @@
+"""Fixtures that several test files share: small data that is made, not shipped."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+"""Real photographs and the notebook's student, where they are beside the checkout."""
+
+
+def shared(*parts: str) -> Path:
+    """A path in ../shared; the test is skipped where it is not there."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"../shared/{'/'.join(parts)} is not here")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's own cache."""
+    monkeypatch.setenv("KD_TOOLKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small work is faster, and repeatable to the bit, on one thread."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def make_image(label: int, seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    """A noisy picture whose dominant colour channel is its label (0, 1 or 2); size is (width, height) in px."""
+    noise = np.random.default_rng(seed).integers(0, 120, (size[1], size[0], 3), dtype=np.uint8)
+    noise[..., label % 3] += 100
+    return Image.fromarray(noise)
+
+
+def make_class_folders(root: Path, images_a_class: tuple[int, int, int] = (12, 4, 4)) -> Path:
+    """root/{train,val,test}/{blue,green,red}/*.png, easy to learn; returns root."""
+    for split, count in zip(("train", "val", "test"), images_a_class, strict=True):
+        for label, name in ((2, "blue"), (1, "green"), (0, "red")):
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                seed = (len(split) + ord(split[1])) * 100_000 + label * 1000 + i
+                make_image(label, seed).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of 3 classes × (12, 4, 4) PNG images of 48×40 px under train/val/test."""
+    return make_class_folders(tmp_path_factory.mktemp("class_folders"))

@@ -1,0 +1,96 @@
+"""The model directory: names, whole-or-nothing writes, and messages that name the next command."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import ArtifactError
+from toolkit.modeldir import ModelDir, sha256_file, write_atomically
+
+
+def fail_halfway(path: Path) -> None:
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError("power cut")
+
+
+def test_names() -> None:
+    directory = ModelDir(Path("models/x"))
+    assert directory.onnx("student") == Path("models/x/student.onnx")
+    assert directory.onnx("student", "int8") == Path("models/x/student.int8.onnx")
+    assert directory.weights("teacher") == Path("models/x/teacher.safetensors")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="power cut"):
+        fail_halfway(path)
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_written_file_has_ordinary_permissions(tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        with write_atomically(tmp_path / "f") as temporary:
+            temporary.write_bytes(b"x")
+        assert (tmp_path / "f").stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(umask)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with (
+        pytest.raises(
+            ArtifactError,
+            match=r"cannot write .*: a file lies where a folder should be; give --out a directory you may write to",
+        ),
+        write_atomically(tmp_path / "file" / "x.json"),
+    ):
+        pass
+
+
+def test_make_proves_that_the_directory_can_be_written(tmp_path: Path) -> None:
+    ModelDir(tmp_path / "a" / "b").make()
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ArtifactError, match=r"cannot write .*; give --out"):
+        ModelDir(tmp_path / "file").make()
+
+
+def test_an_unwritable_directory_is_refused(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        tmp_path = Path("/proc/self")  # root may write anywhere but into the kernel's own folders
+    else:
+        tmp_path.chmod(0o500)
+    with pytest.raises(ArtifactError, match="cannot write"):
+        ModelDir(tmp_path).make()
+
+
+@pytest.mark.parametrize(
+    ("artifact", "command"),
+    [
+        ("teacher.safetensors", "toolkit distill --out"),
+        ("student.onnx", "toolkit export --onnx"),
+        ("report.json", "toolkit bench"),
+    ],
+)
+def test_a_missing_input_names_the_command_that_makes_it(tmp_path: Path, artifact: str, command: str) -> None:
+    with pytest.raises(ArtifactError, match=f"{tmp_path} has no {artifact}; make it with: {command} {tmp_path}"):
+        ModelDir(tmp_path).require(tmp_path / artifact)
+
+
+def test_a_missing_directory_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    directory = ModelDir(tmp_path / "none")
+    with pytest.raises(ArtifactError, match=r"there is no model directory .*; make one with: toolkit run --out"):
+        directory.require(directory.weights("student"))
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "f") == hashlib.sha256(b"abc").hexdigest()

@@ -1,0 +1,114 @@
+"""Recipes: what is read, what is refused and how the refusal reads."""
+
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import RecipeError
+from toolkit.recipe import Recipe, builtin_names, load_builtin
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_toml_is_read_into_typed_sections(tmp_path: Path) -> None:
+    recipe = Recipe.from_toml(write(tmp_path / "r.toml", "[distill]\nalpha = 1\n[data]\nmean = [0, 0.5, 1.0]\n"))
+    assert recipe.distill.alpha == 1.0
+    assert recipe.data.mean == (0.0, 0.5, 1.0)
+    assert recipe.distill.temperature == Recipe().distill.temperature
+
+
+def test_a_recipe_cannot_be_changed_in_place() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().distill.alpha = 0.1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "distill.temprature=3",
+            r"unknown key distill.temprature; did you mean distill.temperature\? valid here: method,",
+        ),
+        ("distil.epochs=3", r"unknown key distil; did you mean distill\? valid here: data, teacher"),
+        ("distill.epochs=2.5", r"distill.epochs = 2.5 is not allowed; input should be a valid integer"),
+        ("distill.epochs='2'", r'distill.epochs = "2" is not allowed; input should be a valid integer'),
+        ("distill.alpha=1.5", r"distill.alpha = 1.5 is not allowed; input should be less than or equal to 1"),
+        ("distill.temperature=0", r"distill.temperature = 0 is not allowed; input should be greater than 0"),
+        ("distill.temperature=nan", r"distill.temperature = NaN is not allowed; input should be a finite number"),
+        ("distill.method=foo", r"distill.method = \"foo\" is not allowed; input should be 'kd'"),
+        ("data.mean=[1,2]", r"data.mean.2 .* is not allowed; field required"),
+        ("data.flip=1", r"data.flip = 1 is not allowed; input should be a valid boolean"),
+        ("temperature=3", r"--set 'temperature=3' is not section.key=value; write it like"),
+        ("distill.alpha", r"--set 'distill.alpha' is not section.key=value"),
+    ],
+)
+def test_a_bad_override_names_its_key_path_and_what_is_allowed(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe().with_overrides([override])
+
+
+def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
+    recipe = Recipe().with_overrides(
+        [
+            "data.source=some/dir",
+            'student.architecture="mobilenet_v3_small"',
+            "bench.batch_sizes=[1, 8]",
+            "data.flip=false",
+        ]
+    )
+    assert recipe.data.source == "some/dir"
+    assert recipe.student.architecture == "mobilenet_v3_small"
+    assert recipe.bench.batch_sizes == (1, 8)
+    assert recipe.data.flip is False
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[distill\n", "is not valid TOML: .*line 1.*; mend that line"),
+        (b"\xff\xfe", "cannot read the recipe .*: it is not UTF-8 text"),
+        (b"distill = 3\n", "distill = 3 is not allowed; input should be a valid dictionary"),
+    ],
+)
+def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=message) as caught:
+        Recipe.from_toml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="No such file or directory; give --recipe a TOML file"):
+        Recipe.from_toml(tmp_path / "no.toml")
+
+
+def test_fingerprint_sees_settings_but_not_where_data_lies() -> None:
+    recipe = Recipe()
+    moved = recipe.with_overrides(["data.source=elsewhere", "data.workers=3"])
+    assert recipe.fingerprint("data", "distill") == moved.fingerprint("data", "distill")
+    hotter = recipe.with_overrides(["distill.temperature=9"])
+    assert recipe.fingerprint("distill") != hotter.fingerprint("distill")
+    assert recipe.fingerprint("data", "teacher", "distill.seed") == hotter.fingerprint(
+        "data", "teacher", "distill.seed"
+    )
+    reseeded = recipe.with_overrides(["distill.seed=1"])
+    assert recipe.fingerprint("teacher", "distill.seed") != reseeded.fingerprint("teacher", "distill.seed")
+
+
+def test_the_built_in_recipes_are_valid_and_food11_is_the_notebook() -> None:
+    assert builtin_names() == ["fashion-mnist", "food11"]
+    assert load_builtin("fashion-mnist").data.source == "fashion-mnist"
+    notebook = load_builtin("food11")
+    assert (notebook.distill.temperature, notebook.distill.alpha) == (20.0, 0.5)
+    assert (notebook.distill.optimizer, notebook.distill.learning_rate, notebook.distill.weight_decay) == (
+        "adamw",
+        1e-3,
+        0.01,
+    )
+    assert (notebook.distill.schedule, notebook.distill.batch_size, notebook.distill.epochs) == ("constant", 4, 15)
+    assert (notebook.data.image_size, notebook.data.resize, notebook.data.rotation_degrees) == (256, 0, 15.0)
+    assert (notebook.data.mean, notebook.data.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -1,0 +1,84 @@
+"""How many cores and how much memory this process may use: what containers and schedulers leave of the machine."""
+
+import contextlib
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+
+ROOT = Path("/")
+UNLIMITED_BYTES = 2**60
+"""Memory limits of cgroup v1 above this mean: none."""
+
+
+def available_cores(root: Path = ROOT) -> int:
+    """Cores this process may use: the affinity mask, and any CPU quota of its cgroups (v1 and v2), rounded up.
+
+    `root` is where /proc and /sys/fs/cgroup are looked for.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [*_cpu_quotas_v2(root), *_cpu_quotas_v1(root)]
+    return max(1, min([affinity, *(math.ceil(quota) for quota in quotas)]))
+
+
+def memory_bytes(root: Path = ROOT) -> int:
+    """Bytes of memory this process may use: the machine's, or the least limit of its cgroups."""
+    machine = _physical_memory_bytes(root)
+    limits = [_number(folder / "memory.max") for folder in _folders(root, "")]
+    limits += [_number(folder / "memory.limit_in_bytes") for folder in _folders(root, "memory")]
+    return min([machine, *(int(limit) for limit in limits if limit is not None and 0 < limit < UNLIMITED_BYTES)])
+
+
+def shared_memory_bytes(root: Path = ROOT) -> int | None:
+    """Size of /dev/shm in bytes, None where there is none."""
+    folder = root / "dev" / "shm"
+    return shutil.disk_usage(folder).total if folder.is_dir() else None
+
+
+def _folders(root: Path, controller: str) -> list[Path]:
+    """Folders of this process's cgroup and its ancestors; `controller` is "" for v2, else a v1 controller."""
+    try:
+        lines = (root / "proc" / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            own = Path(path.strip("/"))
+            base = root / "sys" / "fs" / "cgroup" / controller
+            # Inside a container without its own cgroup namespace `path` is the host's and only `base` exists.
+            return [base / ancestor for ancestor in (own, *own.parents)]
+    return []
+
+
+def _cpu_quotas_v2(root: Path) -> list[float]:
+    quotas = []
+    for folder in _folders(root, ""):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text().split()
+            quotas += [] if quota == "max" else [int(quota) / int(period)]
+    return quotas
+
+
+def _cpu_quotas_v1(root: Path) -> list[float]:
+    pairs = [
+        (_number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us"))
+        for folder in _folders(root, "cpu")
+    ]
+    return [quota / period for quota, period in pairs if quota and period and quota > 0]
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _physical_memory_bytes(root: Path) -> int:
+    with contextlib.suppress(OSError):
+        found = re.search(r"^MemTotal:\s+(\d+) kB", (root / "proc" / "meminfo").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0

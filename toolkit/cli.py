@@ -1,0 +1,319 @@
+"""The `toolkit` command: parse, call one stage, print. No heavy import at module level, so that --help is quick."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from toolkit import __version__, console
+from toolkit.errors import ToolkitError
+
+app = typer.Typer(
+    name="toolkit",
+    help="Distil an image classifier into a small one, export it to ONNX with proof, benchmark it, show it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="The whole way on the built-in data: toolkit run. "
+    "Exit codes: 0 done, 1 an error you can mend, 2 wrong usage, 3 a gate not met.",
+)
+
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="FILE", help="A recipe.toml, or fashion-mnist or food11."),
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", metavar="NAME_OR_DIR", help="A named data set or a directory of images.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="The model directory to write (default: models/<name>).")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+ProviderOption = Annotated[str, typer.Option("--provider", help="onnxruntime runs on: auto, cpu, cuda or tensorrt.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Same as --set distill.seed=N.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe setting; repeatable.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what another run left in the model directory.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="An unreadable image is an error, not left out.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
+ModelDirArgument = Annotated[Path, typer.Argument(metavar="[MODEL_DIR]", help="A directory that distill wrote.")]
+
+DEFAULT_MODEL_DIR = Path("models/fashion-mnist")
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        console.out.print(f"kd-toolkit {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """What this machine can really do, what is wrong and how to mend it."""
+    from toolkit.doctor import examine
+
+    report = examine()
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        report.print_table()
+    if report.has_problem:
+        raise typer.Exit(1)
+
+
+@app.command()
+def data(
+    source: Annotated[str, typer.Argument(metavar="NAME_OR_DIR", help="A named data set or a directory of images.")],
+    overrides: SetOption = None,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Count and check a data set: classes, sizes, unreadable files, images that stand in two splits."""
+    from toolkit.data.check import check_dataset
+    from toolkit.data.sources import load_dataset
+    from toolkit.errors import DataError
+    from toolkit.recipe import Recipe
+
+    recipe = Recipe().with_overrides([f"data.source={json.dumps(source)}", *(overrides or [])])
+    report = check_dataset(load_dataset(recipe.data))
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        report.print_table()
+    if strict and report.unreadable:
+        first = report.unreadable[0]
+        raise DataError(
+            f"{len(report.unreadable)} unreadable images in {source}, the first is {first.name}: {first.reason}",
+            "mend or delete them, or leave out --strict to train without them",
+        )
+
+
+@app.command()
+def teacher(
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="FILE", help="Import .safetensors or .pt/.bin, or fine-tune `imagenet`."),
+    ] = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = None,
+    overrides: SetOption = None,
+    force: ForceOption = False,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the teacher, fine-tune it from ImageNet, or import one with --weights."""
+    from toolkit.pipeline import make_teacher, open_training_job
+
+    start = time.perf_counter()
+    extra = [f"teacher.weights={json.dumps(weights)}"] if weights is not None else []
+    job = open_training_job(
+        recipe, data, out, _overrides(seed, overrides, extra), device=device, force=force, strict=strict
+    )
+    made = make_teacher(job)
+    _print_weights("teacher", made, start, f"toolkit distill --out {job.model_dir.path}", as_json)
+
+
+@app.command()
+def distill(
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = None,
+    overrides: SetOption = None,
+    force: ForceOption = False,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Distil the student from the teacher; a directory without a teacher gets one first."""
+    from toolkit.pipeline import distill_student, open_training_job
+
+    start = time.perf_counter()
+    job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, force=force, strict=strict)
+    made = distill_student(job)
+    _print_weights("student", made, start, f"toolkit export --onnx {job.model_dir.path}", as_json)
+
+
+@app.command()
+def export(
+    model: Annotated[
+        Path, typer.Argument(metavar="[MODEL_DIR]", help="A directory that distill wrote, or one weights file.")
+    ] = DEFAULT_MODEL_DIR,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX files (the one format so far).")] = False,
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    overrides: SetOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write teacher and student as ONNX files and prove that they answer as the networks do."""
+    if not onnx:
+        raise typer.BadParameter("say which format to write: --onnx", param_hint="--onnx")
+    from toolkit.pipeline import export_models, export_weights, open_finished_job
+
+    start = time.perf_counter()
+    if model.is_file():
+        results = [export_weights(model, recipe, data, out, overrides or [])]
+        next_command = f"toolkit predict {results[0].path} IMAGE"
+    else:
+        if out is not None:
+            raise typer.BadParameter("is for a weights file; a directory is exported in place", param_hint="--out")
+        results = export_models(open_finished_job(model, recipe, data, overrides or [], device="cpu", force=force))
+        next_command = f"toolkit bench {model}"
+    if as_json:
+        _print_json([result.to_json() for result in results])
+        return
+    for result in results:
+        console.out.print(result.summary(), markup=False)
+    _print_end(start, next_command)
+
+
+@app.command()
+def bench(
+    model: ModelDirArgument = DEFAULT_MODEL_DIR,
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    device: DeviceOption = "auto",
+    provider: ProviderOption = "auto",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure size, latency and accuracy of teacher and student on the test split."""
+    from toolkit.bench.report import print_table
+    from toolkit.pipeline import bench_models, open_finished_job
+
+    start = time.perf_counter()
+    job = open_finished_job(model, recipe, data, overrides or [], device=device)
+    report = bench_models(job, provider)
+    if as_json:
+        _print_json(report)
+        return
+    print_table(report)
+    _print_written([job.model_dir.report_json, job.model_dir.report_markdown, job.model_dir.plot("accuracy_latency")])
+    _print_end(start, f"toolkit demo {model}")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file, or a model directory (its student).")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
+    k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many classes to print.")] = 5,
+    provider: ProviderOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Classify images with the ONNX file alone (torch is not needed)."""
+    from toolkit.predict import predict_files, print_predictions, to_json
+
+    predictions = predict_files(model, images, k=k, provider=provider)
+    if as_json:
+        _print_json(to_json(predictions))
+    else:
+        print_predictions(predictions)
+
+
+@app.command()
+def demo(
+    models: Annotated[
+        list[Path] | None, typer.Argument(metavar="[MODEL_DIR]...", help="Directories with exported ONNX files.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", envvar="KD_TOOLKIT_HOST", help="Address to listen on; 0.0.0.0 for every one.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, envvar="KD_TOOLKIT_PORT")] = 7860,
+    provider: ProviderOption = "auto",
+) -> None:
+    """Serve a page: upload a picture, see teacher and student answer side by side."""
+    from toolkit.demo.app import serve
+    from toolkit.modeldir import ModelDir
+
+    serve([ModelDir(path) for path in models or [DEFAULT_MODEL_DIR]], host=host, port=port, provider=provider)
+
+
+@app.command()
+def run(
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    provider: ProviderOption = "auto",
+    seed: SeedOption = None,
+    overrides: SetOption = None,
+    force: ForceOption = False,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The whole way: teacher, student, ONNX, report."""
+    from toolkit.bench.report import print_table
+    from toolkit.pipeline import open_training_job, run_all
+
+    start = time.perf_counter()
+    job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, force=force, strict=strict)
+    report = run_all(job, provider)
+    if as_json:
+        _print_json(report)
+        return
+    print_table(report)
+    directory = job.model_dir
+    _print_written(
+        [
+            *(directory.weights(role) for role in ("teacher", "student")),
+            *(directory.onnx(role) for role in ("teacher", "student")),
+            directory.report_json,
+            directory.report_markdown,
+            directory.plot("accuracy_latency"),
+        ]
+    )
+    _print_end(start, f"toolkit demo {directory.path}")
+
+
+def main() -> None:
+    """Entry point: a ToolkitError is one line on stderr and its exit code; a bug keeps its traceback."""
+    try:
+        app()
+    except ToolkitError as error:
+        console.say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.say("stopped")
+        sys.exit(130)
+
+
+def _overrides(seed: int | None, overrides: list[str] | None, extra: list[str] | None = None) -> list[str]:
+    return [*(extra or []), *([f"distill.seed={seed}"] if seed is not None else []), *(overrides or [])]
+
+
+def _print_weights(role: str, made: Any, start: float, next_command: str, as_json: bool) -> None:
+    """Say what a training stage wrote: `made` is a distill.provenance.Made."""
+    figures = {k: v for k, v in made.info.extra.items() if v is not None}
+    if as_json:
+        _print_json({"role": role, "path": str(made.path), "new": made.new, **figures})
+        return
+    if (accuracy := figures.get("valid_accuracy")) is not None:
+        console.out.print(f"{role}: validation accuracy {accuracy:.4f}", markup=False)
+    _print_written([made.path])
+    _print_end(start, next_command)
+
+
+def _print_written(paths: list[Path]) -> None:
+    for path in paths:
+        console.out.print(f"wrote {path} ({console.size(path.stat().st_size)})", markup=False)
+
+
+def _print_end(start: float, next_command: str) -> None:
+    console.out.print(f"took {console.duration(time.perf_counter() - start)}; next: {next_command}", markup=False)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,61 @@
+"""What people see: results on stdout, progress and remarks on stderr; bars on a terminal, plain lines in a log."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+LOG_INTERVAL_S = 10.0
+"""s between two plain progress lines where stderr is not a terminal."""
+
+
+def say(text: str) -> None:
+    """A remark on stderr, printed as it is (no markup)."""
+    err.print(text, markup=False)
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how far work of `total` steps is, with the time left; yields advance(steps).
+
+    >>> with progress("decode", 3) as advance:
+    ...     advance(1)
+    """
+    if err.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=err, transient=True) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda steps: bar.advance(task, steps)
+        return
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done, last
+        done += steps
+        now = time.monotonic()
+        if now - last >= LOG_INTERVAL_S and 0 < done < total:
+            last = now
+            say(f"{description}: {done} of {total}, {duration((now - start) * (total - done) / done)} left")
+
+    yield advance
+
+
+def duration(seconds: float) -> str:
+    """`7.4 s`, `3 min 20 s` or `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(size_bytes: int) -> str:
+    """`812 B`, `1.1 MB` or `44.8 MB` (decimal units)."""
+    if size_bytes < 1000:
+        return f"{size_bytes} B"
+    return f"{size_bytes / 1e3:.1f} kB" if size_bytes < 1_000_000 else f"{size_bytes / 1e6:.1f} MB"

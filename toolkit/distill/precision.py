@@ -1,0 +1,63 @@
+"""fp32 or bfloat16: measured on this device with this network, not assumed."""
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+from toolkit import console
+from toolkit.networks.classifier import Classifier
+
+ROUNDS = 3
+MAX_BATCH = 64
+
+Precision = Literal["fp32", "bf16"]
+
+
+def autocast(device: str, precision: Precision) -> AbstractContextManager[None]:
+    """Run matrix work in `precision` on `device`; weights stay fp32."""
+    return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def choose_precision(
+    wanted: Literal["auto", "fp32", "bf16"],
+    network: Classifier,
+    batch_size: int,
+    image_size: int,
+    device: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Precision:
+    """`wanted`, or for `auto` the faster of the two for a training step of `network`.
+
+    Timed in turn, median of 3 after a warm-up. The network's weights and statistics are left as they were.
+    """
+    if wanted != "auto":
+        return wanted
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    views = torch.rand(min(batch_size, MAX_BATCH), 3, image_size, image_size, device=device)
+    views = views.contiguous(memory_format=torch.channels_last)
+    network.train()
+    choices: tuple[Precision, ...] = ("fp32", "bf16")
+    times: dict[Precision, list[float]] = {choice: [] for choice in choices}
+    for _ in range(ROUNDS + 1):
+        for choice in choices:
+            start = clock()
+            with autocast(device, choice):
+                logits = network(views)
+            logits.float().square().mean().backward()
+            if device != "cpu":
+                torch.cuda.synchronize(device)
+            times[choice].append(clock() - start)
+    network.load_state_dict(state)
+    network.zero_grad(set_to_none=True)
+    medians = {choice: statistics.median(times[choice][1:]) for choice in choices}
+    faster = min(choices, key=lambda choice: medians[choice])
+    console.say(
+        f"precision: {faster} (a step of {len(views)} images takes"
+        f" {medians['fp32'] * 1e3:.0f} ms in fp32, {medians['bf16'] * 1e3:.0f} ms in bf16)"
+    )
+    return faster

@@ -1,0 +1,287 @@
+"""What this machine can really do: cores and memory under cgroups, devices for torch, providers for onnxruntime.
+
+Nothing here believes a list. A device or an execution provider counts once a small computation has run on it.
+"""
+
+import contextlib
+import functools
+import io
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from toolkit import console
+from toolkit.cgroups import ROOT, available_cores, memory_bytes, shared_memory_bytes
+from toolkit.errors import DeviceError
+
+__all__ = [
+    "available_cores",
+    "cpu_name",
+    "describe_hardware",
+    "describe_versions",
+    "memory_bytes",
+    "pick_device",
+    "pick_provider",
+    "preload_gpu_libraries",
+    "probe_provider",
+    "shared_memory_bytes",
+    "torch_devices",
+    "visible_gpus",
+    "working_providers",
+]
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+"""Short name → onnxruntime's name."""
+
+PACKAGES = (
+    "torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "numpy", "pillow", "pydantic",
+    "safetensors", "torchmetrics", "gradio", "typer", "rich", "matplotlib",
+)  # fmt: skip
+"""Distributions whose versions decide what a run does."""
+
+LIBRARY_OWNERS = {"libcuda.": "the NVIDIA driver", "libnvinfer": "TensorRT", "libcudnn": "cuDNN", "libcu": "CUDA"}
+"""Start of a shared library's name → who brings it."""
+
+MIB = 2**20
+GIB = 2**30
+
+
+def pick_device(name: str) -> str:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a torch device that a small product has really run on.
+
+    `auto` takes the first GPU that works, else the CPU; a GPU that is there and does not work is told on stderr.
+    Raises DeviceError for anything that was asked for and cannot run, naming what can.
+    """
+    if name == "cpu":
+        return "cpu"
+    devices = torch_devices()
+    working = [device for device, reason in devices.items() if not reason]
+    if name == "auto":
+        gpus = [device for device in working if device != "cpu"]
+        broken = {device: reason for device, reason in devices.items() if reason}
+        if broken and not gpus:
+            told = "; ".join(f"{device}: {reason}" for device, reason in broken.items())
+            console.say(f"running on the CPU, the GPU here does not work ({told}); see toolkit doctor")
+        return gpus[0] if gpus else "cpu"
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted in working:
+        return wanted
+    what_runs = f"what runs here: {', '.join(working)}"
+    if re.fullmatch(r"cuda:\d+", wanted):
+        reason = devices.get(wanted) or "torch finds no such GPU"
+        raise DeviceError(
+            f"device {name} cannot be used: {reason}; {what_runs}", "take one of these, or see toolkit doctor"
+        )
+    raise DeviceError(f"unknown device {name!r}; {what_runs}", "give auto, cpu, cuda or cuda:N")
+
+
+@functools.cache
+def torch_devices() -> dict[str, str]:
+    """Every torch device (`cpu`, `cuda:0`, ...) → "" if it allocated and multiplied, else the reason it does not.
+
+    A GPU that the machine shows (visible_gpus) and torch cannot count stands as `cuda:0` with the reason.
+    """
+    import torch
+
+    devices = {"cpu": _failure(lambda: _multiply_on("cpu"))}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        for index in range(count):
+            devices[f"cuda:{index}"] = _failure(functools.partial(_multiply_on, f"cuda:{index}"))
+    if count == 0 and visible_gpus():
+        if torch.version.cuda is None:
+            devices["cuda:0"] = "this torch is built without CUDA"
+        else:
+            told = _first_sentence(str(caught[0].message)) if caught else "torch.cuda.is_available() is false"
+            devices["cuda:0"] = told
+    return devices
+
+
+def working_providers() -> dict[str, str]:
+    """Every execution provider that onnxruntime lists → "" if a small model truly ran on it, else the reason."""
+    import onnxruntime
+
+    return {provider: probe_provider(provider) for provider in onnxruntime.get_available_providers()}
+
+
+@functools.cache
+def probe_provider(provider: str) -> str:
+    """Run one convolution on `provider` alone (no fallback of any kind); "" if it did, else the reason in words."""
+    with _captured_output() as captured:
+        reason = _failure(lambda: _convolve_on(provider))
+        return _explain(captured(), reason) if reason else ""
+
+
+def pick_provider(name: str) -> str:
+    """Turn `auto`, `cpu`, `cuda` or `tensorrt` into an onnxruntime provider that a small model has really run on.
+
+    `auto` takes CUDA where it runs, else the CPU; TensorRT, slow to start, only when asked for. Raises DeviceError.
+    """
+    if name == "auto":
+        listed = _listed_providers()
+        return next((p for p in (PROVIDERS["cuda"],) if p in listed and not probe_provider(p)), PROVIDERS["cpu"])
+    if name not in PROVIDERS:
+        raise DeviceError(f"unknown provider {name!r}", f"give auto, {', '.join(PROVIDERS)}")
+    provider = PROVIDERS[name]
+    reason = probe_provider(provider) if provider in _listed_providers() else "this onnxruntime is built without it"
+    if reason:
+        raise DeviceError(f"onnxruntime cannot run on {name}: {reason}", "take cpu or auto, or see toolkit doctor")
+    return provider
+
+
+def preload_gpu_libraries() -> None:
+    """Let onnxruntime find CUDA and cuDNN in their wheels; does nothing where there are none."""
+    import onnxruntime
+
+    if hasattr(onnxruntime, "preload_dlls"):
+        with _captured_output():
+            onnxruntime.preload_dlls()
+
+
+def visible_gpus(root: Path = ROOT) -> list[str]:
+    """NVIDIA GPUs that the machine shows, working or not: names from nvidia-smi, else the device files."""
+    names = [line.split(",")[0].strip() for line in _ask_nvidia_smi("name")]
+    return names or [str(path) for path in sorted((root / "dev").glob("nvidia[0-9]*"))]
+
+
+def describe_hardware() -> dict[str, object]:
+    """What a report says about the machine: cpu, cores, memory_gib, gpu and driver (None where there is no GPU)."""
+    gpus = visible_gpus()
+    drivers = _ask_nvidia_smi("driver_version")
+    return {
+        "cpu": cpu_name(),
+        "cores": available_cores(),
+        "memory_gib": round(memory_bytes() / GIB, 1),
+        "gpu": ", ".join(gpus) or None,
+        "driver": drivers[0].strip() if drivers else None,
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of Python, the system, the toolkit and every package of PACKAGES that is installed."""
+    from toolkit import __version__
+
+    versions = {"toolkit": __version__, "python": platform.python_version(), "system": platform.platform()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    versions.setdefault("onnxruntime", versions.get("onnxruntime-gpu", "not installed"))
+    return versions
+
+
+def cpu_name(root: Path = ROOT) -> str:
+    try:
+        text = (root / "proc" / "cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _multiply_on(device: str) -> None:
+    import torch
+
+    ones = torch.ones(8, 8, device=device)
+    if not torch.equal((ones @ ones).cpu(), torch.full((8, 8), 8.0)):
+        raise RuntimeError("a small matrix product came out wrong")
+
+
+def _convolve_on(provider: str) -> None:
+    """Average a 4×4 image of ones with a 3×3 kernel; raises unless `provider`, and it alone, did it right."""
+    import numpy as np
+    import onnxruntime
+
+    preload_gpu_libraries()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    if provider != PROVIDERS["cpu"]:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    session = onnxruntime.InferenceSession(_tiny_model(), options, providers=[provider], enable_fallback=0)
+    if session.get_providers()[0] != provider:
+        raise RuntimeError(f"onnxruntime put {session.get_providers()[0]} in its place")
+    (averages,) = session.run(None, {"image": np.ones((1, 1, 4, 4), np.float32)})
+    if not np.allclose(averages, 1.0, atol=1e-2):
+        raise RuntimeError("a small convolution came out wrong")
+
+
+def _tiny_model() -> bytes:
+    from onnx import TensorProto, helper
+
+    kernel = helper.make_tensor("kernel", TensorProto.FLOAT, [1, 1, 3, 3], [1 / 9] * 9)
+    node = helper.make_node("Conv", ["image", "kernel"], ["averages"])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 1, 4, 4])
+    averages = helper.make_tensor_value_info("averages", TensorProto.FLOAT, [1, 1, 2, 2])
+    graph = helper.make_graph([node], "probe", [image], [averages], [kernel])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def _listed_providers() -> list[str]:
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+def _failure(action: Callable[[], None]) -> str:
+    """The message of whatever `action` raises, "" if it ends well. Drivers raise types of their own: all count."""
+    try:
+        action()
+    except Exception as error:
+        return _first_sentence(str(error)) or type(error).__name__
+    return ""
+
+
+def _explain(native_log: str, reason: str) -> str:
+    """The cause in one phrase: a missing library or a CUDA failure from onnxruntime's own log, else `reason`."""
+    missing = re.search(r"(lib[\w.+-]+?): cannot open shared object file", native_log + reason)
+    if missing:
+        owner = next((owner for start, owner in LIBRARY_OWNERS.items() if missing[1].startswith(start)), "")
+        return f"{missing[1]}{f' ({owner})' if owner else ''} is not on this machine"
+    failure = re.search(r"CUDA failure \d+: ([^;\n]+)", native_log + reason)
+    if failure:
+        return f"CUDA says: {failure[1].strip()}"
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason)
+
+
+def _first_sentence(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0].split(". ")[0][:300] if lines else ""
+
+
+@contextlib.contextmanager
+def _captured_output() -> Iterator[Callable[[], str]]:
+    """Keep what onnxruntime's C++ writes to stderr, and its Python to stdout, off the screen; yields a reader."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file, contextlib.redirect_stdout(io.StringIO()):
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: os.pread(file.fileno(), MIB, 0).decode(errors="replace")
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _ask_nvidia_smi(field: str) -> list[str]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, f"--query-gpu={field}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.splitlines()

@@ -1,0 +1,58 @@
+"""Errors that a user can cause and mend. Anything else that is raised is a bug and keeps its traceback.
+
+ToolkitError                 exit code 1: one line on stderr, what is wrong and what to do next
+├── RecipeError              an unknown key, a wrong type or range, an unreadable TOML file
+├── DataError                a missing or empty folder, one class only, a broken image under --strict
+├── WeightsError             weights that are truncated, unsafe to read, or do not fit the network or the data
+├── ArtifactError            the model directory lacks an input, holds another run's output, or cannot be written
+├── DeviceError              a device or execution provider that was asked for cannot run here
+├── TrainingError            training cannot go on (a loss that is not finite)
+└── GateError                exit code 3: a measured gate was not met (an export that disagrees with its source)
+"""
+
+
+class ToolkitError(Exception):
+    """A user's mistake or a fact of their machine, told in one line.
+
+    `problem` says what is wrong and where, with what is allowed; `remedy` says what to do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return " ".join(f"{self.problem}; {self.remedy}".split())
+
+
+class RecipeError(ToolkitError):
+    """A recipe or a --set override that cannot be used."""
+
+
+class DataError(ToolkitError):
+    """A data set that is missing, empty, unreadable or unfit for training."""
+
+
+class WeightsError(ToolkitError):
+    """A weights file that cannot be read safely or does not fit."""
+
+
+class ArtifactError(ToolkitError):
+    """A file of the model directory that is missing, in the way, or cannot be written."""
+
+
+class DeviceError(ToolkitError):
+    """A device or execution provider that was asked for and cannot run."""
+
+
+class TrainingError(ToolkitError):
+    """Training that cannot go on."""
+
+
+class GateError(ToolkitError):
+    """A measured gate that was not met."""
+
+    exit_code = 3

@@ -1,0 +1,122 @@
+"""The model directory: which artifact lies where, whole or not at all, and what its SHA-256 is.
+
+Every stage reads and writes one directory. This is the only module that knows the names in it.
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from toolkit.errors import ArtifactError
+
+Role = Literal["teacher", "student", "control"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+MADE_BY = {".safetensors": "toolkit distill", ".onnx": "toolkit export --onnx", ".json": "toolkit bench"}
+"""Suffix of an artifact → the command that makes it."""
+
+
+@dataclass(frozen=True)
+class ModelDir:
+    """A directory `models/<name>/` and the names of what stages put there."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def weights(self, role: Role) -> Path:
+        return self.path / f"{role}.safetensors"
+
+    def onnx(self, role: Role, precision: Precision = "fp32") -> Path:
+        return self.path / (f"{role}.onnx" if precision == "fp32" else f"{role}.{precision}.onnx")
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report_json(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def report_markdown(self) -> Path:
+        return self.path / "report.md"
+
+    def plot(self, name: str) -> Path:
+        return self.path / f"{name}.png"
+
+    def make(self) -> None:
+        """Make the directory where it is not there and prove that it can be written to, before hours of work."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+    def require(self, artifact: Path) -> Path:
+        """`artifact` if it is there; else an ArtifactError naming the command that makes it."""
+        if not self.path.is_dir():
+            raise ArtifactError(
+                f"there is no model directory {self.path}", "make one with: toolkit run --out " + str(self.path)
+            )
+        if not artifact.is_file():
+            command = MADE_BY.get(artifact.suffix, "toolkit run")
+            flag = "--out " if command == "toolkit distill" else ""
+            raise ArtifactError(f"{self.path} has no {artifact.name}", f"make it with: {command} {flag}{self.path}")
+        return artifact
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; on success it is renamed to `path`, otherwise nothing is left.
+
+    Folders on the way are made. Raises ArtifactError where the place cannot be written or the disk is full.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        temporary.chmod(0o666 & ~_umask())
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.filename is not None and Path(str(error.filename)).parent not in {path.parent, *path.parents}:
+            raise
+        raise _unwritable(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unwritable(path: Path, error: OSError) -> ArtifactError:
+    in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+    reason = "a file lies where a folder should be" if in_the_way else error.strerror or str(error)
+    return ArtifactError(f"cannot write {path}: {reason}", "give --out a directory you may write to, with space left")
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

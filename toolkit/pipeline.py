@@ -1,0 +1,213 @@
+"""A job: which recipe, data and model directory a command works with, and the stages in order."""
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit import console
+from toolkit.errors import RecipeError
+from toolkit.modeldir import ModelDir
+from toolkit.recipe import DEFAULT_RECIPE, Recipe, builtin_names, load_builtin
+
+if TYPE_CHECKING:
+    from toolkit.data.pixels import Pixels
+    from toolkit.data.sources import Dataset
+    from toolkit.distill.provenance import Made
+    from toolkit.export.export import ExportResult
+
+MODELS = Path("models")
+"""Where model directories lie, seen from where the command is run."""
+
+BUILTIN_RECIPE_OF_SET = {"fashion-mnist": "fashion-mnist", "food-11": "food11"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage needs. `device` is a torch device that is proven to work."""
+
+    recipe: Recipe
+    model_dir: ModelDir
+    device: str
+    force: bool = False
+    strict: bool = False
+
+    @cached_property
+    def dataset(self) -> "Dataset":
+        from toolkit.data.sources import load_dataset
+
+        dataset = load_dataset(self.recipe.data)
+        for note in dataset.notes:
+            console.say(f"data: {note}")
+        return dataset
+
+    @cached_property
+    def train_pixels(self) -> "Pixels":
+        return self._pixels("train")
+
+    @cached_property
+    def valid_pixels(self) -> "Pixels":
+        return self._pixels("valid")
+
+    @cached_property
+    def test_pixels(self) -> "Pixels":
+        return self._pixels("test")
+
+    def _pixels(self, split: Any) -> "Pixels":
+        from toolkit.data.pixels import load_pixels
+        from toolkit.data.preprocess import Preprocess
+
+        data = self.recipe.data
+        return load_pixels(self.dataset, split, Preprocess.from_recipe(data), workers=data.workers, strict=self.strict)
+
+
+def open_training_job(
+    recipe_name: str | None,
+    data: str | None,
+    out: Path | None,
+    overrides: list[str],
+    *,
+    device: str = "auto",
+    force: bool = False,
+    strict: bool = False,
+) -> Job:
+    """A job for teacher, distill and run; the recipe is --recipe's, the data's own, OUT/recipe.toml or the default."""
+    recipe, own_dir = _training_recipe(recipe_name, data, out)
+    if data is not None:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})})
+    recipe = recipe.with_overrides(overrides)
+    model_dir = ModelDir(out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
+    model_dir.make()
+    return Job(recipe, model_dir, _pick_device(device), force, strict)
+
+
+def open_finished_job(
+    model_dir: Path,
+    recipe_name: str | None,
+    data: str | None,
+    overrides: list[str],
+    *,
+    device: str = "auto",
+    force: bool = False,
+) -> Job:
+    """A job for export and bench: the recipe is the one its weights were made with, unless --recipe says otherwise."""
+    from toolkit.networks.weights import read_info
+
+    directory = ModelDir(model_dir)
+    recipe = (
+        _named_recipe(recipe_name)
+        if recipe_name
+        else Recipe.from_dict(read_info(directory.require(directory.weights("student"))).recipe, "student.safetensors")
+    )
+    if data is not None:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})})
+    return Job(recipe.with_overrides(overrides), directory, _pick_device(device), force)
+
+
+def make_teacher(job: Job) -> "Made":
+    from toolkit.distill import teacher
+
+    return teacher.make_teacher(
+        job.recipe,
+        job.model_dir,
+        job.dataset,
+        job.train_pixels,
+        job.valid_pixels,
+        device=job.device,
+        force=job.force,
+    )
+
+
+def distill_student(job: Job) -> "Made":
+    """Distil the student; a directory without a teacher gets one first."""
+    from toolkit.distill import student
+
+    if not job.model_dir.weights("teacher").exists():
+        console.say(f"{job.model_dir.path} has no teacher yet: making it first")
+        make_teacher(job)
+    return student.distill_student(
+        job.recipe,
+        job.model_dir,
+        job.dataset,
+        job.train_pixels,
+        job.valid_pixels,
+        device=job.device,
+        force=job.force,
+    )
+
+
+def export_models(job: Job) -> "list[ExportResult]":
+    from toolkit.export.export import export_model_dir
+
+    return export_model_dir(job.model_dir, job.recipe, job.valid_pixels, force=job.force)
+
+
+def export_weights(
+    weights: Path, recipe_name: str | None, data: str | None, out: Path | None, overrides: list[str]
+) -> "ExportResult":
+    """Export one weights file; --data gives it class names and images to check its accuracy on."""
+    from toolkit.export.export import export_weights_file
+
+    recipe = (_named_recipe(recipe_name) if recipe_name else Recipe()).with_overrides(overrides)
+    destination = ModelDir(out or weights.parent)
+    destination.make()
+    if data is None:
+        return export_weights_file(weights, destination.path, recipe, None, None)
+    job = Job(recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})}), destination, "cpu")
+    return export_weights_file(weights, destination.path, job.recipe, job.dataset.classes, job.valid_pixels)
+
+
+def bench_models(job: Job, provider: str = "auto") -> dict[str, Any]:
+    from toolkit.bench.report import run_bench
+
+    return run_bench(job.model_dir, job.recipe, job.test_pixels, job.dataset, device=job.device, provider=provider)
+
+
+def run_all(job: Job, provider: str = "auto") -> dict[str, Any]:
+    """Teacher, student, ONNX, report: the stages one after another; returns the report."""
+    start = time.perf_counter()
+    for title, stage in (
+        ("1/4 teacher", make_teacher),
+        ("2/4 distill", distill_student),
+        ("3/4 export", export_models),
+    ):
+        console.say(f"── {title} · {console.duration(time.perf_counter() - start)} so far")
+        stage(job)
+    console.say(f"── 4/4 bench · {console.duration(time.perf_counter() - start)} so far")
+    return bench_models(job, provider)
+
+
+def _training_recipe(recipe_name: str | None, data: str | None, out: Path | None) -> tuple[Recipe, Path | None]:
+    """The recipe and, where it has one, its own model directory."""
+    if recipe_name:
+        path = Path(recipe_name)
+        own_dir = path.parent if path.name == "recipe.toml" else MODELS / path.stem
+        return _named_recipe(recipe_name), own_dir
+    if data is not None:
+        builtin = BUILTIN_RECIPE_OF_SET.get(data)
+        return (load_builtin(builtin), MODELS / builtin) if builtin else (Recipe(), None)
+    if out is not None and ModelDir(out).recipe.is_file():
+        return Recipe.from_toml(ModelDir(out).recipe), out
+    return load_builtin(DEFAULT_RECIPE), MODELS / DEFAULT_RECIPE
+
+
+def _named_recipe(name: str) -> Recipe:
+    """A TOML file, or one of the recipes that ship with the toolkit by name."""
+    if name in builtin_names():
+        return load_builtin(name)
+    if not Path(name).is_file():
+        raise RecipeError(
+            f"--recipe: there is no file {name}",
+            f"give a TOML file or one of the built-in recipes: {', '.join(builtin_names())}",
+        )
+    return Recipe.from_toml(Path(name))
+
+
+def _pick_device(name: str) -> str:
+    import torch
+
+    from toolkit.environment import available_cores, pick_device
+
+    torch.set_num_threads(available_cores())
+    return pick_device(name)

@@ -1,0 +1,173 @@
+"""Answers for picture files, from an ONNX file alone: no torch, no recipe, no training data.
+
+`toolkit predict` and the demo both go through `read_image` and `ask`, so they cannot disagree about a file.
+"""
+
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.table import Table
+from rich.text import Text
+
+from toolkit import console
+from toolkit.data.preprocess import UNREADABLE, open_image, why_unreadable
+from toolkit.errors import ArtifactError, DataError
+from toolkit.modeldir import ModelDir
+from toolkit.predictor import OnnxPredictor, Predictor, softmax, top_k
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+"""What counts as an image when a directory is given; a file named by itself may be called anything."""
+
+MAX_PIXELS = 120_000_000
+"""Larger pictures are refused unread (12,000×9,000 passes): a small file can unpack to fill the memory."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network says about one picture."""
+
+    top: tuple[tuple[str, float], ...]
+    """Class and probability, most probable first."""
+    latency_ms: float
+    """Of the network alone: reading and preprocessing the picture are not in it."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One file's answer, or the reason there is none."""
+
+    path: Path
+    answer: Answer | None
+    error: DataError | None = None
+
+
+def predict_files(model: Path, images: Sequence[Path], k: int = 5, provider: str = "auto") -> list[Prediction]:
+    """Ask `model`, an .onnx file or a model directory with student.onnx, about every file; directories are expanded.
+
+    A file that is missing or no image gets a Prediction with an error and does not stop the others. Raises
+    ArtifactError for a model that is not there, DataError for a directory without images, DeviceError.
+    """
+    predictor = OnnxPredictor(find_model(model), provider)
+    paths = [path for image in images for path in _expand(image)]
+    size = predictor.preprocess.image_size
+    predictor.logits(np.zeros((1, size, size, 3), np.uint8))  # the first run is slower: it is no picture's latency
+    return [_predict_file(predictor, path, k) for path in paths]
+
+
+def find_model(model: Path) -> Path:
+    """The ONNX file that `model` means: itself, or student.onnx of a model directory."""
+    if model.is_dir():
+        model_dir = ModelDir(model)
+        return model_dir.require(model_dir.onnx("student"))
+    if model.suffix != ".onnx":
+        raise ArtifactError(
+            f"{model} is neither an .onnx file nor a model directory",
+            "give one of these; toolkit export --onnx makes the file",
+        )
+    if not model.is_file():
+        raise ArtifactError(f"there is no file {model}", "check the path; toolkit export --onnx makes such a file")
+    return model
+
+
+def read_image(path: Path) -> Image.Image:
+    """Open and decode a picture of a known format; DataError names the file and the reason."""
+    # Pillow warns at a size of its own choosing; the limit here is ours and is an error.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    try:
+        image = open_image(path)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise _too_large(path, f"{width}×{height} px")
+        image.load()
+        return image
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}", "check the path") from None
+    except IsADirectoryError:
+        raise DataError(f"{path} is a directory", "give an image file") from None
+    except PermissionError:
+        raise DataError(f"{path} may not be read", "check its permissions") from None
+    except Image.DecompressionBombError:
+        raise _too_large(path, "more than Pillow opens") from None
+    except UNREADABLE as error:
+        raise DataError(
+            f"cannot read {path} as an image: {why_unreadable(error)}", "give a JPEG, PNG, WebP, BMP or GIF file"
+        ) from None
+
+
+def ask(predictor: Predictor, pixels: NDArray[np.uint8], k: int) -> Answer:
+    """The k most probable classes of one preprocessed picture (S, S, 3), fewer where there are fewer classes."""
+    batch = np.ascontiguousarray(pixels[np.newaxis])
+    start = time.perf_counter_ns()
+    logits = predictor.logits(batch)
+    latency_ms = (time.perf_counter_ns() - start) / 1e6
+    return Answer(tuple(top_k(softmax(logits)[0], predictor.classes, k)), latency_ms)
+
+
+def print_predictions(predictions: Sequence[Prediction], *, as_json: bool = False) -> None:
+    """Answers on stdout, as a table or as JSON; then DataError where a file had none, naming the first."""
+    if as_json:
+        console.out.print(json.dumps(to_json(predictions), indent=2, ensure_ascii=False), markup=False)
+    else:
+        for prediction in predictions:
+            if prediction.answer:
+                console.out.print(_table(prediction.path, prediction.answer))
+    errors = [prediction.error for prediction in predictions if prediction.error]
+    for error in errors[1:]:
+        console.say(str(error))
+    if errors:
+        raise errors[0]
+
+
+def to_json(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
+    """An object a file: image, top [{class, probability}], latency_ms; or image and error."""
+    return [
+        {"image": str(prediction.path), "error": str(prediction.error)}
+        if prediction.answer is None
+        else {
+            "image": str(prediction.path),
+            "top": [{"class": name, "probability": probability} for name, probability in prediction.answer.top],
+            "latency_ms": prediction.answer.latency_ms,
+        }
+        for prediction in predictions
+    ]
+
+
+def _predict_file(predictor: Predictor, path: Path, k: int) -> Prediction:
+    try:
+        pixels = predictor.preprocess(read_image(path))
+    except DataError as error:
+        return Prediction(path, None, error)
+    return Prediction(path, ask(predictor, pixels, k))
+
+
+def _expand(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    if not found:
+        raise DataError(f"there is no image in {path}", f"files that count end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return found
+
+
+def _too_large(path: Path, what: str) -> DataError:
+    return DataError(
+        f"{path} is too large ({what})", f"give a picture of at most {MAX_PIXELS / 1e6:.0f} million pixels"
+    )
+
+
+def _table(path: Path, answer: Answer) -> Table:
+    title = Text(f"{path}  ({answer.latency_ms:.2f} ms)", style="bold")
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    table.add_column("")
+    for name, probability in answer.top:
+        table.add_row(Text(name), f"{probability:.1%}".replace("%", " %"), "█" * round(probability * 30))
+    return table
