@@ -19,10 +19,10 @@ def shared(*parts: str) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or fills the user's own cache."""
-    monkeypatch.setenv("KD_TOOLKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    os.environ["KD_TOOLKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,9 @@
 """Recipes: what is read, what is refused and how the refusal reads."""
 
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +42,7 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
         ("distill.temperature=0", r"distill.temperature = 0 is not allowed; input should be greater than 0"),
         ("distill.temperature=nan", r"distill.temperature = NaN is not allowed; input should be a finite number"),
         ("distill.method=foo", r"distill.method = \"foo\" is not allowed; input should be 'kd'"),
+        ("data.std=[1, 0, 1]", r"data.std.1 = 0 is not allowed; input should be greater than 0"),
         ("data.mean=[1,2]", r"data.mean.2 .* is not allowed; field required"),
         ("data.flip=1", r"data.flip = 1 is not allowed; input should be a valid boolean"),
         ("temperature=3", r"--set 'temperature=3' is not section.key=value; write it like"),
@@ -112,3 +116,42 @@ def test_the_built_in_recipes_are_valid_and_food11_is_the_notebook() -> None:
     assert (notebook.distill.schedule, notebook.distill.batch_size, notebook.distill.epochs) == ("constant", 4, 15)
     assert (notebook.data.image_size, notebook.data.resize, notebook.data.rotation_degrees) == (256, 0, 15.0)
     assert (notebook.data.mean, notebook.data.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def settings_tables() -> str:
+    """Every setting of the recipe as Markdown, from the models themselves."""
+    lines: list[str] = []
+    schemas = Recipe.model_json_schema()["$defs"]
+    for name in Recipe.model_fields:
+        properties = schemas[f"{name.capitalize()}Recipe"]
+        lines += [f"### `[{name}]`", "", "| key | default | allowed | what it is |", "|---|---|---|---|"]
+        for key, field in properties["properties"].items():
+            default = getattr(getattr(Recipe(), name), key)
+            lines.append(f"| `{key}` | `{json.dumps(default)}` | {allowed(field)} | {field.get('description', '')} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def allowed(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    bounds = [
+        f"{sign} {field[key]:g}"
+        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+        if key in field
+    ]
+    kind = {"number": "number", "integer": "whole number", "boolean": "true, false", "string": "text", "array": "list"}
+    return " ".join([kind.get(field.get("type", ""), "three numbers, or absent"), ", ".join(bounds)]).strip()
+
+
+def test_models_readme_lists_every_setting() -> None:
+    readme = Path(__file__).parents[1] / "models" / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    start = text.index("-->", text.index("<!-- settings:")) + len("-->\n")
+    end = text.index("<!-- end of settings -->")
+    if os.environ.get("KD_TOOLKIT_WRITE_DOCS"):
+        readme.write_text(text[:start] + settings_tables() + text[end:], encoding="utf-8")
+    else:
+        assert text[start:end] == settings_tables(), "run this test again with KD_TOOLKIT_WRITE_DOCS=1"

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -27,6 +27,7 @@ __all__ = [
     "cpu_name",
     "describe_hardware",
     "describe_versions",
+    "installed_versions",
     "memory_bytes",
     "pick_device",
     "pick_provider",
@@ -175,10 +176,17 @@ def describe_versions() -> dict[str, str]:
     from toolkit import __version__
 
     versions = {"toolkit": __version__, "python": platform.python_version(), "system": platform.platform()}
-    for package in PACKAGES:
+    versions |= installed_versions(PACKAGES)
+    versions.setdefault("onnxruntime", versions.get("onnxruntime-gpu", "not installed"))
+    return versions
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Those of `packages` that are installed here, with their versions."""
+    versions = {}
+    for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    versions.setdefault("onnxruntime", versions.get("onnxruntime-gpu", "not installed"))
     return versions
 
 

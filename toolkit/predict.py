@@ -76,28 +76,29 @@ def find_model(model: Path) -> Path:
     return model
 
 
-def read_image(path: Path) -> Image.Image:
-    """Open and decode a picture of a known format; DataError names the file and the reason."""
+def read_image(path: Path, name: str = "") -> Image.Image:
+    """Open and decode a picture of a known format; DataError says `name`, by default the path, and the reason."""
+    name = name or str(path)
     # Pillow warns at a size of its own choosing; the limit here is ours and is an error.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     try:
         image = open_image(path)
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise _too_large(path, f"{width}×{height} px")
+            raise _too_large(name, f"{width}×{height} px")
         image.load()
         return image
     except FileNotFoundError:
-        raise DataError(f"there is no file {path}", "check the path") from None
+        raise DataError(f"there is no file {name}", "check the path") from None
     except IsADirectoryError:
-        raise DataError(f"{path} is a directory", "give an image file") from None
+        raise DataError(f"{name} is a directory", "give an image file") from None
     except PermissionError:
-        raise DataError(f"{path} may not be read", "check its permissions") from None
+        raise DataError(f"{name} may not be read", "check its permissions") from None
     except Image.DecompressionBombError:
-        raise _too_large(path, "more than Pillow opens") from None
+        raise _too_large(name, "more than Pillow opens") from None
     except UNREADABLE as error:
         raise DataError(
-            f"cannot read {path} as an image: {why_unreadable(error)}", "give a JPEG, PNG, WebP, BMP or GIF file"
+            f"cannot read {name} as an image: {why_unreadable(error)}", "give a JPEG, PNG, WebP, BMP or GIF file"
         ) from None
 
 
@@ -156,9 +157,9 @@ def _expand(path: Path) -> list[Path]:
     return found
 
 
-def _too_large(path: Path, what: str) -> DataError:
+def _too_large(name: str, what: str) -> DataError:
     return DataError(
-        f"{path} is too large ({what})", f"give a picture of at most {MAX_PIXELS / 1e6:.0f} million pixels"
+        f"{name} is too large ({what})", f"give a picture of at most {MAX_PIXELS / 1e6:.0f} million pixels"
     )
 
 

@@ -32,7 +32,7 @@ class Predictor(Protocol):
     """what it runs on: a torch device, or onnxruntime's name of an execution provider"""
 
     def logits(self, images: Pixels) -> Logits:
-        """uint8 images (N, S, S, 3), N ≥ 1, as `preprocess` makes them → float32 (N, C). Raises ValueError for others."""
+        """uint8 images (N, S, S, 3), N ≥ 1, as `preprocess` makes them → float32 (N, C); ValueError for others."""
         ...
 
 
@@ -73,15 +73,14 @@ class TorchPredictor:
     def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
         """`device` is a torch device as `environment.pick_device` names it; `threads` sets torch's for this process.
 
-        Without `threads` torch keeps the number it has. Raises WeightsError.
+        Without `threads` torch keeps its number, at most the cores this process may use. Raises WeightsError.
         """
         import torch
 
         from toolkit.networks.weights import load_model
 
         classifier, self.info = load_model(path)
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
         self.path = path
         self.classes, self.preprocess = self.info.classes, self.info.preprocess
         self.provider = device
@@ -92,7 +91,7 @@ class TorchPredictor:
 
         _check_images(images, self.preprocess.image_size)
         with torch.inference_mode():
-            pixels = torch.from_numpy(images).to(self.provider).permute(0, 3, 1, 2)
+            pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.provider).permute(0, 3, 1, 2)
             return np.asarray(self._classifier(pixels.float() / 255).float().cpu().numpy(), dtype=np.float32)
 
 

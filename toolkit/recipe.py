@@ -24,6 +24,8 @@ NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights"}
 """Where things lie and how fast they are read; what lies there is compared by its own SHA-256."""
 
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
+Positive = Annotated[float, Field(gt=0)]
+Spread = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one-cycle"]
 
@@ -41,7 +43,7 @@ class DataRecipe(Section):
     image_size: int = Field(160, ge=8, le=2048, description="px; side of the square a network sees")
     resize: int = Field(176, ge=0, le=4096, description="px; the shorter side is resized to this, 0 keeps it")
     mean: Channels = Field((0.485, 0.456, 0.406), description="subtracted from RGB in 0..1 by the student")
-    std: Channels = Field((0.229, 0.224, 0.225), description="RGB is divided by this after the mean is subtracted")
+    std: Spread = Field((0.229, 0.224, 0.225), description="RGB is divided by this after the mean is subtracted")
     crop_padding: int = Field(0, ge=0, le=512, description="px; added on every side before the random training crop")
     padding_mode: Literal["symmetric", "constant"] = Field("symmetric", description="mirror the border, or fill with 0")
     flip: bool = Field(True, description="mirror half of the training views left to right")
@@ -62,7 +64,7 @@ class TeacherRecipe(Section):
     architecture: str = Field("resnet18", description="a torchvision classifier, or `depthwise`")
     weights: str = Field("", description="empty: from scratch; imagenet, food-11 or a file")
     mean: Channels | None = Field(None, description="the teacher's own; absent: its weights', else [data]'s")
-    std: Channels | None = Field(None, description="see mean")
+    std: Spread | None = Field(None, description="see mean")
     epochs: int = Field(30, ge=1, le=10_000)
     batch_size: int = Field(64, ge=1, le=65_536, description="images a step")
     optimizer: Optimizer = "sgd"
@@ -103,7 +105,7 @@ class ExportRecipe(Section):
 
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
     license: str = Field("", description="written into the file's metadata where given")
-    max_logit_difference: float = Field(1e-3, gt=0, description="largest |onnxruntime − torch| allowed on any logit")
+    max_logit_difference: float = Field(1e-3, gt=0, description="largest difference of any logit between the file and torch")
     min_agreement: float = Field(0.999, ge=0, le=1, description="least fraction of images with the same top-1 class")
     max_accuracy_drop: float = Field(0.001, ge=0, le=1, description="top-1 the file may lose on validation images")
     images: int = Field(512, ge=1, description="validation images the proof runs on, at most")

@@ -1,0 +1,284 @@
+"""Decoded once: the same pixels as the definition gives, whatever their sizes; the cache's promises."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+from conftest import make_class_folders, make_image
+from PIL import Image
+
+from toolkit.data.dataset import Dataset, Images
+from toolkit.data.pixels import Pixels, keep_middle, load_pixels
+from toolkit.data.preprocess import Preprocess, decode_rgb
+from toolkit.data.sources import load_dataset
+from toolkit.errors import DataError
+from toolkit.recipe import DataRecipe
+
+SIZES = [(31, 20), (20, 31), (48, 48), (47, 200), (201, 30), (7, 9), (9, 160), (90, 11), (64, 33), (1, 50), (403, 100)]
+"""(width, height) in px: odd, square, tiny, and panoramas either way."""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KD_TOOLKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def make_preprocess(image_size: int, resize: int = 0) -> Preprocess:
+    return Preprocess(image_size, resize, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def make_dataset(sizes: list[tuple[int, int]], sha256: str = "a") -> Dataset:
+    pictures = [make_image(i, seed=i, size=size) for i, size in enumerate(sizes)]
+    images = Images(
+        tuple(f"{i}.png" for i in range(len(sizes))), np.arange(len(sizes), dtype=np.int64) % 2, lambda i: pictures[i]
+    )
+    return Dataset("made", ("a", "b"), images, images, images, sha256)
+
+
+def forbid_reading(dataset: Dataset) -> Dataset:
+    def read(_: int) -> NoReturn:
+        raise AssertionError("decoded again")
+
+    images = Images(dataset.train.names, dataset.train.labels, read)
+    return Dataset(dataset.name, dataset.classes, images, images, images, dataset.sha256)
+
+
+@pytest.mark.parametrize("resize", [0, 16, 21, 40])
+@pytest.mark.parametrize("image_size", [8, 15, 32, 33, 64, 150, 300])
+def test_centre_is_the_definition_to_the_pixel(image_size: int, resize: int) -> None:
+    """Also where the cache kept only a panorama's middle, and where the network's square exceeds the image."""
+    preprocess = make_preprocess(image_size, resize)
+    dataset = make_dataset(SIZES)
+    pixels = load_pixels(dataset, "train", preprocess)
+    expected = np.stack([preprocess(dataset.train.read(i)) for i in range(len(SIZES))])
+    assert np.array_equal(pixels.centre(np.arange(len(SIZES))), expected)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (31, 20), (90, 11)])
+@pytest.mark.parametrize("image_size", [8, 28, 45])
+def test_images_of_one_size_take_the_fast_way_to_the_same_pixels(size: tuple[int, int], image_size: int) -> None:
+    preprocess = make_preprocess(image_size)
+    dataset = make_dataset([size] * 5)
+    pixels = load_pixels(dataset, "train", preprocess)
+    chosen = np.array([4, 0, 0, 3])
+    assert np.array_equal(pixels.centre(chosen), np.stack([preprocess(dataset.train.read(i)) for i in chosen]))
+    canvas, sizes = pixels.canvas(chosen)
+    for place, i in enumerate(chosen):
+        expected = keep_middle(np.asarray(dataset.train.read(i)), image_size)
+        assert np.array_equal(canvas[place], expected)
+        assert sizes[place].tolist() == list(expected.shape[:2])
+
+
+def test_canvas_holds_each_image_top_left_on_black() -> None:
+    dataset = make_dataset([(31, 20), (18, 25), (8, 8)])
+    pixels = load_pixels(dataset, "train", make_preprocess(8))
+    canvas, sizes = pixels.canvas(np.array([2, 0, 1, 2]))
+    assert canvas.shape == (4, 25, 31, 3)
+    assert canvas.dtype == np.uint8
+    assert sizes.dtype == np.int64
+    assert sizes.tolist() == [[8, 8], [20, 31], [25, 18], [8, 8]]
+    for place, i in enumerate([2, 0, 1, 2]):
+        height, width = sizes[place]
+        assert np.array_equal(canvas[place, :height, :width], np.asarray(dataset.train.read(i)))
+        assert not canvas[place, height:].any()
+        assert not canvas[place, :, width:].any()
+
+
+def test_the_canvas_of_a_batch_is_a_copy_that_may_be_changed() -> None:
+    for sizes in ([(10, 10)] * 2, [(10, 10), (12, 9)]):
+        pixels = load_pixels(make_dataset(sizes, sha256=str(sizes)), "train", make_preprocess(8))
+        for batch in (pixels.canvas(np.array([0, 1]))[0], pixels.centre(np.array([0, 1]))):
+            assert batch.flags.writeable
+            assert batch.flags.c_contiguous
+
+
+def test_an_empty_batch() -> None:
+    for sizes in ([(10, 10)] * 2, [(10, 10), (12, 9)]):
+        pixels = load_pixels(make_dataset(sizes, sha256=str(sizes)), "train", make_preprocess(8))
+        none = np.array([], dtype=np.int64)
+        assert pixels.centre(none).shape == (0, 8, 8, 3)
+        assert len(pixels.canvas(none)[0]) == 0
+
+
+def test_only_the_middle_of_a_panorama_is_kept() -> None:
+    strip = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None], (10, 200, 3))
+    assert keep_middle(strip, 0)[0, :, 0].tolist() == list(range(90, 110))
+    assert keep_middle(strip, 96)[0, :, 0].tolist() == list(range(52, 148))
+    assert keep_middle(strip.transpose(1, 0, 2), 0).shape == (20, 10, 3)
+    assert keep_middle(strip[:, :23], 0).shape == (10, 23, 3), "less than 4 px too long stays"
+    assert keep_middle(strip[:, :20], 0) is not None
+    for length in range(20, 60):
+        kept = keep_middle(strip[:, :length], 0).shape[1]
+        assert kept == length if length < 24 else 20 <= kept <= 23
+
+
+def test_labels_names_and_order_are_those_of_the_split() -> None:
+    dataset = make_dataset(SIZES * 10)
+    one, many = (load_pixels(make_dataset(SIZES * 10, str(w)), "train", make_preprocess(8), workers=w) for w in (1, 5))
+    for pixels in (one, many):
+        assert len(pixels) == len(SIZES) * 10
+        assert pixels.names == dataset.train.names
+        assert pixels.labels.tolist() == dataset.train.labels.tolist()
+        assert pixels.labels.dtype == np.int64
+    assert np.array_equal(one.data, many.data)
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_call_decodes_nothing() -> None:
+    dataset = make_dataset(SIZES)
+    first = load_pixels(dataset, "train", make_preprocess(16, 20))
+    second = load_pixels(forbid_reading(dataset), "train", make_preprocess(16, 20))
+    assert np.array_equal(first.data, second.data)
+    assert load_pixels(forbid_reading(dataset), "train", make_preprocess(12, 20)).preprocess.image_size == 12
+
+
+@pytest.mark.parametrize("change", ["content", "split", "resize", "square", "members"])
+def test_whatever_changes_the_pixels_decodes_anew(change: str) -> None:
+    dataset = make_dataset(SIZES)
+    load_pixels(dataset, "train", make_preprocess(16, 20))
+    other = forbid_reading(dataset)
+    split, preprocess = "train", make_preprocess(16, 20)
+    if change == "content":
+        other = Dataset(other.name, other.classes, other.train, other.valid, other.test, "b")
+    elif change == "split":
+        split = "valid"
+    elif change == "resize":
+        preprocess = make_preprocess(16, 21)
+    elif change == "square":
+        preprocess = make_preprocess(50, 20)
+    else:
+        images = other.train.subset(range(3))
+        other = Dataset(other.name, other.classes, images, images, images, other.sha256)
+    with pytest.raises(AssertionError, match="decoded again"):
+        load_pixels(other, split, preprocess)
+
+
+@pytest.mark.parametrize(("suffix", "change"), [("rgb", "cut"), ("npz", "cut"), ("npz", "empty"), ("npz", "foreign")])
+def test_a_damaged_cache_is_decoded_anew(
+    cache: Path, capsys: pytest.CaptureFixture[str], suffix: str, change: str
+) -> None:
+    dataset = make_dataset(SIZES)
+    before = np.array(load_pixels(dataset, "train", make_preprocess(16)).data)
+    (path,) = (cache / "pixels").glob(f"*.{suffix}")
+    if change == "foreign":
+        np.savez(path, x=np.zeros(3))
+    else:
+        path.write_bytes(path.read_bytes()[:-100] if change == "cut" else b"")
+    assert np.array_equal(load_pixels(dataset, "train", make_preprocess(16)).data, before)
+    assert "decoding again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_cache_that_cannot_be_written_is_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def full(_: int) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError) as caught:
+        load_pixels(make_dataset(SIZES), "train", make_preprocess(16))
+    message = str(caught.value)
+    assert message.startswith(f"cannot keep decoded images in the cache, {cache / 'pixels'}")
+    assert f"{os.strerror(code)}; free some space, or set KD_TOOLKIT_CACHE" in message
+    assert list((cache / "pixels").iterdir()) == []
+
+
+def test_a_cache_inside_a_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("KD_TOOLKIT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(
+        DataError, match=r"cannot keep decoded images in the cache, .*; free some space, or set KD_TOOL"
+    ):
+        load_pixels(make_dataset(SIZES), "train", make_preprocess(16))
+
+
+def test_processes_that_decode_at_once_do_not_disturb_each_other(cache: Path, tmp_path: Path) -> None:
+    root = make_class_folders(tmp_path / "set", images_a_class=(30, 1, 1))
+    code = (
+        "import sys; from toolkit.data.pixels import load_pixels; from toolkit.data.preprocess import Preprocess\n"
+        "from toolkit.data.sources import load_dataset; from toolkit.recipe import DataRecipe; import hashlib\n"
+        "recipe = DataRecipe(source=sys.argv[1], image_size=32, resize=40)\n"
+        "pixels = load_pixels(load_dataset(recipe), 'train', Preprocess.from_recipe(recipe))\n"
+        "sys.stdout.write(hashlib.sha256(pixels.data).hexdigest())"
+    )
+    command = [sys.executable, "-c", code, str(root)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    digests = {process.communicate(timeout=120)[0] for process in running}
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert len(digests) == 1
+    assert sorted(path.suffix for path in (cache / "pixels").iterdir()) == [".npz", ".rgb"], (
+        "nothing half-written stays"
+    )
+
+
+# --- broken images ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken_set(tmp_path: Path) -> Path:
+    """3 classes × 12 training images, of which one is cut short and one is no image."""
+    root = make_class_folders(tmp_path / "set")
+    cut = root / "train" / "red" / "3.png"
+    cut.write_bytes(cut.read_bytes()[:-800])
+    (root / "train" / "blue" / "7.png").write_bytes(b"<html>not found</html>")
+    return root
+
+
+def load(root: Path, **options: bool) -> tuple[Dataset, Pixels]:
+    recipe = DataRecipe(source=str(root), image_size=32, resize=0)
+    dataset = load_dataset(recipe)
+    return dataset, load_pixels(dataset, "train", Preprocess.from_recipe(recipe), **options)
+
+
+def test_broken_images_are_named_and_left_out(broken_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in ("decoded", "from the cache"):
+        dataset, pixels = load(broken_set)
+        told = capsys.readouterr().err
+        assert "left out of train: train/blue/7.png (not a JPEG, PNG, WebP, BMP or GIF image" in told
+        assert "left out of train: train/red/3.png (image file is truncated" in told
+        assert len(dataset.train) == 36
+        assert len(pixels) == 34
+        assert set(dataset.train.names) - set(pixels.names) == {"train/blue/7.png", "train/red/3.png"}
+        for i, (name, label) in enumerate(zip(pixels.names, pixels.labels, strict=True)):
+            assert dataset.classes[label] == name.split("/")[1]
+            with Image.open(broken_set / name) as image:
+                assert np.array_equal(pixels.canvas(np.array([i]))[0][0], np.asarray(decode_rgb(image)))
+
+
+def test_strict_makes_a_broken_image_an_error(broken_set: Path) -> None:
+    for _ in ("decoded", "from the cache"):
+        with pytest.raises(DataError) as caught:
+            load(broken_set, strict=True)
+        assert str(caught.value).startswith("2 of 36 train images cannot be read, the first is train/blue/7.png (not a")
+        assert "toolkit data lists them all" in str(caught.value)
+
+
+def test_a_dangling_link_is_a_broken_image(broken_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (broken_set / "train" / "red" / "gone.png").symlink_to(broken_set / "nowhere.png")
+    assert len(load(broken_set)[1]) == 34
+    assert "left out of train: train/red/gone.png (No such file or directory)" in capsys.readouterr().err
+
+
+def test_many_broken_images_are_counted(broken_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("blue", "green"):
+        for i in range(11):
+            (broken_set / "train" / name / f"{i}.png").write_bytes(b"")
+    load(broken_set)
+    told = capsys.readouterr().err
+    assert told.count("left out of train: train/") == 20
+    assert "(the file is empty)" in told
+    assert "left out of train: 3 more" in told
+
+
+def test_a_class_without_a_readable_image_is_an_error(broken_set: Path) -> None:
+    for path in (broken_set / "train" / "green").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="none of the train images of class 'green' can be read, one is train/"):
+        load(broken_set)

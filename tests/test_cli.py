@@ -1,0 +1,136 @@
+"""The command line: usage, exit codes, one-line errors, and that --help stays light."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import make_image
+
+from toolkit import __version__
+
+COMMANDS = ("doctor", "data", "teacher", "distill", "export", "bench", "predict", "demo", "run")
+
+
+def toolkit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "toolkit", *arguments], capture_output=True, text=True, cwd=cwd, check=False, timeout=120
+    )
+
+
+def assert_one_line_error(result: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -> None:
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    for part in parts:
+        assert part in lines[-1]
+
+
+def test_help_names_every_command_within_a_second() -> None:
+    start = time.perf_counter()
+    result = toolkit("--help")
+    seconds = time.perf_counter() - start
+    assert result.returncode == 0
+    assert all(command in result.stdout for command in COMMANDS)
+    assert seconds < 1.0 or toolkit_help_again() < 1.0, "a heavy import crept into the command line"
+
+
+def toolkit_help_again() -> float:
+    start = time.perf_counter()
+    toolkit("--help")
+    return time.perf_counter() - start
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, toolkit.cli, toolkit.pipeline; "
+        "print([m for m in ('torch', 'onnxruntime', 'gradio', 'matplotlib', 'torchvision', 'numpy') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    result = toolkit(command, "--help")
+    assert result.returncode == 0
+    assert f"toolkit {command}" in result.stdout
+
+
+def test_version() -> None:
+    assert toolkit("--version").stdout.strip() == f"kd-toolkit {__version__}"
+
+
+@pytest.mark.parametrize("arguments", [("no-such-command",), ("distill", "--no-such-flag"), ("export",), ("predict",)])
+def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
+    result = toolkit(*arguments)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_export_says_which_format_flag_is_missing() -> None:
+    assert "--onnx" in toolkit("export").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("distill", "--set", "distill.epoch=3"), ("unknown key distill.epoch", "did you mean distill.epochs?")),
+        (("distill", "--set", "distill.epochs=many"), ('distill.epochs = "many" is not allowed', "valid integer")),
+        (("distill", "--recipe", "none.toml"), ("there is no file none.toml", "built-in recipes: fashion-mnist, food11")),
+        (("distill", "--data", "no/such/dir"), ("no/such/dir",)),
+        (("distill", "--data", "fashion-mnits"), ("fashion-mnist",)),
+        (("distill", "--device", "cuda:99", "--data", "fashion-mnist"), ("cuda:99",)),
+        (("teacher", "--weights", "none.bin", "--data", "{data}"), ("none.bin",)),
+        (("export", "--onnx", "nowhere"), ("there is no model directory nowhere", "toolkit run --out nowhere")),
+        (("bench", "nowhere"), ("there is no model directory nowhere", "toolkit run --out nowhere")),
+        (("predict", "nowhere.onnx", "x.png"), ("nowhere.onnx",)),
+        (("demo", "nowhere"), ("nowhere",)),
+        (("data", "."), ("images",)),
+    ],
+)
+def test_a_user_s_mistake_is_one_line_and_exit_1(
+    arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path, class_folders: Path
+) -> None:
+    filled = [a.replace("{data}", str(class_folders)) for a in arguments]
+    assert_one_line_error(toolkit(*filled, cwd=tmp_path), *parts)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path, class_folders: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = toolkit("distill", "--data", str(class_folders), "--out", str(tmp_path / "file" / "m"))
+    assert_one_line_error(result, "cannot write", "give --out a directory you may write to")
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    code = (
+        "import toolkit.doctor, toolkit.cli, sys; sys.argv = ['toolkit', 'doctor']\n"
+        "def broken(): raise ZeroDivisionError('a bug')\n"
+        "toolkit.doctor.examine = broken; toolkit.cli.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "ZeroDivisionError: a bug" in result.stderr
+
+
+def test_data_counts_as_json_and_strict_names_the_broken_file(tmp_path: Path) -> None:
+    for split, count in (("train", 6), ("val", 3), ("test", 3)):
+        for name, label in (("a", 0), ("b", 1)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                make_image(label, hash_of(split, label, i)).save(tmp_path / split / name / f"{i}.png")
+    (tmp_path / "train" / "a" / "broken.png").write_bytes(b"\x89PNG not really")
+    result = toolkit("data", str(tmp_path), "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert "broken.png" in json.dumps(report)
+    strict = toolkit("data", str(tmp_path), "--strict")
+    assert_one_line_error(strict, "1 unreadable image", "train/a/broken.png")
+
+
+def hash_of(split: str, label: int, i: int) -> int:
+    return (len(split) + ord(split[1])) * 10_000 + label * 100 + i

@@ -1,0 +1,349 @@
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from toolkit import cgroups, environment
+from toolkit.errors import DeviceError
+
+GIB = 2**30
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_probes() -> Iterator[None]:
+    probes = (environment.torch_devices, environment.probe_provider)  # held: tests put others in their place
+    for probe in probes:
+        probe.cache_clear()
+    yield
+    for probe in probes:
+        probe.cache_clear()
+
+
+@pytest.fixture
+def sixteen_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+
+
+def write_files(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+CPU_LIMITS = {
+    "none": ({"proc/self/cgroup": "0::/\n"}, 16),
+    "v2, two and a half cores": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 3),
+    "v2, no quota": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 16),
+    "v2, a tenth of a core": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "10000 100000\n"}, 1),
+    "v2, the parent's quota is the lower one": (
+        {
+            "proc/self/cgroup": "0::/job/step\n",
+            "sys/fs/cgroup/job/step/cpu.max": "800000 100000\n",
+            "sys/fs/cgroup/job/cpu.max": "400000 100000\n",
+        },
+        4,
+    ),
+    "v2, the host's path inside a container": (
+        {"proc/self/cgroup": "0::/system.slice/docker-1.scope\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"},
+        2,
+    ),
+    "v1": (
+        {
+            "proc/self/cgroup": "5:cpu,cpuacct:/docker/1\n0::/\n",
+            "sys/fs/cgroup/cpu/docker/1/cpu.cfs_quota_us": "600000\n",
+            "sys/fs/cgroup/cpu/docker/1/cpu.cfs_period_us": "100000\n",
+        },
+        6,
+    ),
+    "v1, no quota": (
+        {
+            "proc/self/cgroup": "5:cpu:/\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        },
+        16,
+    ),
+    "a quota above the affinity mask": (
+        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "6400000 100000\n"},
+        16,
+    ),
+    "no /proc": ({}, 16),
+}
+
+
+@pytest.mark.usefixtures("sixteen_cores")
+@pytest.mark.parametrize(("files", "cores"), CPU_LIMITS.values(), ids=CPU_LIMITS.keys())
+def test_available_cores_honours_cgroups(tmp_path: Path, files: dict[str, str], cores: int) -> None:
+    assert cgroups.available_cores(write_files(tmp_path, files)) == cores
+
+
+def test_available_cores_is_what_this_process_may_use() -> None:
+    assert 1 <= environment.available_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("files", "gib"),
+    [
+        ({}, 8),
+        ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/memory.max": "max\n"}, 8),
+        ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/memory.max": f"{2 * GIB}\n"}, 2),
+        ({"proc/self/cgroup": "4:memory:/a\n", "sys/fs/cgroup/memory/a/memory.limit_in_bytes": f"{3 * GIB}\n"}, 3),
+        ({"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2**63 - 4096}\n"}, 8),
+    ],
+)
+def test_memory_is_the_machines_or_the_cgroups_limit(tmp_path: Path, files: dict[str, str], gib: int) -> None:
+    write_files(tmp_path, {"proc/meminfo": f"MemTotal:       {8 * GIB // 1024} kB\nMemFree: 1 kB\n", **files})
+    assert environment.memory_bytes(tmp_path) == gib * GIB
+
+
+def test_shared_memory_size(tmp_path: Path) -> None:
+    assert environment.shared_memory_bytes(tmp_path) is None
+    (tmp_path / "dev" / "shm").mkdir(parents=True)
+    assert environment.shared_memory_bytes(tmp_path) == shutil.disk_usage(tmp_path).total
+
+
+def test_cpu_name_on_x86_and_where_there_is_no_cpuinfo(tmp_path: Path) -> None:
+    assert environment.cpu_name(tmp_path)
+    write_files(tmp_path, {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\nflags\t: a b\n"})
+    assert environment.cpu_name(tmp_path) == "Some CPU @ 3 GHz"
+
+
+def test_visible_gpus_from_device_files_and_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    write_files(tmp_path, {"dev/nvidiactl": "", "dev/nvidia1": "", "dev/nvidia0": ""})
+    assert environment.visible_gpus(tmp_path) == [str(tmp_path / "dev" / "nvidia0"), str(tmp_path / "dev" / "nvidia1")]
+
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\ncase $1 in *name) echo 'NVIDIA H200';; *driver_version) echo 580.1;; esac\n")
+    program.chmod(0o755)
+    assert environment.visible_gpus(tmp_path) == ["NVIDIA H200"]
+    assert environment.describe_hardware()["gpu"] == "NVIDIA H200"
+    assert environment.describe_hardware()["driver"] == "580.1"
+
+    program.write_text("#!/bin/sh\necho 'cannot talk to the driver'; exit 9\n")
+    assert environment.visible_gpus(tmp_path)[0].endswith("nvidia0")
+
+
+def test_describe_hardware_has_the_reports_fields() -> None:
+    hardware = environment.describe_hardware()
+    assert list(hardware) == ["cpu", "cores", "memory_gib", "gpu", "driver"]
+    assert hardware["cores"] == environment.available_cores()
+    physical_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    assert isinstance(hardware["memory_gib"], float)
+    assert 0 < hardware["memory_gib"] <= physical_gib + 0.1
+
+
+def test_describe_versions_are_the_installed_ones() -> None:
+    versions = environment.describe_versions()
+    assert versions["torch"] == metadata.version("torch")
+    assert versions["onnxruntime"] == onnxruntime.__version__
+    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert environment.installed_versions(["numpy", "no-such-package"]) == {"numpy": np.__version__}
+
+
+def test_the_cpu_works_as_device() -> None:
+    assert environment.torch_devices()["cpu"] == ""
+    assert environment.pick_device("cpu") == "cpu"
+
+
+def set_devices(monkeypatch: pytest.MonkeyPatch, **devices: str) -> None:
+    named = {name.replace("_", ":"): reason for name, reason in devices.items()}
+    monkeypatch.setattr(environment, "torch_devices", lambda: named)
+
+
+def test_auto_takes_the_first_working_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    set_devices(monkeypatch, cpu="", cuda_0="out of memory", cuda_1="")
+    assert environment.pick_device("auto") == "cuda:1"
+    assert environment.pick_device("cuda:1") == "cuda:1"
+    assert capsys.readouterr().err == ""
+
+
+def test_auto_says_so_when_a_gpu_does_not_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_devices(monkeypatch, cpu="", cuda_0="the driver is too old")
+    assert environment.pick_device("auto") == "cpu"
+    assert "cuda:0: the driver is too old" in capsys.readouterr().err
+
+
+def test_auto_is_silent_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    set_devices(monkeypatch, cpu="")
+    assert environment.pick_device("auto") == "cpu"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cuda", "device cuda cannot be used: the driver is too old; what runs here: cpu, cuda:1; take one"),
+        ("cuda:7", "device cuda:7 cannot be used: torch finds no such GPU; what runs here: cpu, cuda:1; take one"),
+        ("tpu", "unknown device 'tpu'; what runs here: cpu, cuda:1; give auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_a_device_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
+    set_devices(monkeypatch, cpu="", cuda_0="the driver is too old", cuda_1="")
+    with pytest.raises(DeviceError) as caught:
+        environment.pick_device(name)
+    assert message in str(caught.value)
+
+
+def test_a_visible_gpu_that_torch_cannot_count_has_torchs_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_available() -> bool:
+        warnings.warn("The NVIDIA driver on your system is too old (found 470). Please update.", stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.setattr(environment, "visible_gpus", lambda: ["NVIDIA H200"])
+    assert environment.torch_devices()["cuda:0"] == "The NVIDIA driver on your system is too old (found 470)"
+
+    environment.torch_devices.cache_clear()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert environment.torch_devices()["cuda:0"] == "this torch is built without CUDA"
+
+
+def test_a_gpu_that_torch_counts_and_cannot_use_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiply = environment._multiply_on
+
+    def fail_on_gpu(device: str) -> None:
+        if device != "cpu":
+            raise RuntimeError("CUDA error: no kernel image is available\nCompile with ...")
+        multiply(device)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(environment, "_multiply_on", fail_on_gpu)
+    assert environment.torch_devices() == {"cpu": "", "cuda:0": "CUDA error: no kernel image is available"}
+
+
+def test_a_provider_is_believed_after_it_ran_and_probing_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    providers = environment.working_providers()
+    assert list(providers) == onnxruntime.get_available_providers()
+    assert providers[CPU] == ""
+    if CUDA in providers and not environment.visible_gpus():
+        assert providers[CUDA].endswith("is not on this machine")
+    assert capfd.readouterr() == ("", "")
+
+
+class FakeSession:
+    """Stands for a session that came up on another provider, or computes wrongly."""
+
+    def __init__(self, provider: str, value: float) -> None:
+        self.provider, self.value = provider, value
+
+    def __call__(self, *_: Any, **__: Any) -> "FakeSession":
+        return self
+
+    def get_providers(self) -> list[str]:
+        return [self.provider]
+
+    def run(self, *_: Any) -> list[np.ndarray]:
+        return [np.full((1, 1, 2, 2), self.value, np.float32)]
+
+
+@pytest.mark.parametrize(
+    ("session", "reason"),
+    [
+        (FakeSession(CUDA, 1.0), ""),
+        (FakeSession(CPU, 1.0), f"onnxruntime put {CPU} in its place"),
+        (FakeSession(CUDA, 0.0), "a small convolution came out wrong"),
+        (FakeSession(CUDA, float("nan")), "a small convolution came out wrong"),
+    ],
+)
+def test_a_provider_must_be_itself_and_be_right(
+    monkeypatch: pytest.MonkeyPatch, session: FakeSession, reason: str
+) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    assert environment.probe_provider(CUDA) == reason
+
+
+def test_the_probe_allows_no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = SimpleNamespace()
+
+    def create(_: bytes, options: onnxruntime.SessionOptions, **kwargs: Any) -> FakeSession:
+        seen.fallback = options.get_session_config_entry("session.disable_cpu_ep_fallback")
+        seen.kwargs = kwargs
+        return FakeSession(CUDA, 1.0)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", create)
+    environment.probe_provider(CUDA)
+    assert seen.fallback == "1"
+    assert seen.kwargs == {"providers": [CUDA], "enable_fallback": 0}
+
+
+@pytest.mark.parametrize(
+    ("log", "reason", "words"),
+    [
+        (
+            "Failed to load library providers_cuda.so with error: libcudnn.so.9: cannot open shared object file",
+            "This session contains graph nodes",
+            "libcudnn.so.9 (cuDNN) is not on this machine",
+        ),
+        (
+            "error: libcurand.so.10: cannot open shared object file",
+            "",
+            "libcurand.so.10 (CUDA) is not on this machine",
+        ),
+        ("error: libfoo.so.1: cannot open shared object file", "", "libfoo.so.1 is not on this machine"),
+        (
+            "",
+            "CUDA failure 100: no CUDA-capable device is detected ; GPU=-1 ; hostname=x",
+            "CUDA says: no CUDA-capable device is detected",
+        ),
+        ("", "[ONNXRuntimeError] : 1 : FAIL : something else", "something else"),
+    ],
+)
+def test_reasons_come_in_words(log: str, reason: str, words: str) -> None:
+    assert environment._explain(log, reason) == words
+
+
+def set_providers(monkeypatch: pytest.MonkeyPatch, providers: dict[str, str]) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(providers))
+    monkeypatch.setattr(environment, "probe_provider", providers.__getitem__)
+
+
+def test_pick_provider_takes_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensorrt = "TensorrtExecutionProvider"
+    set_providers(monkeypatch, {tensorrt: "", CUDA: "", CPU: ""})
+    assert environment.pick_provider("auto") == CUDA
+    assert environment.pick_provider("tensorrt") == tensorrt
+    set_providers(monkeypatch, {CUDA: "no driver", CPU: ""})
+    assert environment.pick_provider("auto") == CPU
+    assert environment.pick_provider("cpu") == CPU
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cuda", "onnxruntime cannot run on cuda: no driver; take cpu or auto, or see toolkit doctor"),
+        ("tensorrt", "onnxruntime cannot run on tensorrt: this onnxruntime is built without it"),
+        ("tpu", "unknown provider 'tpu'; give auto, cpu, cuda, tensorrt"),
+    ],
+)
+def test_a_provider_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
+    set_providers(monkeypatch, {CUDA: "no driver", CPU: ""})
+    with pytest.raises(DeviceError) as caught:
+        environment.pick_provider(name)
+    assert message in str(caught.value)
+
+
+@pytest.mark.gpu
+def test_a_gpu_works_in_both_runtimes() -> None:
+    if not environment.visible_gpus():
+        pytest.skip("no NVIDIA GPU is visible")
+    assert environment.pick_device("auto") == "cuda:0"
+    assert environment.pick_provider("auto") == CUDA
+    assert environment.describe_hardware()["gpu"]

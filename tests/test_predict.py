@@ -1,0 +1,241 @@
+"""`toolkit predict`: right answers from the ONNX file alone, and one clear line for everything that is no picture."""
+
+import io
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_onnx import save_colour_model
+
+from toolkit import predict
+from toolkit.errors import ArtifactError, DataError
+from toolkit.modeldir import ModelDir
+from toolkit.predict import Answer, Prediction, ask, find_model, predict_files, print_predictions, read_image, to_json
+from toolkit.predictor import OnnxPredictor
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_colour_model(tmp_path_factory.mktemp("colour") / "student.onnx")
+
+
+def plain(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (40, 60)) -> Path:
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def test_classes_and_probabilities_are_those_worked_out_by_hand(model: Path, tmp_path: Path) -> None:
+    (prediction,) = predict_files(model, [plain(tmp_path / "a.png", (51, 204, 102))], k=2)
+    exponentials = np.exp([10 * 51 / 255, 10 * 204 / 255, 10 * 102 / 255])
+    assert prediction.answer is not None
+    assert [name for name, _ in prediction.answer.top] == ["green", "blue"]
+    np.testing.assert_allclose(
+        [p for _, p in prediction.answer.top], exponentials[[1, 2]] / exponentials.sum(), atol=1e-6
+    )
+    assert 0 < prediction.answer.latency_ms < 1000
+
+
+def test_more_guesses_than_classes_gives_them_all(model: Path, tmp_path: Path) -> None:
+    (prediction,) = predict_files(model, [plain(tmp_path / "a.png", (255, 0, 0))], k=5)
+    assert prediction.answer is not None
+    assert len(prediction.answer.top) == 3
+    assert sum(p for _, p in prediction.answer.top) == pytest.approx(1)
+
+
+def test_what_the_network_sees_is_the_one_preprocessing(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)).save(path)
+    predictor = OnnxPredictor(model, "cpu")
+    (prediction,) = predict_files(model, [path], k=3, provider="cpu")
+    pixels = predictor.preprocess(Image.open(path))
+    expected = np.exp(10 * pixels.astype(np.float64).mean((0, 1)) / 255)
+    assert prediction.answer is not None
+    got = dict(prediction.answer.top)
+    np.testing.assert_allclose([got[c] for c in predictor.classes], expected / expected.sum(), atol=1e-6)
+
+
+def test_a_model_directory_means_its_student(model: Path, tmp_path: Path) -> None:
+    assert find_model(model.parent) == model
+    picture = plain(tmp_path / "a.png", (0, 0, 255))
+    (prediction,) = predict_files(model.parent, [picture])
+    assert prediction.answer is not None
+    assert prediction.answer.top[0][0] == "blue"
+
+
+def test_a_directory_of_images_is_expanded_in_order(model: Path, tmp_path: Path) -> None:
+    plain(tmp_path / "b.png", (255, 0, 0))
+    (tmp_path / "sub").mkdir()
+    plain(tmp_path / "sub" / "c.JPG", (0, 255, 0))
+    plain(tmp_path / "a.bmp", (0, 0, 255))
+    (tmp_path / "notes.txt").write_text("no image")
+    found = predict_files(model, [tmp_path, tmp_path / "b.png"], k=1)
+    assert [prediction.path.name for prediction in found] == ["a.bmp", "b.png", "c.JPG", "b.png"]
+    assert [p.answer.top[0][0] for p in found if p.answer] == ["blue", "red", "green", "red"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("L", "png"), ("P", "gif"), ("RGBA", "webp"), ("CMYK", "jpg"), ("I;16", "png")]
+)
+def test_every_kind_of_picture_is_answered(model: Path, tmp_path: Path, mode: str, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    image = Image.new("RGB", (40, 40), (200, 10, 10))
+    (Image.new("I;16", (40, 40), 40_000) if mode == "I;16" else image.convert(mode)).save(path)
+    (prediction,) = predict_files(model, [path])
+    assert prediction.error is None
+
+
+def test_a_one_pixel_picture_is_answered(model: Path, tmp_path: Path) -> None:
+    (prediction,) = predict_files(model, [plain(tmp_path / "a.png", (0, 255, 0), (1, 1))], k=1)
+    assert prediction.answer is not None
+    assert prediction.answer.top[0][0] == "green"
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A valid header of that size over almost no data."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def half_a_jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()[: buffer.tell() // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.png", b"", "the file is empty"),
+        ("text.jpg", b"hello, this is text", "not a JPEG, PNG, WebP, BMP or GIF image"),
+        ("half.jpg", half_a_jpeg(), "image file is truncated"),
+        ("broken.png", huge_png(8, 8), "cannot read"),
+        ("document.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG"),
+        ("bomb.png", huge_png(12_001, 10_000), "is too large (12001×10000 px)"),
+        ("bigger_bomb.png", huge_png(60_000, 60_000), "is too large"),
+    ],
+)
+def test_a_bad_file_is_named_with_the_reason(
+    model: Path, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    (prediction,) = predict_files(model, [path])
+    assert prediction.answer is None
+    assert message in str(prediction.error)
+    assert str(path) in str(prediction.error)
+    assert "\n" not in str(prediction.error)
+
+
+def test_a_missing_file_and_an_empty_folder(model: Path, tmp_path: Path) -> None:
+    (prediction,) = predict_files(model, [tmp_path / "nowhere.png"])
+    assert "there is no file" in str(prediction.error)
+    with pytest.raises(DataError, match=r"there is no image in .*; files that count end in \.bmp"):
+        predict_files(model, [tmp_path])
+    with pytest.raises(DataError, match="is a directory"):
+        read_image(tmp_path)
+
+
+def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(predict, "open_image", refuse)
+    with pytest.raises(DataError, match="may not be read"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_bad_file_does_not_stop_the_others(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = plain(tmp_path / "good.png", (255, 0, 0))
+    (tmp_path / "bad.png").write_bytes(b"")
+    predictions = predict_files(model, [tmp_path / "bad.png", tmp_path / "gone.png", good])
+    with pytest.raises(DataError, match=r"bad\.png as an image: the file is empty"):
+        print_predictions(predictions)
+    captured = capsys.readouterr()
+    assert "red" in captured.out
+    assert "100.0 %" in captured.out
+    assert "gone.png" in captured.err
+
+
+def test_json_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer((("[bold]thé", 0.75), ("b", 0.25)), 1.5)
+    bad = DataError("x is empty", "give another")
+    predictions = [Prediction(Path("a.png"), answer), Prediction(Path("x"), None, bad)]
+    with pytest.raises(DataError):
+        print_predictions(predictions, as_json=True)
+    assert (
+        json.loads(capsys.readouterr().out)
+        == [
+            {
+                "image": "a.png",
+                "top": [{"class": "[bold]thé", "probability": 0.75}, {"class": "b", "probability": 0.25}],
+                "latency_ms": 1.5,
+            },
+            {"image": "x", "error": "x is empty; give another"},
+        ]
+        == to_json(predictions)
+    )
+
+
+def test_class_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_predictions([Prediction(Path("[red]a[/].png"), Answer((("[b]x", 1.0),), 0.5))])
+    out = capsys.readouterr().out
+    assert "[b]x" in out
+    assert "[red]a[/].png" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("student.safetensors", "neither an .onnx file nor a model directory"),
+        ("gone.onnx", "there is no file"),
+        ("nowhere", "neither an .onnx file nor a model directory"),
+    ],
+)
+def test_a_model_that_is_not_one(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        predict_files(tmp_path / name, [])
+
+
+def test_a_directory_without_onnx_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"has no student\.onnx; make it with: toolkit export --onnx"):
+        predict_files(tmp_path, [])
+    assert ModelDir(tmp_path).onnx("student").name == "student.onnx"
+
+
+def test_latency_is_of_the_network_alone(model: Path) -> None:
+    class Slow:
+        classes = ("a", "b")
+        preprocess = OnnxPredictor(model, "cpu").preprocess
+        runtime, provider = "fake", "none"
+
+        def logits(self, images: np.ndarray) -> np.ndarray:
+            import time
+
+            time.sleep(0.01)
+            return np.array([[0.0, np.log(3)]], np.float32)
+
+    answer = ask(Slow(), np.zeros((32, 32, 3), np.uint8), 1)
+    assert answer.top == (("b", pytest.approx(0.75)),)
+    assert 10 <= answer.latency_ms < 100
+
+
+def test_torch_is_not_imported(model: Path, tmp_path: Path) -> None:
+    picture = plain(tmp_path / "a.png", (255, 0, 0))
+    code = (
+        "import sys; from pathlib import Path; from toolkit.predict import predict_files\n"
+        "answer = predict_files(Path(sys.argv[1]), [Path(sys.argv[2])])[0].answer\n"
+        "print(answer.top[0][0], sorted({'torch', 'torchvision', 'gradio'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(model), str(picture)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["red", "[]"]

@@ -1,0 +1,102 @@
+"""A data set: three splits of labelled images, class names, and a fingerprint of the content. N images, C classes."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from PIL import Image
+
+from toolkit.data.preprocess import open_image
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images that are read one at a time.
+
+    `names` are unique in a data set (paths relative to its root, with `/`); `labels` is int64 (N,), 0..C−1; `read(i)`
+    opens image i in whatever mode it is stored and raises one of preprocess.UNREADABLE for a broken one. It may be
+    called from several threads.
+    """
+
+    names: tuple[str, ...]
+    labels: np.ndarray
+    read: Callable[[int], Image.Image]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """The images at `indices`, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        read = self.read
+        return type(self)(
+            names=tuple(self.names[i] for i in chosen),
+            labels=self.labels[chosen],
+            read=lambda i: read(int(chosen[i])),
+        )
+
+    @classmethod
+    def from_files(cls, root: Path, names: Sequence[str], labels: Sequence[int]) -> Self:
+        """Files `root/name`."""
+        chosen = tuple(names)
+        return cls(chosen, np.asarray(labels, dtype=np.int64), lambda i: open_image(root / chosen[i]))
+
+    @classmethod
+    def from_array(cls, prefix: str, pixels: np.ndarray, labels: np.ndarray) -> Self:
+        """uint8 arrays, grey (N, H, W) or RGB (N, H, W, 3), named `prefix/00000` and on."""
+        names = tuple(f"{prefix}/{i:05d}" for i in range(len(pixels)))
+        return cls(names, labels.astype(np.int64), lambda i: Image.fromarray(pixels[i]))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Named splits of labelled images.
+
+    `sha256` is over names, labels and content, not over where it lies or how the splits were drawn; `notes` say, a line
+    each, what was done to the data before anyone sees it (splits drawn, files ignored).
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    valid: Images
+    test: Images
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> dict[Split, Images]:
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+
+def fingerprint_files(root: Path, names: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> str:
+    """SHA-256 over class names and every file's name, label and bytes, in the order of names."""
+
+    def digest(name: str) -> bytes:
+        try:
+            return sha256((root / name).read_bytes()).digest()
+        except OSError:  # an unreadable file is named, and left out, where it is decoded
+            return b"unreadable"
+
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(digest, names, chunksize=64))
+    total = sha256("\n".join(classes).encode())
+    for name, label, content in sorted(zip(names, labels, digests, strict=True)):
+        total.update(f"\n{name}\t{label}\t".encode(errors="surrogateescape") + content)
+    return total.hexdigest()
+
+
+def fingerprint_arrays(*arrays: np.ndarray) -> str:
+    """SHA-256 over the shapes, types and bytes of arrays."""
+    total = sha256()
+    for array in arrays:
+        total.update(f"{array.dtype.str}{array.shape}".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()

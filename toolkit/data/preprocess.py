@@ -1,0 +1,177 @@
+"""From an image file to the pixels a network sees: the one definition of decoding, resizing and cropping.
+
+Training, evaluation, export, prediction and the demo all go through here. Pixels are uint8 RGB, (H, W, 3);
+normalisation (mean and std) happens inside the networks and the exported graphs. Importing this module does not import
+torch.
+"""
+
+import io
+import json
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from toolkit.errors import WeightsError
+from toolkit.recipe import DataRecipe
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF")
+"""What a file's content may be, whatever its name says. Pillow's other readers stay shut: one starts programs."""
+
+UNREADABLE = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What Pillow raises on damaged files."""
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open an image file of a known format; it is closed at once. Raises one of UNREADABLE, as decoding may too."""
+    content = path.read_bytes()
+    if not content:
+        raise ValueError("the file is empty")
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+def why_unreadable(error: BaseException) -> str:
+    """The reason in one short phrase."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a JPEG, PNG, WebP, BMP or GIF image, or damaged at its start"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def decode_rgb(image: Image.Image) -> Image.Image:
+    """Any picture as upright 8-bit RGB.
+
+    EXIF rotation is applied; grey becomes three equal channels, 16 bits become their upper 8, alpha is laid over white,
+    a palette or CMYK is converted, and of an animation the first frame is taken.
+    """
+    if image.tell() != 0:
+        image.seek(0)
+    image.load()
+    image = _turn_upright(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values.clip(0, 0xFFFF) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def crop_start(length: np.ndarray | int, side: int) -> np.ndarray:
+    """Where a centred crop of `side` px begins along an axis of `length` px; negative where it begins in the padding.
+
+    Half pixels as in torchvision's CenterCrop: rounded half to even inside the image, down in the padding.
+    """
+    room = np.asarray(length, dtype=np.int64) - side
+    inside = np.rint(room / 2).astype(np.int64)
+    return np.where(room >= 0, inside, -(-room // 2))
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes a network's input: S = `image_size` px, `resize` px (0 keeps the size), RGB mean and std.
+
+    `mean` and `std` are of RGB in 0..1 and are carried along only; whoever runs the network applies them.
+    """
+
+    image_size: int
+    resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_recipe(cls, data: DataRecipe) -> Self:
+        return cls(image_size=data.image_size, resize=data.resize, mean=data.mean, std=data.std)
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Image of any mode → uint8 (S, S, 3)."""
+        return self.centre_crop(self.resize_shorter(decode_rgb(image)))
+
+    def resize_shorter(self, image: Image.Image) -> np.ndarray:
+        """RGB image → uint8 (H, W, 3), its shorter side `resize` px, the longer one in proportion, rounded down."""
+        width, height = image.size
+        short = min(width, height)
+        if self.resize not in (0, short):
+            size = (width * self.resize // short, height * self.resize // short)
+            image = image.resize(size, Image.Resampling.BILINEAR)  # Pillow's bilinear filter is antialiased
+        return np.asarray(image)
+
+    def centre_crop(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3) → (S, S, 3): the centre; black where the image is smaller than the crop."""
+        side = self.image_size
+        top, left = (int(crop_start(length, side)) for length in pixels.shape[:2])
+        part = pixels[max(top, 0) : top + side, max(left, 0) : left + side]
+        if part.shape[:2] == (side, side):
+            return np.ascontiguousarray(part)
+        crop = np.zeros((side, side, 3), dtype=np.uint8)
+        crop[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]] = part
+        return crop
+
+    def to_json(self) -> str:
+        """What an ONNX file carries: every step, so that it can be repeated without this project."""
+        resize: dict[str, Any] = {"shorter_side_px": self.resize}
+        if self.resize:
+            resize |= {
+                "longer_side": "in proportion, rounded down",
+                "filter": "bilinear, antialiased (Pillow BILINEAR)",
+            }
+        steps = {
+            "decode": "EXIF rotation applied, alpha over white, 8-bit RGB",
+            "resize": resize,
+            "centre_crop": {
+                "side_px": self.image_size,
+                "offset": "(side of the image - side of the crop) / 2, rounded half to even",
+                "smaller_images": "padded with black, the odd pixel right and below",
+            },
+            "layout": "uint8 NHWC",
+            "normalise": {"in_graph": True, "scale": "1/255", "mean": list(self.mean), "std": list(self.std)},
+        }
+        return json.dumps(steps)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote. Raises WeightsError where it is something else."""
+        try:
+            steps = json.loads(text)
+            size, resize = steps["centre_crop"]["side_px"], steps["resize"]["shorter_side_px"]
+            mean, std = ([float(value) for value in steps["normalise"][key]] for key in ("mean", "std"))
+            if not (
+                type(size) is int and size > 0 and type(resize) is int and resize >= 0 and len(mean) == len(std) == 3
+            ):
+                raise ValueError("a value out of range")
+            if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+                raise ValueError("mean and std must be finite, and std above 0")
+        except (ValueError, KeyError, TypeError) as error:
+            raise WeightsError(
+                f"the model's `preprocess` metadata cannot be read ({error!r})",
+                "export the model again with this toolkit",
+            ) from None
+        return cls(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except UNREADABLE:  # damaged EXIF is no damage to the picture; such files are shown unrotated everywhere
+        return image
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)

@@ -1,0 +1,33 @@
+"""Seeded, stratified splits for data that comes without them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from toolkit.data.dataset import Images
+from toolkit.errors import DataError
+
+
+def hold_out(images: Images, fraction: float, seed: int, classes: Sequence[str]) -> tuple[Images, Images]:
+    """Part `images` into (kept, held out), both in their old order; the same every time.
+
+    Of each class, `fraction` (0..1) is held out, rounded, but at least one image stays on either side. Raises DataError
+    for a class of a single image.
+    """
+    draw = np.random.default_rng([seed, round(fraction * 1_000_000)])
+    held = np.zeros(len(images), dtype=bool)
+    for label, name in enumerate(classes):
+        members = np.flatnonzero(images.labels == label)
+        if len(members) < 2:
+            raise DataError(
+                f"class {name!r} has {len(members)} image, too few to hold one out for validation or test",
+                "add images of that class, or give the data set its own train, val and test folders",
+            )
+        count = min(max(round(len(members) * fraction), 1), len(members) - 1)
+        held[draw.permutation(members)[:count]] = True
+    return images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held))
+
+
+def describe_hold_out(split: str, count: int, total: int, what: str, seed: int) -> str:
+    """The note that records a drawn split."""
+    return f"{split}: {count:,} of {total:,} {what}, held out at random from each class alike (split_seed {seed})"
