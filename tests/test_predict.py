@@ -122,6 +122,7 @@ def half_a_jpeg() -> bytes:
         ("bomb.png", huge_png(12_001, 10_000), "is too large (12001×10000 px)"),
         ("bigger_bomb.png", huge_png(60_000, 60_000), "is too large"),
     ],
+    ids=["empty", "text", "half", "broken", "postscript", "bomb", "bigger bomb"],
 )
 def test_a_bad_file_is_named_with_the_reason(
     model: Path, tmp_path: Path, name: str, content: bytes, message: str

@@ -54,10 +54,11 @@ class OnnxPredictor:
         if self.provider != wanted:
             raise DeviceError(
                 f"onnxruntime put {path.name} on {self.provider} instead of {wanted}",
-                "see `toolkit doctor` for what is missing, or use the CPU with --device cpu",
+                "see `toolkit doctor` for what is missing, or use the CPU with --provider cpu",
             )
         self.classes, self.preprocess = _read_metadata(self.metadata, path)
         self._input = self._session.get_inputs()[0].name
+        _check_outputs(self._session, len(self.classes), path)
 
     def logits(self, images: Pixels) -> Logits:
         _check_images(images, self.preprocess.image_size)
@@ -127,7 +128,8 @@ def _open_session(path: Path, provider: str, threads: int) -> Any:
         reason = str(error).rpartition(" : ")[2].splitlines()[0][:160]
         if provider != "CPUExecutionProvider" and _runs_on_cpu(path):
             raise DeviceError(
-                f"{provider} cannot run {path.name}: {reason}", "use the CPU with --device cpu, or see `toolkit doctor`"
+                f"{provider} cannot run {path.name}: {reason}",
+                "use the CPU with --provider cpu, or see `toolkit doctor`",
             ) from error
         raise ArtifactError(
             f"onnxruntime cannot open {path}: {reason}",
@@ -165,9 +167,18 @@ def _read_metadata(metadata: dict[str, str], path: Path) -> tuple[tuple[str, ...
         raise ArtifactError(f"{path}: {error.problem}", error.remedy) from None
 
 
+def _check_outputs(session: Any, num_classes: int, path: Path) -> None:
+    shape = next((output.shape for output in session.get_outputs() if output.name == "logits"), None)
+    remedy = "export the weights with `toolkit export --onnx`"
+    if shape is None:
+        raise ArtifactError(f"{path} has no output `logits`, so it was not exported by this toolkit", remedy)
+    if shape[-1] != num_classes:
+        raise ArtifactError(f"{path} names {num_classes} classes, its logits are for {shape[-1]}", remedy)
+
+
 def _check_images(images: Pixels, image_size: int) -> None:
-    shape = (len(images), image_size, image_size, 3) if images.ndim else ()
-    if images.dtype != np.uint8 or images.shape != shape or len(images) == 0:
+    square = (image_size, image_size, 3)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != square or len(images) == 0:
         raise ValueError(
             f"images must be uint8 (N, {image_size}, {image_size}, 3), N ≥ 1, not {images.dtype} {images.shape}"
         )

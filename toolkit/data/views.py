@@ -120,15 +120,16 @@ def _interpolate(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def _uniform(seed: int, images: np.ndarray, view: int, count: int) -> np.ndarray:
     """Float64 (B, count) in [0, 1), a hash of (seed, image, view, place): splitmix64 (Steele, Lea, Flood 2014)."""
-    with np.errstate(over="ignore"):
-        state = _mix(np.uint64(seed) + _GOLDEN) ^ _mix(np.uint64(view) * _GOLDEN + np.uint64(1))
-        state = _mix(images.astype(np.uint64) * _GOLDEN + state)
-        places = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-        bits = _mix(state[:, None] + places)
+    run = _mix(np.array([seed], np.uint64) + _GOLDEN) ^ _mix(np.array([view], np.uint64) * _GOLDEN + np.uint64(1))
+    state = _mix(images.astype(np.uint64) * _GOLDEN + run)
+    places = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    bits = _mix(state[:, None] + places)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mix(state: np.ndarray) -> np.ndarray:
+    """Scramble uint64 values; overflow wraps, as it should."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+    mixed: np.ndarray = state ^ (state >> np.uint64(31))
+    return mixed

@@ -49,7 +49,11 @@ def distill_student(
     torch.manual_seed(recipe.distill.seed)
     section = recipe.student
     network = registry.build(
-        section.architecture, len(dataset.classes), base=section.base, width_mult=section.width_mult
+        section.architecture,
+        len(dataset.classes),
+        base=section.base,
+        width_mult=section.width_mult,
+        image_size=recipe.data.image_size,
     )
     student = Classifier(network, recipe.data.mean, recipe.data.std)
     precision = choose_precision(

@@ -50,7 +50,7 @@ def make_teacher(
     if kept := check_destination(destination, settings, force):
         return kept
     if source:
-        network, mean, std = import_teacher(source, recipe, len(dataset.classes))
+        network, mean, std = import_teacher(source, recipe, len(dataset.classes), dataset.classes)
         classifier = Classifier(network, mean, std)
         extra = _measure(classifier, valid_pixels, recipe, device)
         console.say(f"teacher: imported {source}, validation accuracy {extra['valid_accuracy']:.4f}")
@@ -138,6 +138,7 @@ def _new_network(
         num_classes,
         base=recipe.student.base,
         width_mult=recipe.student.width_mult,
+        image_size=recipe.data.image_size,
     )
     if imagenet:
         _load_imagenet_body(network, section.architecture)

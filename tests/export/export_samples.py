@@ -1,0 +1,69 @@
+"""Small networks, validation images and exports that the tests of this folder share."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from toolkit.data.pixels import Pixels
+from toolkit.data.preprocess import Preprocess
+from toolkit.modeldir import Role
+from toolkit.networks.registry import build
+from toolkit.networks.weights import ModelInfo, save_model
+from toolkit.recipe import Recipe
+
+SIDE = 40
+MEAN, STD = (0.45, 0.4, 0.35), (0.2, 0.25, 0.3)
+PREPROCESS = Preprocess(image_size=SIDE, resize=48, mean=MEAN, std=STD)
+CLASSES = ("crème brûlée", "ramen", "tacos", "waffles")
+
+
+def settled_network(architecture: str, seed: int = 0, num_classes: int = len(CLASSES)) -> nn.Module:
+    """A network whose batch norms have seen images, so that its logits differ between images."""
+    torch.manual_seed(seed)
+    network = build(architecture, num_classes, base=4)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.7
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+    for _ in range(4):
+        network.train()(torch.randn(8, 3, SIDE, SIDE))
+    return network.eval()
+
+
+def save_weights(path: Path, architecture: str, role: Role = "student", seed: int = 0) -> Path:
+    info = ModelInfo(
+        role=role,
+        architecture=architecture,
+        base=4,
+        width_mult=1.0,
+        classes=CLASSES,
+        preprocess=PREPROCESS,
+        recipe=Recipe().model_dump(mode="json"),
+        recipe_sha256="a" * 64,
+        dataset_sha256="b" * 64,
+        teacher_sha256=None if role == "teacher" else "c" * 64,
+        toolkit_version="0.0",
+    )
+    save_model(path, settled_network(architecture, seed), info)
+    return path
+
+
+def make_pixels(labels: np.ndarray, preprocess: Preprocess = PREPROCESS, height: int = 48, width: int = 56) -> Pixels:
+    """A validation split of seeded pictures, all of one size, in colours and patterns of their own."""
+    count = len(labels)
+    random = np.random.default_rng(7)
+    data = (
+        random.integers(0, 256, (count, height // 8, width // 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+    )
+    return Pixels(
+        names=tuple(f"valid/{i}.jpg" for i in range(count)),
+        labels=labels.astype(np.int64),
+        heights=np.full(count, height, dtype=np.int64),
+        widths=np.full(count, width, dtype=np.int64),
+        data=data.reshape(-1),
+        starts=np.arange(count, dtype=np.int64) * height * width * 3,
+        preprocess=preprocess,
+    )

@@ -1,0 +1,156 @@
+"""The proof: each bound stands for itself, on hand-made files whose answers are known."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export_samples import make_pixels
+from onnx import TensorProto, helper
+from torch import nn
+
+from toolkit.errors import GateError
+from toolkit.export.verify import ODD_BATCH, Samples, choose_samples, draw_images, prove_file
+from toolkit.networks.classifier import Classifier
+from toolkit.recipe import ExportRecipe
+
+SIDE, COUNT = 4, 20
+MeanColours = Callable[..., Path]
+
+
+def classifier() -> Classifier:
+    """Logits are the mean red, green and blue of the image, in 0..1."""
+    return Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (0.0,) * 3, (1.0,) * 3).eval()
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> MeanColours:
+    """Write an ONNX file that answers like `classifier`, but for logits · scale + offset or another last operator."""
+
+    def write(scale: float = 1.0, offset: tuple[float, ...] = (0.0, 0.0, 0.0), last: str = "Softmax") -> Path:
+        nodes = [
+            helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["real", "axes"], ["means"], keepdims=0),
+            helper.make_node("Mul", ["means", "scale"], ["scaled"]),
+            helper.make_node("Add", ["scaled", "offset"], ["logits"]),
+            helper.make_node(last, ["logits"], ["probabilities"]),
+        ]
+        constants = [
+            helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
+            helper.make_tensor("scale", TensorProto.FLOAT, [1], [scale / 255]),
+            helper.make_tensor("offset", TensorProto.FLOAT, [3], offset),
+        ]
+        image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", SIDE, SIDE, 3])
+        outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 3]) for n in ("logits", "probabilities")]
+        graph = helper.make_graph(nodes, "means", [image], outputs, constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, str(tmp_path / "means.onnx"))
+        return tmp_path / "means.onnx"
+
+    return write
+
+
+def samples(labels: np.ndarray | None = None) -> Samples:
+    drawn = choose_samples(None, SIDE, 3, COUNT)
+    return drawn if labels is None else replace(drawn, labels=labels)
+
+
+def true_logits() -> np.ndarray:
+    return draw_images(COUNT, SIDE).astype(np.float64).mean(axis=(1, 2)) / 255
+
+
+def test_a_faithful_file(write: MeanColours) -> None:
+    proof = prove_file(write(), "means.onnx", classifier(), samples(true_logits().argmax(1)), ExportRecipe())
+    assert proof.images == COUNT
+    assert proof.max_logit_difference < 1e-6
+    assert (proof.agreement, proof.accuracy_torch, proof.accuracy_onnx) == (1.0, 1.0, 1.0)
+    assert prove_file(write(), "means.onnx", classifier(), samples(), ExportRecipe()).accuracy_torch is None
+
+
+def test_the_difference_is_the_largest_one(write: MeanColours) -> None:
+    """Scaled by 1.0005, each logit is off by 0.0005 of itself."""
+    proof = prove_file(write(scale=1.0005), "means.onnx", classifier(), samples(), ExportRecipe())
+    assert proof.max_logit_difference == pytest.approx(5e-4 * true_logits().max(), rel=1e-3)
+
+
+def test_closeness(write: MeanColours) -> None:
+    worst = int((true_logits() * 0.1).max(1).argmax())
+    told = rf"means\.onnx .* off by .* on synthetic image {worst} \(in batches of 64\), allowed is 0\.001"
+    with pytest.raises(GateError, match=told):
+        prove_file(write(scale=1.1), "means.onnx", classifier(), samples(), ExportRecipe())
+
+
+def test_numbers_that_are_not_finite(write: MeanColours) -> None:
+    with pytest.raises(GateError, match="off by inf"):
+        prove_file(write(offset=(float("nan"), 0, 0)), "means.onnx", classifier(), samples(), ExportRecipe())
+
+
+def test_probabilities(write: MeanColours) -> None:
+    with pytest.raises(
+        GateError, match=r"its probabilities are off by 0\.\d+ from its own logits' softmax on synthetic"
+    ):
+        prove_file(write(last="Sigmoid"), "means.onnx", classifier(), samples(), ExportRecipe())
+
+
+def test_agreement(write: MeanColours) -> None:
+    bounds = ExportRecipe(max_logit_difference=1.0)
+    offset = (0.05, 0.0, 0.0)
+    same = true_logits().argmax(1) == (true_logits() + offset).argmax(1)
+    assert 0.6 < same.mean() < 1
+    told = rf"on {same.sum()} of 20 images, not on synthetic image {same.argmin()}; wanted is 0\.999"
+    with pytest.raises(GateError, match=told):
+        prove_file(write(offset=offset), "means.onnx", classifier(), samples(), bounds)
+    loose = ExportRecipe(max_logit_difference=1.0, min_agreement=0.6)
+    proof = prove_file(write(offset=offset), "means.onnx", classifier(), samples(), loose)
+    assert proof.agreement == pytest.approx(same.mean())
+
+
+def test_accuracy(write: MeanColours) -> None:
+    offset = (0.05, 0.0, 0.0)
+    labels = true_logits().argmax(1)
+    after = ((true_logits() + offset).argmax(1) == labels).mean()
+    told = rf"its accuracy is {after:.4f}, the network's 1\.0000 on 20 validation images .* allowed is a drop of 0\.001"
+    with pytest.raises(GateError, match=told):
+        prove_file(
+            write(offset=offset),
+            "means.onnx",
+            classifier(),
+            samples(labels),
+            ExportRecipe(max_logit_difference=1.0, min_agreement=0.0),
+        )
+
+
+def test_batches_that_are_run(write: MeanColours, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image alone, an odd number, and many."""
+    sizes: list[int] = []
+    network = classifier()
+    network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    prove_file(write(), "means.onnx", network, samples(), ExportRecipe())
+    assert {1, ODD_BATCH, COUNT} <= set(sizes)
+
+
+def test_validation_images_are_spread_over_the_split() -> None:
+    pixels = make_pixels(np.arange(100) // 25)
+    chosen = choose_samples(pixels, 40, 4, limit=5)
+    assert chosen.names == tuple(f"valid/{i}.jpg" for i in (0, 25, 50, 74, 99))
+    assert chosen.labels is not None
+    assert chosen.labels.tolist() == [0, 1, 2, 2, 3]
+    np.testing.assert_array_equal(chosen.read(np.array([4, 1])), pixels.centre(np.array([99, 25])))
+    assert len(choose_samples(pixels, 40, 4, limit=1000).names) == 100
+
+
+def test_few_images_are_enough(write: MeanColours) -> None:
+    proof = prove_file(write(), "means.onnx", classifier(), choose_samples(None, SIDE, 3, limit=1), ExportRecipe())
+    assert proof.images == 1
+
+
+def test_synthetic_images_are_seeded_and_differ() -> None:
+    images = draw_images(6, 20)
+    assert images.shape == (6, 20, 20, 3)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images[:4], draw_images(6, 20)[:4])
+    assert np.ptp(torch.from_numpy(images).double().mean(dim=(1, 2)).numpy(), axis=0).min() > 10

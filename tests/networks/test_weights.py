@@ -1,0 +1,324 @@
+"""Weights files: what is written comes back, what is damaged, unsafe or unfit is refused in one line."""
+
+import contextlib
+import json
+import os
+import pickle
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared
+from safetensors.torch import save_file
+
+from toolkit.data.preprocess import Preprocess
+from toolkit.errors import ArtifactError, WeightsError
+from toolkit.networks.registry import build
+from toolkit.networks.student import DepthwiseStudent, infer_student
+from toolkit.networks.weights import (
+    METADATA_KEY,
+    ModelInfo,
+    carries_info,
+    import_teacher,
+    load_into,
+    load_model,
+    read_info,
+    read_state_dict,
+    save_model,
+)
+from toolkit.recipe import Recipe
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+
+
+def make_info(**changes: Any) -> ModelInfo:
+    info = ModelInfo(
+        role="student",
+        architecture="depthwise",
+        base=2,
+        width_mult=0.5,
+        classes=("crème brûlée", "soup", "tea"),
+        preprocess=Preprocess(32, 36, MEAN, STD),
+        recipe=Recipe().model_dump(mode="json"),
+        recipe_sha256="1" * 64,
+        dataset_sha256="2" * 64,
+        teacher_sha256=None,
+        toolkit_version="0.0",
+        extra={"valid_accuracy": 0.5},
+    )
+    return replace(info, **changes)
+
+
+@pytest.fixture
+def student() -> DepthwiseStudent:
+    torch.manual_seed(0)
+    student = DepthwiseStudent(3, base=2, width_mult=0.5)
+    student(torch.rand(4, 3, 32, 32))  # moves the batch-norm statistics away from their start
+    return student
+
+
+@pytest.fixture
+def saved(student: DepthwiseStudent, tmp_path: Path) -> Path:
+    path = tmp_path / "student.safetensors"
+    save_model(path, student, make_info())
+    return path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(WeightsError) as info:
+        read_state_dict(path)
+    message = str(info.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+class TestSaveAndLoad:
+    def test_round_trip(self, student: DepthwiseStudent, saved: Path) -> None:
+        classifier, info = load_model(saved)
+        assert info == make_info()
+        assert not any(module.training for module in classifier.modules())
+        images = torch.rand(2, 3, 32, 32)
+        expected = student.eval()((images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))
+        assert torch.allclose(classifier(images), expected, atol=1e-6)
+
+    def test_memory_layout_and_ties_do_not_matter(self, student: DepthwiseStudent, tmp_path: Path) -> None:
+        student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        save_model(tmp_path / "a.safetensors", student, make_info())
+        state_dict = read_state_dict(tmp_path / "a.safetensors")
+        assert all(torch.equal(value, student.state_dict()[name]) for name, value in state_dict.items())
+        tied = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        tied[1].weight = tied[0].weight
+        save_model(tmp_path / "b.safetensors", tied, make_info())
+        assert torch.equal(read_state_dict(tmp_path / "b.safetensors")["1.weight"], tied[0].weight)
+
+    def test_the_same_weights_make_the_same_bytes(self, student: DepthwiseStudent, saved: Path) -> None:
+        other = saved.with_name("other.safetensors")
+        save_model(other, student, make_info())
+        assert saved.read_bytes() == other.read_bytes()
+        header = json.loads(saved.read_bytes()[8 : 8 + struct.unpack("<Q", saved.read_bytes()[:8])[0]])
+        assert list(header["__metadata__"]) == [METADATA_KEY]  # several entries come out in any order
+
+    def test_networks_are_rebuilt_at_their_image_size(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A vision transformer's position embedding depends on it; 32 px is not torchvision's default."""
+        asked: dict[str, Any] = {}
+
+        def spy(architecture: str, num_classes: int, **settings: Any) -> torch.nn.Module:
+            asked.update(settings)
+            return build(architecture, num_classes, **settings)
+
+        monkeypatch.setattr("toolkit.networks.weights.build", spy)
+        load_model(saved)
+        assert asked == {"base": 2, "width_mult": 0.5, "image_size": 32}
+
+    def test_an_unwritable_place(self, student: DepthwiseStudent, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(ArtifactError, match="cannot write"):
+            save_model(tmp_path / "file" / "student.safetensors", student, make_info())
+
+    def test_info_is_told_without_tensors(self, saved: Path, tmp_path: Path) -> None:
+        assert read_info(saved) == make_info()
+        assert carries_info(saved)
+        bare = tmp_path / "bare.safetensors"
+        save_file({"a": torch.zeros(1)}, bare)
+        assert not carries_info(bare)
+        with pytest.raises(WeightsError, match="carries no description of its network"):
+            read_info(bare)
+        torch.save({"a": torch.zeros(1)}, tmp_path / "bare.bin")
+        with pytest.raises(WeightsError, match=r"bare\.bin carries no description"):
+            load_model(tmp_path / "bare.bin")
+
+    @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"preprocess": {}, "classes": []}'])
+    def test_a_description_that_is_not_ours(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "odd.safetensors"
+        save_file({"a": torch.zeros(1)}, path, {METADATA_KEY: text})
+        with pytest.raises(WeightsError) as info:
+            read_info(path)
+        assert "\n" not in str(info.value)
+
+
+class TestReadStateDict:
+    @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+    @pytest.mark.parametrize("wrap", [lambda d: d, lambda d: {"epoch": 3, "state_dict": d}, lambda d: {"model": d}])
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_plain_state_dicts(
+        self, student: DepthwiseStudent, tmp_path: Path, zipped: bool, wrap: Any, prefix: str
+    ) -> None:
+        path = tmp_path / "weights.bin"
+        weights = student.state_dict()
+        torch.save(wrap({prefix + k: v for k, v in weights.items()}), path, _use_new_zipfile_serialization=zipped)
+        found = read_state_dict(path)
+        assert list(found) == list(weights)
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+    def test_the_notebooks_student(self) -> None:
+        path = shared("data", "notebook", "student_custom_small.bin")
+        weights = read_state_dict(path)
+        assert infer_student(weights) == (11, 16, 1.0)
+        load_into(DepthwiseStudent(11), weights, path, 11)
+
+    def test_what_is_there_at_all(self, tmp_path: Path) -> None:
+        assert "there is no weights file" in refused(tmp_path / "nowhere.bin")
+        assert "is a directory" in refused(tmp_path)
+        (tmp_path / "empty.bin").touch()
+        assert "empty (0 bytes)" in refused(tmp_path / "empty.bin")
+        (tmp_path / "notes.txt").write_text("weights go here\n")
+        assert "neither safetensors nor a file of torch.save" in refused(tmp_path / "notes.txt")
+
+    def test_no_permission(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def deny(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", deny)
+        assert "Permission denied" in refused(saved)
+
+    @pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
+    @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
+    def test_truncated(self, student: DepthwiseStudent, saved: Path, tmp_path: Path, form: str, kept: float) -> None:
+        path = saved
+        if form != "safetensors":
+            path = tmp_path / "weights.bin"
+            torch.save(student.state_dict(), path, _use_new_zipfile_serialization=form == "zip")
+        os.truncate(path, int(path.stat().st_size * kept))
+        assert "truncated" in refused(path)
+
+    @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
+    def test_damaged_bytes_are_never_a_traceback(self, saved: Path, tmp_path: Path, form: str) -> None:
+        whole = saved
+        if form != "safetensors":
+            whole = tmp_path / "whole.bin"
+            small = {"a": torch.arange(3.0), "b": torch.ones(2, 2)}
+            torch.save(small, whole, _use_new_zipfile_serialization=form == "zip")
+        content = whole.read_bytes()
+        random = np.random.default_rng(0)
+        path = tmp_path / "damaged"
+        for _ in range(150):
+            damaged = bytearray(content)
+            for place in random.integers(0, min(len(content), 1500), 3):
+                damaged[place] = random.integers(256)
+            path.write_bytes(damaged)
+            with contextlib.suppress(WeightsError):  # damage to numbers alone goes unnoticed
+                read_state_dict(path)
+
+    def test_code_is_never_run(self, tmp_path: Path) -> None:
+        """In a bare pickle, in torch's zip, and in its legacy form; the refusal names what was asked for."""
+        witness = tmp_path / "ran"
+
+        class Trap:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return os.mkdir, (str(witness),)
+
+        (tmp_path / "pickle.bin").write_bytes(pickle.dumps({"a": Trap()}))
+        (tmp_path / "protocol2.bin").write_bytes(pickle.dumps({"a": Trap()}, protocol=2))
+        torch.save({"a": Trap()}, tmp_path / "zip.bin")
+        torch.save({"a": Trap()}, tmp_path / "legacy.bin", _use_new_zipfile_serialization=False)
+        for name in ("pickle", "protocol2", "zip", "legacy"):
+            message = refused(tmp_path / f"{name}.bin")
+            assert ("a pickle that torch.save did not write" if name == "pickle" else "mkdir") in message
+            assert "refused unread: a pickle can run code" in message
+            assert not witness.exists()
+        pickle.loads((tmp_path / "pickle.bin").read_bytes())
+        assert witness.is_dir()  # the trap does spring where it is read carelessly
+
+    def test_whole_networks_are_refused(self, student: DepthwiseStudent, tmp_path: Path) -> None:
+        torch.save(student, tmp_path / "network.pt")
+        message = refused(tmp_path / "network.pt")
+        assert "DepthwiseStudent" in message
+        assert "torch.save(network.state_dict(), path)" in message
+
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [
+            (torch.zeros(2), "no state dict but a Tensor"),
+            ([1, 2], "no state dict but a list"),
+            ({}, "no state dict but empty"),
+            ({"state_dict": {}}, "no state dict but empty"),
+            ({"a": torch.zeros(1), "epoch": 3}, "'epoch' is a int, not a tensor"),
+            ({1: torch.zeros(1)}, "1 is a Tensor"),
+        ],
+    )
+    def test_no_state_dict(self, tmp_path: Path, content: object, told: str) -> None:
+        torch.save(content, tmp_path / "odd.pt")
+        assert told in refused(tmp_path / "odd.pt")
+
+    def test_a_pickle_that_torch_did_not_write(self, tmp_path: Path) -> None:
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": 1}))
+        refused(tmp_path / "a.pkl")
+
+
+class TestLoadInto:
+    PATH = Path("given.bin")
+
+    def fails(self, network: torch.nn.Module, weights: dict[str, torch.Tensor], num_classes: int) -> str:
+        with pytest.raises(WeightsError) as info:
+            load_into(network, weights, self.PATH, num_classes)
+        assert "\n" not in str(info.value)
+        return str(info.value)
+
+    @pytest.mark.parametrize("architecture", ["depthwise", "resnet18", "squeezenet1_1"])
+    def test_class_counts(self, architecture: str) -> None:
+        weights = build(architecture, 10).state_dict()
+        message = self.fails(build(architecture, 11), weights, 11)
+        assert "given.bin knows 10 classes, 11 are needed" in message
+
+    def test_other_misfits(self, student: DepthwiseStudent) -> None:
+        weights = student.state_dict()
+        other = build("resnet18", 3)
+        assert "does not fit ResNet: conv1.weight is missing (" in self.fails(other, weights, 3)
+        more = weights | {"extra.weight": torch.zeros(1)}
+        assert "extra.weight is unexpected (0 keys missing, 1 unexpected)" in self.fails(student, more, 3)
+        wide = DepthwiseStudent(3, base=4, width_mult=0.5)
+        assert "cnn.0.0.weight is (2, 3, 3, 3) instead of (4, 3, 3, 3)" in self.fails(wide, weights, 3)
+        broken = weights | {"fc.0.bias": torch.tensor([0.0, float("nan"), 0.0])}
+        assert "fc.0.bias holds values that are not finite" in self.fails(student, broken, 3)
+
+    def test_nothing_is_loaded_on_failure(self, student: DepthwiseStudent) -> None:
+        before = {name: value.clone() for name, value in student.state_dict().items()}
+        weights = DepthwiseStudent(3, base=2, width_mult=0.5).state_dict() | {"fc.0.bias": torch.full((3,), torch.inf)}
+        self.fails(student, weights, 3)
+        assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+    def test_old_files_without_counters(self, student: DepthwiseStudent) -> None:
+        weights = {k: v for k, v in student.state_dict().items() if not k.endswith("num_batches_tracked")}
+        other = DepthwiseStudent(3, base=2, width_mult=0.5)
+        load_into(other, weights, self.PATH, 3)
+        assert torch.equal(other.cnn[0][1].running_mean, student.cnn[0][1].running_mean)
+
+
+class TestImportTeacher:
+    DATA = ("data.mean=[0.4, 0.4, 0.4]", "data.std=[0.2, 0.2, 0.2]", "data.image_size=32")
+    OWN = ("teacher.mean=[0.7, 0.7, 0.7]", "teacher.std=[0.9, 0.9, 0.9]")
+
+    def test_the_notebooks_layout_takes_the_datas_normalisation(self, tmp_path: Path) -> None:
+        path = tmp_path / "teacher_resnet18.bin"
+        torch.manual_seed(0)
+        weights = build("resnet18", 11).state_dict()
+        torch.save(weights, path)
+        network, mean, std = import_teacher(path, Recipe().with_overrides(self.DATA), 11)
+        assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+        assert (mean, std) == ((0.4,) * 3, (0.2,) * 3)
+        with pytest.raises(WeightsError, match=r"knows 11 classes, 10 are needed \(fc\.weight\)"):
+            import_teacher(path, Recipe().with_overrides(self.DATA), 10)
+
+    def recipe(self, *more: str) -> Recipe:
+        same = ("teacher.architecture=depthwise", "student.base=2", "student.width_mult=0.5")
+        return Recipe().with_overrides([*self.DATA, *same, *more])
+
+    def test_the_files_own_normalisation_comes_before_the_datas(self, saved: Path) -> None:
+        assert import_teacher(saved, self.recipe(), 3)[1:] == (MEAN, STD)
+
+    def test_the_recipes_normalisation_comes_first(self, saved: Path) -> None:
+        assert import_teacher(saved, self.recipe(*self.OWN), 3)[1:] == ((0.7,) * 3, (0.9,) * 3)
+
+    def test_another_architecture_or_other_classes(self, saved: Path) -> None:
+        with pytest.raises(
+            WeightsError, match=r"is a depthwise, the recipe's teacher a resnet18; use --set teacher\.arch"
+        ):
+            import_teacher(saved, Recipe().with_overrides(self.DATA), 3)
+        with pytest.raises(WeightsError, match="calls a class 'soup' where the data says 'broth'"):
+            import_teacher(saved, self.recipe(), 3, ("crème brûlée", "broth", "tea"))
+        assert import_teacher(saved, self.recipe(), 3, ("crème brûlée", "soup", "tea"))[1] == MEAN

@@ -1,0 +1,286 @@
+"""Predictors: torch and onnxruntime behind one Protocol, and what they refuse."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from toolkit import predictor as module
+from toolkit.data.preprocess import Preprocess
+from toolkit.errors import ArtifactError, DeviceError, WeightsError
+from toolkit.export.export import export_onnx
+from toolkit.networks.student import DepthwiseStudent
+from toolkit.networks.weights import ModelInfo, save_model
+from toolkit.predictor import OnnxPredictor, Predictor, TorchPredictor, softmax, top_k
+from toolkit.recipe import Recipe
+
+SIDE = 16
+CLASSES = ("crème brûlée", "ramen", "tacos")
+PREPROCESS = Preprocess(SIDE, 20, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    student = DepthwiseStudent(len(CLASSES), base=2)
+    student(torch.rand(8, 3, SIDE, SIDE))
+    info = ModelInfo("student", "depthwise", 2, 1.0, CLASSES, PREPROCESS, {}, "", "", None, "0.0")
+    path = tmp_path_factory.mktemp("predictor") / "student.safetensors"
+    save_model(path, student, info)
+    return path
+
+
+@pytest.fixture(scope="module")
+def onnx_file(weights: Path) -> Path:
+    return export_onnx(weights, weights.with_suffix(".onnx"), Recipe(), None).path
+
+
+@pytest.fixture(params=["torch", "onnxruntime"])
+def predictor(request: pytest.FixtureRequest, weights: Path, onnx_file: Path) -> Predictor:
+    return TorchPredictor(weights) if request.param == "torch" else OnnxPredictor(onnx_file, "cpu", threads=1)
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+class TestBoth:
+    def test_what_it_says_of_itself(self, predictor: Predictor) -> None:
+        assert predictor.classes == CLASSES
+        assert predictor.preprocess == PREPROCESS
+        assert (predictor.runtime, predictor.provider) in {("torch", "cpu"), ("onnxruntime", "CPUExecutionProvider")}
+
+    @pytest.mark.parametrize("count", [1, 3, 8])
+    def test_logits(self, predictor: Predictor, weights: Path, count: int) -> None:
+        """Against float64 arithmetic on the network alone, normalised by hand."""
+        from safetensors.torch import load_file
+
+        network = DepthwiseStudent(len(CLASSES), base=2).double().eval()
+        network.load_state_dict(load_file(weights))
+        normalised = (images(count) / 255 - np.array(PREPROCESS.mean)) / np.array(PREPROCESS.std)
+        with torch.no_grad():
+            expected = network(torch.from_numpy(normalised.transpose(0, 3, 1, 2))).numpy()
+        logits = predictor.logits(images(count))
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+
+    def test_any_memory_layout(self, predictor: Predictor) -> None:
+        backwards = images(4)[::-1]
+        frozen = images(4)
+        frozen.setflags(write=False)
+        np.testing.assert_allclose(predictor.logits(backwards)[::-1], predictor.logits(frozen), rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            np.zeros((1, SIDE, SIDE, 3), np.float32),
+            np.zeros((SIDE, SIDE, 3), np.uint8),
+            np.zeros((1, 3, SIDE, SIDE), np.uint8),
+            np.zeros((1, SIDE + 1, SIDE, 3), np.uint8),
+            np.zeros((0, SIDE, SIDE, 3), np.uint8),
+            np.zeros((), np.uint8),
+        ],
+        ids=lambda wrong: f"{wrong.dtype}{wrong.shape}",
+    )
+    def test_wrong_images(self, predictor: Predictor, wrong: np.ndarray) -> None:
+        with pytest.raises(ValueError, match=r"images must be uint8 \(N, 16, 16, 3\), N ≥ 1, not ") as info:
+            predictor.logits(wrong)
+        assert f"{wrong.dtype} {wrong.shape}" in str(info.value)
+
+
+class TestOnnx:
+    def fails(self, path: Path) -> str:
+        with pytest.raises(ArtifactError) as info:
+            OnnxPredictor(path, "cpu")
+        assert str(path) in str(info.value)
+        assert "\n" not in str(info.value)
+        return str(info.value)
+
+    def rewritten(self, onnx_file: Path, tmp_path: Path, **metadata: str | None) -> Path:
+        model = onnx.load(str(onnx_file))
+        kept = {entry.key: entry.value for entry in model.metadata_props} | metadata
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, {key: value for key, value in kept.items() if value is not None})
+        onnx.save(model, str(tmp_path / "rewritten.onnx"))
+        return tmp_path / "rewritten.onnx"
+
+    def test_metadata(self, onnx_file: Path) -> None:
+        metadata = OnnxPredictor(onnx_file, "cpu").metadata
+        assert json.loads(metadata["classes"]) == list(CLASSES)
+        assert metadata["architecture"] == "depthwise"
+
+    def test_files_that_are_none(self, tmp_path: Path, onnx_file: Path) -> None:
+        assert "there is no ONNX file" in self.fails(tmp_path / "nowhere.onnx")
+        assert "there is no ONNX file" in self.fails(tmp_path)
+        for name, content in (("empty", b""), ("text", b"hello"), ("truncated", onnx_file.read_bytes()[:-3000])):
+            (tmp_path / f"{name}.onnx").write_bytes(content)
+            message = self.fails(tmp_path / f"{name}.onnx")
+            assert "onnxruntime cannot open" in message
+            assert "make it again with `toolkit export --onnx`" in message
+
+    def test_no_permission(self, onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def deny(_: Path) -> bytes:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "read_bytes", deny)
+        assert "Permission denied; check the file's permissions" in self.fails(onnx_file)
+
+    def test_metadata_that_is_missing_or_odd(self, onnx_file: Path, tmp_path: Path) -> None:
+        both = self.rewritten(onnx_file, tmp_path, classes=None, preprocess=None)
+        assert "has no classes and no preprocess in its metadata, so it was not exported by this" in self.fails(both)
+        assert "has no preprocess in its metadata" in self.fails(self.rewritten(onnx_file, tmp_path, preprocess=None))
+        for classes in ("{", "{}", "[1, 2, 3]"):
+            path = self.rewritten(onnx_file, tmp_path, classes=classes)
+            assert "the metadata `classes` is not a JSON list of names" in self.fails(path)
+        assert "`preprocess` metadata cannot be read" in self.fails(
+            self.rewritten(onnx_file, tmp_path, preprocess="{}")
+        )
+
+    def test_a_class_list_that_does_not_fit_the_logits(self, onnx_file: Path, tmp_path: Path) -> None:
+        path = self.rewritten(onnx_file, tmp_path, classes='["a", "b"]')
+        assert "names 2 classes, its logits are for 3" in self.fails(path)
+
+    def test_files_with_other_inputs(self, onnx_file: Path, tmp_path: Path) -> None:
+        model = onnx.load(str(onnx_file))
+        model.graph.output[0].name = model.graph.node[-2].output[0] = "scores"
+        model.graph.node[-1].input[0] = "scores"
+        onnx.save(model, str(tmp_path / "other.onnx"))
+        assert "has no output `logits`" in self.fails(tmp_path / "other.onnx")
+
+    def test_an_unavailable_provider_is_refused(self, onnx_file: Path) -> None:
+        with pytest.raises(DeviceError, match="unknown provider 'npu'"):
+            OnnxPredictor(onnx_file, "npu")
+
+    def test_no_silent_fallback(self, onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A provider that passed its probe but gives this session to the CPU."""
+        import onnxruntime
+
+        class Elsewhere:
+            def __init__(self, *args: Any, **_: Any) -> None:
+                self.session = real(args[0], providers=["CPUExecutionProvider"])
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.session, name)
+
+        real = onnxruntime.InferenceSession
+        monkeypatch.setattr(onnxruntime, "InferenceSession", Elsewhere)
+        monkeypatch.setattr(module, "pick_provider", lambda _: "CUDAExecutionProvider")
+        told = r"onnxruntime put student\.onnx on CPUExecutionProvider instead of CUDAExecutionProvider; see `toolkit"
+        with pytest.raises(DeviceError, match=told):
+            OnnxPredictor(onnx_file, "cuda")
+
+    def test_a_provider_that_fails_on_this_model(self, onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import onnxruntime
+
+        real = onnxruntime.InferenceSession
+
+        def fail_beyond_cpu(*args: Any, providers: list[str], **settings: Any) -> Any:
+            if providers != ["CPUExecutionProvider"]:
+                raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : no kernel for Clip")
+            return real(*args, providers=providers, **settings)
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", fail_beyond_cpu)
+        monkeypatch.setattr(module, "pick_provider", lambda _: "CUDAExecutionProvider")
+        with pytest.raises(DeviceError, match=r"CUDAExecutionProvider cannot run student\.onnx: no kernel for Clip"):
+            OnnxPredictor(onnx_file, "cuda")
+
+    def test_threads_default_to_the_cores_this_process_may_use(
+        self, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import onnxruntime
+
+        asked: list[int] = []
+        real = onnxruntime.InferenceSession
+
+        def spy(content: bytes, options: Any, **settings: Any) -> Any:
+            asked.append(options.intra_op_num_threads)
+            return real(content, options, **settings)
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+        monkeypatch.setattr(module, "available_cores", lambda: 3)
+        OnnxPredictor(onnx_file, "cpu")
+        OnnxPredictor(onnx_file, "cpu", threads=1)
+        assert asked == [3, 1]
+
+    def test_torch_is_not_imported(self, onnx_file: Path) -> None:
+        code = (
+            "import sys; import numpy as np; from pathlib import Path; from toolkit.predictor import OnnxPredictor;"
+            f"p = OnnxPredictor(Path({str(onnx_file)!r}), 'cpu', 1);"
+            f"p.logits(np.zeros((2, {SIDE}, {SIDE}, 3), np.uint8));"
+            "assert 'torch' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    @pytest.mark.gpu
+    def test_on_a_gpu(self, onnx_file: Path) -> None:
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU")
+        on_gpu, on_cpu = OnnxPredictor(onnx_file, "cuda"), OnnxPredictor(onnx_file, "cpu")
+        assert on_gpu.provider == "CUDAExecutionProvider"
+        np.testing.assert_allclose(on_gpu.logits(images(5)), on_cpu.logits(images(5)), rtol=0, atol=1e-2)
+
+
+class TestTorch:
+    def test_missing_weights(self, tmp_path: Path) -> None:
+        with pytest.raises(WeightsError, match="there is no weights file"):
+            TorchPredictor(tmp_path / "student.safetensors")
+
+    def test_never_more_threads_than_cores(self, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(2)
+            monkeypatch.setattr(module, "available_cores", lambda: 1)
+            TorchPredictor(weights)
+            assert torch.get_num_threads() == 1
+            TorchPredictor(weights, threads=2)
+            assert torch.get_num_threads() == 2
+        finally:
+            torch.set_num_threads(before)
+
+    @pytest.mark.gpu
+    def test_on_a_gpu(self, weights: Path) -> None:
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU")
+        on_gpu, on_cpu = TorchPredictor(weights, "cuda:0"), TorchPredictor(weights)
+        np.testing.assert_allclose(on_gpu.logits(images(5)), on_cpu.logits(images(5)), rtol=0, atol=1e-2)
+
+
+class TestSoftmax:
+    def test_against_hand_worked_numbers(self) -> None:
+        np.testing.assert_allclose(softmax(np.log([[1.0, 2.0, 5.0]])), [[0.125, 0.25, 0.625]], rtol=1e-15)
+
+    def test_temperature(self) -> None:
+        logits = np.log([[1.0, 4.0, 16.0]])
+        np.testing.assert_allclose(softmax(logits, temperature=2.0), [[1 / 7, 2 / 7, 4 / 7]], rtol=1e-14)
+
+    def test_extreme_logits(self) -> None:
+        with np.errstate(all="raise", under="ignore"):
+            probabilities = softmax(np.array([[3e38, -3e38, 3e38]], dtype=np.float32))
+        np.testing.assert_array_equal(probabilities, [[0.5, 0.0, 0.5]])
+
+    def test_against_torch(self) -> None:
+        logits = np.random.default_rng(0).normal(0, 30, (50, 7))
+        np.testing.assert_allclose(softmax(logits), torch.from_numpy(logits).softmax(1).numpy(), rtol=1e-12)
+
+
+class TestTopK:
+    def test_order(self) -> None:
+        assert top_k(np.array([0.1, 0.6, 0.3]), CLASSES, 2) == [("ramen", 0.6), ("tacos", 0.3)]
+
+    def test_ties_go_in_class_order(self) -> None:
+        probabilities = np.full(40, 1 / 40)
+        names = [str(i) for i in range(40)]
+        assert [name for name, _ in top_k(probabilities, names, 5)] == ["0", "1", "2", "3", "4"]
+
+    def test_more_than_there_are(self) -> None:
+        assert len(top_k(np.array([0.2, 0.5, 0.3]), CLASSES, 10)) == 3
+
+    def test_shapes_that_do_not_belong_together(self) -> None:
+        with pytest.raises(ValueError, match=r"probabilities \(1, 3\) are not one for each of 3 classes"):
+            top_k(np.zeros((1, 3)), CLASSES, 1)

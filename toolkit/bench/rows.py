@@ -1,0 +1,124 @@
+"""The rows of a report: which files are measured, in which runtime, and what each of them answers.
+
+N images, C classes, S px is the side of what the networks see.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from toolkit.bench.cost import count_macs, count_params
+from toolkit.data.pixels import Pixels
+from toolkit.environment import available_cores
+from toolkit.errors import ArtifactError
+from toolkit.modeldir import ModelDir, Precision, Role
+from toolkit.networks.weights import load_model
+from toolkit.predictor import OnnxPredictor, Predictor, TorchPredictor
+
+BATCH_PIXELS = 2**20
+"""px in a batch of the quality pass: 256 images of 64 px or less, so that activations stay small at any size."""
+LARGEST_BATCH = 256
+"""images"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model file in one runtime."""
+
+    model: Role
+    precision: Precision
+    path: Path
+    predictor: Predictor
+    network: nn.Module
+    """The same model in torch, on the CPU: what parameters and multiply-adds are counted on."""
+    extra: dict[str, Any]
+    """What the weights file tells of its training."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.precision} ({self.predictor.runtime})"
+
+    def describe(self) -> dict[str, Any]:
+        """The part of a report's row that needs no measuring."""
+        return {
+            "model": self.model,
+            "precision": self.precision,
+            "runtime": self.predictor.runtime,
+            "provider": self.predictor.provider,
+            "params": count_params(self.network),
+            "macs": count_macs(self.network, self.predictor.preprocess.image_size),
+            "size_bytes": self.path.stat().st_size,
+        }
+
+
+def open_rows(model_dir: ModelDir, device: str, provider: str) -> list[Row]:
+    """Teacher and student, and the control where there is one, each in torch and in onnxruntime; the teacher is first.
+
+    Raises ArtifactError where a file is missing or was made from another set of classes, DeviceError.
+    """
+    roles: list[Role] = ["teacher", "student"]
+    if model_dir.weights("control").is_file():
+        roles.append("control")
+    files = [(role, model_dir.require(model_dir.weights(role))) for role in roles]
+    exported = {role: model_dir.onnx(role) for role in roles}
+    for role in ("teacher", "student"):
+        model_dir.require(exported[role])
+    threads = available_cores()  # the same for both runtimes, or they could not be compared
+    rows = []
+    for role, weights in files:
+        classifier, info = load_model(weights)
+        in_torch = TorchPredictor(weights, device, threads)
+        rows.append(Row(role, "fp32", weights, in_torch, classifier.network, info.extra))
+        if exported[role].is_file():
+            in_onnxruntime = OnnxPredictor(exported[role], provider, threads)
+            rows.append(Row(role, "fp32", exported[role], in_onnxruntime, classifier.network, info.extra))
+    _require_alike(rows)
+    return rows
+
+
+def _require_alike(rows: Sequence[Row]) -> None:
+    first = rows[0].predictor
+    for row in rows[1:]:
+        if row.predictor.classes != first.classes:
+            raise ArtifactError(
+                f"{row.path} and {rows[0].path} were made for other classes",
+                "make them again from the same data: toolkit distill --force, toolkit export --onnx --force",
+            )
+        seen, expected = row.predictor.preprocess, first.preprocess
+        if (seen.image_size, seen.resize) != (expected.image_size, expected.resize):
+            raise ArtifactError(
+                f"{row.path} sees {seen.image_size} px, resized to {seen.resize}; "
+                f"{rows[0].path} {expected.image_size} px, resized to {expected.resize}",
+                "make them again with the same [data] settings: toolkit distill --force, toolkit export --onnx --force",
+            )
+
+
+def answer_images(
+    rows: Sequence[Row], pixels: Pixels, indices: NDArray[np.integer], advance: Callable[[int], None]
+) -> list[NDArray[np.float32]]:
+    """Every row's logits (N, C) for the images at `indices`; `advance` is told how many images a row has done."""
+    size = rows[0].predictor.preprocess.image_size
+    answers: list[list[NDArray[np.float32]]] = [[] for _ in rows]
+    for batch in _batches(indices, max(1, min(LARGEST_BATCH, BATCH_PIXELS // size**2))):
+        images = pixels.centre(batch)
+        for row, answer in zip(rows, answers, strict=True):
+            answer.append(row.predictor.logits(images))
+            advance(len(batch))
+    return [np.concatenate(answer) for answer in answers]
+
+
+def choose_images(available: int, wanted: int) -> NDArray[np.int64]:
+    """Indices of `wanted` images (0: all) spread evenly over the split, so that sorted classes all take part."""
+    if wanted == 0 or wanted >= available:
+        return np.arange(available)
+    return np.arange(wanted) * available // wanted
+
+
+def _batches(indices: NDArray[np.integer], size: int) -> Iterator[NDArray[np.integer]]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]

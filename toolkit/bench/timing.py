@@ -1,0 +1,165 @@
+"""How fast predictors are: latency of one image, throughput of batches. Preprocessing is not included.
+
+What is timed is `Predictor.logits` on images already decoded, resized and cropped: uint8 pixels in, float32 logits
+out, the copy to a device and back included. A predictor returns numpy, so an accelerator has finished when the clock
+stops.
+
+The method, for each batch size:
+
+1. Warm-up. Each row runs until it is stable: the median of its last WINDOW runs is within TOLERANCE of the median of
+   the WINDOW runs before, or WARM_UP_RUNS are reached, or a tenth of the time limit.
+2. Rounds. The rows take turns, ROUNDS times, so that a machine that slows down or heats up does so for all alike. At
+   its turn a row first runs untimed for SETTLE_MS, which brings its weights back into the caches and lets the threads
+   of the row before fall asleep, then takes its share of the samples.
+3. A row is done when it has its samples and MIN_SECONDS of timed runs, or when it has used up its time limit.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.predictor import Predictor
+
+WINDOW = 5
+"""runs"""
+TOLERANCE = 0.05
+"""fraction of the median"""
+WARM_UP_RUNS = 50
+ROUNDS = 10
+SETTLE_MS = 5.0
+MIN_SECONDS = 0.5
+"""s of timed runs; a fast row gets more than the samples that were asked for, so that its tail means something"""
+
+Clock = Callable[[], int]
+"""ns, monotonic"""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one run over n timed runs; percentiles interpolate linearly, std is of the population."""
+
+    p50: float
+    p95: float
+    p99: float
+    mean: float
+    std: float
+    n: int
+
+    @classmethod
+    def of(cls, durations_ns: Sequence[int]) -> "Latency":
+        durations_ms = np.asarray(durations_ns, dtype=np.float64) / 1e6
+        p50, p95, p99 = (float(value) for value in np.percentile(durations_ms, (50, 95, 99)))
+        return cls(p50, p95, p99, float(durations_ms.mean()), float(durations_ms.std()), len(durations_ms))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One row's figures."""
+
+    latency_ms: Latency
+    """Of batch 1."""
+    throughput_img_s: dict[str, float]
+    """Batch size, as a string → images a second over all timed runs."""
+
+
+@dataclass
+class _Run:
+    """One row at one batch size while it is being timed."""
+
+    predictor: Predictor
+    images: NDArray[np.uint8]
+    batch_size: int
+    clock: Clock
+    at: int = 0
+    spent_ns: int = 0
+    timed_ns: list[int] = field(default_factory=list)
+
+    def once(self) -> int:
+        """Run the next images of the test set through the predictor; ns it took."""
+        indices = np.arange(self.at, self.at + self.batch_size) % len(self.images)
+        batch = self.images[indices]
+        self.at = int(indices[-1]) + 1
+        start = self.clock()
+        self.predictor.logits(batch)
+        duration = self.clock() - start
+        self.spent_ns += duration
+        return duration
+
+
+def time_rows(
+    predictors: Sequence[Predictor],
+    images: NDArray[np.uint8],
+    samples: int,
+    seconds: float,
+    batch_sizes: Iterable[int],
+    *,
+    clock: Clock = time.perf_counter_ns,
+    min_seconds: float = MIN_SECONDS,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> list[Timing]:
+    """Time every predictor on images (N, S, S, 3); one Timing each, in their order.
+
+    Latency is of batch 1 with at least `samples` runs, throughput of every one of `batch_sizes` with at least `samples`
+    images, unless `seconds` (s, for one row at one batch size) end it before; every row gets one timed run at least.
+    `advance` is told each finished turn; there are ROUNDS for each row and batch size.
+    """
+    results: dict[int, list[list[int]]] = {}
+    for batch_size in sorted({1, *batch_sizes}):
+        runs = [_Run(predictor, images, batch_size, clock) for predictor in predictors]
+        wanted = max(ROUNDS, -(-samples // batch_size))
+        _time_interleaved(runs, wanted, round(seconds * 1e9), round(min(min_seconds, seconds) * 1e9), advance)
+        results[batch_size] = [run.timed_ns for run in runs]
+    return [
+        Timing(
+            latency_ms=Latency.of(results[1][row]),
+            throughput_img_s={
+                str(size): size * len(results[size][row]) * 1e9 / sum(results[size][row])
+                for size in sorted(set(batch_sizes))
+            },
+        )
+        for row in range(len(predictors))
+    ]
+
+
+def count_turns(rows: int, batch_sizes: Iterable[int]) -> int:
+    """How often `time_rows` calls advance."""
+    return ROUNDS * rows * len({1, *batch_sizes})
+
+
+def _time_interleaved(
+    runs: Sequence[_Run], samples: int, limit_ns: int, least_ns: int, advance: Callable[[int], None]
+) -> None:
+    for run in runs:
+        _warm_up(run, limit_ns // 10)
+        run.spent_ns = 0
+    for turn in range(1, ROUNDS + 1):
+        for run in runs:
+            share = turn / ROUNDS
+            _take_turn(run, round(samples * share), limit_ns * share, least_ns * share)
+            advance(1)
+
+
+def _warm_up(run: _Run, limit_ns: int) -> None:
+    durations = [run.once(), run.once()]
+    while len(durations) < WARM_UP_RUNS and run.spent_ns < limit_ns:
+        durations.append(run.once())
+        if len(durations) >= 2 * WINDOW:
+            before = float(np.median(durations[-2 * WINDOW : -WINDOW]))
+            if abs(float(np.median(durations[-WINDOW:])) - before) <= TOLERANCE * before:
+                return
+
+
+def _take_turn(run: _Run, samples: int, limit_ns: float, least_ns: float) -> None:
+    """Run until `samples` and `least_ns` are timed in all turns so far, or `limit_ns` spent."""
+    if run.timed_ns and run.spent_ns >= limit_ns:
+        return
+    settled_ns = run.once()
+    while settled_ns < SETTLE_MS * 1e6:
+        settled_ns += run.once()
+    timed_ns = sum(run.timed_ns)
+    while not run.timed_ns or (run.spent_ns < limit_ns and (len(run.timed_ns) < samples or timed_ns < least_ns)):
+        run.timed_ns.append(run.once())
+        timed_ns += run.timed_ns[-1]

@@ -1,0 +1,147 @@
+"""From a classifier to an ONNX graph: uint8 images in, logits and probabilities out, normalisation inside.
+
+N images, S px their side, C classes.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import ArtifactError, GateError
+from toolkit.networks.classifier import Classifier
+
+INPUT = "image"
+OUTPUTS = ("logits", "probabilities")
+BATCH_AXIS = "N"
+
+LARGEST_BYTES = 2**31 - 2**20
+"""What a single ONNX file can hold: protobuf's 2 GiB, less room for the graph itself."""
+
+
+class DeployedGraph(nn.Module):
+    """uint8 images (N, S, S, 3) → float32 logits (N, C) and their softmax."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        # contiguous: a channels-last tensor makes the exporter write pooling as a chain of gathers
+        planes = image.permute(0, 3, 1, 2).contiguous()
+        logits = self.classifier(planes.to(torch.float32) / 255)
+        return logits, torch.softmax(logits, dim=1)
+
+
+def build_graph(classifier: Classifier, image_size: int, opset: int) -> onnx.ModelProto:
+    """Trace the classifier, on the CPU and in evaluation mode, for any N ≥ 1 of images with S = `image_size` px.
+
+    Raises ArtifactError where torch's exporter cannot write this network in this opset, or it would not fit into one
+    file. The graph carries no traces of this machine's paths.
+    """
+    size_bytes = sum(tensor.nbytes for tensor in classifier.state_dict().values())
+    if size_bytes > LARGEST_BYTES:
+        raise ArtifactError(
+            f"the network's weights ({size_bytes / 1e9:.1f} GB) do not fit into one ONNX file, which holds 2.1 GB",
+            "export a smaller architecture",
+        )
+    example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                DeployedGraph(classifier).eval(),
+                (example,),
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                external_data=False,
+                input_names=[INPUT],
+                output_names=list(OUTPUTS),
+                dynamic_shapes={INPUT: {0: torch.export.Dim(BATCH_AXIS, min=1)}},
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
+        raise ArtifactError(
+            f"torch {torch.__version__} cannot export this network to ONNX opset {opset}: {reason}",
+            "try another opset with --set export.opset=18 (to 23), or another architecture",
+        ) from error
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    _strip_traces(model)
+    _require_opset(model, opset)
+    return model
+
+
+def set_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Put the strings into the model's metadata, in the order of their names."""
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+
+
+def check_graph(model: onnx.ModelProto, image_size: int, num_classes: int) -> None:
+    """Raise GateError unless the model is valid ONNX, whole in itself, with the inputs and outputs it should have."""
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise _faulty("keeps weights outside of itself")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise _faulty(f"is not valid: {str(error).strip().splitlines()[0]}") from error
+    square = [image_size, image_size, 3]
+    expected = [(INPUT, onnx.TensorProto.UINT8, [BATCH_AXIS, *square])]
+    expected += [(name, onnx.TensorProto.FLOAT, [BATCH_AXIS, num_classes]) for name in OUTPUTS]
+    found = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
+    if found != expected:
+        raise _faulty(f"has inputs and outputs {found} instead of {expected}")
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, list[str | int]]:
+    tensor = value.type.tensor_type
+    return value.name, tensor.elem_type, [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+
+
+def _faulty(problem: str) -> GateError:
+    return GateError(f"the exported graph {problem}", "nothing was written; try another --set export.opset=18 (to 23)")
+
+
+def _strip_traces(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes about source files and torch's internals; it is of no use to a runtime."""
+    model.doc_string = ""
+    graph = model.graph
+    graph.doc_string = ""
+    noted: list[Any] = [graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer]
+    for part in noted:
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def _require_opset(model: onnx.ModelProto, opset: int) -> None:
+    made = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if made != opset:
+        raise ArtifactError(
+            f"torch {torch.__version__} wrote this network in ONNX opset {made}, not {opset}",
+            f"use --set export.opset={made}",
+        )
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's progress lines, warnings and log records from the user; what matters is raised."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

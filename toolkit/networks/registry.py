@@ -1,0 +1,93 @@
+"""Networks by name: the notebook's student and every classifier of torchvision."""
+
+import difflib
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolkit.errors import RecipeError
+from toolkit.networks.student import DepthwiseStudent
+
+DEPTHWISE = "depthwise"
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    # Auxiliary heads would make training outputs tuples; without them both are plain classifiers.
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+"""Builder arguments that some torchvision classifiers need."""
+
+
+def build(
+    architecture: str, num_classes: int, *, base: int = 16, width_mult: float = 1.0, image_size: int | None = None
+) -> nn.Module:
+    """A network with random weights: float images (N, 3, S, S) → logits (N, num_classes).
+
+    `base` and `width_mult` shape `depthwise` alone. With `image_size` (px, S) the network is proven to take them,
+    and the few that are built for one size are built for that one (vit_*, maxvit_t: 224 px without it). Raises
+    RecipeError for an unknown name or a size that the network refuses.
+    """
+    if architecture != DEPTHWISE and architecture not in _classifiers():  # depthwise alone does without torchvision
+        raise _unknown(architecture)
+    if image_size is None:
+        return _make(architecture, num_classes, base, width_mult, {})
+    try:
+        network = _make(architecture, num_classes, base, width_mult, _size_setting(architecture, image_size))
+        _try_once(network, image_size)
+    except (AssertionError, RuntimeError, ValueError) as error:  # whatever torchvision's networks say no with
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip("!.")
+        raise RecipeError(
+            f"{architecture} cannot take images of {image_size} px (data.image_size): {reason}",
+            "use a size it can take (224 suits most of torchvision's), or another architecture",
+        ) from error
+    return network
+
+
+@functools.cache
+def architectures() -> list[str]:
+    """Every name that `build` knows."""
+    return [DEPTHWISE, *_classifiers()]
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Trained numbers in the network; batch-norm statistics are not among them."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@functools.cache
+def _classifiers() -> list[str]:
+    from torchvision import models
+
+    return list(models.list_models(module=models))
+
+
+def _make(architecture: str, num_classes: int, base: int, width_mult: float, settings: dict[str, Any]) -> nn.Module:
+    if architecture == DEPTHWISE:
+        return DepthwiseStudent(num_classes, base=base, width_mult=width_mult)
+    from torchvision import models
+
+    settings = {"weights": None, "num_classes": num_classes} | SETTINGS.get(architecture, {}) | settings
+    network: nn.Module = models.get_model(architecture, **settings)
+    return network
+
+
+def _try_once(network: nn.Module, image_size: int) -> None:
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, image_size, image_size))
+    network.train()
+
+
+def _size_setting(architecture: str, image_size: int | None) -> dict[str, Any]:
+    if image_size is None:
+        return {}
+    if architecture.startswith("vit_"):
+        return {"image_size": image_size}
+    return {"input_size": (image_size, image_size)} if architecture.startswith("maxvit_") else {}
+
+
+def _unknown(architecture: str) -> RecipeError:
+    near = difflib.get_close_matches(architecture.lower(), architectures(), n=3, cutoff=0.5)
+    guess = f"did you mean {' or '.join(near)}? allowed: " if near else "allowed: "
+    return RecipeError(f"unknown architecture {architecture!r}", f"{guess}depthwise, or any classifier of torchvision")

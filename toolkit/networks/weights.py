@@ -1,0 +1,284 @@
+"""Weights in and out: safetensors that describe themselves, and plain state dicts read with tensors only."""
+
+import json
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from toolkit.data.preprocess import Preprocess
+from toolkit.errors import WeightsError
+from toolkit.modeldir import Role, write_atomically
+from toolkit.networks.classifier import Classifier
+from toolkit.networks.registry import build
+from toolkit.recipe import Recipe
+
+Channels = tuple[float, float, float]
+
+METADATA_KEY = "kd_toolkit"
+"""The one metadata entry of our files: JSON, so that the bytes of a file do not depend on a hash map's order."""
+
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+"""Keys under which training scripts put the state dict among other things."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a weights file says about itself. `extra` holds JSON values such as valid_accuracy."""
+
+    role: Role
+    architecture: str
+    base: int
+    width_mult: float
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    recipe: dict[str, Any]
+    recipe_sha256: str
+    dataset_sha256: str
+    teacher_sha256: str | None
+    toolkit_version: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self) | {"preprocess": json.loads(self.preprocess.to_json())}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelInfo":
+        """Raises KeyError, TypeError or ValueError for anything `to_json` did not write."""
+        values = json.loads(text)
+        preprocess = Preprocess.from_json(json.dumps(values["preprocess"]))
+        return cls(**values | {"classes": tuple(values["classes"]), "preprocess": preprocess})
+
+
+def save_model(path: Path, network: nn.Module, info: ModelInfo) -> None:
+    """Write the network's state dict (bare keys, on the CPU) and `info` as safetensors, whole or not at all."""
+    tensors = {
+        # clone: tied weights must not share memory in safetensors; contiguous: nor lie in channels-last order
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in network.state_dict().items()
+    }
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(save(tensors, {METADATA_KEY: info.to_json()}))
+
+
+def load_model(path: Path) -> tuple[Classifier, ModelInfo]:
+    """The classifier in evaluation mode, fp32, on the CPU, from a file that `save_model` wrote. Raises WeightsError."""
+    info = read_info(path)
+    network = build(
+        info.architecture,
+        len(info.classes),
+        base=info.base,
+        width_mult=info.width_mult,
+        image_size=info.preprocess.image_size,
+    )
+    load_into(network, read_state_dict(path), path, len(info.classes))
+    return Classifier(network, info.preprocess.mean, info.preprocess.std).float().eval(), info
+
+
+def carries_info(path: Path) -> bool:
+    """Whether `save_model` wrote this file, so that `load_model` can read it. Raises WeightsError if it is damaged."""
+    return _find_info(path) is not None
+
+
+def read_info(path: Path) -> ModelInfo:
+    """What the file says about itself, without reading its tensors. Raises WeightsError."""
+    info = _find_info(path)
+    if info is None:
+        raise WeightsError(
+            f"{path} carries no description of its network (class names, preprocessing)",
+            "give a .safetensors file that `toolkit teacher` or `toolkit distill` wrote; "
+            "a bare state dict can be a teacher with --weights",
+        )
+    return info
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Name → tensor on the CPU, from safetensors or from a .pt/.pth/.bin of torch.save that holds tensors only.
+
+    A wrapping {"state_dict": ...} or {"model": ...} and a prefix `module.` are taken off. The file's first bytes decide
+    what it is, not its name. Raises WeightsError, and never runs what a pickle asks for.
+    """
+    head = _first_bytes(path)
+    if _looks_like_safetensors(head):
+        try:
+            return dict(load_file(path))
+        except SafetensorError as error:
+            raise _unreadable(path, f"truncated or damaged ({error})") from None
+    if head[:2] not in (b"PK", b"\x80\x02") and head[:1] != b"\x80":
+        raise _unreadable(path, "neither safetensors nor a file of torch.save")
+    return _as_state_dict(_load_tensors_only(path), path)
+
+
+def load_into(network: nn.Module, state_dict: Mapping[str, Tensor], path: Path, num_classes: int) -> None:
+    """Copy the weights into the network, which was built for `num_classes`.
+
+    Raises WeightsError that names both class counts where only the last layer does not fit, else the first key that is
+    missing, unexpected or of another shape, or that holds values which are not finite.
+    """
+    own = network.state_dict()
+    counters = {
+        name for name in own if name.endswith(".num_batches_tracked")
+    }  # old files lack them; nothing needs them
+    missing = [name for name in own if name not in state_dict and name not in counters]
+    unexpected = [name for name in state_dict if name not in own]
+    remedy = (
+        "give weights of that architecture, or name theirs in the recipe (teacher.architecture, student.architecture)"
+    )
+    if missing or unexpected:
+        name, what = (missing[0], "missing") if missing else (unexpected[0], "unexpected")
+        count = f"{len(missing)} keys missing, {len(unexpected)} unexpected"
+        raise WeightsError(f"{path} does not fit {_name(network)}: {name} is {what} ({count})", remedy)
+    misfits = [name for name in own if name in state_dict and own[name].shape != state_dict[name].shape]
+    if misfits:
+        _refuse_classes(own, state_dict, misfits, path, num_classes)
+        name = misfits[0]
+        shapes = f"{tuple(state_dict[name].shape)} instead of {tuple(own[name].shape)}"
+        raise WeightsError(f"{path} does not fit {_name(network)}: {name} is {shapes}", remedy)
+    for name, value in state_dict.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise WeightsError(
+                f"{path}: {name} holds values that are not finite", "train or export those weights again"
+            )
+    network.load_state_dict(dict(state_dict))
+
+
+def import_teacher(
+    path: Path, recipe: Recipe, num_classes: int, classes: tuple[str, ...] | None = None
+) -> tuple[nn.Module, Channels, Channels]:
+    """The recipe's teacher network with the file's weights, and the mean and std that go with them.
+
+    Mean and std are `recipe.teacher`'s where given, else those that the file carries, else `recipe.data`'s. `classes`,
+    where given, must be the file's own if it names any. Raises WeightsError where the file does not fit.
+    """
+    architecture = recipe.teacher.architecture
+    info = _find_info(path)
+    if info is not None and info.architecture != architecture:
+        raise WeightsError(
+            f"{path} is a {info.architecture}, the recipe's teacher a {architecture}",
+            f"use --set teacher.architecture={info.architecture}",
+        )
+    network = build(
+        architecture,
+        num_classes,
+        base=recipe.student.base,
+        width_mult=recipe.student.width_mult,
+        image_size=recipe.data.image_size,
+    )
+    load_into(network, read_state_dict(path), path, num_classes)
+    if info is not None and classes is not None and info.classes != classes:
+        theirs, ours = next(pair for pair in zip(info.classes, classes, strict=True) if pair[0] != pair[1])
+        raise WeightsError(
+            f"{path} calls a class {theirs!r} where the data says {ours!r}",
+            "give the data those weights were trained on",
+        )
+    mean = recipe.teacher.mean or (info.preprocess.mean if info else recipe.data.mean)
+    std = recipe.teacher.std or (info.preprocess.std if info else recipe.data.std)
+    return network, mean, std
+
+
+def _find_info(path: Path) -> ModelInfo | None:
+    """None where the file is readable and simply says nothing about itself."""
+    if not _looks_like_safetensors(_first_bytes(path)):
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+    except SafetensorError as error:
+        raise _unreadable(path, f"truncated or damaged ({error})") from None
+    if text is None:
+        return None
+    try:
+        return ModelInfo.from_json(text)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: its description cannot be understood ({type(error).__name__}: {error})",
+            "it may come from another version of the toolkit: make it again with `toolkit distill --force`",
+        ) from None
+
+
+def _first_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise WeightsError(f"{path} is a directory", "give a weights file (.safetensors, .pt, .pth or .bin)")
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except FileNotFoundError:
+        raise WeightsError(
+            f"there is no weights file {path}", "check the path, or make one with `toolkit distill`"
+        ) from None
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}", "check the file's permissions") from None
+    if not head:
+        raise _unreadable(path, "empty (0 bytes)")
+    return head
+
+
+def _looks_like_safetensors(head: bytes) -> bool:
+    return len(head) == 9 and head[8:] == b"{"
+
+
+def _load_tensors_only(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about formats; what matters is raised
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"GLOBAL (\S+)", str(error))
+        if culprit or "Unsupported" in str(error):
+            content = (
+                f"more than tensors (it asks for {culprit[1]})" if culprit else "a pickle that torch.save did not write"
+            )
+            raise WeightsError(
+                f"{path} holds {content} and was refused unread: a pickle can run code",
+                "save tensors only, torch.save(network.state_dict(), path), or use safetensors",
+            ) from None
+        raise _unreadable(path, "a pickle that torch.save did not write, or truncated") from None
+    except Exception as error:  # a parser of damaged bytes raises whatever the bytes lead it to
+        reason = re.split(r"[\n;]|\. ", str(error))[0][:120]
+        raise _unreadable(path, f"truncated, damaged or not weights ({reason or type(error).__name__})") from error
+
+
+def _as_state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(loaded, Mapping):
+        loaded = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise _unreadable(path, f"no state dict but {'empty' if loaded == {} else f'a {type(loaded).__name__}'}")
+    odd = next((key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, Tensor))), None)
+    if odd is not None:
+        raise _unreadable(path, f"no state dict: {odd!r} is a {type(loaded[odd]).__name__}, not a tensor")
+    prefix = "module." if all(key.startswith("module.") for key in loaded) else ""
+    return {key.removeprefix(prefix): value.detach() for key, value in loaded.items()}
+
+
+def _unreadable(path: Path, reason: str) -> WeightsError:
+    return WeightsError(
+        f"cannot read weights from {path}: it is {reason}",
+        "give a complete .safetensors file, or a state dict saved with torch.save",
+    )
+
+
+def _refuse_classes(
+    own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], misfits: list[str], path: Path, num_classes: int
+) -> None:
+    """Raise if the misfits are a last layer for another number of classes: same shape but for its first side."""
+    counts = {int(theirs[name].shape[0]) for name in misfits if theirs[name].ndim}
+    a_head = all(
+        own[name].shape[:1] == (num_classes,) and own[name].shape[1:] == theirs[name].shape[1:] for name in misfits
+    )
+    if a_head and len(counts) == 1:
+        raise WeightsError(
+            f"{path} knows {counts.pop()} classes, {num_classes} are needed ({misfits[0]})",
+            "give weights trained on this data, or the data they were trained on with --data",
+        )
+
+
+def _name(network: nn.Module) -> str:
+    return type(network).__name__
