@@ -165,7 +165,7 @@ def export(
 
     start = time.perf_counter()
     if model.is_file():
-        results = [export_weights(model, recipe, data, out, overrides or [])]
+        results = [export_weights(model, recipe, data, out, overrides or [], force=force)]
         next_command = f"toolkit predict {results[0].path} IMAGE"
     else:
         if out is not None:

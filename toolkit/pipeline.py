@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 MODELS = Path("models")
 """Where model directories lie, seen from where the command is run."""
 
-BUILTIN_RECIPE_OF_SET = {"fashion-mnist": "fashion-mnist", "food-11": "food11"}
+NOTEBOOK_RECIPE = "food11"
+BUILTIN_RECIPE_OF_SET = {"fashion-mnist": "fashion-mnist", "food-11": NOTEBOOK_RECIPE}
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ def open_training_job(
 ) -> Job:
     """A job for teacher, distill and run; the recipe is --recipe's, the data's own, OUT/recipe.toml or the default."""
     recipe, own_dir = _training_recipe(recipe_name, data, out)
-    if data is not None:
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})})
-    recipe = recipe.with_overrides(overrides)
+    recipe = _with_source(recipe, data).with_overrides(overrides)
     model_dir = ModelDir(out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
     model_dir.make()
     return Job(recipe, model_dir, _pick_device(device), force, strict)
@@ -100,9 +99,7 @@ def open_finished_job(
         if recipe_name
         else Recipe.from_dict(read_info(directory.require(directory.weights("student"))).recipe, "student.safetensors")
     )
-    if data is not None:
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})})
-    return Job(recipe.with_overrides(overrides), directory, _pick_device(device), force)
+    return Job(_with_source(recipe, data).with_overrides(overrides), directory, _pick_device(device), force)
 
 
 def make_teacher(job: Job) -> "Made":
@@ -144,18 +141,32 @@ def export_models(job: Job) -> "list[ExportResult]":
 
 
 def export_weights(
-    weights: Path, recipe_name: str | None, data: str | None, out: Path | None, overrides: list[str]
+    weights: Path,
+    recipe_name: str | None,
+    data: str | None,
+    out: Path | None,
+    overrides: list[str],
+    *,
+    force: bool = False,
 ) -> "ExportResult":
-    """Export one weights file; --data gives it class names and images to check its accuracy on."""
-    from toolkit.export.export import export_weights_file
+    """Export one weights file; --data gives a bare one its class names, and images to check its accuracy on.
 
-    recipe = (_named_recipe(recipe_name) if recipe_name else Recipe()).with_overrides(overrides)
-    destination = ModelDir(out or weights.parent)
-    destination.make()
-    if data is None:
-        return export_weights_file(weights, destination.path, recipe, None, None)
-    job = Job(recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})}), destination, "cpu")
-    return export_weights_file(weights, destination.path, job.recipe, job.dataset.classes, job.valid_pixels)
+    A bare state dict without a recipe is taken for the notebook's: what is published beside it has its settings.
+    """
+    from toolkit.export.export import export_weights_file
+    from toolkit.networks.weights import carries_info, read_info
+
+    if recipe_name:
+        recipe = _named_recipe(recipe_name)
+    elif carries_info(weights):
+        recipe = Recipe.from_dict(read_info(weights).recipe, str(weights))
+    else:
+        recipe = load_builtin(NOTEBOOK_RECIPE)
+    directory = ModelDir(out or weights.parent)
+    directory.make()
+    job = Job(_with_source(recipe, data).with_overrides(overrides), directory, "cpu", force)
+    known = (job.dataset.classes, job.valid_pixels) if data else (None, None)
+    return export_weights_file(weights, directory.path, job.recipe, *known, force=force)
 
 
 def bench_models(job: Job, provider: str = "auto") -> dict[str, Any]:
@@ -202,6 +213,12 @@ def _named_recipe(name: str) -> Recipe:
             f"give a TOML file or one of the built-in recipes: {', '.join(builtin_names())}",
         )
     return Recipe.from_toml(Path(name))
+
+
+def _with_source(recipe: Recipe, data: str | None) -> Recipe:
+    if data is None:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})})
 
 
 def _pick_device(name: str) -> str:

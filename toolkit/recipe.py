@@ -105,9 +105,9 @@ class ExportRecipe(Section):
 
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
     license: str = Field("", description="written into the file's metadata where given")
-    max_logit_difference: float = Field(1e-3, gt=0, description="largest difference of any logit between the file and torch")
-    min_agreement: float = Field(0.999, ge=0, le=1, description="least fraction of images with the same top-1 class")
-    max_accuracy_drop: float = Field(0.001, ge=0, le=1, description="top-1 the file may lose on validation images")
+    max_logit_difference: float = Field(1e-3, gt=0, description="of any logit of the file from torch's")
+    min_agreement: float = Field(0.999, ge=0, le=1, description="least share of images with one answer")
+    max_accuracy_drop: float = Field(0.001, ge=0, le=1, description="top-1 accuracy the file may lose")
     images: int = Field(512, ge=1, description="validation images the proof runs on, at most")
 
 

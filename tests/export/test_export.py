@@ -25,7 +25,7 @@ from toolkit.modeldir import ModelDir
 from toolkit.networks.student import DepthwiseStudent
 from toolkit.networks.weights import load_model
 from toolkit.predictor import TorchPredictor
-from toolkit.recipe import Recipe
+from toolkit.recipe import Recipe, load_builtin
 
 ARCHITECTURES = ("depthwise", "resnet18", "mobilenet_v3_small")
 RECIPE = Recipe().with_overrides(["export.license=CC0-1.0", "export.images=24"])
@@ -172,7 +172,8 @@ class TestBareWeights:
 
     def test_the_published_student(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         path = shared("data", "notebook", "student_custom_small.bin")
-        result = export_weights_file(path, tmp_path, Recipe().with_overrides(["export.images=4"]), None, None)
+        recipe = load_builtin("food11").with_overrides(["export.images=4"])
+        result = export_weights_file(path, tmp_path, recipe, None, None)
         assert result.path == tmp_path / "student_custom_small.onnx"
         network = DepthwiseStudent(11).double().eval()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -188,8 +189,7 @@ class TestBareWeights:
         assert result.accuracy_onnx is None
         assert "accuracy not checked" in result.summary()
 
-    def test_a_narrow_student_with_class_names(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(stage, "NOTEBOOK_PREPROCESS", Preprocess(32, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    def test_a_narrow_student_with_class_names(self, tmp_path: Path) -> None:
         torch.manual_seed(1)
         torch.save(DepthwiseStudent(3, base=4, width_mult=0.5).state_dict(), tmp_path / "narrow.v2.bin")
         with pytest.raises(WeightsError, match=r"narrow\.v2\.bin knows 3 classes, the data has 2"):

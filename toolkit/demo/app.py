@@ -116,20 +116,17 @@ def start_server(app: gradio.Blocks, host: str = "127.0.0.1", port: int = 7860) 
 
 
 def serve(model_dirs: Sequence[ModelDir], host: str = "127.0.0.1", port: int = 7860, *, provider: str = "auto") -> None:
-    """Serve the page until Ctrl-C or SIGTERM. Only this machine can see it, unless `host` says otherwise."""
+    """Serve the page until Ctrl-C or SIGTERM (main thread only). Only this machine sees it, unless `host` says more."""
     app = build_app(model_dirs, provider)
-    stopping = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a container or a service is a Ctrl-C, too
     url = start_server(app, host, port)
-    console.out.print(f"the demo is at {url} (Ctrl-C ends it)", markup=False)
     try:
-        stopping.wait()
+        console.out.print(f"the demo is at {url} (Ctrl-C ends it)", markup=False)
+        threading.Event().wait()
     except KeyboardInterrupt:
-        pass
+        console.say("the demo has ended")
     finally:
         app.close(verbose=False)
-    console.say("the demo has ended")
 
 
 def _open_pairs(model_dirs: Sequence[ModelDir], provider: str) -> dict[str, Pair]:

@@ -23,7 +23,6 @@ from toolkit.networks.student import infer_student
 from toolkit.networks.weights import ModelInfo, carries_info, load_into, load_model, read_state_dict
 from toolkit.recipe import Recipe
 
-NOTEBOOK_PREPROCESS = Preprocess(image_size=256, resize=0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 """What the notebook's networks were trained with: the centre 256 px, values in 0..1."""
 
 
@@ -95,8 +94,8 @@ def export_weights_file(
 ) -> ExportResult:
     """Export one weights file as `out`/<its stem>.onnx, a bare state dict too.
 
-    A bare state dict is taken for the depthwise student that its keys describe, with the notebook's preprocessing, and
-    else for the recipe's teacher; either is said on stderr. `classes` names its classes; without, they are numbered.
+    A bare state dict is taken for the depthwise student that its keys describe, else for the recipe's teacher, with the
+    recipe's preprocessing; that is said on stderr. `classes` names its classes; without, they are numbered.
     """
     destination = out / f"{path.stem}.onnx"
     if carries_info(path):
@@ -179,7 +178,7 @@ def _describe_bare_weights(path: Path, recipe: Recipe, classes: tuple[str, ...] 
     role: Role
     if any(name.startswith("cnn.") for name in state_dict):
         num_classes, base, width_mult = infer_student(state_dict)
-        role, architecture, preprocess = "student", DEPTHWISE, NOTEBOOK_PREPROCESS
+        role, architecture, preprocess = "student", DEPTHWISE, Preprocess.from_recipe(recipe.data)
         assumed = "the depthwise student"
     else:
         num_classes, base, width_mult = _head_size(state_dict, path), recipe.student.base, recipe.student.width_mult
