@@ -123,6 +123,7 @@ def test_cpu_name_on_x86_and_where_there_is_no_cpuinfo(tmp_path: Path) -> None:
 
 def test_visible_gpus_from_device_files_and_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     write_files(tmp_path, {"dev/nvidiactl": "", "dev/nvidia1": "", "dev/nvidia0": ""})
     assert environment.visible_gpus(tmp_path) == [str(tmp_path / "dev" / "nvidia0"), str(tmp_path / "dev" / "nvidia1")]
 
@@ -132,6 +133,10 @@ def test_visible_gpus_from_device_files_and_from_nvidia_smi(tmp_path: Path, monk
     assert environment.visible_gpus(tmp_path) == ["NVIDIA H200"]
     assert environment.describe_hardware()["gpu"] == "NVIDIA H200"
     assert environment.describe_hardware()["driver"] == "580.1"
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert environment.visible_gpus(tmp_path) == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
 
     program.write_text("#!/bin/sh\necho 'cannot talk to the driver'; exit 9\n")
     assert environment.visible_gpus(tmp_path)[0].endswith("nvidia0")
@@ -323,6 +328,22 @@ def test_pick_provider_takes_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     set_providers(monkeypatch, {CUDA: "no driver", CPU: ""})
     assert environment.pick_provider("auto") == CPU
     assert environment.pick_provider("cpu") == CPU
+
+
+@pytest.mark.parametrize(
+    ("providers", "reason"),
+    [({CUDA: "no cuDNN", CPU: ""}, "no cuDNN"), ({CPU: ""}, "this onnxruntime is built without it")],
+)
+def test_auto_says_so_when_onnxruntime_leaves_the_gpu_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], providers: dict[str, str], reason: str
+) -> None:
+    set_providers(monkeypatch, providers)
+    monkeypatch.setattr(environment, "visible_gpus", lambda: [])
+    assert environment.pick_provider("auto") == CPU
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(environment, "visible_gpus", lambda: ["NVIDIA H200"])
+    assert environment.pick_provider("auto") == CPU
+    assert f"not on the GPU here: {reason}; see toolkit doctor" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

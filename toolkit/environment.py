@@ -19,25 +19,11 @@ from importlib import metadata
 from pathlib import Path
 
 from toolkit import console
-from toolkit.cgroups import ROOT, available_cores, memory_bytes, shared_memory_bytes
+from toolkit.cgroups import ROOT
+from toolkit.cgroups import available_cores as available_cores
+from toolkit.cgroups import memory_bytes as memory_bytes
+from toolkit.cgroups import shared_memory_bytes as shared_memory_bytes
 from toolkit.errors import DeviceError
-
-__all__ = [
-    "available_cores",
-    "cpu_name",
-    "describe_hardware",
-    "describe_versions",
-    "installed_versions",
-    "memory_bytes",
-    "pick_device",
-    "pick_provider",
-    "preload_gpu_libraries",
-    "probe_provider",
-    "shared_memory_bytes",
-    "torch_devices",
-    "visible_gpus",
-    "working_providers",
-]
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -129,16 +115,18 @@ def probe_provider(provider: str) -> str:
 def pick_provider(name: str) -> str:
     """Turn `auto`, `cpu`, `cuda` or `tensorrt` into an onnxruntime provider that a small model has really run on.
 
-    `auto` takes CUDA where it runs, else the CPU; TensorRT, slow to start, only when asked for. Raises DeviceError.
+    `auto` takes CUDA where it runs, else the CPU, and tells on stderr of a GPU that is there and cannot be used;
+    TensorRT, slow to start, only when asked for. Raises DeviceError.
     """
     if name == "auto":
-        listed = _listed_providers()
-        return next((p for p in (PROVIDERS["cuda"],) if p in listed and not probe_provider(p)), PROVIDERS["cpu"])
+        reason = _why_not(PROVIDERS["cuda"])
+        if reason and visible_gpus():
+            console.say(f"onnxruntime runs on the CPU, not on the GPU here: {reason}; see toolkit doctor")
+        return PROVIDERS["cpu"] if reason else PROVIDERS["cuda"]
     if name not in PROVIDERS:
         raise DeviceError(f"unknown provider {name!r}", f"give auto, {', '.join(PROVIDERS)}")
     provider = PROVIDERS[name]
-    reason = probe_provider(provider) if provider in _listed_providers() else "this onnxruntime is built without it"
-    if reason:
+    if reason := _why_not(provider):
         raise DeviceError(f"onnxruntime cannot run on {name}: {reason}", "take cpu or auto, or see toolkit doctor")
     return provider
 
@@ -153,7 +141,12 @@ def preload_gpu_libraries() -> None:
 
 
 def visible_gpus(root: Path = ROOT) -> list[str]:
-    """NVIDIA GPUs that the machine shows, working or not: names from nvidia-smi, else the device files."""
+    """NVIDIA GPUs that the machine shows, working or not: names from nvidia-smi, else the device files.
+
+    None where CUDA_VISIBLE_DEVICES hides them all: then nobody means to use them.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return []
     names = [line.split(",")[0].strip() for line in _ask_nvidia_smi("name")]
     return names or [str(path) for path in sorted((root / "dev").glob("nvidia[0-9]*"))]
 
@@ -237,10 +230,12 @@ def _tiny_model() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _listed_providers() -> list[str]:
+def _why_not(provider: str) -> str:
+    """Why onnxruntime cannot run on `provider`, "" if it can."""
     import onnxruntime
 
-    return list(onnxruntime.get_available_providers())
+    listed = provider in onnxruntime.get_available_providers()
+    return probe_provider(provider) if listed else "this onnxruntime is built without it"
 
 
 def _failure(action: Callable[[], None]) -> str:

@@ -54,7 +54,7 @@ def test_training_learns_and_returns_its_best_epoch(splits: tuple[Pixels, Pixels
 
     restored = new_student(seed=9)
     restored.network.load_state_dict(result.state_dict)
-    logits = compute_logits(restored, splits[1], plan())
+    logits = compute_logits(restored, splits[1], "fp32", "cpu")
     labels = torch.from_numpy(splits[1].labels)
     assert (logits.argmax(1) == labels).float().mean().item() == pytest.approx(result.best.valid_accuracy)
     assert F.cross_entropy(logits, labels).item() == pytest.approx(result.best.valid_loss, rel=1e-5)

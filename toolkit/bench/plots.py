@@ -66,7 +66,8 @@ def _scale_axes(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     latencies = [row["latency_ms"]["p50"] for row in rows]
     accuracies = [100 * row["accuracy_top1"] for row in rows]
     axes.set_xscale("log")
-    axes.set_xlim(min(latencies) / 2.2, max(latencies) * 2.2)
+    margin = max(2.2, (max(latencies) / min(latencies)) ** 0.2)  # half a label on either side
+    axes.set_xlim(min(latencies) / margin, max(latencies) * margin)
     room = max(1.0, max(accuracies) - min(accuracies)) * 0.8
     axes.set_ylim(min(accuracies) - room, max(accuracies) + room)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -74,7 +75,7 @@ def _scale_axes(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     axes.set_xlabel("latency p50, ms (log scale; left is faster)", color=INK)
     axes.set_ylabel("top-1 accuracy, %", color=INK)
     axes.grid(True, which="major", color=FAINT, linewidth=0.8, zorder=0)
-    axes.tick_params(colors=INK, length=0)
+    axes.tick_params(which="both", colors=INK, length=0)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(FAINT)

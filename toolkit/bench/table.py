@@ -25,11 +25,16 @@ def print_table(report: Report) -> None:
     rows = report["rows"]
     largest = _largest_batch(rows)
     table = Table(
-        box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, title=_title(report), title_justify="left"
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
+        title=_title(report),
+        title_justify="left",
     )
     table.add_column("model", no_wrap=True)
     table.add_column("runtime", no_wrap=True)
-    for heading in ("params", "size", "top-1 %", "agrees %", "p50 ms", "p95 ms", f"img/s @{largest}"):
+    for heading in ("params", "size", "top-1 %", "agree %", "p50 ms", "p95 ms", "img/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -44,6 +49,8 @@ def print_table(report: Report) -> None:
             f"{row['throughput_img_s'][largest]:,.0f}",
             style="bold" if row["model"] == "student" else None,
         )
+    # As wide as its figures, even beyond a narrow terminal: a cut number is worse than a wrapped line.
+    table.width = console.out.measure(table, options=console.out.options.update_width(1000)).maximum
     console.out.print(table)
     for row in rows:
         if "vs_teacher" in row:
@@ -125,7 +132,10 @@ def _title(report: Report) -> str:
     dataset = report["dataset"]
     places = {row["runtime"]: row["provider"] for row in report["rows"]}
     told = ", ".join(f"{runtime} on {short_provider(provider)}" for runtime, provider in places.items())
-    return f"{dataset['name']}, {dataset['images']:,} test images; {told}, {report['hardware']['cores']} cores"
+    return (
+        f"{dataset['name']}, {dataset['images']:,} test images; {told}, {report['hardware']['cores']} cores\n"
+        f"p50, p95: one image; img/s: batches of {_largest_batch(report['rows'])}"
+    )
 
 
 def short_provider(provider: str) -> str:

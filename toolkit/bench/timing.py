@@ -8,9 +8,10 @@ The method, for each batch size:
 
 1. Warm-up. Each row runs until it is stable: the median of its last WINDOW runs is within TOLERANCE of the median of
    the WINDOW runs before, or WARM_UP_RUNS are reached, or a tenth of the time limit.
-2. Rounds. The rows take turns, ROUNDS times, so that a machine that slows down or heats up does so for all alike. At
-   its turn a row first runs untimed for SETTLE_MS, which brings its weights back into the caches and lets the threads
-   of the row before fall asleep, then takes its share of the samples.
+2. Rounds. The rows take turns, ROUNDS times, in every other round in reverse order, so that a machine that slows down
+   or heats up does so for all alike. At its turn a row waits until the process is quiet, because the threads of the
+   row before go on spinning for a while (onnxruntime's for some 50 ms) and would take a core away; it runs untimed for
+   SETTLE_MS, which brings its weights back into the caches; then it takes its share of the samples.
 3. A row is done when it has its samples and MIN_SECONDS of timed runs, or when it has used up its time limit.
 """
 
@@ -28,9 +29,11 @@ WINDOW = 5
 TOLERANCE = 0.05
 """fraction of the median"""
 WARM_UP_RUNS = 50
-ROUNDS = 10
+ROUNDS = 6
 SETTLE_MS = 5.0
-MIN_SECONDS = 0.5
+QUIET_STEP_S = 0.01
+QUIET_LIMIT_S = 0.3
+MIN_SECONDS = 0.3
 """s of timed runs; a fast row gets more than the samples that were asked for, so that its tail means something"""
 
 Clock = Callable[[], int]
@@ -136,7 +139,7 @@ def _time_interleaved(
         _warm_up(run, limit_ns // 10)
         run.spent_ns = 0
     for turn in range(1, ROUNDS + 1):
-        for run in runs:
+        for run in runs if turn % 2 else reversed(runs):
             share = turn / ROUNDS
             _take_turn(run, round(samples * share), limit_ns * share, least_ns * share)
             advance(1)
@@ -152,10 +155,20 @@ def _warm_up(run: _Run, limit_ns: int) -> None:
                 return
 
 
+def _wait_until_quiet() -> None:
+    """Sleep until no thread of this process computes any more, QUIET_LIMIT_S at most."""
+    for _ in range(round(QUIET_LIMIT_S / QUIET_STEP_S)):
+        before = time.process_time()
+        time.sleep(QUIET_STEP_S)
+        if time.process_time() - before < QUIET_STEP_S / 10:
+            return
+
+
 def _take_turn(run: _Run, samples: int, limit_ns: float, least_ns: float) -> None:
     """Run until `samples` and `least_ns` are timed in all turns so far, or `limit_ns` spent."""
     if run.timed_ns and run.spent_ns >= limit_ns:
         return
+    _wait_until_quiet()
     settled_ns = run.once()
     while settled_ns < SETTLE_MS * 1e6:
         settled_ns += run.once()

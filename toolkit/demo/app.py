@@ -27,9 +27,11 @@ QUEUE_LENGTH = 64
 
 HINT = "Drop a picture on the left, paste one, or click to choose a file."
 STYLE = """
-.kd-seen img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
+.kd-seen img {
+  box-sizing: border-box; width: 100%; height: 100%; padding: 32px 8px 8px;
+  object-fit: contain; image-rendering: pixelated;
+}
 .kd-verdict p { font-size: 1.15em; }
-.kd-facts p { color: var(--body-text-color-subdued); }
 #teacher h2, #student h2 { font-size: 1.4em; padding-bottom: 0.4em; }
 """
 SANS = ("ui-sans-serif", "system-ui", "sans-serif")
@@ -65,7 +67,7 @@ def build_app(model_dirs: Sequence[ModelDir], provider: str = "auto") -> gradio.
                 seen = gradio.Image(
                     label="What the networks see",
                     format="png",
-                    height=180,
+                    height=200,
                     buttons=[],
                     interactive=False,
                     elem_id="seen",
@@ -142,9 +144,7 @@ def _open_pairs(model_dirs: Sequence[ModelDir], provider: str) -> dict[str, Pair
 def _answer_column(title: str) -> tuple[gradio.Label, gradio.Markdown]:
     with gradio.Column(min_width=160):
         label = gradio.Label(label=title, num_top_classes=TOP_K, elem_id=title.lower())
-        return label, gradio.Markdown(
-            "", label=f"{title}: latency and size", elem_id=f"{title.lower()}-facts", elem_classes="kd-facts"
-        )
+        return label, gradio.Markdown("", label=f"{title}: latency and size", elem_id=f"{title.lower()}-facts")
 
 
 def _compare(pairs: dict[str, Pair], picture: dict[str, Any], model: str | None) -> Comparison:

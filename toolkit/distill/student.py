@@ -56,10 +56,17 @@ def distill_student(
         image_size=recipe.data.image_size,
     )
     student = Classifier(network, recipe.data.mean, recipe.data.std)
-    precision = choose_precision(
-        recipe.distill.precision, student, recipe.distill.batch_size, recipe.data.image_size, device
+    size = (recipe.distill.batch_size, recipe.data.image_size)
+    precision = choose_precision(recipe.distill.precision, student, *size, device)
+    teacher_precision = choose_precision(recipe.distill.precision, teacher, *size, device, training=False)
+    plan = Plan.of(
+        "distill",
+        recipe.distill,
+        precision=precision,
+        teacher_precision=teacher_precision,
+        seed=recipe.distill.seed,
+        device=device,
     )
-    plan = Plan.of("distill", recipe.distill, precision=precision, seed=recipe.distill.seed, device=device)
     training = train(
         student,
         distillation_loss(recipe.distill),

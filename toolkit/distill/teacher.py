@@ -52,7 +52,7 @@ def make_teacher(
     if source:
         network, mean, std = import_teacher(source, recipe, len(dataset.classes), dataset.classes)
         classifier = Classifier(network, mean, std)
-        extra = _measure(classifier, valid_pixels, recipe, device)
+        extra = _measure(classifier, valid_pixels, device)
         console.say(f"teacher: imported {source}, validation accuracy {extra['valid_accuracy']:.4f}")
     else:
         network, mean, std = _new_network(recipe, len(dataset.classes))
@@ -103,10 +103,9 @@ def _fit(
     return training.summary() | {"precision": precision}
 
 
-def _measure(classifier: Classifier, valid_pixels: Pixels, recipe: Recipe, device: str) -> dict[str, Any]:
-    plan = Plan.of("teacher", recipe.teacher, precision="fp32", seed=0, device=device)
+def _measure(classifier: Classifier, valid_pixels: Pixels, device: str) -> dict[str, Any]:
     classifier.to(device)
-    predicted = compute_logits(classifier, valid_pixels, plan).argmax(1).cpu()
+    predicted = compute_logits(classifier, valid_pixels, "fp32", device).argmax(1).cpu()
     return {"valid_accuracy": (predicted == torch.from_numpy(valid_pixels.labels)).float().mean().item()}
 
 

@@ -43,6 +43,7 @@ class Plan:
     weight_decay: float
     schedule: Schedule
     precision: Precision
+    teacher_precision: Precision
     seed: int
     device: str
 
@@ -53,6 +54,7 @@ class Plan:
         section: TeacherRecipe | DistillRecipe,
         *,
         precision: Precision,
+        teacher_precision: Precision = "fp32",
         seed: int,
         device: str,
     ) -> "Plan":
@@ -65,6 +67,7 @@ class Plan:
             weight_decay=section.weight_decay,
             schedule=section.schedule,
             precision=precision,
+            teacher_precision=teacher_precision,
             seed=seed,
             device=device,
         )
@@ -129,7 +132,7 @@ def train(
     valid_teacher_logits = None
     if teacher is not None:
         teacher.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        valid_teacher_logits = compute_logits(teacher, valid_pixels, plan)
+        valid_teacher_logits = compute_logits(teacher, valid_pixels, plan.teacher_precision, plan.device)
     steps_an_epoch = math.ceil(len(train_pixels) / plan.batch_size)
     optimizer = make_optimizer(network, plan)
     scheduler = make_scheduler(optimizer, plan, plan.epochs * steps_an_epoch)
@@ -165,14 +168,14 @@ def train(
     return Training(best_state, best, plan.epochs, images_seen, time.perf_counter() - start, images_seen / training_s)
 
 
-def compute_logits(network: Classifier, pixels: Pixels, plan: Plan) -> Tensor:
-    """Logits float32 (N, C) of the evaluation view of every image, on the plan's device."""
+def compute_logits(network: Classifier, pixels: Pixels, precision: Precision, device: str) -> Tensor:
+    """Logits float32 (N, C) of the evaluation view of every image, on `device`, where the network is."""
     network.eval()
     parts = []
     with torch.inference_mode():
         for indices in _batches(np.arange(len(pixels)), VALIDATION_BATCH_SIZE):
-            with autocast(plan.device, plan.precision):
-                parts.append(network(centre_views(pixels.centre(indices), plan.device)).float())
+            with autocast(device, precision):
+                parts.append(network(centre_views(pixels.centre(indices), device)).float())
     return torch.cat(parts)
 
 
@@ -224,11 +227,11 @@ def _train_epoch(
             draw = draw_views(data, sizes, indices, plan.seed, view=epoch)
             views = render_views(canvas, sizes, draw, data, plan.device)
             labels = torch.from_numpy(pixels.labels[indices]).to(plan.device)
+            teacher_logits = None
+            if teacher is not None:
+                with torch.no_grad(), autocast(plan.device, plan.teacher_precision):
+                    teacher_logits = teacher(views).float()
             with autocast(plan.device, plan.precision):
-                teacher_logits = None
-                if teacher is not None:
-                    with torch.no_grad():
-                        teacher_logits = teacher(views).float()
                 logits = network(views).float()
             batch_loss = loss(logits, labels, teacher_logits)
             optimizer.zero_grad()
@@ -247,7 +250,7 @@ def _train_epoch(
 def _validate(
     network: Classifier, loss: Loss, pixels: Pixels, teacher_logits: Tensor | None, plan: Plan
 ) -> tuple[float, float]:
-    logits = compute_logits(network, pixels, plan)
+    logits = compute_logits(network, pixels, plan.precision, plan.device)
     labels = torch.from_numpy(pixels.labels).to(plan.device)
     accuracy = (logits.argmax(1) == labels).float().mean().item()
     return loss(logits, labels, teacher_logits).item(), accuracy

@@ -1,0 +1,198 @@
+"""The stages end to end, as commands, on small images: what they write, keep, refuse and say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import make_class_folders
+from PIL import Image
+from torchvision.models import resnet18
+
+SMALL = [
+    *("--set", "data.image_size=32", "--set", "data.resize=36", "--set", "distill.precision=fp32"),
+    *("--set", "teacher.epochs=2", "--set", "teacher.batch_size=12", "--set", "teacher.schedule=constant"),
+    *("--set", "teacher.learning_rate=0.01"),
+    *("--set", "distill.epochs=8", "--set", "distill.batch_size=6", "--set", "student.base=8"),
+    *("--set", "bench.samples=10", "--set", "bench.seconds=1.0", "--set", "bench.batch_sizes=[1, 4]"),
+]
+
+
+def toolkit(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [sys.executable, "-m", "toolkit", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == code, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
+    assert "Traceback" not in result.stderr
+    return result
+
+
+@pytest.fixture(scope="session")
+def finished(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A model directory after `toolkit run`, and what the command printed."""
+    out = tmp_path_factory.mktemp("models") / "shapes"
+    return out, toolkit("run", "--data", class_folders, "--out", out, *SMALL).stdout
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_run_ends_in_a_report_with_all_four_rows(finished: tuple[Path, str]) -> None:
+    out, printed = finished
+    report = json.loads((out / "report.json").read_text())
+    rows = {(row["model"], row["runtime"]) for row in report["rows"]}
+    assert rows == {(model, runtime) for model in ("teacher", "student") for runtime in ("torch", "onnxruntime")}
+    assert report["dataset"]["images"] == 12
+    assert report["distillation"]["epochs"] == 8
+    assert report["distillation"]["images_seen"] == 8 * 36
+    assert f"next: toolkit demo {out}" in printed
+    assert all(name in printed for name in ("teacher.onnx", "student.onnx", "report.json"))
+    assert [line["stage"] for line in metrics(out)] == ["teacher"] * 2 + ["distill"] * 8
+
+
+def test_the_student_learned_and_its_file_says_so_when_read_by_hand(
+    finished: tuple[Path, str], class_folders: Path
+) -> None:
+    """Accuracy by plain Pillow, numpy and onnxruntime, from the file's metadata alone, equals the report's."""
+    out, _ = finished
+    session = onnxruntime.InferenceSession(str(out / "student.onnx"), providers=["CPUExecutionProvider"])
+    classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    hits = []
+    for path in sorted((class_folders / "test").glob("*/*.png")):
+        with Image.open(path) as image:
+            scaled = image.convert("RGB").resize((43, 36), Image.Resampling.BILINEAR)  # 48×40 → shorter side 36
+        left, top = round((43 - 32) / 2), (36 - 32) // 2
+        pixels = np.asarray(scaled.crop((left, top, left + 32, top + 32)))[None]
+        answer = session.run(["logits"], {"image": pixels})[0].argmax()
+        hits.append(classes[answer] == path.parent.name)
+    report = json.loads((out / "report.json").read_text())
+    row = next(row for row in report["rows"] if (row["model"], row["runtime"]) == ("student", "onnxruntime"))
+    assert row["accuracy_top1"] == pytest.approx(np.mean(hits))
+    assert np.mean(hits) > 0.6, "three plain colours are easy"
+
+
+def test_an_up_to_date_student_is_kept_and_another_run_s_is_refused(
+    finished: tuple[Path, str], class_folders: Path
+) -> None:
+    out, _ = finished
+    before = (out / "student.safetensors").read_bytes()
+    again = toolkit("distill", "--data", class_folders, "--out", out, *SMALL)
+    assert "student.safetensors is up to date" in again.stderr
+    refused = toolkit("distill", "--data", class_folders, "--out", out, *SMALL, "--seed", "5", code=1)
+    assert "student.safetensors was made from another recipe; choose another directory with --out" in refused.stderr
+    assert (out / "student.safetensors").read_bytes() == before
+
+
+def test_other_data_is_refused_too(finished: tuple[Path, str], tmp_path: Path) -> None:
+    other = make_class_folders(tmp_path / "other", (6, 3, 3))
+    result = toolkit("teacher", "--data", other, "--out", finished[0], *SMALL, code=1)
+    assert "teacher.safetensors was made from another dataset" in result.stderr
+
+
+def test_stages_print_json_alone(finished: tuple[Path, str], class_folders: Path) -> None:
+    out, _ = finished
+    kept = json.loads(toolkit("teacher", "--data", class_folders, "--out", out, *SMALL, "--json").stdout)
+    assert (kept["role"], kept["new"], kept["epochs"]) == ("teacher", False, 2)
+    exported = json.loads(toolkit("export", "--onnx", out, "--json").stdout)
+    assert [Path(item["path"]).name for item in exported] == ["teacher.onnx", "student.onnx"]
+    assert all(item["max_logit_difference"] < 1e-3 and item["agreement"] == 1 for item in exported)
+    image = next((class_folders / "test" / "red").glob("*.png"))
+    answers = json.loads(toolkit("predict", out, image, "--json").stdout)
+    assert json.dumps(answers).count("red") >= 1
+
+
+def test_a_stage_without_its_input_names_the_command(tmp_path: Path, finished: tuple[Path, str]) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for command in (("export", "--onnx", empty), ("bench", empty)):
+        assert "make it with: toolkit distill --out" in toolkit(*command, code=1).stderr
+    no_onnx = tmp_path / "no_onnx"
+    no_onnx.mkdir()
+    for name in ("teacher.safetensors", "student.safetensors"):
+        (no_onnx / name).symlink_to(finished[0] / name)
+    for command in (("bench", no_onnx), ("demo", no_onnx), ("predict", no_onnx, "x.png")):
+        assert "toolkit export --onnx" in toolkit(*command, code=1).stderr
+
+
+class TestImportedTeacher:
+    def test_a_plain_state_dict_teaches(self, tmp_path: Path, class_folders: Path) -> None:
+        torch.manual_seed(0)
+        torch.save(resnet18(num_classes=3).state_dict(), tmp_path / "teacher.bin")
+        result = toolkit(
+            "teacher", "--data", class_folders, "--out", tmp_path / "m", "--weights", tmp_path / "teacher.bin", *SMALL
+        )
+        assert "imported" in result.stderr
+        assert not (tmp_path / "m" / "metrics.jsonl").exists(), "an imported teacher is not trained"
+        toolkit("distill", "--data", class_folders, "--out", tmp_path / "m", *SMALL, "--set", "distill.epochs=1")
+
+    def test_class_counts_that_differ_are_both_named(self, tmp_path: Path, class_folders: Path) -> None:
+        torch.save(resnet18(num_classes=11).state_dict(), tmp_path / "eleven.bin")
+        result = toolkit(
+            "teacher", "--data", class_folders, "--out", tmp_path / "m", "--weights", tmp_path / "eleven.bin", code=1
+        )
+        last = result.stderr.strip().splitlines()[-1]
+        assert "11" in last
+        assert "3" in last
+        assert list((tmp_path / "m").iterdir()) == []
+
+    def test_imagenet_weights_are_fetched_and_fitted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from torchvision.models import ResNet18_Weights
+
+        from toolkit.distill.teacher import _new_network
+        from toolkit.recipe import Recipe
+
+        published = resnet18(num_classes=1000).state_dict()
+        monkeypatch.setattr(ResNet18_Weights, "get_state_dict", lambda *_, **__: published)
+        recipe = Recipe().with_overrides(["teacher.weights=imagenet", "data.image_size=32", "data.mean=[0, 0, 0]"])
+        network, mean, _ = _new_network(recipe, 7)
+        own = network.state_dict()
+        assert torch.equal(own["layer4.1.conv2.weight"], published["layer4.1.conv2.weight"])
+        assert own["fc.weight"].shape == (7, 512)
+        assert mean == (0.485, 0.456, 0.406), "their normalisation goes with them"
+
+    def test_no_network_says_where_to_put_the_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from urllib.error import URLError
+
+        from torchvision.models import ResNet18_Weights
+
+        from toolkit.distill.teacher import _new_network
+        from toolkit.errors import WeightsError
+        from toolkit.recipe import Recipe
+
+        def offline(*_: object, **__: object) -> None:
+            raise URLError("no route")
+
+        monkeypatch.setattr(ResNet18_Weights, "get_state_dict", offline)
+        recipe = Recipe().with_overrides(["teacher.weights=imagenet", "data.image_size=32"])
+        with pytest.raises(WeightsError, match=r"cannot download .*resnet18.*put that file into .*checkpoints"):
+            _new_network(recipe, 7)
+
+
+def test_a_student_whose_teacher_knows_other_classes_is_refused(finished: tuple[Path, str], tmp_path: Path) -> None:
+    data = make_class_folders(tmp_path / "renamed", (6, 3, 3))
+    for split in ("train", "val", "test"):
+        (data / split / "red").rename(data / split / "scarlet")
+    out = tmp_path / "m"
+    out.mkdir()
+    (out / "teacher.safetensors").symlink_to(finished[0] / "teacher.safetensors")
+    result = toolkit("distill", "--data", data, "--out", out, *SMALL, code=1)
+    assert "teacher.safetensors calls class 2 'red', renamed 'scarlet'" in result.stderr
+
+
+def test_a_broken_image_is_named_and_left_out_or_refused(tmp_path: Path) -> None:
+    data = make_class_folders(tmp_path / "data", (6, 3, 3))
+    (data / "train" / "red" / "broken.png").write_bytes(b"not a picture")
+    budget = ("--set", "teacher.epochs=1", "--set", "distill.epochs=1")
+    result = toolkit("distill", "--data", data, "--out", tmp_path / "m", *SMALL, *budget)
+    assert "train/red/broken.png" in result.stderr
+    strict = toolkit("distill", "--data", data, "--out", tmp_path / "n", *SMALL, *budget, "--strict", code=1)
+    assert "train/red/broken.png" in strict.stderr
