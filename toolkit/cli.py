@@ -214,13 +214,9 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Classify images with the ONNX file alone (torch is not needed)."""
-    from toolkit.predict import predict_files, print_predictions, to_json
+    from toolkit.predict import predict_files, print_predictions
 
-    predictions = predict_files(model, images, k=k, provider=provider)
-    if as_json:
-        _print_json(to_json(predictions))
-    else:
-        print_predictions(predictions)
+    print_predictions(predict_files(model, images, k=k, provider=provider), as_json=as_json)
 
 
 @app.command()
