@@ -1,6 +1,7 @@
 """The stages end to end, as commands, on small images: what they write, keep, refuse and say."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -196,3 +197,50 @@ def test_a_broken_image_is_named_and_left_out_or_refused(tmp_path: Path) -> None
     assert "train/red/broken.png" in result.stderr
     strict = toolkit("distill", "--data", data, "--out", tmp_path / "n", *SMALL, *budget, "--strict", code=1)
     assert "train/red/broken.png" in strict.stderr
+
+
+def test_the_next_command_runs_as_it_is_printed(tmp_path: Path) -> None:
+    """Through a shell, with spaces in every path: teacher → distill → export, settings carried along."""
+    data = make_class_folders(tmp_path / "my data", (6, 3, 3))
+    budget = ("--set", "teacher.epochs=1", "--set", "distill.epochs=1")
+    printed = toolkit("teacher", "--data", data, "--out", tmp_path / "my model", *SMALL, *budget).stdout
+    commands = []
+    for _ in range(2):
+        command = printed.split("next: toolkit ")[1].strip()
+        commands.append(command.split()[0])
+        shell = ["sh", "-c", f'"{sys.executable}" -m toolkit {command}']
+        done = subprocess.run(shell, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        printed = done.stdout
+    assert commands == ["distill", "export"]
+    lines = metrics(tmp_path / "my model")
+    assert [(line["stage"], line["image_size"]) for line in lines] == [("teacher", 32), ("distill", 32)]
+
+
+def test_distill_in_a_directory_with_a_teacher_alone_takes_the_teacher_s_recipe(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    (tmp_path / "teacher.safetensors").symlink_to(finished[0] / "teacher.safetensors")
+    toolkit("distill", "--out", tmp_path, "--set", "distill.epochs=1")
+    assert [(line["stage"], line["image_size"]) for line in metrics(tmp_path)] == [("distill", 32)]
+
+
+def test_ctrl_c_ends_quietly_and_leaves_nothing_half_written(class_folders: Path, tmp_path: Path) -> None:
+    arguments = ["distill", "--data", str(class_folders), "--out", str(tmp_path / "m"), *SMALL]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toolkit", *arguments, "--set", "teacher.epochs=1000"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = ""
+    while "teacher    1/1000" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGINT)
+    said += process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "stopped"
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["metrics.jsonl"]

@@ -1,6 +1,7 @@
 """The `toolkit` command: parse, call one stage, print. No heavy import at module level, so that --help is quick."""
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,9 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace what another
 StrictOption = Annotated[bool, typer.Option("--strict", help="An unreadable image is an error, not left out.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
 ModelDirArgument = Annotated[Path, typer.Argument(metavar="[MODEL_DIR]", help="A directory that distill wrote.")]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 DEFAULT_MODEL_DIR = Path("models/fashion-mnist")
 
@@ -121,7 +125,8 @@ def teacher(
         recipe, data, out, _overrides(seed, overrides, extra), device=device, force=force, strict=strict
     )
     made = make_teacher(job)
-    _print_weights("teacher", made, start, f"toolkit distill --out {job.model_dir.path}", as_json)
+    same = _flags(recipe, data, _overrides(seed, overrides), job.model_dir.path)
+    _print_weights("teacher", made, start, _command("distill", *same), as_json)
 
 
 @app.command()
@@ -142,7 +147,7 @@ def distill(
     start = time.perf_counter()
     job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, force=force, strict=strict)
     made = distill_student(job)
-    _print_weights("student", made, start, f"toolkit export --onnx {job.model_dir.path}", as_json)
+    _print_weights("student", made, start, _command("export", "--onnx", job.model_dir.path), as_json)
 
 
 @app.command()
@@ -166,12 +171,12 @@ def export(
     start = time.perf_counter()
     if model.is_file():
         results = [export_weights(model, recipe, data, out, overrides or [], force=force)]
-        next_command = f"toolkit predict {results[0].path} IMAGE"
+        next_command = _command("predict", results[0].path, "IMAGE")
     else:
         if out is not None:
             raise typer.BadParameter("is for a weights file; a directory is exported in place", param_hint="--out")
         results = export_models(open_finished_job(model, recipe, data, overrides or [], device="cpu", force=force))
-        next_command = f"toolkit bench {model}"
+        next_command = _command("bench", model)
     if as_json:
         _print_json([result.to_json() for result in results])
         return
@@ -202,7 +207,7 @@ def bench(
         return
     print_table(report)
     _print_written([job.model_dir.report_json, job.model_dir.report_markdown, job.model_dir.plot("accuracy_latency")])
-    _print_end(start, f"toolkit demo {model}")
+    _print_end(start, _command("demo", model))
 
 
 @app.command()
@@ -271,7 +276,7 @@ def run(
             directory.plot("accuracy_latency"),
         ]
     )
-    _print_end(start, f"toolkit demo {directory.path}")
+    _print_end(start, _command("demo", directory.path))
 
 
 def main() -> None:
@@ -281,13 +286,27 @@ def main() -> None:
     except ToolkitError as error:
         console.say(f"error: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.say("stopped")
-        sys.exit(130)
+    except SystemExit as ending:
+        if ending.code == INTERRUPTED:
+            console.say("stopped")
+        raise
 
 
 def _overrides(seed: int | None, overrides: list[str] | None, extra: list[str] | None = None) -> list[str]:
     return [*(extra or []), *([f"distill.seed={seed}"] if seed is not None else []), *(overrides or [])]
+
+
+def _flags(recipe: str | None, data: str | None, overrides: list[str], out: Path) -> list[str | Path]:
+    """The flags that give another training stage the same recipe, data and directory."""
+    flags: list[str | Path] = []
+    for flag, values in (("--recipe", [recipe]), ("--data", [data]), ("--set", overrides), ("--out", [out])):
+        flags += [part for value in values if value is not None for part in (flag, value)]
+    return flags
+
+
+def _command(*words: str | Path) -> str:
+    """A `toolkit` command line that a shell takes as it is printed."""
+    return shlex.join(["toolkit", *map(str, words)])
 
 
 def _print_weights(role: str, made: Any, start: float, next_command: str, as_json: bool) -> None:

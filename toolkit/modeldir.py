@@ -6,6 +6,7 @@ Every stage reads and writes one directory. This is the only module that knows t
 import contextlib
 import hashlib
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,12 +70,15 @@ class ModelDir:
         """`artifact` if it is there; else an ArtifactError naming the command that makes it."""
         if not self.path.is_dir():
             raise ArtifactError(
-                f"there is no model directory {self.path}", "make one with: toolkit run --out " + str(self.path)
+                f"there is no model directory {self.path}",
+                f"make one with: toolkit run --out {shlex.quote(str(self.path))}",
             )
         if not artifact.is_file():
             command = MADE_BY.get(artifact.suffix, "toolkit run")
             flag = "--out " if command == "toolkit distill" else ""
-            raise ArtifactError(f"{self.path} has no {artifact.name}", f"make it with: {command} {flag}{self.path}")
+            raise ArtifactError(
+                f"{self.path} has no {artifact.name}", f"make it with: {command} {flag}{shlex.quote(str(self.path))}"
+            )
         return artifact
 
 

@@ -73,7 +73,7 @@ def open_training_job(
     force: bool = False,
     strict: bool = False,
 ) -> Job:
-    """A job for teacher, distill and run; the recipe is --recipe's, the data's own, OUT/recipe.toml or the default."""
+    """A job for teacher, distill and run; its recipe: --recipe, the data's own, OUT's, its teacher's, the default."""
     recipe, own_dir = _training_recipe(recipe_name, data, out)
     recipe = _with_source(recipe, data).with_overrides(overrides)
     model_dir = ModelDir(out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
@@ -200,6 +200,11 @@ def _training_recipe(recipe_name: str | None, data: str | None, out: Path | None
         return (load_builtin(builtin), MODELS / builtin) if builtin else (Recipe(), None)
     if out is not None and ModelDir(out).recipe.is_file():
         return Recipe.from_toml(ModelDir(out).recipe), out
+    if out is not None and ModelDir(out).weights("teacher").is_file():
+        from toolkit.networks.weights import read_info
+
+        teacher = ModelDir(out).weights("teacher")
+        return Recipe.from_dict(read_info(teacher).recipe, str(teacher)), out
     return load_builtin(DEFAULT_RECIPE), MODELS / DEFAULT_RECIPE
 
 
