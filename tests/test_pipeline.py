@@ -231,6 +231,8 @@ def test_ctrl_c_ends_quietly_and_leaves_nothing_half_written(class_folders: Path
         [sys.executable, "-m", "toolkit", *arguments, "--set", "teacher.epochs=1000"],
         stderr=subprocess.PIPE,
         text=True,
+        # a suite that a script runs in the background has Ctrl-C ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     said = ""
@@ -239,7 +241,10 @@ def test_ctrl_c_ends_quietly_and_leaves_nothing_half_written(class_folders: Path
         assert line, said
         said += line
     process.send_signal(signal.SIGINT)
-    said += process.communicate(timeout=60)[1]
+    try:
+        said += process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in said
     assert said.splitlines()[-1] == "stopped"
