@@ -271,3 +271,9 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
     assert cache_folder() == Path("/home/someone/.cache/kd-toolkit")
+
+
+def test_a_cache_in_a_home_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KD_TOOLKIT_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(DataError, match="begins with a home folder, and there is none; set KD_TOOLKIT_CACHE to"):
+        cache_folder("x")

@@ -1,52 +1,35 @@
 """Decoded once: the same pixels as the definition gives, whatever their sizes; the cache's promises."""
 
 import errno
+import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import pytest
-from conftest import make_class_folders, make_image
+from conftest import make_class_folders
+from data_samples import SIZES, forbid_reading, make_dataset, make_preprocess
 from PIL import Image
 
-from toolkit.data.dataset import Dataset, Images
-from toolkit.data.pixels import Pixels, keep_middle, load_pixels
+from toolkit.data.dataset import Dataset
+from toolkit.data.decode import keep_middle
+from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess, decode_rgb
 from toolkit.data.sources import load_dataset
 from toolkit.errors import DataError
 from toolkit.recipe import DataRecipe
 
-SIZES = [(31, 20), (20, 31), (48, 48), (47, 200), (201, 30), (7, 9), (9, 160), (90, 11), (64, 33), (1, 50), (403, 100)]
-"""(width, height) in px: odd, square, tiny, and panoramas either way."""
-
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("KD_TOOLKIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def make_preprocess(image_size: int, resize: int = 0) -> Preprocess:
-    return Preprocess(image_size, resize, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-
-def make_dataset(sizes: list[tuple[int, int]], sha256: str = "a") -> Dataset:
-    pictures = [make_image(i, seed=i, size=size) for i, size in enumerate(sizes)]
-    images = Images(
-        tuple(f"{i}.png" for i in range(len(sizes))), np.arange(len(sizes), dtype=np.int64) % 2, lambda i: pictures[i]
-    )
-    return Dataset("made", ("a", "b"), images, images, images, sha256)
-
-
-def forbid_reading(dataset: Dataset) -> Dataset:
-    def read(_: int) -> NoReturn:
-        raise AssertionError("decoded again")
-
-    images = Images(dataset.train.names, dataset.train.labels, read)
-    return Dataset(dataset.name, dataset.classes, images, images, images, dataset.sha256)
+    yield tmp_path / "cache"
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # pytest keeps what tests leave, and one leaves 300 MB
 
 
 @pytest.mark.parametrize("resize", [0, 16, 21, 40])
@@ -106,18 +89,6 @@ def test_an_empty_batch() -> None:
         assert len(pixels.canvas(none)[0]) == 0
 
 
-def test_only_the_middle_of_a_panorama_is_kept() -> None:
-    strip = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None], (10, 200, 3))
-    assert keep_middle(strip, 0)[0, :, 0].tolist() == list(range(90, 110))
-    assert keep_middle(strip, 96)[0, :, 0].tolist() == list(range(52, 148))
-    assert keep_middle(strip.transpose(1, 0, 2), 0).shape == (20, 10, 3)
-    assert keep_middle(strip[:, :23], 0).shape == (10, 23, 3), "less than 4 px too long stays"
-    assert keep_middle(strip[:, :20], 0) is not None
-    for length in range(20, 60):
-        kept = keep_middle(strip[:, :length], 0).shape[1]
-        assert kept == length if length < 24 else 20 <= kept <= 23
-
-
 def test_labels_names_and_order_are_those_of_the_split() -> None:
     dataset = make_dataset(SIZES * 10)
     one, many = (load_pixels(make_dataset(SIZES * 10, str(w)), "train", make_preprocess(8), workers=w) for w in (1, 5))
@@ -159,6 +130,20 @@ def test_whatever_changes_the_pixels_decodes_anew(change: str) -> None:
         other = Dataset(other.name, other.classes, images, images, images, other.sha256)
     with pytest.raises(AssertionError, match="decoded again"):
         load_pixels(other, split, preprocess)
+
+
+def test_a_changed_file_decodes_its_split_anew(tmp_path: Path) -> None:
+    root = make_class_folders(tmp_path / "set", images_a_class=(3, 1, 1))
+    changed = root / "train" / "green" / "1.png"
+    recipe = DataRecipe(source=str(root), image_size=32, resize=0)
+
+    def picture() -> np.ndarray:
+        pixels = load_pixels(load_dataset(recipe), "train", Preprocess.from_recipe(recipe))
+        return pixels.canvas(np.array([pixels.names.index("train/green/1.png")]))[0][0]
+
+    before = picture()
+    Image.fromarray(255 - before).save(changed)
+    assert np.array_equal(picture(), 255 - before)
 
 
 @pytest.mark.parametrize(("suffix", "change"), [("rgb", "cut"), ("npz", "cut"), ("npz", "empty"), ("npz", "foreign")])
@@ -216,6 +201,61 @@ def test_processes_that_decode_at_once_do_not_disturb_each_other(cache: Path, tm
     assert sorted(path.suffix for path in (cache / "pixels").iterdir()) == [".npz", ".rgb"], (
         "nothing half-written stays"
     )
+
+
+# --- sets larger than memory -----------------------------------------------------------------------------------------
+
+LARGE_SET = """
+import dataclasses, json, re, sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from toolkit.data.dataset import Dataset, Images
+from toolkit.data.pixels import load_pixels
+from toolkit.data.preprocess import Preprocess
+
+def anonymous_mb():
+    return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
+
+pictures = [Image.new("RGB", size, "red") for size in ((192, 128), (128, 192))]
+most = {}
+def note(stage):
+    most[stage] = max(most.get(stage, 0.0), anonymous_mb() - start)
+def read(i):
+    if i % 50 == 0:
+        note("decoding")
+    return pictures[i % 2]
+
+count = 4096
+images = Images(tuple(map(str, range(count))), np.arange(count) % 2, read)
+large = Dataset("large", ("a", "b"), images, images, images, "a")
+start = anonymous_mb()
+mixed = load_pixels(large, "train", Preprocess(96, 0, (0,) * 3, (1,) * 3), workers=2)
+square = dataclasses.replace(mixed, heights=np.full(count, 128), widths=np.full(count, 192))
+order = np.random.default_rng(0).permutation(count)
+red = 0
+for pixels, name in ((mixed, "mixed"), (square, "one size")):
+    for first in range(0, count, 32):
+        batch = order[first : first + 32]
+        red += int(pixels.canvas(batch)[0][:, 0, 0, 0].sum()) + int(pixels.centre(batch)[:, 0, 0, 0].sum())
+        note(name)
+json.dump({"map_mb": mixed.data.nbytes / 1e6, "red": red, "most": most}, sys.stdout)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").is_file() or "RssAnon" not in Path("/proc/self/status").read_text(),
+    reason="needs Linux's /proc",
+)
+def test_a_set_larger_than_memory_trains() -> None:
+    """302 MB are decoded and every batch is read, whichever way, in less than 60 MB of memory of its own."""
+    done = subprocess.run([sys.executable, "-c", LARGE_SET], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["map_mb"] > 300
+    assert found["red"] == 4 * 4096 * 255, "every image was read"
+    assert set(found["most"]) == {"decoding", "mixed", "one size"}
+    assert max(found["most"].values()) < 60, found
 
 
 # --- broken images ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """A data set: three splits of labelled images, class names, and a fingerprint of the content. N images, C classes."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal, Self
 import numpy as np
 from PIL import Image
 
+from toolkit.data.hashes import hash_files
 from toolkit.data.preprocess import open_image
 
 Split = Literal["train", "valid", "test"]
@@ -77,16 +77,11 @@ class Dataset:
 
 
 def fingerprint_files(root: Path, names: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> str:
-    """SHA-256 over class names and every file's name, label and bytes, in the order of names."""
+    """SHA-256 over class names and every file's name, label and bytes, in the order of names.
 
-    def digest(name: str) -> bytes:
-        try:
-            return sha256((root / name).read_bytes()).digest()
-        except OSError:  # an unreadable file is named, and left out, where it is decoded
-            return b"unreadable"
-
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(digest, names, chunksize=64))
+    Hashes of files are remembered between calls (hashes.py); the result does not depend on that.
+    """
+    digests = hash_files(root, names)
     total = sha256("\n".join(classes).encode())
     for name, label, content in sorted(zip(names, labels, digests, strict=True)):
         total.update(f"\n{name}\t{label}\t".encode(errors="surrogateescape") + content)

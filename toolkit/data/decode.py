@@ -1,0 +1,169 @@
+"""Decode a split once: every image's RGB pixels into a single uint8 memory map in the cache, and an index beside it.
+
+Images are kept resized but uncropped, so that training can crop them anew. One bound: where the longer side exceeds
+twice the shorter one (and the network's square), only the middle part of the longer side is kept, so that a panorama
+cannot widen a whole batch's canvas; the centre crop lies inside that part and is the same to the pixel. H W pixels.
+"""
+
+import contextlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.console import progress, say
+from toolkit.data.cache import REMEDY
+from toolkit.data.dataset import Images, Split
+from toolkit.data.disk import Room, remove_leftovers
+from toolkit.data.parallel import run_in_blocks
+from toolkit.data.preprocess import UNREADABLE, Preprocess, decode_rgb, why_unreadable
+from toolkit.errors import ArtifactError, DataError
+from toolkit.modeldir import write_atomically
+
+LAYOUT_VERSION = 1
+"""Goes into the cache's key; raised whenever the meaning of the cached pixels changes."""
+
+SAMPLED_IMAGES = 64
+"""Images whose headers are read to estimate a map's size."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Beside the pixels: which images of the split they are (`kept`), their sizes, and what could not be read.
+
+    `kept`, `heights` and `widths` (px) are int64; `unreadable` names and `reasons` are text.
+    """
+
+    kept: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+    unreadable: np.ndarray
+    reasons: np.ndarray
+
+    @property
+    def size_bytes(self) -> int:
+        return int((self.heights * self.widths).sum()) * 3
+
+
+def decode_split(
+    images: Images, split: Split, path: Path, preprocess: Preprocess, least_long_side: int, workers: int
+) -> Index:
+    """Write the pixels to `path` and their index beside it; both appear whole, so two processes may do it at once.
+
+    Raises DataError where the pixels would not fit on the disk or into the user's limit, or cannot be written.
+    """
+    remove_leftovers(path.parent, (path.suffix, _index_path(path).suffix))
+    needed_bytes = estimate_bytes(images, preprocess, least_long_side)
+    room = Room(path.parent, f"{len(images):,} {split} images", needed_bytes, preprocess.resize)
+    room.require()
+    try:
+        with write_atomically(path) as temporary:
+            index = _write_pixels(images, split, temporary, preprocess, least_long_side, workers, room)
+            # The small file gets its name first: an index without pixels costs nothing, pixels without an index GBs.
+            with write_atomically(_index_path(path)) as beside, beside.open("wb") as file:
+                np.savez(file, **vars(index))
+    except ArtifactError as error:
+        raise DataError(
+            error.problem.replace("cannot write", "cannot keep decoded images in the cache,", 1), REMEDY
+        ) from None
+    return index
+
+
+def read_index(path: Path) -> Index | None:
+    """What an earlier call wrote; None where there is none, or where it does not fit the pixels beside it."""
+    beside = _index_path(path)
+    if not beside.is_file() or not path.is_file():
+        return None
+    try:
+        with beside.open("rb") as file, np.load(file) as stored:
+            index = Index(**{key: stored[key] for key in stored.files})
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        say(f"the cached {beside.name} is damaged ({error}); decoding again")
+        return None
+    if index.size_bytes == path.stat().st_size:
+        return index
+    say(f"the cached {path.name} is not whole; decoding again")
+    return None
+
+
+def keep_middle(pixels: np.ndarray, least_long_side: int) -> np.ndarray:
+    """(H, W, 3) with the longer side bounded by twice the shorter one, or `least_long_side` px where that is more."""
+    height, width = pixels.shape[:2]
+    margin = _margin(height, width, least_long_side)
+    if height > width:
+        return pixels[margin : height - margin]
+    return pixels[:, margin : width - margin]
+
+
+def estimate_bytes(images: Images, preprocess: Preprocess, least_long_side: int) -> int:
+    """Bytes that the map of `images` will take: exact for one size, else two standard errors above the expectation.
+
+    Only headers are read, of SAMPLED_IMAGES images spread evenly; unreadable ones are passed over.
+    """
+    sample = np.linspace(0, len(images) - 1, min(len(images), SAMPLED_IMAGES)).astype(np.int64)
+    sizes = []
+    for i in sample:
+        with contextlib.suppress(*UNREADABLE):
+            sizes.append(_stored_bytes(*images.read(int(i)).size, preprocess.resize, least_long_side))
+    if len(sizes) < 2:
+        return sum(sizes) * len(images)
+    unseen = 1 - len(sizes) / len(images)  # nothing is uncertain where all images were looked at
+    standard_error = np.std(sizes, ddof=1) * np.sqrt(unseen / len(sizes))
+    return int(len(images) * (np.mean(sizes) + 2 * standard_error))
+
+
+def _write_pixels(
+    images: Images,
+    split: Split,
+    path: Path,
+    preprocess: Preprocess,
+    least_long_side: int,
+    workers: int,
+    room: Room,
+) -> Index:
+    def decode(i: int) -> np.ndarray | str:
+        try:
+            return keep_middle(preprocess.resize_shorter(decode_rgb(images.read(i))), least_long_side)
+        except UNREADABLE as error:
+            return why_unreadable(error)
+
+    sizes: list[tuple[int, int, int]] = []
+    failed: list[tuple[str, str]] = []
+    i = written_bytes = 0
+    with path.open("wb") as file, progress(f"decode {split}", len(images)) as advance:
+        for block in run_in_blocks(decode, len(images), workers):
+            for result in block:
+                if isinstance(result, str):
+                    failed.append((images.names[i], result))
+                else:
+                    sizes.append((i, *result.shape[:2]))
+                    file.write(np.ascontiguousarray(result).data)
+                    written_bytes += result.nbytes
+                    room.watch(written_bytes)
+                i += 1
+            advance(len(block))
+    kept, heights, widths = np.array(sizes, dtype=np.int64).reshape(-1, 3).T
+    names, reasons = np.array(failed, dtype=str).reshape(-1, 2).T
+    return Index(kept, heights, widths, names, reasons)
+
+
+def _margin(height: int, width: int, least_long_side: int) -> int:
+    """px that keep_middle takes from either end of the longer side.
+
+    A multiple of 4 px goes, half on either side: then a centred crop begins at the same pixel, rounding included.
+    """
+    limit = max(2 * min(height, width), least_long_side)
+    return max(max(height, width) - limit, 0) // 4 * 2
+
+
+def _stored_bytes(width: int, height: int, resize: int, least_long_side: int) -> int:
+    """Bytes that an image file of this size (px, either way round) takes once it is resized and keep_middle is done."""
+    short, long = sorted((width, height))
+    if resize:
+        short, long = resize, long * resize // short
+    return short * (long - 2 * _margin(short, long, least_long_side)) * 3
+
+
+def _index_path(path: Path) -> Path:
+    return path.with_suffix(".npz")

@@ -1,0 +1,111 @@
+"""Every file's SHA-256, remembered in the cache: a set of many GB is read in full once, not at every command.
+
+A remembered hash holds while the file's size, inode, mtime and ctime (both in ns) stay the same. No program can set
+ctime, so that a change which keeps the size and restores mtime is noticed too; on Windows, where ctime is the time of
+creation, it is not. The memo of a root is one file in the cache: a SHA-256 of all that follows, then for each image
+file 32 bytes of its state (name, size, inode and times, hashed) and the 32 bytes of its SHA-256.
+"""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.cgroups import available_cores
+from toolkit.console import progress
+from toolkit.data.cache import cache_folder
+from toolkit.data.parallel import run_in_blocks
+from toolkit.errors import ToolkitError
+from toolkit.modeldir import sha256_file, write_atomically
+
+MEMO_VERSION = 1
+"""Goes into every state; raised whenever the meaning of a memo changes."""
+
+MEMO_FROM_BYTES = 64_000_000
+"""Roots whose files are smaller together are not remembered: 5,000 photographs of 56 MB are hashed in 0.2 s."""
+
+UNSETTLED_NS = 2_000_000_000
+"""ns; a file changed within this time (or in the future) may change again and keep its times, and is not remembered."""
+
+UNREADABLE_FILE = b"unreadable"
+"""Stands for the hash of a file that cannot be read; it is named, and left out, where it is decoded."""
+
+WAITING_THREADS = 4
+"""Threads beyond the cores this process may use: some wait for the disk."""
+
+DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class _Hashed:
+    """One file's hash. `state` is what it may be remembered by, None where it may not; `anew`: it was read."""
+
+    digest: bytes
+    size_bytes: int = 0
+    state: bytes | None = None
+    anew: bool = True
+
+
+def hash_files(root: Path, names: Sequence[str]) -> list[bytes]:
+    """SHA-256 (32 bytes) of each file root/name, or UNREADABLE_FILE; only files that changed are read."""
+    memo = _memo_path(root)
+    known = {} if memo is None else _read_memo(memo)
+    hashed: list[_Hashed] = []
+    with progress("hash", len(names)) as advance:
+        blocks = run_in_blocks(
+            lambda i: _hash_file(root, names[i], known), len(names), available_cores() + WAITING_THREADS
+        )
+        for block in blocks:
+            hashed += block
+            advance(len(block))
+    learnt = any(file.anew and file.state is not None for file in hashed)
+    if memo is not None and learnt and sum(file.size_bytes for file in hashed) >= MEMO_FROM_BYTES:
+        _write_memo(memo, {file.state: file.digest for file in hashed if file.state is not None})
+    return [file.digest for file in hashed]
+
+
+def _hash_file(root: Path, name: str, known: dict[bytes, bytes]) -> _Hashed:
+    try:
+        now_ns = time.time_ns()
+        stat = (root / name).stat()  # before reading: a change while it is read alters the state
+        times = f"{stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+        state = hashlib.sha256(f"{MEMO_VERSION}\0{name}\0{times}".encode(errors="surrogateescape")).digest()
+        if (digest := known.get(state)) is not None:
+            return _Hashed(digest, stat.st_size, state, anew=False)
+        settled = now_ns - max(stat.st_mtime_ns, stat.st_ctime_ns) >= UNSETTLED_NS
+        return _Hashed(bytes.fromhex(sha256_file(root / name)), stat.st_size, state if settled else None)
+    except OSError:
+        return _Hashed(UNREADABLE_FILE)
+
+
+def _memo_path(root: Path) -> Path | None:
+    """Where the hashes of `root` are remembered; None where there can be no cache."""
+    try:
+        name = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:32]
+        return cache_folder("hashes", f"{name}.bin")
+    except (ToolkitError, OSError):
+        return None
+
+
+def _read_memo(path: Path) -> dict[bytes, bytes]:
+    """State → SHA-256; empty where there is no memo, or a damaged one, which the next writing replaces."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return {}
+    checksum, entries = content[:DIGEST_BYTES], memoryview(content)[DIGEST_BYTES:]
+    if hashlib.sha256(entries).digest() != checksum or len(entries) % (2 * DIGEST_BYTES):
+        return {}
+    return {
+        bytes(entries[at : at + DIGEST_BYTES]): bytes(entries[at + DIGEST_BYTES : at + 2 * DIGEST_BYTES])
+        for at in range(0, len(entries), 2 * DIGEST_BYTES)
+    }
+
+
+def _write_memo(path: Path, digest_of: dict[bytes, bytes]) -> None:
+    """Two processes may do it at once: each writes a whole memo, the later one stays. No error where it cannot."""
+    entries = b"".join(state + digest for state, digest in digest_of.items())
+    with contextlib.suppress(ToolkitError, OSError), write_atomically(path) as temporary:
+        temporary.write_bytes(hashlib.sha256(entries).digest() + entries)
