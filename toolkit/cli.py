@@ -1,6 +1,7 @@
 """The `toolkit` command: parse, call one stage, print. No heavy import at module level, so that --help is quick."""
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from toolkit import __version__, console
-from toolkit.errors import ToolkitError
+from toolkit.errors import Interrupted, ToolkitError
 
 app = typer.Typer(
     name="toolkit",
@@ -41,6 +42,16 @@ SetOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what another run left in the model directory.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="An unreadable image is an error, not left out.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on where an interrupted run stopped; give it the same flags.")
+]
+TensorboardOption = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write DIR/tensorboard (needs kd-toolkit[tensorboard]).")
+]
+SeedsOption = Annotated[
+    int,
+    typer.Option("--seeds", min=1, max=100, help="Train student and control from N seeds, for mean ± deviation."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
 ModelDirArgument = Annotated[Path, typer.Argument(metavar="[MODEL_DIR]", help="A directory that distill wrote.")]
 
@@ -112,6 +123,8 @@ def teacher(
     device: DeviceOption = "auto",
     seed: SeedOption = None,
     overrides: SetOption = None,
+    resume: ResumeOption = False,
+    tensorboard: TensorboardOption = False,
     force: ForceOption = False,
     strict: StrictOption = False,
     as_json: JsonOption = False,
@@ -121,9 +134,8 @@ def teacher(
 
     start = time.perf_counter()
     extra = [f"teacher.weights={json.dumps(weights)}"] if weights is not None else []
-    job = open_training_job(
-        recipe, data, out, _overrides(seed, overrides, extra), device=device, force=force, strict=strict
-    )
+    options = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard}
+    job = open_training_job(recipe, data, out, _overrides(seed, overrides, extra), device=device, **options)
     made = make_teacher(job)
     same = _flags(recipe, data, _overrides(seed, overrides), job.model_dir.path)
     _print_weights("teacher", made, start, _command("distill", *same), as_json)
@@ -136,7 +148,10 @@ def distill(
     out: OutOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = None,
+    seeds: SeedsOption = 1,
     overrides: SetOption = None,
+    resume: ResumeOption = False,
+    tensorboard: TensorboardOption = False,
     force: ForceOption = False,
     strict: StrictOption = False,
     as_json: JsonOption = False,
@@ -145,7 +160,8 @@ def distill(
     from toolkit.pipeline import distill_student, open_training_job
 
     start = time.perf_counter()
-    job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, force=force, strict=strict)
+    options = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
+    job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, **options)
     made = distill_student(job)
     _print_weights("student", made, start, _command("export", "--onnx", job.model_dir.path), as_json)
 
@@ -250,17 +266,22 @@ def run(
     device: DeviceOption = "auto",
     provider: ProviderOption = "auto",
     seed: SeedOption = None,
+    seeds: SeedsOption = 1,
     overrides: SetOption = None,
+    resume: ResumeOption = False,
+    tensorboard: TensorboardOption = False,
     force: ForceOption = False,
     strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """The whole way: teacher, student, ONNX, report."""
+    """The whole way: teacher, student and its control, ONNX, report."""
     from toolkit.bench.report import print_table
-    from toolkit.pipeline import open_training_job, run_all
+    from toolkit.pipeline import open_training_job, refuse_several_processes, run_all
 
+    refuse_several_processes()
     start = time.perf_counter()
-    job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, force=force, strict=strict)
+    options = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
+    job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, **options)
     report = run_all(job, provider)
     if as_json:
         _print_json(report)
@@ -281,11 +302,17 @@ def run(
 
 def main() -> None:
     """Entry point: a ToolkitError is one line on stderr and its exit code; a bug keeps its traceback."""
+    if os.environ.get("RANK", "0") != "0":  # one of several processes speaks for all
+        console.out.quiet = console.err.quiet = True
     try:
         app()
     except ToolkitError as error:
+        console.err.quiet = False
         console.say(f"error: {error}")
         sys.exit(error.exit_code)
+    except Interrupted as stop:
+        console.say(f"stopped in {stop.where}, and saved; go on with: {_resume_command()}")
+        sys.exit(stop.exit_code)
     except SystemExit as ending:
         if ending.code == INTERRUPTED:
             console.say("stopped")
@@ -294,6 +321,14 @@ def main() -> None:
 
 def _overrides(seed: int | None, overrides: list[str] | None, extra: list[str] | None = None) -> list[str]:
     return [*(extra or []), *([f"distill.seed={seed}"] if seed is not None else []), *(overrides or [])]
+
+
+def _resume_command() -> str:
+    """This very command line with --resume, under torchrun again where it was."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    program = ["toolkit"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "toolkit"]
+    return shlex.join([*program, *arguments, "--resume"])
 
 
 def _flags(recipe: str | None, data: str | None, overrides: list[str], out: Path) -> list[str | Path]:
@@ -310,7 +345,7 @@ def _command(*words: str | Path) -> str:
 
 
 def _print_weights(role: str, made: Any, start: float, next_command: str, as_json: bool) -> None:
-    """Say what a training stage wrote: `made` is a distill.provenance.Made."""
+    """Say what a training stage wrote: `made` is a distill.stage.Made."""
     figures = {k: v for k, v in made.info.extra.items() if v is not None}
     if as_json:
         _print_json({"role": role, "path": str(made.path), "new": made.new, **figures})
@@ -331,4 +366,6 @@ def _print_end(start: float, next_command: str) -> None:
 
 
 def _print_json(value: Any) -> None:
+    if console.out.quiet:
+        return
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

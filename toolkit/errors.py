@@ -8,6 +8,8 @@ ToolkitError                 exit code 1: one line on stderr, what is wrong and 
 ├── DeviceError              a device or execution provider that was asked for cannot run here
 ├── TrainingError            training cannot go on (a loss that is not finite)
 └── GateError                exit code 3: a measured gate was not met (an export that disagrees with its source)
+
+Interrupted                  no error: Ctrl-C (exit code 130) or SIGTERM (143) while a network trained
 """
 
 
@@ -56,3 +58,13 @@ class GateError(ToolkitError):
     """A measured gate that was not met."""
 
     exit_code = 3
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: what was asked for
+    """Training stopped because a signal asked for it, with its state saved; `where` says at which epoch and step."""
+
+    def __init__(self, where: str, signal_number: int) -> None:
+        super().__init__(where)
+        self.where = where
+        self.exit_code = 128 + signal_number
+        """130 after Ctrl-C, 143 after SIGTERM, as shells have it."""

@@ -47,6 +47,19 @@ class ModelDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def checkpoint(self) -> Path:
+        """Where an interrupted training stage goes on from."""
+        return self.path / "checkpoint.pt"
+
+    def of_seed(self, seed: int) -> "ModelDir":
+        """The directory of one more student and control, trained from another seed with this directory's teacher."""
+        return ModelDir(self.path / "seeds" / str(seed))
+
+    def seeds(self) -> list[int]:
+        """Seeds that `of_seed` has directories of, ascending."""
+        return sorted(int(path.name) for path in self.path.glob("seeds/*") if path.name.isdigit())
+
+    @property
     def report_json(self) -> Path:
         return self.path / "report.json"
 

@@ -1,20 +1,21 @@
 """A job: which recipe, data and model directory a command works with, and the stages in order."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import console
-from toolkit.errors import RecipeError
+from toolkit.errors import DeviceError, RecipeError
 from toolkit.modeldir import ModelDir
 from toolkit.recipe import DEFAULT_RECIPE, Recipe, builtin_names, load_builtin
 
 if TYPE_CHECKING:
     from toolkit.data.pixels import Pixels
     from toolkit.data.sources import Dataset
-    from toolkit.distill.provenance import Made
+    from toolkit.distill.stage import Images, Made, Options
     from toolkit.export.export import ExportResult
 
 MODELS = Path("models")
@@ -33,6 +34,9 @@ class Job:
     device: str
     force: bool = False
     strict: bool = False
+    resume: bool = False
+    tensorboard: bool = False
+    seeds: int = 1
 
     @cached_property
     def dataset(self) -> "Dataset":
@@ -55,12 +59,28 @@ class Job:
     def test_pixels(self) -> "Pixels":
         return self._pixels("test")
 
+    @cached_property
+    def images(self) -> "Images":
+        from toolkit.distill.stage import Images
+
+        return Images(self.dataset, self.train_pixels, self.valid_pixels)
+
+    @property
+    def options(self) -> "Options":
+        from toolkit.distill.stage import Options
+
+        return Options(self.device, self.force, self.resume, self.tensorboard)
+
     def _pixels(self, split: Any) -> "Pixels":
         from toolkit.data.pixels import load_pixels
         from toolkit.data.preprocess import Preprocess
+        from toolkit.distill.distributed import leader_first
 
         data = self.recipe.data
-        return load_pixels(self.dataset, split, Preprocess.from_recipe(data), workers=data.workers, strict=self.strict)
+        with leader_first():
+            return load_pixels(
+                self.dataset, split, Preprocess.from_recipe(data), workers=data.workers, strict=self.strict
+            )
 
 
 def open_training_job(
@@ -70,15 +90,32 @@ def open_training_job(
     overrides: list[str],
     *,
     device: str = "auto",
-    force: bool = False,
-    strict: bool = False,
+    **options: Any,
 ) -> Job:
-    """A job for teacher, distill and run; its recipe: --recipe, the data's own, OUT's, its teacher's, the default."""
+    """A job for teacher, distill and run; its recipe: --recipe, the data's own, OUT's, its teacher's, the default.
+
+    `options` are the job's: force, strict, resume, tensorboard, seeds.
+    """
+    from toolkit.distill.distributed import join
+
     recipe, own_dir = _training_recipe(recipe_name, data, out)
     recipe = _with_source(recipe, data).with_overrides(overrides)
     model_dir = ModelDir(out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
     model_dir.make()
-    return Job(recipe, model_dir, _pick_device(device), force, strict)
+    device = _pick_device(device)
+    join(device)
+    return Job(recipe, model_dir, device, **options)
+
+
+def refuse_several_processes() -> None:
+    """DeviceError under torchrun: export and bench have nothing to share out."""
+    from toolkit.distill.distributed import launched
+
+    if launched():
+        raise DeviceError(
+            "toolkit run is one process's work, and torchrun started several",
+            "share out training alone: torchrun ... -m toolkit distill; then toolkit export and toolkit bench",
+        )
 
 
 def open_finished_job(
@@ -105,33 +142,37 @@ def open_finished_job(
 def make_teacher(job: Job) -> "Made":
     from toolkit.distill import teacher
 
-    return teacher.make_teacher(
-        job.recipe,
-        job.model_dir,
-        job.dataset,
-        job.train_pixels,
-        job.valid_pixels,
-        device=job.device,
-        force=job.force,
-    )
+    return teacher.make_teacher(job.recipe, job.model_dir, job.images, job.options)
 
 
-def distill_student(job: Job) -> "Made":
-    """Distil the student; a directory without a teacher gets one first."""
+def distill_student(job: Job, *, control: bool = False) -> "Made":
+    """Distil the student; a directory without a teacher gets one first.
+
+    The control is trained too where the recipe says so; where it says nothing, `control` decides, and several seeds
+    always want it. More seeds than one go into directories of their own below the job's.
+    """
     from toolkit.distill import student
 
     if not job.model_dir.weights("teacher").exists():
         console.say(f"{job.model_dir.path} has no teacher yet: making it first")
         make_teacher(job)
-    return student.distill_student(
-        job.recipe,
-        job.model_dir,
-        job.dataset,
-        job.train_pixels,
-        job.valid_pixels,
-        device=job.device,
-        force=job.force,
-    )
+    with_control = job.recipe.distill.control
+    if with_control is None:
+        with_control = control or job.seeds > 1
+    first = job.recipe.distill.seed
+    made = None
+    for seed in range(first, first + job.seeds):
+        recipe = job.recipe.with_overrides([f"distill.seed={seed}"])
+        directory = job.model_dir if seed == first else job.model_dir.of_seed(seed)
+        if job.seeds > 1:
+            console.say(f"seed {seed} ({seed - first + 1} of {job.seeds}), in {directory.path}")
+        directory.make()
+        one = student.distill_student(recipe, directory, job.images, job.options, job.model_dir)
+        made = made or one
+        if with_control:
+            student.train_control(recipe, directory, job.images, job.options)
+    assert made is not None
+    return made
 
 
 def export_models(job: Job) -> "list[ExportResult]":
@@ -176,13 +217,14 @@ def bench_models(job: Job, provider: str = "auto") -> dict[str, Any]:
 
 
 def run_all(job: Job, provider: str = "auto") -> dict[str, Any]:
-    """Teacher, student, ONNX, report: the stages one after another; returns the report."""
+    """Teacher, student and its control, ONNX, report: the stages one after another; returns the report."""
     start = time.perf_counter()
-    for title, stage in (
+    stages: tuple[tuple[str, Callable[[Job], object]], ...] = (
         ("1/4 teacher", make_teacher),
-        ("2/4 distill", distill_student),
+        ("2/4 distill", partial(distill_student, control=True)),
         ("3/4 export", export_models),
-    ):
+    )
+    for title, stage in stages:
         console.say(f"── {title} · {console.duration(time.perf_counter() - start)} so far")
         stage(job)
     console.say(f"── 4/4 bench · {console.duration(time.perf_counter() - start)} so far")
@@ -229,7 +271,12 @@ def _with_source(recipe: Recipe, data: str | None) -> Recipe:
 def _pick_device(name: str) -> str:
     import torch
 
-    from toolkit.environment import available_cores, pick_device
+    from toolkit.distill import distributed
+    from toolkit.environment import available_cores, keep_freed_memory, pick_device
 
-    torch.set_num_threads(available_cores())
+    processes = distributed.processes_here()
+    torch.set_num_threads(max(1, available_cores() // processes))
+    keep_freed_memory()
+    if processes > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{distributed.local_rank()}"
     return pick_device(name)

@@ -11,23 +11,37 @@ import json
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from toolkit.errors import RecipeError
 
 DEFAULT_RECIPE = "fashion-mnist"
 """The recipe that is used where neither --recipe, --data nor a model directory says otherwise."""
 
-NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights"}
-"""Where things lie and how fast they are read; what lies there is compared by its own SHA-256."""
+NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights", "distill.control"}
+"""Where things lie, how fast they are read, and what is trained besides; what lies there has its own SHA-256."""
+
+OF_TEACHING = {
+    "method", "temperature", "alpha", "standardize", "dkd_target_weight", "dkd_other_weight", "dist_inter_weight",
+    "dist_intra_weight", "feature_weight", "teacher_taps", "student_taps",
+}  # fmt: skip
+"""Keys of [distill] that mean nothing to a student without a teacher."""
 
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 Positive = Annotated[float, Field(gt=0)]
 Spread = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one-cycle"]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+
+LogitMethod = Literal["kd", "dkd", "dist", "hard"]
+FeatureMethod = Literal["fitnets", "attention", "similarity"]
+LOGIT_METHODS: tuple[LogitMethod, ...] = get_args(LogitMethod)
+"""Ways to learn from the teacher's logits: toolkit/distill/losses.py."""
+FEATURE_METHODS: tuple[FeatureMethod, ...] = get_args(FeatureMethod)
+"""Ways to learn from the teacher's layers: toolkit/distill/features.py."""
 
 
 class Section(BaseModel):
@@ -58,7 +72,29 @@ class DataRecipe(Section):
     workers: int = Field(0, ge=0, le=256, description="threads that decode, 0: the cores it may use")
 
 
-class TeacherRecipe(Section):
+class TrainingRecipe(Section):
+    """What every training stage has: the budget, the optimiser, and what keeps a network from learning by heart."""
+
+    epochs: int = Field(60, ge=1, le=10_000)
+    batch_size: int = Field(64, ge=1, le=65_536, description="images a step, over all processes")
+    optimizer: Optimizer = "sgd"
+    learning_rate: float = Field(0.05, gt=0, le=10, description="peak of the schedule")
+    weight_decay: float = Field(5e-4, ge=0, le=1)
+    schedule: Schedule = "one-cycle"
+    warm_up: float = Field(0.25, ge=0, lt=1, description="share of the steps in which the learning rate climbs")
+    start_image_size: int = Field(
+        0, ge=0, le=2048, description="px; the size grows from this to data.image_size, 0: full size throughout"
+    )
+    grow_until: float = Field(0.8, gt=0, le=1, description="share of the epochs after which images have full size")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label spread over all classes")
+    mixup: float = Field(0.0, ge=0, le=10, description="α of Beta(α, α), the mix of two images; 0 mixes none")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay a step of the average of weights that is kept; 0: no average"
+    )
+    patience: int = Field(0, ge=0, le=10_000, description="epochs without a better one before it stops; 0: never")
+
+
+class TeacherRecipe(TrainingRecipe):
     """`[teacher]`: the network that teaches, trained here, fine-tuned or imported."""
 
     architecture: str = Field("resnet18", description="a torchvision classifier, or `depthwise`")
@@ -66,12 +102,6 @@ class TeacherRecipe(Section):
     mean: Channels | None = Field(None, description="the teacher's own; absent: its weights', else [data]'s")
     std: Spread | None = Field(None, description="see mean")
     epochs: int = Field(30, ge=1, le=10_000)
-    batch_size: int = Field(64, ge=1, le=65_536, description="images a step")
-    optimizer: Optimizer = "sgd"
-    learning_rate: float = Field(0.05, gt=0, le=10, description="peak of the schedule")
-    weight_decay: float = Field(5e-4, ge=0, le=1)
-    schedule: Schedule = "one-cycle"
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 
 class StudentRecipe(Section):
@@ -82,22 +112,75 @@ class StudentRecipe(Section):
     width_mult: float = Field(1.0, gt=0, le=8, description="scales all blocks but the first and last; depthwise")
 
 
-class DistillRecipe(Section):
+class DistillRecipe(TrainingRecipe):
     """`[distill]`: how the student learns from the teacher."""
 
-    method: Literal["kd"] = Field("kd", description="kd: temperature-softened logits (Hinton et al. 2015)")
+    method: str = Field("kd", description=f"{', '.join((*LOGIT_METHODS, *FEATURE_METHODS))}, or two: kd+attention")
     temperature: float = Field(4.0, gt=0, le=100, description="softens both distributions")
-    alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's term; 0 is plain cross-entropy")
-    epochs: int = Field(60, ge=1, le=10_000)
-    batch_size: int = Field(64, ge=1, le=65_536, description="images a step")
-    optimizer: Optimizer = "sgd"
+    alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's logits; 0 is plain cross-entropy")
+    standardize: bool = Field(False, description="z-score both networks' logits first (Sun et al. 2024)")
+    dkd_target_weight: float = Field(1.0, ge=0, le=100, description="dkd: weight of the target class's term")
+    dkd_other_weight: float = Field(8.0, ge=0, le=100, description="dkd: weight of the other classes' term")
+    dist_inter_weight: float = Field(1.0, ge=0, le=100, description="dist: weight of the relation between classes")
+    dist_intra_weight: float = Field(1.0, ge=0, le=100, description="dist: weight of the relation between images")
+    feature_weight: float | None = Field(None, ge=0, description="of the layers' term; absent: the method's own")
+    teacher_taps: Names = Field((), description="layers that teach, by name; empty: the last feature map")
+    student_taps: Names = Field((), description="layers that are taught, as many")
+    teacher_views: int = Field(
+        0, ge=0, le=10_000, description="views an image whose teacher logits are stored and replayed; 0: a live teacher"
+    )
+    control: bool | None = Field(
+        None, description="also train the student without a teacher; absent: in `toolkit run` and with --seeds"
+    )
     learning_rate: float = Field(0.1, gt=0, le=10, description="peak of the schedule")
-    weight_decay: float = Field(5e-4, ge=0, le=1)
-    schedule: Schedule = "one-cycle"
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="arithmetic of both training stages; auto times both on this device and takes the faster"
     )
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
+        "off", description="torch.compile's mode in both training stages; reduce-overhead uses CUDA graphs"
+    )
     seed: int = Field(0, ge=0, description="seeds weights, order and views of both training stages")
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        check_method(method)
+        return method
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.mixup and "dkd" in self.method_parts:
+            raise ValueError("dkd needs one label an image: mixup must be 0 with it")
+        if self.compile != "off" and self.feature_method:
+            raise ValueError("a method of layers looks into the networks as they run: compile must be off with it")
+        if len(self.teacher_taps) != len(self.student_taps):
+            raise ValueError("teacher_taps and student_taps must name as many layers each")
+        return self
+
+    @property
+    def method_parts(self) -> tuple[str, ...]:
+        return tuple(self.method.split("+"))
+
+    @property
+    def logit_method(self) -> LogitMethod | None:
+        return next((part for part in LOGIT_METHODS if part in self.method_parts), None)
+
+    @property
+    def feature_method(self) -> FeatureMethod | None:
+        return next((part for part in FEATURE_METHODS if part in self.method_parts), None)
+
+
+def check_method(method: str) -> None:
+    """ValueError unless `method` is a logits method, a features method, or one of each joined by `+`."""
+    parts = method.split("+")
+    known = (*LOGIT_METHODS, *FEATURE_METHODS)
+    if unknown := [part for part in parts if part not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{guess}valid: {', '.join(known)}; a method of logits and one of layers join as kd+attention")
+    for family in (LOGIT_METHODS, FEATURE_METHODS):
+        if sum(part in family for part in parts) > 1:
+            raise ValueError(f"at most one of {', '.join(family)} at a time")
 
 
 class ExportRecipe(Section):
@@ -131,6 +214,16 @@ class Recipe(Section):
     distill: DistillRecipe = DistillRecipe()
     export: ExportRecipe = ExportRecipe()
     bench: BenchRecipe = BenchRecipe()
+
+    @model_validator(mode="after")
+    def _sizes_grow(self) -> Self:
+        for name, section in (("teacher", self.teacher), ("distill", self.distill)):
+            if section.start_image_size > self.data.image_size:
+                raise ValueError(
+                    f"{name}.start_image_size = {section.start_image_size} must not exceed"
+                    f" data.image_size = {self.data.image_size}"
+                )
+        return self
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], origin: str) -> Self:
@@ -175,6 +268,11 @@ class Recipe(Section):
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
+    def control_fingerprint(self) -> str:
+        """The same over all that decides the student trained without a teacher: nothing of how the teacher teaches."""
+        keys = [f"distill.{key}" for key in type(self.distill).model_fields if key not in OF_TEACHING]
+        return self.fingerprint("data", "student", *keys)
+
 
 def builtin_names() -> list[str]:
     """Names of the recipes that ship with the toolkit."""
@@ -209,6 +307,8 @@ def _first_problem(error: ValidationError, origin: str) -> RecipeError:
         guess = f"did you mean {'.'.join([*keys[:-1], near[0]])}? " if near else ""
         return RecipeError(f"{origin}: unknown key {path}", f"{guess}valid here: {', '.join(known)}")
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that do not fit together
+        return RecipeError(f"{origin}: {path or 'the recipe'} is not allowed", message)
     got = json.dumps(problem["input"], default=str)
     return RecipeError(f"{origin}: {path} = {got} is not allowed", f"{message[0].lower()}{message[1:]}")
 

@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from toolkit import console
+from toolkit.palette import COLOURS, FAINT, INK
 
-COLOURS = {"teacher": "#4c6a92", "student": "#d1652c", "control": "#7a8b58"}
 EDGES = {"torch": "-", "onnxruntime": "--"}
-INK, FAINT = "#2b2b2b", "#d9d9d9"
 LARGEST_BUBBLE = 1600.0
 """points², the area of the largest file's bubble; the others' are in proportion, down to SMALLEST_BUBBLE"""
 SMALLEST_BUBBLE = 36.0

@@ -6,10 +6,14 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from toolkit import __version__, console
-from toolkit.bench.comparison import compare_with_teacher, find_contradictions, find_row, judge
+from toolkit.bench.comparison import compare_with_teacher, find_contradictions, judge
 from toolkit.bench.cost import measure_peak_memory_mib
 from toolkit.bench.fidelity import measure_fidelity
+from toolkit.bench.gain import measure_gain
 from toolkit.bench.plots import draw_accuracy_latency
 from toolkit.bench.rows import Row, answer_images, choose_images, open_rows
 from toolkit.bench.table import print_table, render_markdown
@@ -26,9 +30,6 @@ __all__ = ["print_table", "run_bench"]
 SCHEMA = 1
 """Version of report.json: fields may be added, never renamed."""
 
-FROM_TRAINING = ("epochs", "images_seen", "seconds", "train_img_s")
-"""Figures of the report's `distillation` that the student's weights file tells."""
-
 
 def run_bench(
     model_dir: ModelDir,
@@ -44,9 +45,11 @@ def run_bench(
     Returns the report that is written to report.json. Raises ArtifactError where weights or ONNX files are missing,
     DataError where the test images are not of the model's classes, DeviceError.
     """
-    rows = open_rows(model_dir, pick_device(device), provider)
+    device = pick_device(device)
+    rows = open_rows(model_dir, device, provider)
     _require_fitting_images(rows, test_pixels, dataset)
-    measured, images = _measure(rows, recipe.bench, test_pixels)
+    chosen = choose_images(len(test_pixels), recipe.bench.images)
+    measured, images = _measure(rows, recipe.bench, test_pixels, chosen), len(chosen)
     compare_with_teacher(measured)
     warnings = find_contradictions(measured, recipe.export.max_accuracy_drop)
     for warning in warnings:
@@ -60,7 +63,7 @@ def run_bench(
         "dataset": {"name": dataset.name, "split": "test", "images": images, "sha256": dataset.sha256},
         "recipe": recipe.model_dump(mode="json"),
         "rows": measured,
-        "distillation": _describe_distillation(rows, measured),
+        "distillation": measure_gain(model_dir, test_pixels, chosen, device),
         "verdict": judge(measured, images),
         "warnings": warnings,
     }
@@ -68,12 +71,13 @@ def run_bench(
     return report
 
 
-def _measure(rows: Sequence[Row], recipe: BenchRecipe, pixels: Pixels) -> tuple[list[dict[str, Any]], int]:
-    """The report's rows and the number of images their quality was measured on."""
-    indices = choose_images(len(pixels), recipe.images)
+def _measure(
+    rows: Sequence[Row], recipe: BenchRecipe, pixels: Pixels, indices: NDArray[np.integer]
+) -> list[dict[str, Any]]:
+    """The report's rows; their quality is that on the images at `indices`."""
     labels = pixels.labels[indices]
     with console.progress("bench: quality", len(indices) * len(rows)) as advance:
-        answers = answer_images(rows, pixels, indices, advance)
+        answers = answer_images([row.predictor for row in rows], pixels, indices, advance)
     images = pixels.centre(indices[: max(64, *recipe.batch_sizes)])
     with console.progress("bench: speed", count_turns(len(rows), recipe.batch_sizes)) as advance:
         timings = time_rows(
@@ -85,31 +89,13 @@ def _measure(rows: Sequence[Row], recipe: BenchRecipe, pixels: Pixels) -> tuple[
             advance=advance,
         )
     largest_batch = images[: max(recipe.batch_sizes)]
-    measured = [
+    return [
         row.describe()
         | asdict(measure_fidelity(logits, labels, answers[0]))
         | asdict(timing)
         | {"peak_memory_mib": measure_peak_memory_mib(row.predictor, largest_batch, row.network)}
         for row, logits, timing in zip(rows, answers, timings, strict=True)
     ]
-    return measured, len(indices)
-
-
-def _describe_distillation(rows: Sequence[Row], measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What distilling cost and gained; None for what was not measured."""
-    student = next(row for row in rows if row.model == "student")
-    control = find_row(measured, "control", "torch")
-    with_teacher = find_row(measured, "student", "torch")
-    accuracy = control["accuracy_top1"] if control else None
-    gain = with_teacher["accuracy_top1"] - accuracy if with_teacher and accuracy is not None else None
-    return {
-        "control_accuracy_top1": accuracy,
-        "gain_top1": gain,
-        "seeds": None,
-        "mean": None,
-        "std": None,
-        **{name: student.extra.get(name) for name in FROM_TRAINING},
-    }
 
 
 def _require_fitting_images(rows: Sequence[Row], pixels: Pixels, dataset: Dataset) -> None:

@@ -17,8 +17,9 @@ from toolkit.data.pixels import Pixels
 from toolkit.environment import available_cores
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import ModelDir, Precision, Role
-from toolkit.networks.weights import load_model
+from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.predictor import OnnxPredictor, Predictor, TorchPredictor
+from toolkit.recipe import Recipe
 
 BATCH_PIXELS = 2**20
 """px in a batch of the quality pass: 256 images of 64 px or less, so that activations stay small at any size."""
@@ -57,12 +58,13 @@ class Row:
 
 
 def open_rows(model_dir: ModelDir, device: str, provider: str) -> list[Row]:
-    """Teacher and student, and the control where there is one, each in torch and in onnxruntime; the teacher is first.
+    """Teacher, student and its control, where there is one, each in torch and in onnxruntime; the teacher is first.
 
     Raises ArtifactError where a file is missing or was made from another set of classes, DeviceError.
     """
     roles: list[Role] = ["teacher", "student"]
-    if model_dir.weights("control").is_file():
+    student, control = model_dir.require(model_dir.weights("student")), model_dir.weights("control")
+    if control.is_file() and is_control_of(read_info(control), read_info(student)):
         roles.append("control")
     files = [(role, model_dir.require(model_dir.weights(role))) for role in roles]
     exported = {role: model_dir.onnx(role) for role in roles}
@@ -98,16 +100,25 @@ def _require_alike(rows: Sequence[Row]) -> None:
             )
 
 
+def is_control_of(control: ModelInfo, student: ModelInfo) -> bool:
+    """Whether both were trained with the same student, seed, views, epochs and schedule, on the same images."""
+    wanted = Recipe.model_validate(student.recipe).control_fingerprint()
+    return (control.recipe_sha256, control.dataset_sha256) == (wanted, student.dataset_sha256)
+
+
 def answer_images(
-    rows: Sequence[Row], pixels: Pixels, indices: NDArray[np.integer], advance: Callable[[int], None]
+    predictors: Sequence[Predictor],
+    pixels: Pixels,
+    indices: NDArray[np.integer],
+    advance: Callable[[int], None] = lambda count: None,
 ) -> list[NDArray[np.float32]]:
-    """Every row's logits (N, C) for the images at `indices`; `advance` is told how many images a row has done."""
-    size = rows[0].predictor.preprocess.image_size
-    answers: list[list[NDArray[np.float32]]] = [[] for _ in rows]
+    """Each one's logits (N, C) for the images at `indices`; `advance` is told how many images one has done."""
+    size = predictors[0].preprocess.image_size
+    answers: list[list[NDArray[np.float32]]] = [[] for _ in predictors]
     for batch in _batches(indices, max(1, min(LARGEST_BATCH, BATCH_PIXELS // size**2))):
         images = pixels.centre(batch)
-        for row, answer in zip(rows, answers, strict=True):
-            answer.append(row.predictor.logits(images))
+        for predictor, answer in zip(predictors, answers, strict=True):
+            answer.append(predictor.logits(images))
             advance(len(batch))
     return [np.concatenate(answer) for answer in answers]
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from toolkit import console
 from toolkit.bench.comparison import describe_difference
+from toolkit.bench.gain import describe_gain
 
 Report = dict[str, Any]
 
@@ -56,6 +57,7 @@ def print_table(report: Report) -> None:
         if "vs_teacher" in row:
             told = f"{_model(row)}, {row['runtime']}: {describe_difference(row)} than the teacher"
             console.out.print(told.replace("as accurate than", "as accurate as"), markup=False)
+    console.out.print(f"\n{describe_gain(report['distillation'])}", markup=False)
     console.out.print(f"\n{report['verdict']}", style="bold", markup=False)
 
 
@@ -67,6 +69,9 @@ def render_markdown(report: Report) -> str:
         f"# Teacher and student on {dataset['name']}",
         report["verdict"],
         *(f"**Careful:** {warning}" for warning in report["warnings"]),
+        "## Did distillation help?",
+        describe_gain(report["distillation"]),
+        _seeds_table(report["distillation"].get("per_seed") or []),
         "## Quality",
         _quality_table(report["rows"]),
         "## Cost",
@@ -84,7 +89,23 @@ def render_markdown(report: Report) -> str:
         ),
         METHOD,
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _seeds_table(per_seed: Sequence[dict[str, Any]]) -> str:
+    """The seeds one by one, "" where there is no more than one."""
+    if len(per_seed) < 2:
+        return ""
+    cells = [
+        [
+            str(one["seed"]),
+            _percent(one["student_accuracy_top1"]),
+            _percent(one["control_accuracy_top1"]),
+            f"{100 * one['gain_top1']:+.2f}",
+        ]
+        for one in per_seed
+    ]
+    return _markdown_table(["seed", "student top-1", "control top-1", "gain, points"], cells, left=())
 
 
 def _quality_table(rows: Sequence[dict[str, Any]]) -> str:

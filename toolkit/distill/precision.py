@@ -8,10 +8,13 @@ from typing import Literal
 import torch
 
 from toolkit import console
+from toolkit.distill import distributed
 from toolkit.networks.classifier import Classifier
 
-ROUNDS = 4
+ROUNDS = 3
 MAX_BATCH = 128
+BATCH_PIXELS = 2**21
+"""px in the timed batch: 32 images of 256 px, so that the choice takes seconds at any size"""
 
 Precision = Literal["fp32", "bf16"]
 
@@ -33,13 +36,15 @@ def choose_precision(
 ) -> Precision:
     """`wanted`, or for `auto` the faster of the two for a step of `network`: forward, and backward where `training`.
 
-    Timed in turn, the best of 4 after a warm-up. The network's weights and statistics are left as they were.
+    Timed in turn, the best of 3 after a warm-up; several processes take the main one's choice. The network's weights
+    and statistics are left as they were.
     """
     if wanted != "auto":
         return wanted
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = {name: value.clone() for name, value in network.state_dict().items()}
-    views = torch.rand(min(batch_size, MAX_BATCH), 3, image_size, image_size, device=device)
+    batch_size = min(batch_size, MAX_BATCH, max(8, BATCH_PIXELS // image_size**2))
+    views = torch.rand(batch_size, 3, image_size, image_size, device=device)
     views = views.contiguous(memory_format=torch.channels_last)
     network.train(training)
     choices: tuple[Precision, ...] = ("fp32", "bf16")
@@ -53,7 +58,7 @@ def choose_precision(
     network.zero_grad(set_to_none=True)
     # the least of the times: other work on the machine can only add to a step
     least = {choice: min(times[choice][1:]) for choice in choices}
-    faster = min(choices, key=lambda choice: least[choice])
+    faster = distributed.agree(min(choices, key=lambda choice: least[choice]))
     console.say(
         f"precision: {faster} to {'train' if training else 'teach'} ({len(views)} images take"
         f" {least['fp32'] * 1e3:.0f} ms in fp32, {least['bf16'] * 1e3:.0f} ms in bf16)"

@@ -1,109 +1,130 @@
-"""The distillation stage: the student learns from labels and from a frozen teacher."""
+"""The distillation stage: the student learns from labels and a frozen teacher, its control from labels alone."""
 
 import torch
-from torch import Tensor
 
-from toolkit import __version__
-from toolkit.data.pixels import Pixels
+from toolkit import console
+from toolkit.data.batches import TrainingViews
+from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
-from toolkit.data.sources import Dataset
-from toolkit.distill.losses import kd_loss
-from toolkit.distill.precision import choose_precision
-from toolkit.distill.provenance import Made, check_destination
-from toolkit.distill.trainer import Loss, Plan, train
+from toolkit.distill import distributed
+from toolkit.distill.features import TappedNetwork, default_tap, tap_channels
+from toolkit.distill.metrics import Stage
+from toolkit.distill.objective import learn_from_labels, learn_from_teacher
+from toolkit.distill.plan import Plan
+from toolkit.distill.precision import Precision
+from toolkit.distill.stage import Images, Job, Made, Options
+from toolkit.distill.teaching import LiveTeacher, Teaching, open_store
 from toolkit.errors import WeightsError
 from toolkit.modeldir import ModelDir, sha256_file
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.weights import ModelInfo, load_model, save_model
-from toolkit.recipe import DistillRecipe, Recipe
+from toolkit.networks.weights import ModelInfo, load_model
+from toolkit.recipe import Recipe
 
 
 def distill_student(
-    recipe: Recipe,
-    model_dir: ModelDir,
-    dataset: Dataset,
-    train_pixels: Pixels,
-    valid_pixels: Pixels,
-    *,
-    device: str,
-    force: bool = False,
+    recipe: Recipe, model_dir: ModelDir, images: Images, options: Options, teacher_dir: ModelDir | None = None
 ) -> Made:
-    """Write student.safetensors, taught by the directory's teacher.safetensors, best epoch by validation accuracy.
+    """Write student.safetensors, taught by teacher.safetensors of `teacher_dir` (default: the same directory).
 
-    An existing student from the same settings, data and teacher is kept as it is. Raises WeightsError where the
-    teacher's classes are not the data's.
+    The epoch that is best on validation images is kept. An existing student from the same settings, data and teacher
+    stays as it is. Raises WeightsError where the teacher's classes are not the data's.
     """
-    destination = model_dir.weights("student")
-    teacher_file = model_dir.require(model_dir.weights("teacher"))
+    teachers = teacher_dir or model_dir
+    teacher_file = teachers.require(teachers.weights("teacher"))
     settings = {
         "recipe_sha256": recipe.fingerprint("data", "student", "distill"),
-        "dataset_sha256": dataset.sha256,
+        "dataset_sha256": images.dataset.sha256,
         "teacher_sha256": sha256_file(teacher_file),
     }
-    if kept := check_destination(destination, settings, force):
+    job = Job("student", recipe, model_dir, images, settings, options)
+    if kept := job.kept():
         return kept
+    state = job.saved_state()
     teacher, teacher_info = load_model(teacher_file)
-    _require_same_classes(teacher_info, dataset, teacher_file.name)
+    _require_same_classes(teacher_info, images.dataset, teacher_file.name)
     teacher.requires_grad_(False)
+    learner, tapped_teacher = _tap(recipe, _new_student(job), teacher)
+    precision = job.choose_precision(state, "precision", learner.classifier)
+    teacher_precision = job.choose_precision(state, "teacher_precision", teacher)
+    views = job.views()
+    teaching = _open_teaching(job, tapped_teacher, views, teacher_precision)
+    plan = _plan(job, "distill", precision, teacher_precision)
+    extra = job.train(learner, learn_from_teacher(recipe.distill), views, plan, state, teaching)
+    return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
+
+
+def train_control(recipe: Recipe, model_dir: ModelDir, images: Images, options: Options) -> Made:
+    """Write control.safetensors: the same student, seed, views, epochs and schedule, from labels alone.
+
+    What its accuracy lacks to the student's is what the teacher was worth.
+    """
+    settings = {"recipe_sha256": recipe.control_fingerprint(), "dataset_sha256": images.dataset.sha256}
+    job = Job("control", recipe, model_dir, images, settings, options)
+    if kept := job.kept():
+        return kept
+    state = job.saved_state()
+    learner = TappedNetwork(_new_student(job), ())
+    plan = _plan(job, "control", job.choose_precision(state, "precision", learner.classifier))
+    objective = learn_from_labels(recipe.distill.label_smoothing)
+    extra = job.train(learner, objective, job.views(), plan, state)
+    return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
+
+
+def _plan(job: Job, stage: Stage, precision: Precision, teacher_precision: Precision = "fp32") -> Plan:
+    section = job.recipe.distill
+    return Plan(
+        stage=stage,
+        section=section,
+        image_size=job.recipe.data.image_size,
+        precision=precision,
+        teacher_precision=teacher_precision,
+        seed=section.seed,
+        device=job.options.device,
+        compile=section.compile,
+        teacher_views=section.teacher_views,
+    )
+
+
+def _new_student(job: Job) -> Classifier:
+    recipe, section = job.recipe, job.recipe.student
     torch.manual_seed(recipe.distill.seed)
-    section = recipe.student
     network = registry.build(
         section.architecture,
-        len(dataset.classes),
+        job.images.num_classes,
         base=section.base,
         width_mult=section.width_mult,
         image_size=recipe.data.image_size,
     )
-    student = Classifier(network, recipe.data.mean, recipe.data.std)
-    size = (recipe.distill.batch_size, recipe.data.image_size)
-    precision = choose_precision(recipe.distill.precision, student, *size, device)
-    teacher_precision = choose_precision(recipe.distill.precision, teacher, *size, device, training=False)
-    plan = Plan.of(
-        "distill",
-        recipe.distill,
-        precision=precision,
-        teacher_precision=teacher_precision,
-        seed=recipe.distill.seed,
-        device=device,
-    )
-    training = train(
-        student,
-        distillation_loss(recipe.distill),
-        train_pixels,
-        valid_pixels,
-        plan,
-        recipe.data,
-        model_dir.metrics,
-        teacher=teacher,
-    )
-    student.network.load_state_dict(training.state_dict)
-    info = ModelInfo(
-        role="student",
-        architecture=section.architecture,
-        base=section.base,
-        width_mult=section.width_mult,
-        classes=dataset.classes,
-        preprocess=Preprocess.from_recipe(recipe.data),
-        recipe=recipe.model_dump(mode="json"),
-        recipe_sha256=settings["recipe_sha256"],
-        dataset_sha256=dataset.sha256,
-        teacher_sha256=settings["teacher_sha256"],
-        toolkit_version=__version__,
-        extra=training.summary() | {"precision": precision},
-    )
-    save_model(destination, student.network, info)
-    return Made(destination, new=True, info=info)
+    network = distributed.synchronize_batch_norms(network, job.options.device)
+    return Classifier(network, recipe.data.mean, recipe.data.std)
 
 
-def distillation_loss(section: DistillRecipe) -> Loss:
-    """The recipe's loss as a function of (student_logits, labels, teacher_logits)."""
+def _tap(recipe: Recipe, student: Classifier, teacher: Classifier) -> tuple[TappedNetwork, TappedNetwork]:
+    """Student and teacher with the taps that the method wants; fitnets' projections belong to the student."""
+    section, size = recipe.distill, recipe.data.image_size
+    if not section.feature_method:
+        return TappedNetwork(student, ()), TappedNetwork(teacher, ())
+    student_taps = section.student_taps or (default_tap(student.network, size),)
+    teacher_taps = section.teacher_taps or (default_tap(teacher.network, size),)
+    console.say(f"{section.feature_method}: {', '.join(teacher_taps)} of the teacher → {', '.join(student_taps)}")
+    tapped_teacher = TappedNetwork(teacher, teacher_taps, setting="distill.teacher_taps")
+    channels = None
+    if section.feature_method == "fitnets":
+        channels = tap_channels(teacher.network, teacher_taps, size)
+    return TappedNetwork(
+        student, student_taps, project_to=channels, image_size=size, setting="distill.student_taps"
+    ), tapped_teacher
 
-    def loss(student_logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
-        assert teacher_logits is not None
-        return kd_loss(student_logits, teacher_logits, labels, temperature=section.temperature, alpha=section.alpha)
 
-    return loss
+def _open_teaching(job: Job, teacher: TappedNetwork, views: TrainingViews, precision: Precision) -> Teaching:
+    section, settings, valid = job.recipe.distill, job.settings, job.images.valid
+    if section.teacher_views and not section.feature_method:
+        shas = (settings["teacher_sha256"], settings["dataset_sha256"])
+        return open_store(teacher, *shas, views, valid, section.teacher_views, precision)
+    if section.teacher_views:
+        console.say("a teacher's layers are not stored: it runs live, on the same views")
+    return LiveTeacher(teacher, views, valid, precision)
 
 
 def _require_same_classes(teacher: ModelInfo, dataset: Dataset, file_name: str) -> None:

@@ -5,102 +5,69 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from toolkit import __version__, console
+from toolkit import console
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
-from toolkit.data.sources import Dataset
-from toolkit.distill.precision import choose_precision
-from toolkit.distill.provenance import Made, check_destination
-from toolkit.distill.trainer import Loss, Plan, compute_logits, train
+from toolkit.distill import distributed
+from toolkit.distill.evaluation import compute_logits
+from toolkit.distill.features import TappedNetwork
+from toolkit.distill.objective import learn_from_labels
+from toolkit.distill.plan import Plan
+from toolkit.distill.stage import Images, Job, Made, Options
 from toolkit.errors import WeightsError
 from toolkit.modeldir import ModelDir, sha256_file
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.weights import ModelInfo, import_teacher, save_model
+from toolkit.networks.weights import import_teacher
 from toolkit.recipe import Recipe
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def make_teacher(
-    recipe: Recipe,
-    model_dir: ModelDir,
-    dataset: Dataset,
-    train_pixels: Pixels,
-    valid_pixels: Pixels,
-    *,
-    device: str,
-    force: bool = False,
-) -> Made:
+def make_teacher(recipe: Recipe, model_dir: ModelDir, images: Images, options: Options) -> Made:
     """Write teacher.safetensors; an existing one from the same settings and data is kept as it is.
 
     `recipe.teacher.weights` decides: empty trains from scratch, `imagenet` fine-tunes torchvision's weights, a path is
     imported without training (its normalisation comes along). Raises WeightsError where weights do not fit.
     """
-    destination = model_dir.weights("teacher")
     source = _weights_file(recipe)
     settings = {
         "recipe_sha256": recipe.fingerprint("data", "teacher", "distill.seed", "distill.precision"),
-        "dataset_sha256": dataset.sha256,
+        "dataset_sha256": images.dataset.sha256,
         "weights": sha256_file(source) if source else recipe.teacher.weights,
     }
-    if kept := check_destination(destination, settings, force):
+    job = Job("teacher", recipe, model_dir, images, settings, options)
+    if kept := job.kept():
         return kept
     if source:
-        network, mean, std = import_teacher(source, recipe, len(dataset.classes), dataset.classes)
-        classifier = Classifier(network, mean, std)
-        extra = _measure(classifier, valid_pixels, device)
+        network, mean, std = import_teacher(source, recipe, images.num_classes, images.dataset.classes)
+        learner = TappedNetwork(Classifier(network, mean, std), ())
+        extra = _measure(learner.classifier, images.valid, options.device)
         console.say(f"teacher: imported {source}, validation accuracy {extra['valid_accuracy']:.4f}")
     else:
-        network, mean, std = _new_network(recipe, len(dataset.classes))
-        classifier = Classifier(network, mean, std)
-        extra = _fit(classifier, recipe, model_dir, train_pixels, valid_pixels, device)
+        network, mean, std = _new_network(recipe, images.num_classes)
+        network = distributed.synchronize_batch_norms(network, options.device)
+        learner = TappedNetwork(Classifier(network, mean, std), ())
+        extra = _fit(learner, job)
     preprocess = Preprocess(recipe.data.image_size, recipe.data.resize, mean, std)
-    info = ModelInfo(
-        role="teacher",
-        architecture=recipe.teacher.architecture,
-        base=recipe.student.base,
-        width_mult=recipe.student.width_mult,
-        classes=dataset.classes,
-        preprocess=preprocess,
-        recipe=recipe.model_dump(mode="json"),
-        recipe_sha256=settings["recipe_sha256"],
-        dataset_sha256=dataset.sha256,
-        teacher_sha256=None,
-        toolkit_version=__version__,
-        extra=extra | {"weights": settings["weights"]},
+    return job.save(learner, extra | {"weights": settings["weights"]}, preprocess)
+
+
+def _fit(learner: TappedNetwork, job: Job) -> dict[str, Any]:
+    state = job.saved_state()
+    section = job.recipe.teacher
+    plan = Plan(
+        stage="teacher",
+        section=section,
+        image_size=job.recipe.data.image_size,
+        precision=job.choose_precision(state, "precision", learner.classifier),
+        seed=job.recipe.distill.seed,
+        device=job.options.device,
+        compile=job.recipe.distill.compile,
     )
-    save_model(destination, classifier.network, info)
-    return Made(destination, new=True, info=info)
-
-
-def cross_entropy(label_smoothing: float) -> Loss:
-    """Cross-entropy with labels, smoothed by `label_smoothing` (0..1); the teacher's logits are not looked at."""
-    return lambda logits, labels, _: F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-
-
-def _fit(
-    classifier: Classifier, recipe: Recipe, model_dir: ModelDir, train_pixels: Pixels, valid_pixels: Pixels, device: str
-) -> dict[str, Any]:
-    section = recipe.teacher
-    precision = choose_precision(
-        recipe.distill.precision, classifier, section.batch_size, recipe.data.image_size, device
-    )
-    plan = Plan.of("teacher", section, precision=precision, seed=recipe.distill.seed, device=device)
-    training = train(
-        classifier,
-        cross_entropy(section.label_smoothing),
-        train_pixels,
-        valid_pixels,
-        plan,
-        recipe.data,
-        model_dir.metrics,
-    )
-    classifier.network.load_state_dict(training.state_dict)
-    return training.summary() | {"precision": precision}
+    return job.train(learner, learn_from_labels(section.label_smoothing), job.views(), plan, state)
 
 
 def _measure(classifier: Classifier, valid_pixels: Pixels, device: str) -> dict[str, Any]:

@@ -1,296 +1,304 @@
-"""One training engine for every stage: teacher, student with a teacher, student alone."""
+"""One training engine for every stage: teacher, student with a teacher, student alone.
 
-import json
+It can stop after any step and go on to the same weights: views, order and schedule follow from (seed, epoch, step), and
+everything else that matters is in the checkpoint.
+"""
+
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from toolkit import console
+from toolkit.data.batches import TrainingViews
 from toolkit.data.pixels import Pixels
-from toolkit.data.views import centre_views, draw_views, render_views
-from toolkit.distill.precision import Precision, autocast
-from toolkit.errors import TrainingError
+from toolkit.distill import distributed
+from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.evaluation import batches, compute_logits
+from toolkit.distill.features import TappedNetwork
+from toolkit.distill.interruption import StopRequest, stop_request
+from toolkit.distill.metrics import EpochMetrics, MetricsLog
+from toolkit.distill.objective import Objective
+from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
+from toolkit.distill.plan import Plan, Training
+from toolkit.distill.step import Stepper
+from toolkit.distill.teaching import Answers, Teaching
+from toolkit.errors import Interrupted, TrainingError
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import DataRecipe, DistillRecipe, Optimizer, Schedule, TeacherRecipe
 
-Stage = Literal["teacher", "distill", "control"]
-Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(logits (N, C), labels (N,), teacher_logits (N, C) or None) → scalar, averaged over images."""
-
-MOMENTUM = 0.9
-WARM_UP_SHARE = 0.25
-"""Share of the steps in which the one-cycle schedule climbs to its peak."""
-VALIDATION_BATCH_SIZE = 250
-FINITE_CHECK_STEPS = 20
+CHECK_STEPS = 20
+"""Steps between two looks at whether the loss is finite; several processes agree on stopping as often."""
+SAVE_SECONDS = 120.0
+"""s between two checkpoints within an epoch; every epoch ends with one."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How to train: one section of the recipe, with what all stages share."""
+class Records:
+    """Where a stage keeps what it is doing; `state` is what it goes on from."""
 
-    stage: Stage
-    epochs: int
-    batch_size: int
-    optimizer: Optimizer
-    learning_rate: float
-    weight_decay: float
-    schedule: Schedule
-    precision: Precision
-    teacher_precision: Precision
-    seed: int
-    device: str
-
-    @classmethod
-    def of(
-        cls,
-        stage: Stage,
-        section: TeacherRecipe | DistillRecipe,
-        *,
-        precision: Precision,
-        teacher_precision: Precision = "fp32",
-        seed: int,
-        device: str,
-    ) -> "Plan":
-        return cls(
-            stage=stage,
-            epochs=section.epochs,
-            batch_size=section.batch_size,
-            optimizer=section.optimizer,
-            learning_rate=section.learning_rate,
-            weight_decay=section.weight_decay,
-            schedule=section.schedule,
-            precision=precision,
-            teacher_precision=teacher_precision,
-            seed=seed,
-            device=device,
-        )
-
-
-@dataclass(frozen=True)
-class EpochMetrics:
-    """A line of metrics.jsonl. Losses are means over images, accuracies fractions; `seconds` since the stage began."""
-
-    stage: Stage
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    valid_loss: float
-    valid_accuracy: float
-    train_img_s: float
-    seconds: float
-    learning_rate: float
-    image_size: int
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a training run gave: the weights of the best epoch by validation accuracy, and what it took."""
-
-    state_dict: dict[str, Tensor]
-    best: EpochMetrics
-    epochs: int
-    images_seen: int
-    seconds: float
-    train_img_s: float
-
-    def summary(self) -> dict[str, float | int]:
-        """The figures that go into the weights' metadata and from there into the report."""
-        return {
-            "epochs": self.epochs,
-            "best_epoch": self.best.epoch,
-            "valid_accuracy": self.best.valid_accuracy,
-            "images_seen": self.images_seen,
-            "seconds": self.seconds,
-            "train_img_s": self.train_img_s,
-        }
+    metrics: Path
+    checkpoint: Checkpoint
+    state: dict[str, Any] | None = None
+    tensorboard: Path | None = None
 
 
 def train(
-    network: Classifier,
-    loss: Loss,
-    train_pixels: Pixels,
+    learner: TappedNetwork,
+    objective: Objective,
+    views: TrainingViews,
     valid_pixels: Pixels,
     plan: Plan,
-    data: DataRecipe,
-    metrics_file: Path,
-    teacher: Classifier | None = None,
+    records: Records,
+    teaching: Teaching | None = None,
 ) -> Training:
-    """Train `network` in place and return its best epoch; teacher and network always see the same views.
+    """Train `learner` in place and return its best epoch; teacher and network always see the same views.
 
-    Every epoch is a line on stderr and in `metrics_file`. Raises TrainingError where the loss stops being finite.
+    Every epoch is a line on stderr and in metrics.jsonl. Raises TrainingError where the loss stops being finite,
+    Interrupted after Ctrl-C or SIGTERM, with the state saved.
     """
-    torch.manual_seed(plan.seed)
-    _start_metrics(metrics_file, plan.stage)
-    network.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    valid_teacher_logits = None
-    if teacher is not None:
-        teacher.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        valid_teacher_logits = compute_logits(teacher, valid_pixels, plan.teacher_precision, plan.device)
-    steps_an_epoch = math.ceil(len(train_pixels) / plan.batch_size)
-    optimizer = make_optimizer(network, plan)
-    scheduler = make_scheduler(optimizer, plan, plan.epochs * steps_an_epoch)
-    best, best_state = None, {}
-    start, training_s = time.perf_counter(), 0.0
-    for epoch in range(plan.epochs):
-        learning_rate = optimizer.param_groups[0]["lr"]
-        epoch_start = time.perf_counter()
-        train_loss, train_accuracy = _train_epoch(
-            network, teacher, loss, train_pixels, plan, data, optimizer, scheduler, epoch
+    with stop_request() as request:
+        return _Run(learner, objective, views, valid_pixels, plan, records, teaching, request).to_end()
+
+
+StepSums = tuple[Tensor, Tensor, float]
+"""Of one step: this process's share of the loss's sum and of the hits, and the learning rate."""
+
+
+@dataclass
+class _Progress:
+    """Where a run is: the next step, and the sums of the epoch so far."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    hits: int = 0
+    epoch_s: float = 0.0
+    seconds: float = 0.0
+    training_s: float = 0.0
+    images_seen: int = 0
+
+
+class _Run:
+    def __init__(
+        self,
+        learner: TappedNetwork,
+        objective: Objective,
+        views: TrainingViews,
+        valid_pixels: Pixels,
+        plan: Plan,
+        records: Records,
+        teaching: Teaching | None,
+        request: StopRequest,
+    ) -> None:
+        torch.manual_seed(plan.seed)
+        learner.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._learner, self._objective, self._views, self._valid_pixels = learner, objective, views, valid_pixels
+        self._plan, self._records, self._request = plan, records, request
+        self._valid_teacher = Answers(teaching.valid_logits()) if teaching else None
+        self._optimizer = make_optimizer(learner, plan.section)
+        scheduler = make_scheduler(self._optimizer, plan.section, plan.section.epochs * self._steps_an_epoch())
+        self._average = make_average(learner.classifier.network, plan.section)
+        self._stepper = Stepper(learner, objective, views, teaching, plan, self._optimizer, scheduler, self._average)
+        self._progress = _Progress()
+        self._history: list[EpochMetrics] = []
+        self._best: EpochMetrics | None = None
+        self._best_state: dict[str, Tensor] = {}
+        self._first_rate = self._rate()
+        if records.state is not None:
+            self._restore(records.state)
+        self._log = None
+        if distributed.is_main():
+            self._log = MetricsLog(records.metrics, plan.stage, plan.section.epochs, records.tensorboard)
+            self._log.start(self._history)
+        self._clock = self._saved_at = time.perf_counter()
+
+    def to_end(self) -> Training:
+        while self._progress.epoch < self._plan.section.epochs and not self._out_of_patience():
+            self._train_epoch()
+            self._finish_epoch()
+            self._stop_if_asked([])  # a signal that came with the last step or later
+        assert self._best is not None
+        progress = self._progress
+        return Training(
+            self._best_state,
+            self._best,
+            progress.epoch,
+            progress.images_seen,
+            progress.seconds,
+            progress.images_seen / progress.training_s,
         )
-        epoch_s = time.perf_counter() - epoch_start
-        training_s += epoch_s
-        valid_loss, valid_accuracy = _validate(network, loss, valid_pixels, valid_teacher_logits, plan)
+
+    def _train_epoch(self) -> None:
+        """The rest of one pass over the training images."""
+        plan, progress = self._plan, self._progress
+        self._learner.train()
+        order = np.random.default_rng((plan.seed, progress.epoch)).permutation(len(self._views))
+        view, side = plan.view_of(progress.epoch), plan.image_size_of(progress.epoch)
+        sums: list[StepSums] = []
+        with console.progress(f"{plan.stage} {progress.epoch + 1}/{plan.section.epochs}", len(order)) as advance:
+            for step, indices in enumerate(batches(order, plan.section.batch_size, self._least_batch())):
+                advance(len(indices))
+                if step < progress.step:
+                    continue
+                if step == 0:
+                    self._first_rate = self._rate()
+                rate = self._rate()
+                sums.append((*self._stepper.take(indices, view, side), rate))
+                progress.step = step + 1
+                progress.images_seen += len(indices)
+                if step % CHECK_STEPS == 0:
+                    self._add_up(sums)
+                self._stop_if_asked(sums)
+        self._add_up(sums)
+
+    def _finish_epoch(self) -> None:
+        """Validate, tell, keep the best and save."""
+        plan, progress = self._plan, self._progress
+        progress.training_s += progress.epoch_s
+        valid_loss, valid_accuracy = self._validate()
+        self._tick(training=False)
+        if not math.isfinite(valid_loss):  # the last step broke the weights: they are not to be saved as good ones
+            self._stop_not_finite("validation loss", progress.step, self._first_rate)
         metrics = EpochMetrics(
             stage=plan.stage,
-            epoch=epoch,
-            train_loss=train_loss,
-            train_accuracy=train_accuracy,
+            epoch=progress.epoch,
+            train_loss=progress.loss_sum / len(self._views),
+            train_accuracy=progress.hits / len(self._views),
             valid_loss=valid_loss,
             valid_accuracy=valid_accuracy,
-            train_img_s=len(train_pixels) / epoch_s,
-            seconds=time.perf_counter() - start,
-            learning_rate=learning_rate,
-            image_size=data.image_size,
+            train_img_s=len(self._views) / progress.epoch_s,
+            seconds=progress.seconds,
+            learning_rate=self._first_rate,
+            image_size=plan.image_size_of(progress.epoch),
         )
-        if best is None or valid_accuracy > best.valid_accuracy:
-            best = metrics
-            best_state = {name: value.cpu().clone() for name, value in network.network.state_dict().items()}
-        _report_epoch(metrics, plan.epochs, metrics_file)
-    assert best is not None
-    images_seen = plan.epochs * len(train_pixels)
-    return Training(best_state, best, plan.epochs, images_seen, time.perf_counter() - start, images_seen / training_s)
+        if self._best is None or valid_accuracy > self._best.valid_accuracy:
+            self._best = metrics
+            self._best_state = {name: value.cpu().clone() for name, value in self._shipped().state_dict().items()}
+        self._history.append(metrics)
+        self._progress = replace(progress, epoch=progress.epoch + 1, step=0, loss_sum=0.0, hits=0, epoch_s=0.0)
+        # first the checkpoint, then the line: a line without a checkpoint would stand twice after a kill
+        self._save()
+        if self._log is not None:
+            self._log.add(metrics)
 
+    def _validate(self) -> tuple[float, float]:
+        """Loss and accuracy on the validation images, of the averaged weights where there are any."""
+        classifier = self._learner.classifier
+        if self._average is not None:
+            mean, std = (values.flatten().tolist() for values in (classifier.mean, classifier.std))
+            classifier = Classifier(self._average.module, mean, std).to(self._plan.device)
+        logits = compute_logits(classifier, self._valid_pixels, self._plan.precision, self._plan.device)
+        labels = torch.from_numpy(self._valid_pixels.labels).to(self._plan.device)
+        accuracy = (logits.argmax(1) == labels).float().mean().item()
+        return self._objective(Answers(logits), labels, self._valid_teacher).item(), accuracy
 
-def compute_logits(network: Classifier, pixels: Pixels, precision: Precision, device: str) -> Tensor:
-    """Logits float32 (N, C) of the evaluation view of every image, on `device`, where the network is."""
-    network.eval()
-    parts = []
-    with torch.inference_mode():
-        for indices in _batches(np.arange(len(pixels)), VALIDATION_BATCH_SIZE):
-            with autocast(device, precision):
-                parts.append(network(centre_views(pixels.centre(indices), device)).float())
-    return torch.cat(parts)
+    def _shipped(self) -> torch.nn.Module:
+        network: torch.nn.Module = self._average.module if self._average else self._learner.classifier.network
+        return network
 
+    def _add_up(self, sums: list[StepSums]) -> None:
+        """Move what `sums` hold of all processes into the progress; TrainingError where a loss is not finite."""
+        if not sums:
+            return
+        *parts, rates = zip(*sums, strict=True)
+        losses, hits = distributed.add_up(torch.stack([torch.stack(part).double() for part in parts])).tolist()
+        sums.clear()
+        self._tick(training=True)
+        for step, (loss, rate) in enumerate(zip(losses, rates, strict=True), self._progress.step - len(rates) + 1):
+            if not math.isfinite(loss):
+                self._stop_not_finite("loss", step, rate)
+        self._progress.loss_sum += sum(losses)
+        self._progress.hits += round(sum(hits))
 
-def make_optimizer(network: torch.nn.Module, plan: Plan) -> torch.optim.Optimizer:
-    if plan.optimizer == "adamw":
-        return torch.optim.AdamW(
-            network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
-        )
-    return torch.optim.SGD(
-        network.parameters(),
-        lr=plan.learning_rate,
-        momentum=MOMENTUM,
-        nesterov=True,
-        weight_decay=plan.weight_decay,
-        fused=True,
-    )
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, plan: Plan, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """A schedule over `steps` optimiser steps, stepped after each."""
-    if plan.schedule == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    if plan.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=plan.learning_rate, total_steps=max(steps, 2), pct_start=WARM_UP_SHARE
-    )
-
-
-def _train_epoch(
-    network: Classifier,
-    teacher: Classifier | None,
-    loss: Loss,
-    pixels: Pixels,
-    plan: Plan,
-    data: DataRecipe,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    epoch: int,
-) -> tuple[float, float]:
-    """One pass over the training images; mean loss and accuracy over them, taken as the weights changed."""
-    network.train()
-    order = np.random.default_rng((plan.seed, epoch)).permutation(len(pixels))
-    total_loss = torch.zeros((), device=plan.device)
-    hits = torch.zeros((), device=plan.device, dtype=torch.int64)
-    with console.progress(f"{plan.stage} {epoch + 1}/{plan.epochs}", len(pixels)) as advance:
-        for step, indices in enumerate(_batches(order, plan.batch_size)):
-            canvas, sizes = pixels.canvas(indices)
-            draw = draw_views(data, sizes, indices, plan.seed, view=epoch)
-            views = render_views(canvas, sizes, draw, data, plan.device)
-            labels = torch.from_numpy(pixels.labels[indices]).to(plan.device)
-            teacher_logits = None
-            if teacher is not None:
-                with torch.no_grad(), autocast(plan.device, plan.teacher_precision):
-                    teacher_logits = teacher(views).float()
-            with autocast(plan.device, plan.precision):
-                logits = network(views).float()
-            batch_loss = loss(logits, labels, teacher_logits)
-            optimizer.zero_grad()
-            batch_loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total_loss += batch_loss.detach() * len(indices)
-            hits += (logits.argmax(1) == labels).sum()
-            if step % FINITE_CHECK_STEPS == 0:
-                _require_finite(total_loss, plan, epoch, step, scheduler)
-            scheduler.step()
-            advance(len(indices))
-    _require_finite(total_loss, plan, epoch, step, scheduler)
-    return total_loss.item() / len(pixels), hits.item() / len(pixels)
-
-
-def _validate(
-    network: Classifier, loss: Loss, pixels: Pixels, teacher_logits: Tensor | None, plan: Plan
-) -> tuple[float, float]:
-    logits = compute_logits(network, pixels, plan.precision, plan.device)
-    labels = torch.from_numpy(pixels.labels).to(plan.device)
-    accuracy = (logits.argmax(1) == labels).float().mean().item()
-    return loss(logits, labels, teacher_logits).item(), accuracy
-
-
-def _batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Consecutive batches; a last one of a single image joins the one before, as batch statistics need two."""
-    starts = list(range(0, len(order), batch_size))
-    if len(starts) > 1 and len(order) - starts[-1] == 1:
-        starts.pop()
-    for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-        yield order[start:end]
-
-
-def _require_finite(
-    total_loss: Tensor, plan: Plan, epoch: int, step: int, scheduler: torch.optim.lr_scheduler.LRScheduler
-) -> None:
-    if not torch.isfinite(total_loss):
-        rate = scheduler.get_last_lr()[0]
-        section = "teacher" if plan.stage == "teacher" else "distill"
+    def _stop_not_finite(self, what: str, step: int, rate: float) -> None:
+        plan, section = self._plan, self._plan.section
+        name = "teacher" if plan.stage == "teacher" else "distill"
+        saved = self._records.checkpoint.path
+        kept = f"the last good state is {saved}" if saved.exists() else "no state was saved yet"
         raise TrainingError(
-            f"{plan.stage}: the loss is not finite at epoch {epoch + 1}, step {step + 1} (learning rate {rate:.3g})",
-            f"try --set {section}.learning_rate={plan.learning_rate / 3:.2g}, or --set distill.precision=fp32",
+            f"{plan.stage}: the {what} is not finite at epoch {self._progress.epoch + 1}, step {step}"
+            f" (learning rate {rate:.3g}); {kept}",
+            f"begin anew with --force and --set {name}.learning_rate={section.learning_rate / 3:.2g},"
+            " or --set distill.precision=fp32",
         )
 
+    def _stop_if_asked(self, sums: list[StepSums]) -> None:
+        """After a step: save and stop where a signal asked for it, save where the last time is long ago."""
+        step = self._progress.step
+        asked = self._request.signal_number
+        late = time.perf_counter() - self._saved_at > SAVE_SECONDS
+        if distributed.world_size() > 1:
+            if step % CHECK_STEPS:
+                return
+            wishes = torch.tensor([asked, int(late)], device=self._plan.device)
+            asked, late = distributed.greatest(wishes).tolist()
+        if step and (asked or late):  # between two epochs all is saved already
+            self._add_up(sums)
+            self._save()
+        if asked:
+            epoch = self._progress.epoch
+            place = f"epoch {epoch + 1}, step {step}" if step else f"after epoch {epoch}"
+            raise Interrupted(f"{self._plan.stage}, {place}", asked)
 
-def _start_metrics(metrics_file: Path, stage: Stage) -> None:
-    """Drop an earlier run's lines of this stage, keep the other stages'."""
-    if metrics_file.exists():
-        lines = metrics_file.read_text().splitlines(keepends=True)
-        metrics_file.write_text("".join(line for line in lines if json.loads(line)["stage"] != stage))
+    def _out_of_patience(self) -> bool:
+        patience = self._plan.section.patience
+        if not patience or self._best is None or self._progress.epoch - 1 - self._best.epoch < patience:
+            return False
+        console.say(
+            f"{self._plan.stage}: stopped after epoch {self._progress.epoch}, none of the last {patience} was better"
+            f" than epoch {self._best.epoch + 1} (valid acc {self._best.valid_accuracy:.4f})"
+        )
+        return True
 
+    def _save(self) -> None:
+        """Write the checkpoint; the epoch so far must have been added up."""
+        if distributed.is_main():
+            self._records.checkpoint.save(
+                self._stepper.state()
+                | {
+                    "epoch": self._progress.epoch,
+                    "progress": asdict(self._progress),
+                    "first_rate": self._first_rate,
+                    "history": [asdict(metrics) for metrics in self._history],
+                    "best": asdict(self._best) if self._best else None,
+                    "best_state": self._best_state,
+                    "rng": torch.get_rng_state(),
+                    "gpu_rng": torch.cuda.get_rng_state(self._plan.device) if self._plan.device != "cpu" else None,
+                    "precision": self._plan.precision,
+                    "teacher_precision": self._plan.teacher_precision,
+                }
+            )
+        self._saved_at = time.perf_counter()
 
-def _report_epoch(metrics: EpochMetrics, epochs: int, metrics_file: Path) -> None:
-    with metrics_file.open("a") as file:
-        file.write(json.dumps(asdict(metrics)) + "\n")
-    done = metrics.epoch + 1
-    left = metrics.seconds / done * (epochs - done)
-    console.say(
-        f"{metrics.stage:8}{done:4}/{epochs}  train loss {metrics.train_loss:.4f} acc {metrics.train_accuracy:.4f}"
-        f"  valid loss {metrics.valid_loss:.4f} acc {metrics.valid_accuracy:.4f}"
-        f"  {metrics.train_img_s:.0f} img/s  {console.duration(left)} left"
-    )
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._stepper.restore(state)
+        self._progress = _Progress(**state["progress"])
+        self._first_rate = state["first_rate"]
+        self._history = [EpochMetrics(**metrics) for metrics in state["history"]]
+        self._best = EpochMetrics(**state["best"]) if state["best"] else None
+        self._best_state = state["best_state"]
+        torch.set_rng_state(state["rng"])
+        if state["gpu_rng"] is not None and self._plan.device != "cpu":
+            torch.cuda.set_rng_state(state["gpu_rng"], self._plan.device)
+        console.say(f"{self._plan.stage}: going on at epoch {self._progress.epoch + 1}, step {self._progress.step + 1}")
+
+    def _tick(self, *, training: bool) -> None:
+        now = time.perf_counter()
+        self._progress.seconds += now - self._clock
+        if training:
+            self._progress.epoch_s += now - self._clock
+        self._clock = now
+
+    def _rate(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def _least_batch(self) -> int:
+        return 2 * distributed.world_size()
+
+    def _steps_an_epoch(self) -> int:
+        return sum(1 for _ in batches(np.arange(len(self._views)), self._plan.section.batch_size, self._least_batch()))

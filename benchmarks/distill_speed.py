@@ -1,0 +1,221 @@
+"""The notebook's loop against this engine, in one process, in turns; the last line printed is one JSON object.
+
+    python benchmarks/distill_speed.py --data DIR --teacher FILE                images a second at equal resolution
+    python benchmarks/distill_speed.py --data DIR --teacher FILE --epochs 15    and time to the notebook's best accuracy
+
+Speed: both train on the same images at the same size with the same teacher, the engine with the teacher live and with
+stored logits. Rounds alternate, the first one warms up, medians and ratios are of the others. Only the training pass is
+timed, as the notebook has it; the images are in memory for both.
+
+Accuracy (--epochs): the notebook's loop for so many epochs, then `toolkit distill` with --recipe, as many epochs, from
+nothing: decoding the images, choosing the precision and filling the store of teacher logits count. Its time to the
+notebook's best validation accuracy is that of the first epoch that reaches it.
+
+--teacher is a state dict of torchvision's resnet18 for images in 0..1; without it the teacher is random, which is
+enough for speed.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from limits import count_forward_flop, measure_limits
+from notebook_loop import NotebookLoop, subset
+from torch import nn
+
+from toolkit import console
+from toolkit.data.batches import TrainingViews
+from toolkit.data.dataset import Dataset
+from toolkit.data.pixels import load_pixels
+from toolkit.data.preprocess import Preprocess
+from toolkit.data.sources import load_dataset
+from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.features import TappedNetwork
+from toolkit.distill.objective import learn_from_teacher
+from toolkit.distill.plan import Plan
+from toolkit.distill.precision import choose_precision
+from toolkit.distill.teaching import LiveTeacher, Teaching, open_store
+from toolkit.distill.trainer import Records, train
+from toolkit.environment import available_cores, describe_hardware, describe_versions, keep_freed_memory, pick_device
+from toolkit.networks import registry
+from toolkit.networks.classifier import Classifier
+from toolkit.networks.weights import read_state_dict
+from toolkit.pipeline import distill_student, make_teacher, open_training_job
+from toolkit.recipe import Recipe
+
+BATCH_SIZE = 64
+NO_NORMALISATION = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def main() -> None:
+    options = _parse()
+    torch.set_num_threads(available_cores())
+    keep_freed_memory()
+    device = pick_device(options.device)
+    folder = Path(tempfile.mkdtemp(prefix="distill_speed."))
+    os.environ["KD_TOOLKIT_CACHE"] = str(folder / "cache")
+    recipe = Recipe().with_overrides(
+        [
+            *(f"data.source={json.dumps(str(options.data))}", f"data.image_size={options.size}", "data.resize=0"),
+            *("data.mean=[0, 0, 0]", "data.std=[1, 1, 1]", "data.rotation_degrees=15.0"),
+            *(f"distill.batch_size={BATCH_SIZE}", "distill.epochs=1"),
+        ]
+    )
+    dataset = load_dataset(recipe.data)
+    teacher = registry.build("resnet18", len(dataset.classes))
+    if options.teacher:
+        teacher.load_state_dict(read_state_dict(options.teacher))
+    result: dict[str, Any] = {"size_px": options.size, "device": device, "batch_size": BATCH_SIZE}
+    result |= measure_speed(options, recipe, dataset, teacher, device, folder)
+    if options.epochs:
+        result |= measure_accuracy(options, dataset, teacher, device, folder)
+    versions = describe_versions()
+    result |= {"hardware": describe_hardware(), "torch": versions["torch"], "toolkit": versions["toolkit"]}
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+def measure_speed(
+    options: argparse.Namespace, recipe: Recipe, dataset: Dataset, teacher: nn.Module, device: str, folder: Path
+) -> dict[str, Any]:
+    """Training images a second of the notebook, the engine with a live teacher, and with stored logits, in turns."""
+    few = subset(dataset.valid, 8)
+    for_notebook = subset(dataset.train, min(options.images // 4, len(dataset.train)))
+    notebook = NotebookLoop(for_notebook, few, teacher, len(dataset.classes), options.size, device)
+    for_engine = replace(dataset, train=subset(dataset.train, min(options.images, len(dataset.train))), valid=few)
+    engine = EngineSpeed(recipe, for_engine, teacher, device, folder)
+    contestants: dict[str, Callable[[], float]] = {
+        "notebook": lambda: next(notebook.epochs(1)).train_img_s,
+        "live": lambda: engine.images_a_second(engine.live),
+        "stored": lambda: engine.images_a_second(engine.stored),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(options.rounds + 1):
+        for name, contest in contestants.items():
+            speed = contest()
+            console.say(f"round {number} of {options.rounds}: {name} {speed:.1f} img/s{'' if number else ' (warm-up)'}")
+            if number:
+                speeds[name].append(speed)
+    pairs = {
+        name: [ours / theirs for ours, theirs in zip(speeds[name], speeds["notebook"], strict=True)]
+        for name in ("live", "stored")
+    }
+    student = registry.build("depthwise", len(dataset.classes))
+    limits = measure_limits(student, options.size, device)
+    with_teacher = measure_limits(student, options.size, device, count_forward_flop(teacher.cpu(), options.size))
+    return {
+        "precision": engine.precision,
+        "rounds": options.rounds,
+        "train_img_s": {name: _spread(values) for name, values in speeds.items()},
+        "times_notebook": {name: _spread(values) for name, values in pairs.items()},
+        "gflop_an_image": {"stored": limits.flop / 1e9, "live": with_teacher.flop / 1e9},
+        "mb_an_image_at_least": limits.bytes / 1e6,
+        "measured_peak": {"tflop_s": limits.peak_flop_s / 1e12, "gb_s": limits.peak_bytes_s / 1e9},
+        "share_of_limit": {
+            "stored": statistics.median(speeds["stored"]) / limits.images_s,
+            "live": statistics.median(speeds["live"]) / with_teacher.images_s,
+        },
+    }
+
+
+class EngineSpeed:
+    """One epoch of this engine, again and again, with a live teacher or with stored logits."""
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, teacher: nn.Module, device: str, folder: Path) -> None:
+        self._recipe, self._device, self._folder = recipe, device, folder
+        preprocess = Preprocess.from_recipe(recipe.data)
+        train_pixels, self._valid = (load_pixels(dataset, split, preprocess) for split in ("train", "valid"))
+        self._num_classes = len(dataset.classes)
+        self._views = TrainingViews(train_pixels, recipe.data, self._num_classes, seed=0, mixup=0, device=device)
+        frozen = Classifier(teacher, *NO_NORMALISATION).requires_grad_(False)
+        size = (BATCH_SIZE, recipe.data.image_size)
+        self.precision = choose_precision("auto", self._new_student().classifier, *size, device)
+        teacher_precision = choose_precision("auto", frozen, *size, device, training=False)
+        tapped = TappedNetwork(frozen)
+        self.live = LiveTeacher(tapped, self._views, self._valid, teacher_precision)
+        self.stored = open_store(tapped, "teacher", dataset.sha256, self._views, self._valid, 1, teacher_precision)
+
+    def images_a_second(self, teaching: Teaching) -> float:
+        plan = Plan(
+            stage="distill",
+            section=self._recipe.distill,
+            image_size=self._recipe.data.image_size,
+            precision=self.precision,
+            seed=0,
+            device=self._device,
+        )
+        records = Records(self._folder / "metrics.jsonl", Checkpoint(self._folder / "checkpoint.pt", {"stage": "x"}))
+        objective = learn_from_teacher(self._recipe.distill)
+        return train(self._new_student(), objective, self._views, self._valid, plan, records, teaching).train_img_s
+
+    def _new_student(self) -> TappedNetwork:
+        torch.manual_seed(0)
+        return TappedNetwork(Classifier(registry.build("depthwise", self._num_classes), *NO_NORMALISATION))
+
+
+def measure_accuracy(
+    options: argparse.Namespace, dataset: Dataset, teacher: nn.Module, device: str, folder: Path
+) -> dict[str, Any]:
+    """Best validation accuracies, and how long each took to the notebook's."""
+    loop = NotebookLoop(dataset.train, dataset.valid, teacher, len(dataset.classes), options.size, device)
+    epochs = []
+    for epoch in loop.epochs(options.epochs):
+        epochs.append(epoch)
+        console.say(
+            f"notebook {epoch.epoch + 1}/{options.epochs}: valid acc {epoch.valid_accuracy:.4f}, {epoch.seconds:.0f} s"
+        )
+    best = max(epochs, key=lambda epoch: epoch.valid_accuracy)
+    weights = folder / "teacher.pt"
+    torch.save({name: value.cpu() for name, value in teacher.state_dict().items()}, weights)
+    start = time.perf_counter()
+    overrides = [f"teacher.weights={json.dumps(str(weights))}", f"distill.epochs={options.epochs}"]
+    job = open_training_job(options.recipe, str(options.data), folder / "model", overrides, device=device)
+    make_teacher(job)
+    distill_student(job)
+    seconds = time.perf_counter() - start
+    lines = [json.loads(line) for line in job.model_dir.metrics.read_text().splitlines()]
+    before_training_s = seconds - lines[-1]["seconds"]
+    reached = next((line for line in lines if line["valid_accuracy"] >= best.valid_accuracy), None)
+    ours_s = before_training_s + reached["seconds"] if reached else None
+    return {
+        "epochs": options.epochs,
+        "recipe": options.recipe,
+        "best_valid_accuracy": {
+            "notebook": best.valid_accuracy,
+            "toolkit": max(line["valid_accuracy"] for line in lines),
+        },
+        "all_epochs_s": {"notebook": epochs[-1].seconds, "toolkit": seconds},
+        "seconds_to_notebook_best": {"notebook": best.seconds, "toolkit": ours_s},
+        "times_faster_to_notebook_best": best.seconds / ours_s if ours_s else None,
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a directory of images that toolkit data can read")
+    parser.add_argument("--teacher", type=Path, help="a resnet18 state dict for images in 0..1")
+    parser.add_argument("--size", type=int, default=256, help="px, of both at the speed measurement")
+    parser.add_argument(
+        "--images", type=int, default=1024, help="for the engine at the speed measurement; a quarter for the notebook"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=0, help="of the accuracy measurement, 0 leaves it out")
+    parser.add_argument("--recipe", default="food11-fast", help="of the accuracy measurement")
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

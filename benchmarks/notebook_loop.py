@@ -1,0 +1,101 @@
+"""The notebook's training loop, the yardstick: its settings are kept on purpose, the slow ones included.
+
+Images are PIL objects augmented one at a time in the training process, batches are of 4, the teacher runs on every
+batch of training and validation, AdamW at 1e-3 has no schedule, temperature 20 and alpha 0.5. Only the network is the
+toolkit's, whose forward pass and state dict are the notebook's own (tests/networks/test_student.py).
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from toolkit.data.dataset import Images
+from toolkit.networks.student import DepthwiseStudent
+
+BATCH_SIZE = 4
+LEARNING_RATE = 1e-3
+TEMPERATURE = 20.0
+ALPHA = 0.5
+ROTATION_DEGREES = 15
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """`seconds` since training began, validation included; `train_img_s` is of the training pass alone."""
+
+    epoch: int
+    valid_accuracy: float
+    train_img_s: float
+    seconds: float
+
+
+class PictureSet(Dataset[tuple[Tensor, int]]):
+    def __init__(self, images: Images, transform: transforms.Compose, device: str) -> None:
+        self._pictures: list[Image.Image] = [images.read(i).convert("RGB") for i in range(len(images))]
+        self._labels = images.labels.tolist()
+        self._transform, self._device = transform, device
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self._transform(self._pictures[i]).to(self._device), torch.tensor(self._labels[i], device=self._device)
+
+
+class NotebookLoop:
+    """Trains the student from `teacher`, a network of images in 0..1; `epochs()` yields after each epoch."""
+
+    def __init__(
+        self, train: Images, valid: Images, teacher: nn.Module, num_classes: int, size: int, device: str
+    ) -> None:
+        torch.manual_seed(0)
+        crop = transforms.RandomCrop(size, pad_if_needed=True, padding_mode="symmetric")
+        turn = transforms.RandomRotation(ROTATION_DEGREES)
+        augment = transforms.Compose([crop, transforms.RandomHorizontalFlip(), turn, transforms.ToTensor()])
+        centre = transforms.Compose([transforms.CenterCrop(size), transforms.ToTensor()])
+        self._train = DataLoader(PictureSet(train, augment, device), batch_size=BATCH_SIZE, shuffle=True)
+        self._valid = DataLoader(PictureSet(valid, centre, device), batch_size=BATCH_SIZE)
+        self._teacher = teacher.eval().to(device)
+        self._student = DepthwiseStudent(num_classes).to(device)
+        self._optimizer = torch.optim.AdamW(self._student.parameters(), lr=LEARNING_RATE)
+
+    def epochs(self, count: int) -> Iterator[Epoch]:
+        start = time.perf_counter()
+        for number in range(count):
+            began = time.perf_counter()
+            self._student.train()
+            for images, labels in self._train:
+                loss, _ = self._loss(images, labels)
+                self._optimizer.zero_grad()
+                loss.backward()
+                self._optimizer.step()
+                loss.item()  # the notebook reads the loss of every batch
+            training_s = time.perf_counter() - began
+            self._student.eval()
+            hits = 0
+            with torch.no_grad():
+                for images, labels in self._valid:
+                    _, logits = self._loss(images, labels)
+                    hits += int((logits.argmax(1) == labels).sum().item())
+            images_s = len(self._train.dataset) / training_s
+            yield Epoch(number, hits / len(self._valid.dataset), images_s, time.perf_counter() - start)
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            soft = F.softmax(self._teacher(images) / TEMPERATURE, dim=1)
+        logits = self._student(images)
+        divergence = F.kl_div(F.log_softmax(logits / TEMPERATURE, dim=1), soft, reduction="batchmean")
+        return ALPHA * TEMPERATURE**2 * divergence + (1 - ALPHA) * F.cross_entropy(logits, labels), logits
+
+
+def subset(images: Images, count: int) -> Images:
+    """`count` images spread evenly over the split."""
+    step = len(images) / count
+    return images.subset([int(i * step) for i in range(count)])

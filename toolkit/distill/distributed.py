@@ -1,0 +1,183 @@
+"""Several processes that train one network together, started by torchrun; alone, every function here does nothing.
+
+R processes, N images of a split. Collectives run over nccl between GPUs and over gloo between CPUs.
+"""
+
+import atexit
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Value = TypeVar("Value")
+
+
+def launched() -> bool:
+    """Whether torchrun, or something like it, started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
+
+
+def processes_here() -> int:
+    """How many processes share this machine's cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """The one process that writes and prints."""
+    return rank() == 0
+
+
+def join(device: str) -> None:
+    """Join the processes that torchrun started, until this one ends."""
+    if not launched() or dist.is_initialized():
+        return
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    atexit.register(dist.destroy_process_group)
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def leader_first() -> Iterator[None]:
+    """One process of each machine does what follows before the others do, who then find it done."""
+    if local_rank() != 0:
+        barrier()
+    yield
+    if local_rank() == 0:
+        barrier()
+
+
+def agree(value: Value) -> Value:
+    """The main process's `value`, in every process."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def greatest(tensor: Tensor) -> Tensor:
+    """The maximum over all processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def own_share(items: np.ndarray) -> np.ndarray:
+    """Every R-th item, from this process's rank on; all processes together have each item once."""
+    return items[rank() :: world_size()]
+
+
+def gather_shares(share: Tensor, count: int) -> Tensor:
+    """The rows (count, ...) of which every process holds `own_share`, complete in each of them."""
+    size = world_size()
+    if size == 1:
+        return share
+    longest = -(-count // size)
+    padded = share.new_zeros((longest, *share.shape[1:]))
+    padded[: len(share)] = share
+    parts = [torch.empty_like(padded) for _ in range(size)]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, dim=1).flatten(0, 1)[:count]
+
+
+def replicate(network: nn.Module, device: str) -> nn.Module:
+    """`network` under DistributedDataParallel; alone, as it is."""
+    if world_size() == 1:
+        return network
+    from torch.nn.parallel import DistributedDataParallel
+
+    # Batch statistics are the same everywhere (synchronize_batch_norms), so buffers need not be sent about.
+    ids = None if device == "cpu" else [torch.device(device).index]
+    return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def synchronize_batch_norms(network: nn.Module, device: str) -> nn.Module:
+    """Let batch statistics be those of the whole batch, not of a process's share of it; alone, nothing changes."""
+    if world_size() == 1:
+        return network
+    if device != "cpu":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        return converted
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, _BatchNormOverProcesses.of(child))
+    return network
+
+
+class _BatchNormOverProcesses(nn.BatchNorm2d):
+    """torch's SyncBatchNorm runs on GPUs only; this one does the same sums over gloo."""
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d) -> "_BatchNormOverProcesses":
+        twin = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        twin.__dict__.update(norm.__dict__)
+        return twin
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        values = input.float()
+        count = values.new_tensor([values.numel() / values.shape[1]])
+        total: Tensor = _SumOverProcesses.apply(
+            torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
+        )
+        channels = values.shape[1]
+        mean = total[:channels] / total[-1]
+        variance = total[channels:-1] / total[-1] - mean.square()
+        self._follow(mean, variance, total[-1])
+        scale = torch.rsqrt(variance.clamp_min(0) + self.eps) * (1 if self.weight is None else self.weight)
+        shift = -mean * scale + (0 if self.bias is None else self.bias)
+        return (values * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(input.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Move the running statistics as nn.BatchNorm2d does, with the unbiased variance."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * count / (count - 1), momentum)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """all_reduce; its gradient is the sum of the gradients of all processes."""
+
+    @staticmethod
+    def forward(ctx: object, tensor: Tensor) -> Tensor:
+        return add_up(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return add_up(gradient.clone())

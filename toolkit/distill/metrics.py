@@ -1,0 +1,95 @@
+"""What is written while a network trains: metrics.jsonl always, a line on stderr, TensorBoard where asked for."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from toolkit import console
+from toolkit.errors import TrainingError
+from toolkit.modeldir import write_atomically
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Stage = Literal["teacher", "distill", "control"]
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """A line of metrics.jsonl. Losses are means over images, accuracies fractions; `seconds` since the stage began.
+
+    `learning_rate` is that of the epoch's first step; `image_size` in px.
+    """
+
+    stage: Stage
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    valid_loss: float
+    valid_accuracy: float
+    train_img_s: float
+    seconds: float
+    learning_rate: float
+    image_size: int
+
+
+class MetricsLog:
+    """The lines of one stage in a file that other stages share."""
+
+    def __init__(self, path: Path, stage: Stage, epochs: int, tensorboard: Path | None = None) -> None:
+        self._path, self._stage, self._epochs = path, stage, epochs
+        self._writer = _open_tensorboard(tensorboard / stage) if tensorboard else None
+
+    def start(self, history: list[EpochMetrics]) -> None:
+        """Drop what an earlier run of this stage wrote; `history` is what it goes on from."""
+        others = []
+        if self._path.exists():
+            others = [
+                line for line in self._path.read_text().splitlines() if _stage_of(line) not in (None, self._stage)
+            ]
+        if others or history:
+            with write_atomically(self._path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in (*others, *map(_to_json, history))))
+        else:
+            self._path.unlink(missing_ok=True)
+
+    def add(self, metrics: EpochMetrics) -> None:
+        """Append a line, and tell it with the time left."""
+        with self._path.open("a") as file:
+            file.write(_to_json(metrics) + "\n")
+        done = metrics.epoch + 1
+        left = metrics.seconds / done * (self._epochs - done)
+        console.say(
+            f"{metrics.stage:8}{done:4}/{self._epochs}"
+            f"  train loss {metrics.train_loss:.4f} acc {metrics.train_accuracy:.4f}"
+            f"  valid loss {metrics.valid_loss:.4f} acc {metrics.valid_accuracy:.4f}"
+            f"  {metrics.train_img_s:.0f} img/s  {console.duration(left)} left"
+        )
+        if self._writer is not None:
+            for name, value in asdict(metrics).items():
+                if name not in ("stage", "epoch"):
+                    self._writer.add_scalar(name, value, done)
+            self._writer.flush()
+
+
+def _stage_of(line: str) -> str | None:
+    """None for a line that was torn as it was written: the checkpoint knows better."""
+    try:
+        return str(json.loads(line)["stage"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _to_json(metrics: EpochMetrics) -> str:
+    return json.dumps(asdict(metrics))
+
+
+def _open_tensorboard(folder: Path) -> "SummaryWriter":
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainingError(
+            f"--tensorboard needs a package that is not installed ({error})", "pip install 'kd-toolkit[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(folder))

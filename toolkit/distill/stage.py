@@ -1,0 +1,192 @@
+"""What every training stage shares: what may be kept or replaced, where to go on, training, and the file at the end."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from toolkit import __version__, console
+from toolkit.data.batches import TrainingViews
+from toolkit.data.dataset import Dataset
+from toolkit.data.pixels import Pixels
+from toolkit.data.preprocess import Preprocess
+from toolkit.distill import distributed
+from toolkit.distill.checkpoint import Checkpoint, State
+from toolkit.distill.curves import draw_learning_curves
+from toolkit.distill.features import TappedNetwork
+from toolkit.distill.objective import Objective
+from toolkit.distill.plan import Plan
+from toolkit.distill.precision import Precision, choose_precision
+from toolkit.distill.teaching import Teaching
+from toolkit.distill.trainer import Records, train
+from toolkit.errors import ArtifactError
+from toolkit.modeldir import ModelDir, Role, write_atomically
+from toolkit.networks.classifier import Classifier
+from toolkit.networks.weights import ModelInfo, read_info, save_model
+from toolkit.recipe import Recipe, TrainingRecipe
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set with its two training splits decoded."""
+
+    dataset: Dataset
+    train: Pixels
+    valid: Pixels
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.dataset.classes)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a command was called. `device` is a torch device that is proven to work."""
+
+    device: str = "cpu"
+    force: bool = False
+    resume: bool = False
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Made:
+    """A weights file of the model directory; `new` is False where an up-to-date one was kept."""
+
+    path: Path
+    new: bool
+    info: ModelInfo
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to be made: who it is, where it goes and what decides the result.
+
+    `settings` are recipe_sha256, dataset_sha256 and whatever else must be the same for an existing file to stay.
+    """
+
+    role: Role
+    recipe: Recipe
+    model_dir: ModelDir
+    images: Images
+    settings: dict[str, Any]
+    options: Options
+
+    @property
+    def destination(self) -> Path:
+        return self.model_dir.weights(self.role)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.model_dir.checkpoint, {"stage": self.role} | self.settings)
+
+    def kept(self) -> Made | None:
+        """None where the stage has to run; the file that is there, where it came from these very settings.
+
+        Raises ArtifactError where another run's file lies there and --force was not given. With --force everything is
+        made again, except while an interrupted --force is being resumed.
+        """
+        anew = self.options.force and (not self.options.resume or self.checkpoint.is_own())
+        if not self.destination.exists() or anew:
+            return None
+        info = read_info(self.destination)
+        known = {
+            "recipe_sha256": info.recipe_sha256,
+            "dataset_sha256": info.dataset_sha256,
+            "teacher_sha256": info.teacher_sha256,
+            **info.extra,
+        }
+        differing = [name.removesuffix("_sha256") for name, value in self.settings.items() if known.get(name) != value]
+        if not differing:
+            console.say(f"{self.destination} is up to date (same settings, data and teacher); --force makes it again")
+            self.checkpoint.discard_own()
+            return Made(self.destination, new=False, info=info)
+        if self.options.force:
+            return None
+        raise ArtifactError(
+            f"{self.destination} was made from another {' and '.join(differing)}",
+            "choose another directory with --out, or replace it with --force",
+        )
+
+    def saved_state(self) -> State | None:
+        """What an interrupted run of this very stage left to go on from."""
+        state = self.checkpoint.open(resume=self.options.resume, force=self.options.force)
+        if self.options.resume and state is None:
+            console.say(f"{self.role}: no state was saved, beginning anew")
+        return state
+
+    @property
+    def section(self) -> TrainingRecipe:
+        return self.recipe.teacher if self.role == "teacher" else self.recipe.distill
+
+    def choose_precision(
+        self, state: State | None, which: Literal["precision", "teacher_precision"], classifier: Classifier
+    ) -> Precision:
+        """What an interrupted run had chosen; else measured with `classifier` here and now."""
+        if state is not None:
+            chosen: Precision = state[which]
+            return chosen
+        return choose_precision(
+            self.recipe.distill.precision,
+            classifier,
+            self.section.batch_size,
+            self.recipe.data.image_size,
+            self.options.device,
+            training=which == "precision",
+        )
+
+    def views(self) -> TrainingViews:
+        section = self.section
+        return TrainingViews(
+            self.images.train,
+            self.recipe.data,
+            self.images.num_classes,
+            seed=self.recipe.distill.seed,
+            mixup=section.mixup,
+            device=self.options.device,
+        )
+
+    def train(
+        self,
+        learner: TappedNetwork,
+        objective: Objective,
+        views: TrainingViews,
+        plan: Plan,
+        state: State | None,
+        teaching: Teaching | None = None,
+    ) -> dict[str, Any]:
+        """Train, and leave the best weights in `learner`; figures for the weights' metadata."""
+        tensorboard = self.model_dir.path / "tensorboard" if self.options.tensorboard else None
+        records = Records(self.model_dir.metrics, self.checkpoint, state, tensorboard)
+        training = train(learner, objective, views, self.images.valid, plan, records, teaching)
+        learner.classifier.network.load_state_dict(training.state_dict)
+        return training.summary() | {"precision": plan.precision}
+
+    def save(self, learner: TappedNetwork, extra: dict[str, Any], preprocess: Preprocess) -> Made:
+        """Write the weights with all that is known of them; only then the state to go on from may go."""
+        section = self.recipe.teacher if self.role == "teacher" else self.recipe.student
+        info = ModelInfo(
+            role=self.role,
+            architecture=section.architecture,
+            base=self.recipe.student.base,
+            width_mult=self.recipe.student.width_mult,
+            classes=self.images.dataset.classes,
+            preprocess=preprocess,
+            recipe=self.recipe.model_dump(mode="json"),
+            recipe_sha256=self.settings["recipe_sha256"],
+            dataset_sha256=self.settings["dataset_sha256"],
+            teacher_sha256=self.settings.get("teacher_sha256"),
+            toolkit_version=__version__,
+            extra=extra,
+        )
+        if distributed.is_main():
+            save_model(self.destination, learner.classifier.network, info)
+            self.checkpoint.discard()
+            self._draw_curves()
+        distributed.barrier()
+        return Made(self.destination, new=True, info=info)
+
+    def _draw_curves(self) -> None:
+        if self.model_dir.metrics.exists():
+            picture = draw_learning_curves(self.model_dir.metrics)
+            with write_atomically(self.model_dir.plot("learning_curves")) as path:
+                path.write_bytes(picture)

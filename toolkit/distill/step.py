@@ -1,0 +1,154 @@
+"""One optimiser step over a batch, in as many parts as memory asks for. B images of a batch."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from toolkit import console
+from toolkit.data.batches import TrainingViews
+from toolkit.distill import distributed
+from toolkit.distill.evaluation import batches
+from toolkit.distill.features import TappedNetwork
+from toolkit.distill.objective import Objective
+from toolkit.distill.plan import Plan
+from toolkit.distill.precision import autocast
+from toolkit.distill.teaching import Answers, Teaching
+from toolkit.errors import TrainingError
+
+Forward = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
+
+
+class Stepper:
+    """Takes steps with one network, its objective, optimiser and schedule."""
+
+    def __init__(
+        self,
+        learner: TappedNetwork,
+        objective: Objective,
+        views: TrainingViews,
+        teaching: Teaching | None,
+        plan: Plan,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler,
+        average: AveragedModel | None,
+    ) -> None:
+        self._learner, self._objective, self._views, self._teaching = learner, objective, views, teaching
+        self._plan, self._optimizer, self._scheduler, self._average = plan, optimizer, scheduler, average
+        self._replica = distributed.replicate(learner, plan.device)
+        self._compiled: Forward | None = None
+        if plan.compile != "off":
+            self._compiled = torch.compile(self._replica, mode=plan.compile, dynamic=False)
+        self._share_size = -(-plan.section.batch_size // distributed.world_size())
+        self.part_size = self._share_size
+        """images that go through the network at once, in this process; halved where memory runs out"""
+
+    def take(self, indices: np.ndarray, view: int, side: int) -> tuple[Tensor, Tensor]:
+        """Step on the images at `indices`, rendered at `side` px; this process's share of the loss's sum and hits."""
+        while True:
+            sums = self._gradients_or_none(indices, view, side)
+            if sums is not None:
+                break
+            self._halve()
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self._learner.classifier.network)
+        self._scheduler.step()
+        return sums
+
+    def _gradients_or_none(self, indices: np.ndarray, view: int, side: int) -> tuple[Tensor, Tensor] | None:
+        """None where memory ran out; what was allocated is free again by then."""
+        try:
+            return self._compute_gradients(indices, view, side)
+        except torch.OutOfMemoryError:
+            return None
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):  # the CPU allocator's words
+                raise
+            return None
+
+    def _compute_gradients(self, indices: np.ndarray, view: int, side: int) -> tuple[Tensor, Tensor]:
+        """Leave the batch's mean gradient in the parameters."""
+        share = distributed.own_share(indices)
+        self._optimizer.zero_grad()
+        loss_sum = torch.zeros((), device=self._plan.device)
+        hits = torch.zeros((), device=self._plan.device, dtype=torch.int64)
+        parts = list(batches(share, self.part_size, 2))
+        for number, part in enumerate(parts, start=1):
+            images = self._views.render(part, view, side)
+            teacher = self._teaching.answer(part, view, images) if self._teaching else None
+            with self._without_exchange(last=number == len(parts)):
+                with autocast(self._plan.device, self._plan.precision):
+                    logits, features = self._forward(images)
+                student = Answers(logits.float(), features)
+                loss = self._objective(student, self._views.targets(part, view), teacher)
+                # DistributedDataParallel takes the mean over processes, of shares that may differ by an image
+                (loss * (len(part) * distributed.world_size() / len(indices))).backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.detach() * len(part)
+            hits += (student.logits.detach().argmax(1) == self._views.labels(part)).sum()
+        return loss_sum, hits
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Through torch.compile where it is on; odd sizes of batch go without, as each would be compiled anew."""
+        if self._compiled is None or len(images) != self._share_size:
+            answer: tuple[Tensor, tuple[Tensor, ...]] = self._replica(images)
+            return answer
+        try:
+            return self._compiled(images)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise TrainingError(
+                f"torch.compile cannot be used here: {reason}",
+                "use --set distill.compile=off, or install what it needs (a C++ compiler; triton on a GPU)",
+            ) from error
+
+    @contextlib.contextmanager
+    def _without_exchange(self, *, last: bool) -> Iterator[None]:
+        """Processes exchange gradients once a step, with the last part's."""
+        if last or not isinstance(self._replica, nn.parallel.DistributedDataParallel):
+            yield
+            return
+        with self._replica.no_sync():
+            yield
+
+    def _halve(self) -> None:
+        section = "teacher" if self._plan.stage == "teacher" else "distill"
+        remedy = f"use a smaller {section}.batch_size, data.image_size or network"
+        if distributed.world_size() > 1:
+            raise TrainingError(f"{self._plan.stage}: out of memory in process {distributed.rank()}", remedy)
+        if self.part_size < 2:
+            raise TrainingError(f"{self._plan.stage}: out of memory with one image at a time", remedy)
+        self.part_size = -(-self.part_size // 2)
+        self._optimizer.zero_grad()
+        if self._plan.device != "cpu":
+            torch.cuda.empty_cache()
+        console.say(
+            f"out of memory: going on with {self.part_size} images at a time; gradients add up to the same batches of"
+            f" {self._plan.section.batch_size}, batch statistics are of the parts"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a step depends on and changes, for a checkpoint."""
+        return {
+            "learner": self._learner.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "average": self._average.state_dict() if self._average else None,
+            "part_size": self.part_size if self.part_size < self._share_size else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._learner.load_state_dict(state["learner"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        if self._average:
+            self._average.load_state_dict(state["average"])
+        if state["part_size"] and distributed.world_size() == 1:
+            self.part_size = min(state["part_size"], self._share_size)

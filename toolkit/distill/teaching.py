@@ -1,0 +1,172 @@
+"""What the teacher says of a batch: asked live, or replayed from a store of (view, image) that was filled once.
+
+The idea of the store is that of Shen & Xing 2022, "A Fast Knowledge Distillation Framework" (arXiv:2112.01528): views
+are seeded, so the teacher's logits of each can be kept and the same view shown to the student. N images of the split,
+K views, C classes, B images of a batch, V validation images.
+"""
+
+import contextlib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toolkit import console
+from toolkit.data.batches import TrainingViews
+from toolkit.data.cache import REMEDY, cache_folder
+from toolkit.data.pixels import Pixels
+from toolkit.distill import distributed
+from toolkit.distill.evaluation import batches, compute_logits
+from toolkit.distill.features import TappedNetwork
+from toolkit.distill.precision import Precision, autocast
+from toolkit.errors import ArtifactError, DataError
+from toolkit.modeldir import write_atomically
+
+LAYOUT_VERSION = 1
+"""Goes into the store's key; raised whenever the meaning of what is kept changes."""
+
+FILL_BATCH_PIXELS = 2**22
+"""px in a batch of the filling pass: 64 images of 256 px, 256 of 128 px"""
+
+NOT_IN_VIEWS = {"source", "workers", "validation_fraction", "test_fraction", "split_seed", "mean", "std"}
+"""[data] settings that do not change a view; which images there are is in the key by itself."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A network's logits (B, C), and its tapped feature maps, (B, D, H, W) each."""
+
+    logits: Tensor
+    features: tuple[Tensor, ...] = ()
+
+
+class Teaching(Protocol):
+    """A teacher, live or stored. It always sees the view the student sees, at the size data.image_size."""
+
+    def answer(self, indices: np.ndarray, view: int, student_images: Tensor) -> Answers:
+        """The teacher's answers for view `view` of the images at `indices`, as float32.
+
+        `student_images` (B, 3, R, R) is that view as the student sees it.
+        """
+
+    def valid_logits(self) -> Tensor:
+        """float32 (V, C), the evaluation views of the validation images."""
+
+
+class LiveTeacher:
+    """Runs the network on every batch."""
+
+    def __init__(
+        self, network: TappedNetwork, views: TrainingViews, valid_pixels: Pixels, precision: Precision
+    ) -> None:
+        self._network = network.to(views.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._views, self._valid_pixels, self._precision = views, valid_pixels, precision
+
+    def answer(self, indices: np.ndarray, view: int, student_images: Tensor) -> Answers:
+        same_size = student_images.shape[-1] == self._views.data.image_size
+        images = student_images if same_size else self._views.render(indices, view)
+        with torch.no_grad(), autocast(self._views.device, self._precision):
+            logits, features = self._network(images)
+        return Answers(logits.float(), features)
+
+    def valid_logits(self) -> Tensor:
+        return compute_logits(self._network.classifier, self._valid_pixels, self._precision, self._views.device)
+
+
+class StoredTeacher:
+    """Replays what `fill_store` kept: view v is stored view v mod K."""
+
+    def __init__(self, train_logits: np.ndarray, valid_logits: np.ndarray, device: str) -> None:
+        self._train_logits = train_logits
+        self._valid_logits = torch.from_numpy(np.array(valid_logits)).to(device)
+        self._device = device
+
+    def answer(self, indices: np.ndarray, view: int, student_images: Tensor) -> Answers:
+        logits = self._train_logits[view % len(self._train_logits), indices]
+        return Answers(torch.from_numpy(logits).to(self._device))
+
+    def valid_logits(self) -> Tensor:
+        return self._valid_logits
+
+
+def open_store(
+    network: TappedNetwork,
+    teacher_sha256: str,
+    dataset_sha256: str,
+    views: TrainingViews,
+    valid_pixels: Pixels,
+    num_views: int,
+    precision: Precision,
+) -> StoredTeacher:
+    """The teacher's logits of `num_views` views of every image, from the cache or computed now.
+
+    The key is all that decides them: the teacher's file, the images, the views' settings, seed and number, mixup and
+    the arithmetic. Raises DataError where the cache cannot be written.
+    """
+    key = _key(teacher_sha256, dataset_sha256, views, valid_pixels, num_views, precision)
+    path = cache_folder("logits", f"{key}.f32")
+    rows = len(valid_pixels) + num_views * len(views)
+    size_bytes = rows * views.num_classes * 4
+    missing = not path.is_file() or path.stat().st_size != size_bytes
+    if distributed.greatest(torch.tensor(int(missing), device=views.device)).item():
+        console.say(
+            f"teacher logits: {num_views} views of {len(views):,} images to compute once"
+            f" ({console.size(size_bytes)} in {path.parent})"
+        )
+        live = LiveTeacher(network, views, valid_pixels, precision)
+        _fill(path, live, views, num_views)
+        distributed.barrier()
+    else:
+        console.say(f"teacher logits: {num_views} views of {len(views):,} images from the store")
+    stored = np.memmap(path, dtype=np.float32, mode="r", shape=(rows, views.num_classes))
+    train_logits = stored[len(valid_pixels) :].reshape(num_views, len(views), views.num_classes)
+    return StoredTeacher(train_logits, stored[: len(valid_pixels)], views.device)
+
+
+def _fill(path: Path, live: LiveTeacher, views: TrainingViews, num_views: int) -> None:
+    """Compute every row and write the file, whole or not at all; one process of each machine writes."""
+    batch_size = max(1, FILL_BATCH_PIXELS // views.data.image_size**2)
+    nothing = torch.empty(0, 3, 0, 0)
+    try:
+        with (
+            write_atomically(path) if distributed.local_rank() == 0 else contextlib.nullcontext() as temporary,
+            temporary.open("wb") if temporary else contextlib.nullcontext() as file,
+            console.progress("teacher logits", num_views * len(views)) as advance,
+        ):
+            _write(file, live.valid_logits())
+            for view in range(num_views):
+                for indices in batches(
+                    np.arange(len(views)), batch_size * distributed.world_size(), distributed.world_size()
+                ):
+                    share = distributed.own_share(indices)
+                    logits = live.answer(share, view, nothing).logits
+                    _write(file, distributed.gather_shares(logits, len(indices)))
+                    advance(len(indices))
+    except ArtifactError as error:
+        problem = error.problem.replace("cannot write", "cannot keep the teacher's logits in the cache,", 1)
+        raise DataError(problem, REMEDY) from None
+
+
+def _write(file: IO[bytes] | None, logits: Tensor) -> None:
+    if file is not None:
+        file.write(np.ascontiguousarray(logits.float().cpu().numpy()).data)
+
+
+def _key(
+    teacher_sha256: str,
+    dataset_sha256: str,
+    views: TrainingViews,
+    valid_pixels: Pixels,
+    num_views: int,
+    precision: Precision,
+) -> str:
+    settings = {name: value for name, value in views.data.model_dump(mode="json").items() if name not in NOT_IN_VIEWS}
+    names = hashlib.sha256("\n".join((*views.pixels.names, "", *valid_pixels.names)).encode(errors="surrogateescape"))
+    what = (LAYOUT_VERSION, teacher_sha256, dataset_sha256, names.hexdigest(), settings)
+    key = json.dumps((*what, num_views, views.seed, views.mixup, precision), sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
