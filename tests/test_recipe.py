@@ -33,7 +33,7 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
     [
         (
             "distill.temprature=3",
-            r"unknown key distill.temprature; did you mean distill.temperature\? valid here: method,",
+            r"unknown key distill.temprature; did you mean distill.temperature\? valid here: epochs,",
         ),
         ("distil.epochs=3", r"unknown key distil; did you mean distill\? valid here: data, teacher"),
         ("distill.epochs=2.5", r"distill.epochs = 2.5 is not allowed; input should be a valid integer"),
@@ -41,7 +41,18 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
         ("distill.alpha=1.5", r"distill.alpha = 1.5 is not allowed; input should be less than or equal to 1"),
         ("distill.temperature=0", r"distill.temperature = 0 is not allowed; input should be greater than 0"),
         ("distill.temperature=nan", r"distill.temperature = NaN is not allowed; input should be a finite number"),
-        ("distill.method=foo", r"distill.method = \"foo\" is not allowed; input should be 'kd'"),
+        (
+            "distill.method=foo",
+            r"distill.method = \"foo\" is not allowed; valid: kd, dkd, dist, hard, fitnets, attention, similarity; a",
+        ),
+        ("distill.method=kd+atention", r"did you mean attention\? valid: kd,"),
+        ("distill.method=kd+dkd", r"at most one of kd, dkd, dist, hard at a time"),
+        ("distill.method=fitnets+similarity", r"at most one of fitnets, attention, similarity at a time"),
+        ("distill.teacher_taps=['layer3']", r"--set: distill is not allowed; teacher_taps and student_taps must name"),
+        ("teacher.start_image_size=200", r"teacher.start_image_size = 200 must not exceed data.image_size = 160"),
+        ("distill.start_image_size=200", r"distill.start_image_size = 200 must not exceed data.image_size = 160"),
+        ("distill.schedule=step", r"distill.schedule = \"step\" is not allowed; input should be 'constant', 'cosine'"),
+        ("distill.ema=1", r"distill.ema = 1 is not allowed; input should be less than 1"),
         ("data.std=[1, 0, 1]", r"data.std.1 = 0 is not allowed; input should be greater than 0"),
         ("data.mean=[1,2]", r"data.mean.2 .* is not allowed; field required"),
         ("data.flip=1", r"data.flip = 1 is not allowed; input should be a valid boolean"),
@@ -103,8 +114,48 @@ def test_fingerprint_sees_settings_but_not_where_data_lies() -> None:
     assert recipe.fingerprint("teacher", "distill.seed") != reseeded.fingerprint("teacher", "distill.seed")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["distill.method=dkd", "distill.mixup=0.2"], "dkd needs one label an image: mixup must be 0 with it"),
+        (["distill.method=kd+attention", "distill.compile=default"], "compile must be off with it"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_without_repeating_them_all(
+    overrides: list[str], message: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe().with_overrides(overrides)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 160
+
+
+@pytest.mark.parametrize(
+    "method", ["kd", "dkd", "dist", "hard", "fitnets", "attention", "similarity", "dist+similarity"]
+)
+def test_methods_of_logits_and_of_layers_are_told_apart(method: str) -> None:
+    section = Recipe().with_overrides([f"distill.method={method}"]).distill
+    parts = {section.logit_method, section.feature_method} - {None}
+    assert parts == set(method.split("+"))
+
+
+def test_the_control_depends_on_everything_but_how_the_teacher_teaches() -> None:
+    control = Recipe().control_fingerprint()
+    teaching = [
+        *("distill.method=dkd", "distill.temperature=9", "distill.alpha=0.1", "distill.standardize=true"),
+        *("distill.dkd_other_weight=2", "distill.feature_weight=3", "teacher.epochs=7", "distill.control=true"),
+    ]
+    assert Recipe().with_overrides(teaching).control_fingerprint() == control
+    for override in (
+        *("distill.epochs=3", "distill.seed=1", "distill.teacher_views=2", "distill.mixup=0.1", "data.flip=false"),
+        *("student.base=8", "distill.schedule=cosine", "distill.label_smoothing=0.1", "distill.start_image_size=96"),
+    ):
+        assert Recipe().with_overrides([override]).control_fingerprint() != control, override
+
+
 def test_the_built_in_recipes_are_valid_and_food11_is_the_notebook() -> None:
-    assert builtin_names() == ["fashion-mnist", "food11"]
+    assert builtin_names() == ["fashion-mnist", "food11", "food11-fast"]
+    assert load_builtin("food11-fast").distill.epochs == 15, "the notebook's"
     assert load_builtin("fashion-mnist").data.source == "fashion-mnist"
     notebook = load_builtin("food11")
     assert (notebook.distill.temperature, notebook.distill.alpha) == (20.0, 0.5)

@@ -94,12 +94,20 @@ class RowPart(Strict):
     vs_teacher: VsTeacher | None = None
 
 
+class SeedPart(Strict):
+    seed: int
+    student_accuracy_top1: Fraction
+    control_accuracy_top1: Fraction
+    gain_top1: float
+
+
 class Distillation(Strict):
     control_accuracy_top1: Fraction | None
     gain_top1: float | None
     seeds: list[int] | None
     mean: float | None
     std: float | None
+    per_seed: list[SeedPart]
     epochs: Count | None
     images_seen: Count | None
     seconds: Positive | None
@@ -225,6 +233,7 @@ def test_the_distillation_section_passes_on_what_the_student_tells(bench: Bench)
         "seeds": None,
         "mean": None,
         "std": None,
+        "per_seed": [],
         "epochs": 3,
         "images_seen": 300,
         "seconds": 1.5,
@@ -239,6 +248,10 @@ def test_a_control_gets_its_row_and_the_gain(bench: Bench) -> None:
     assert control["model"] == "control"
     assert report["distillation"]["control_accuracy_top1"] == control["accuracy_top1"] == pytest.approx(2 / 3)
     assert report["distillation"]["gain_top1"] == pytest.approx(0.75 - 2 / 3)
+    assert report["distillation"]["seeds"] == [0]
+    assert report["distillation"]["std"] is None
+    markdown = (bench.folder / "report.md").read_text(encoding="utf-8")
+    assert "The teacher was worth +8.33 points: top-1 75.00 % with it, 66.67 % without (one seed" in markdown
 
 
 def test_rows_that_should_agree_and_do_not_are_flagged(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
@@ -361,8 +374,10 @@ def test_a_small_difference_between_runtimes_is_no_contradiction() -> None:
 
 def save_network(model_dir: ModelDir, role: Any, classes: tuple[str, ...], preprocess: Preprocess = PREPROCESS) -> None:
     network = build("depthwise", len(classes), base=2, width_mult=1.0)
+    sha = RECIPE.control_fingerprint() if role == "control" else "0" * 64
+    recipe = RECIPE.model_dump(mode="json")
     info = ModelInfo(
-        role, "depthwise", 2, 1.0, classes, preprocess, {}, "0" * 64, "1" * 64, None, "0.1.0", {"epochs": 2}
+        role, "depthwise", 2, 1.0, classes, preprocess, recipe, sha, "1" * 64, None, "0.1.0", {"epochs": 2}
     )  # fmt: skip
     save_model(model_dir.weights(role), network, info)
 
@@ -383,6 +398,16 @@ def test_rows_of_real_files_from_end_to_end(tmp_path: Path) -> None:
     assert rows["student", "onnxruntime"]["params"] == rows["student", "torch"]["params"] > 0
     assert rows["student", "torch"]["size_bytes"] == model_dir.weights("student").stat().st_size
     assert report["distillation"]["epochs"] == 2
+
+
+def test_a_control_of_other_settings_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model_dir = ModelDir(tmp_path)
+    for role in ("teacher", "student"):
+        save_network(model_dir, role, COLOURS)
+        save_colour_model(model_dir.onnx(role), image_size=32, resize=0)
+    model_dir.weights("control").write_bytes(model_dir.weights("student").read_bytes())  # its fingerprint is another
+    assert {row.model for row in open_rows(model_dir, "cpu", "cpu")} == {"teacher", "student"}
+    assert "control.safetensors was trained with other settings than the student" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,20 @@ from toolkit.distill.losses import (
     dist_term,
     dkd_term,
     hard_term,
-    kd_loss,
     kd_term,
     standardize_logits,
 )
+from toolkit.distill.objective import learn_from_teacher
+from toolkit.distill.teaching import Answers
+from toolkit.recipe import DistillRecipe
+
+
+def kd_loss(
+    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, *, temperature: float, alpha: float
+) -> torch.Tensor:
+    """The whole objective of the recipe's method kd."""
+    section = DistillRecipe(method="kd", temperature=temperature, alpha=alpha)
+    return learn_from_teacher(section)(Answers(student), labels, Answers(teacher))
 
 
 def logits(seed: int, n: int = 8, c: int = 5) -> torch.Tensor:

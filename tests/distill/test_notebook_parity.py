@@ -12,8 +12,9 @@ import torch
 from conftest import shared
 from torch import nn
 
-from toolkit.distill.student import distillation_loss
-from toolkit.distill.trainer import Plan, make_optimizer, make_scheduler
+from toolkit.distill.objective import learn_from_teacher
+from toolkit.distill.optimization import make_optimizer, make_scheduler
+from toolkit.distill.teaching import Answers
 from toolkit.networks.student import DepthwiseStudent
 from toolkit.recipe import load_builtin
 
@@ -34,7 +35,7 @@ def test_loss_equals_the_notebook_s_on_the_same_logits(notebook: types.ModuleTyp
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(16, 11, generator=generator) * scale for scale in (2, 9))
     labels = torch.arange(16) % 11
-    ours = distillation_loss(RECIPE.distill)(student, labels, teacher)
+    ours = learn_from_teacher(RECIPE.distill)(Answers(student), labels, Answers(teacher))
     torch.testing.assert_close(ours, notebook.kd_loss(student, labels, teacher))
 
 
@@ -45,17 +46,16 @@ def test_steps_move_the_weights_as_the_notebook_s_do(notebook: types.ModuleType)
     ours = DepthwiseStudent(10)
     ours.load_state_dict(theirs.state_dict())
     teacher = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10))
-    plan = Plan.of("distill", RECIPE.distill, precision="fp32", seed=0, device="cpu")
-    optimizer = make_optimizer(ours, plan)
-    scheduler = make_scheduler(optimizer, plan, steps=4)
+    optimizer = make_optimizer(ours, RECIPE.distill)
+    scheduler = make_scheduler(optimizer, RECIPE.distill, steps=4)
     reference = torch.optim.AdamW(theirs.parameters(), lr=1e-3)
-    loss = distillation_loss(RECIPE.distill)
+    objective = learn_from_teacher(RECIPE.distill)
     for _ in range(4):
         images, labels = torch.rand(4, 3, 64, 64), torch.randint(0, 10, (4,))
         with torch.no_grad():
             teacher_logits = teacher(images)
         expected = notebook.kd_loss(theirs(images), labels, teacher_logits)
-        got = loss(ours(images), labels, teacher_logits)
+        got = objective(Answers(ours(images)), labels, Answers(teacher_logits))
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
         for batch_loss, stepper in ((expected, reference), (got, optimizer)):
             stepper.zero_grad()

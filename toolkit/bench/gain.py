@@ -5,14 +5,15 @@ split, in torch.
 """
 
 import statistics
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import console
-from toolkit.bench.rows import answer_images, is_control_of
+from toolkit.bench.comparison import ReportRow, find_row
+from toolkit.bench.rows import Row, answer_images, is_control_of
 from toolkit.data.pixels import Pixels
 from toolkit.modeldir import ModelDir
 from toolkit.networks.weights import ModelInfo, read_info
@@ -23,31 +24,38 @@ FROM_TRAINING = ("epochs", "images_seen", "seconds", "train_img_s")
 """Figures that the student's weights file tells of its training."""
 
 
-def measure_gain(model_dir: ModelDir, pixels: Pixels, indices: NDArray[np.integer], device: str) -> dict[str, Any]:
+def measure_gain(
+    model_dir: ModelDir,
+    seed: int,
+    rows: Sequence[Row],
+    measured: Sequence[ReportRow],
+    pixels: Pixels,
+    indices: NDArray[np.integer],
+    device: str,
+) -> dict[str, Any]:
     """The report's `distillation`: accuracies and gain (fractions), None for what was not trained.
 
-    `control_accuracy_top1` and `gain_top1` are of the directory's own seed; `mean` and `std` (of the sample) are of the
-    gain over all `seeds`, which are listed one by one in `per_seed`.
+    `rows` and what was `measured` of them are of the directory's own student and control, trained from `seed`:
+    `control_accuracy_top1` and `gain_top1`. Further seeds are measured here. `mean` and `std` (of the sample) are of the gain over all `seeds`,
+    which `per_seed` lists one by one.
     """
-    student = read_info(model_dir.weights("student"))
-    first = int(student.recipe["distill"]["seed"])
-    directories = {first: model_dir} | {seed: model_dir.of_seed(seed) for seed in model_dir.seeds() if seed != first}
+    extra = next(row.extra for row in rows if row.model == "student")
+    student, control = (find_row(measured, role, "torch") for role in ("student", "control"))
     per_seed = []
-    for seed, directory in directories.items():
-        if seed != first and not _is_same_but_for_the_seed(directory, student):
-            continue
-        if measured := _measure_pair(directory, seed, pixels, indices, device):
-            per_seed.append(measured)
+    if student and control:
+        per_seed.append(_pair(seed, student["accuracy_top1"], control["accuracy_top1"]))
+        for other in (model_dir.of_seed(number) for number in model_dir.seeds() if number != seed):
+            if _belongs(other, read_info(model_dir.weights("student"))):
+                per_seed.append(_measure_pair(other, pixels, indices, device))
     gains = [one["gain_top1"] for one in per_seed]
-    own = per_seed[0] if per_seed and per_seed[0]["seed"] == first else None
     return {
-        "control_accuracy_top1": own["control_accuracy_top1"] if own else None,
-        "gain_top1": own["gain_top1"] if own else None,
-        "seeds": len(gains) or None,
+        "control_accuracy_top1": control["accuracy_top1"] if control else None,
+        "gain_top1": gains[0] if gains else None,
+        "seeds": [one["seed"] for one in per_seed] or None,
         "mean": statistics.fmean(gains) if gains else None,
         "std": statistics.stdev(gains) if len(gains) > 1 else None,
         "per_seed": per_seed,
-        **{name: student.extra.get(name) for name in FROM_TRAINING},
+        **{name: extra.get(name) for name in FROM_TRAINING},
     }
 
 
@@ -77,19 +85,7 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def _measure_pair(
-    directory: ModelDir, seed: int, pixels: Pixels, indices: NDArray[np.integer], device: str
-) -> dict[str, Any] | None:
-    files = [directory.weights("student"), directory.weights("control")]
-    if not all(path.is_file() for path in files):
-        return None
-    if not is_control_of(read_info(files[1]), read_info(files[0])):
-        console.say(
-            f"careful: {files[1]} was trained with other settings than the student beside it and is left out;"
-            " make it again with toolkit distill --set distill.control=true --force"
-        )
-        return None
-    student, control = (_accuracy(path, pixels, indices, device) for path in files)
+def _pair(seed: int, student: float, control: float) -> dict[str, Any]:
     return {
         "seed": seed,
         "student_accuracy_top1": student,
@@ -98,22 +94,25 @@ def _measure_pair(
     }
 
 
-def _is_same_but_for_the_seed(directory: ModelDir, student: ModelInfo) -> bool:
-    path = directory.weights("student")
-    if not path.is_file():
+def _measure_pair(directory: ModelDir, pixels: Pixels, indices: NDArray[np.integer], device: str) -> dict[str, Any]:
+    predictors = [TorchPredictor(directory.weights(role), device) for role in ("student", "control")]
+    labels = pixels.labels[indices]
+    accuracies = [float(np.mean(logits.argmax(1) == labels)) for logits in answer_images(predictors, pixels, indices)]
+    return _pair(int(directory.name), accuracies[0], accuracies[1])
+
+
+def _belongs(directory: ModelDir, student: ModelInfo) -> bool:
+    """Whether a further seed's student and control are there, and trained as `student` was but for the seed."""
+    files = [directory.weights("student"), directory.weights("control")]
+    if not all(path.is_file() for path in files):
         return False
-    other = read_info(path)
+    other = read_info(files[0])
     recipes = [
         Recipe.model_validate(info.recipe).with_overrides(["distill.seed=0"]).fingerprint("data", "student", "distill")
         for info in (student, other)
     ]
     same_source = (other.dataset_sha256, other.teacher_sha256) == (student.dataset_sha256, student.teacher_sha256)
-    if recipes[0] == recipes[1] and same_source:
+    if recipes[0] == recipes[1] and same_source and is_control_of(read_info(files[1]), other):
         return True
-    console.say(f"careful: {path} was trained with other settings than the student and is left out")
+    console.say(f"careful: {directory.path} was trained with other settings than the student and is left out")
     return False
-
-
-def _accuracy(path: Path, pixels: Pixels, indices: NDArray[np.integer], device: str) -> float:
-    (logits,) = answer_images([TorchPredictor(path, device)], pixels, indices)
-    return float(np.mean(logits.argmax(1) == pixels.labels[indices]))

@@ -63,7 +63,7 @@ def run_bench(
         "dataset": {"name": dataset.name, "split": "test", "images": images, "sha256": dataset.sha256},
         "recipe": recipe.model_dump(mode="json"),
         "rows": measured,
-        "distillation": measure_gain(model_dir, test_pixels, chosen, device),
+        "distillation": measure_gain(model_dir, recipe.distill.seed, rows, measured, test_pixels, chosen, device),
         "verdict": judge(measured, images),
         "warnings": warnings,
     }

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from toolkit import console
 from toolkit.bench.cost import count_macs, count_params
 from toolkit.data.pixels import Pixels
 from toolkit.environment import available_cores
@@ -64,8 +65,14 @@ def open_rows(model_dir: ModelDir, device: str, provider: str) -> list[Row]:
     """
     roles: list[Role] = ["teacher", "student"]
     student, control = model_dir.require(model_dir.weights("student")), model_dir.weights("control")
-    if control.is_file() and is_control_of(read_info(control), read_info(student)):
-        roles.append("control")
+    if control.is_file():
+        if is_control_of(read_info(control), read_info(student)):
+            roles.append("control")
+        else:
+            console.say(
+                f"careful: {control} was trained with other settings than the student and is left out; make it again"
+                " with toolkit distill --set distill.control=true --force"
+            )
     files = [(role, model_dir.require(model_dir.weights(role))) for role in roles]
     exported = {role: model_dir.onnx(role) for role in roles}
     for role in ("teacher", "student"):

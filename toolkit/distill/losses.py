@@ -14,19 +14,6 @@ CONSTANT = 1e-6
 """A vector whose spread is less than this share of its length counts as constant: the rest is float32's rounding."""
 
 
-def kd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float, alpha: float
-) -> Tensor:
-    """α·T²·KL(softmax(teacher/T) ‖ softmax(student/T)) + (1−α)·CE(student, labels): `kd_term` and `cross_entropy`.
-
-    Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531), section 2.
-    labels int64 (N,); alpha in 0..1.
-    """
-    soft = kd_term(student_logits, teacher_logits, temperature=temperature)
-    hard = cross_entropy(student_logits, labels, label_smoothing=0.0)
-    return alpha * soft + (1 - alpha) * hard
-
-
 def cross_entropy(student_logits: Tensor, target: Tensor, *, label_smoothing: float) -> Tensor:
     """−Σ_c q_c·log softmax(student)_c, averaged over images, where q = (1−ε)·target + ε/C and ε is `label_smoothing`.
 

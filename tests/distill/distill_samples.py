@@ -1,0 +1,198 @@
+"""What the tests of training share: a small job in this process, and `toolkit` as a command in another one."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.data.batches import TrainingViews
+from toolkit.data.pixels import Pixels, load_pixels
+from toolkit.data.preprocess import Preprocess
+from toolkit.data.sources import load_dataset
+from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.features import TappedNetwork
+from toolkit.distill.plan import Plan
+from toolkit.distill.trainer import Records
+from toolkit.networks.classifier import Classifier
+from toolkit.networks.student import DepthwiseStudent
+from toolkit.recipe import DataRecipe, DistillRecipe
+
+DATA = DataRecipe(image_size=32, resize=0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+SETTINGS = {"stage": "student", "recipe_sha256": "r", "dataset_sha256": "d"}
+OF_PLAN = {"stage", "seed", "teacher_views"}
+
+Splits = tuple[Pixels, Pixels]
+"""Training and validation images."""
+
+
+def load_splits(class_folders: Path, data: DataRecipe = DATA) -> Splits:
+    data = data.model_copy(update={"source": str(class_folders)})
+    dataset, preprocess = load_dataset(data), Preprocess.from_recipe(data)
+    return load_pixels(dataset, "train", preprocess), load_pixels(dataset, "valid", preprocess)
+
+
+def make_plan(**settings: Any) -> Plan:
+    """A plan of few steps; `settings` are of [distill], or stage, seed and teacher_views of the plan."""
+    of_plan = {"stage": "distill", "seed": 0} | {key: settings.pop(key) for key in OF_PLAN & set(settings)}
+    small = {"epochs": 4, "batch_size": 6, "learning_rate": 0.05, "schedule": "constant", "warm_up": 0.0}
+    section = DistillRecipe.model_validate(small | settings)
+    return Plan(section=section, image_size=DATA.image_size, precision="fp32", device="cpu", **of_plan)
+
+
+def make_views(pixels: Pixels, data: DataRecipe = DATA, *, mixup: float = 0.0, seed: int = 0) -> TrainingViews:
+    return TrainingViews(pixels, data, num_classes=3, seed=seed, mixup=mixup, device="cpu")
+
+
+def make_records(folder: Path, state: dict[str, Any] | None = None) -> Records:
+    return Records(folder / "metrics.jsonl", Checkpoint(folder / "checkpoint.pt", SETTINGS), state)
+
+
+def tapped(network: nn.Module, mean: float = 0.5, std: float = 0.25) -> TappedNetwork:
+    return TappedNetwork(Classifier(network, (mean,) * 3, (std,) * 3), ())
+
+
+def make_student(seed: int = 0) -> TappedNetwork:
+    torch.manual_seed(seed)
+    return tapped(DepthwiseStudent(3, base=4))
+
+
+class Recorder(nn.Module):
+    """A linear layer over mean colours, which remembers the images that it was shown; it has no batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images.detach().clone())
+        logits: Tensor = self.layer(images.mean((2, 3)))
+        return logits
+
+
+def flatten(state_dict: dict[str, Tensor]) -> Tensor:
+    return torch.cat([value.double().flatten() for value in state_dict.values()])
+
+
+def read_lines(metrics_file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in metrics_file.read_text().splitlines()]
+
+
+def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
+    """Where two checkpoints are not the same to the bit; times and speeds, which never are, left out."""
+    if isinstance(one, Tensor):
+        if not torch.equal(one, other):
+            yield place
+    elif isinstance(one, dict):
+        if list(one) != list(other):
+            yield f"{place}: {list(one)} and {list(other)}"
+        for key in set(one) & set(other) - {"seconds", "epoch_s", "training_s", "train_img_s"}:
+            yield from differences(one[key], other[key], f"{place}.{key}")
+    elif isinstance(one, list | tuple):
+        if len(one) != len(other):
+            yield f"{place}: {len(one)} and {len(other)} items"
+        for number, (mine, theirs) in enumerate(zip(one, other, strict=False)):
+            yield from differences(mine, theirs, f"{place}[{number}]")
+    elif one != other:
+        yield f"{place}: {one!r} and {other!r}"
+
+
+SMALL = [
+    *("--device", "cpu", "--set", "data.image_size=32", "--set", "data.resize=36", "--set", "distill.precision=fp32"),
+    *("--set", "teacher.architecture=depthwise", "--set", "teacher.epochs=3", "--set", "teacher.batch_size=12"),
+    *("--set", "distill.epochs=4", "--set", "distill.batch_size=8", "--set", "student.base=4"),
+]
+"""Flags of a `toolkit distill` that takes a second."""
+
+
+@dataclass
+class Running:
+    """A `toolkit` that runs in another process, on one core; `log` has its stdout and stderr."""
+
+    process: BaseProcess
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def wait_for(self, *texts: str, timeout_s: float = 60) -> None:
+        """Wait until it has said one of `texts`."""
+        end = time.monotonic() + timeout_s
+        while not any(text in self.said for text in texts):
+            assert self.process.is_alive(), f"it ended before it said {texts}:\n{self.said}"
+            assert time.monotonic() < end, f"it never said {texts}:\n{self.said}"
+            time.sleep(0.005)
+
+    def send(self, signal_number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal_number)
+
+    def end(self, code: int = 0, timeout_s: float = 120) -> str:
+        """Wait for its end; everything it said."""
+        self.process.join(timeout_s)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        assert self.process.exitcode == code, f"exit {self.process.exitcode}\n{self.said}"
+        return self.said
+
+
+def other_processes() -> Any:
+    """multiprocessing whose processes are forked from one that has imported torch: 0.1 s instead of 3 s."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["toolkit.cli", "toolkit.pipeline", "toolkit.distill.student", "toolkit.distill.teacher", "distill_samples"]
+    )
+    return context
+
+
+class ToolkitCommands:
+    """Starts `toolkit` in processes of their own, whose output goes to files in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._context = other_processes()
+        self._folder = folder
+        self._count = 0
+        self.run("--version")  # the process that others are forked from takes seconds to start
+
+    def start(
+        self, *arguments: str | Path, save_seconds: float | None = None, environment: dict[str, str] | None = None
+    ) -> Running:
+        self._count += 1
+        log = self._folder / f"{self._count}.log"
+        words = [str(argument) for argument in arguments]
+        settings = {"KD_TOOLKIT_CACHE": os.environ["KD_TOOLKIT_CACHE"]} | (environment or {})
+        process = self._context.Process(target=_be_toolkit, args=(words, log, save_seconds, settings))
+        process.start()
+        return Running(process, log)
+
+    def run(self, *arguments: str | Path, code: int = 0) -> str:
+        """Everything that such a command says until its end."""
+        return self.start(*arguments).end(code)
+
+
+def _be_toolkit(arguments: list[str], log: Path, save_seconds: float | None, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, so one thread
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background has it ignored
+    from toolkit import cli
+    from toolkit.distill import trainer
+
+    if save_seconds is not None:
+        trainer.SAVE_SECONDS = save_seconds
+    sys.argv = ["toolkit", *arguments]
+    cli.main()
