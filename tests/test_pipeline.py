@@ -1,6 +1,7 @@
 """The stages end to end, as commands, on small images: what they write, keep, refuse and say."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -47,17 +48,18 @@ def metrics(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_run_ends_in_a_report_with_all_four_rows(finished: tuple[Path, str]) -> None:
+def test_run_ends_in_a_report_with_all_rows_and_the_control_s_gain(finished: tuple[Path, str]) -> None:
     out, printed = finished
     report = json.loads((out / "report.json").read_text())
     rows = {(row["model"], row["runtime"]) for row in report["rows"]}
-    assert rows == {(model, runtime) for model in ("teacher", "student") for runtime in ("torch", "onnxruntime")}
+    expected = {(model, runtime) for model in ("teacher", "student") for runtime in ("torch", "onnxruntime")}
+    assert rows == expected | {("control", "torch")}
     assert report["dataset"]["images"] == 12
     assert report["distillation"]["epochs"] == 8
     assert report["distillation"]["images_seen"] == 8 * 36
     assert f"next: toolkit demo {out}" in printed
     assert all(name in printed for name in ("teacher.onnx", "student.onnx", "report.json"))
-    assert [line["stage"] for line in metrics(out)] == ["teacher"] * 2 + ["distill"] * 8
+    assert [line["stage"] for line in metrics(out)] == ["teacher"] * 2 + ["distill"] * 8 + ["control"] * 8
 
 
 def test_the_student_learned_and_its_file_says_so_when_read_by_hand(
@@ -225,7 +227,7 @@ def test_distill_in_a_directory_with_a_teacher_alone_takes_the_teacher_s_recipe(
     assert [(line["stage"], line["image_size"]) for line in metrics(tmp_path)] == [("distill", 32)]
 
 
-def test_ctrl_c_ends_quietly_and_leaves_nothing_half_written(class_folders: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_says_how_to_go_on_and_leaves_nothing_half_written(class_folders: Path, tmp_path: Path) -> None:
     arguments = ["distill", "--data", str(class_folders), "--out", str(tmp_path / "m"), *SMALL]
     process = subprocess.Popen(
         [sys.executable, "-m", "toolkit", *arguments, "--set", "teacher.epochs=1000"],
@@ -247,5 +249,8 @@ def test_ctrl_c_ends_quietly_and_leaves_nothing_half_written(class_folders: Path
         process.kill()
     assert process.returncode == 130
     assert "Traceback" not in said
-    assert said.splitlines()[-1] == "stopped"
-    assert [path.name for path in (tmp_path / "m").iterdir()] == ["metrics.jsonl"]
+    last = said.splitlines()[-1]
+    assert last.startswith("stopped in teacher, ")
+    command = shlex.join(["toolkit", *arguments, "--set", "teacher.epochs=1000", "--resume"])
+    assert last.endswith(f", and saved; go on with: {command}")
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["checkpoint.pt", "metrics.jsonl"]

@@ -58,6 +58,9 @@ ModelDirArgument = Annotated[Path, typer.Argument(metavar="[MODEL_DIR]", help="A
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
+OTHERS_WAIT_S = 5.0
+"""s that an error of one of several processes is kept back, as it is most likely the main one's too."""
+
 DEFAULT_MODEL_DIR = Path("models/fashion-mnist")
 
 
@@ -307,7 +310,9 @@ def main() -> None:
     try:
         app()
     except ToolkitError as error:
-        console.err.quiet = False
+        if console.err.quiet:  # where the main process says the same, torchrun ends this one meanwhile
+            time.sleep(OTHERS_WAIT_S)
+            console.err.quiet = False
         console.say(f"error: {error}")
         sys.exit(error.exit_code)
     except Interrupted as stop:

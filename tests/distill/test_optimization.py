@@ -60,6 +60,20 @@ def test_a_single_step_is_no_special_case(schedule: str) -> None:
     assert len(rates(section(schedule=schedule, warm_up=0.25), 1)) == 1
 
 
+@pytest.mark.parametrize(("warm_up", "steps"), [(0.25, 4), (0.5, 2), (0.2, 5), (1 / 3, 3), (0.0, 10), (0.9, 10)])
+def test_one_cycle_of_few_steps_works_though_one_alone_climbs(warm_up: float, steps: int) -> None:
+    settings = section(schedule="one-cycle", warm_up=warm_up)
+    optimizer = make_optimizer(nn.Linear(1, 1), settings)
+    scheduler = make_scheduler(optimizer, settings, steps)
+    found = []
+    for _ in range(steps):  # training steps the schedule after the last step too
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert all(0 < rate <= 0.05 for rate in found[:-1])
+    assert found[-1] < 0.01
+
+
 def test_images_grow_in_steps_and_reach_full_size_in_time() -> None:
     settings = section(epochs=15, start_image_size=96, grow_until=0.8)
     sizes = [image_size_of(epoch, settings, 160) for epoch in range(15)]

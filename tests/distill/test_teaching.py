@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from distill_samples import DATA, Splits, load_splits, make_student, make_views
 from torch import Tensor
 
 from toolkit.data.batches import TrainingViews
+from toolkit.distill import teaching
 from toolkit.distill.teaching import LiveTeacher, StoredTeacher, open_store
 from toolkit.errors import DataError
 from toolkit.recipe import DataRecipe
@@ -106,6 +108,11 @@ def test_whatever_decides_the_logits_makes_another_store(splits: Splits, cache: 
     assert len(list(cache.iterdir())) == 2
 
 
+def test_every_setting_of_the_data_is_decided_on() -> None:
+    """A new key of [data] belongs into the tests here, or is left out of the store's key on purpose."""
+    assert set(CHANGED_DATA) | teaching.NOT_IN_VIEWS == set(DataRecipe.model_fields)
+
+
 def test_what_does_not_change_a_view_keeps_the_store(splits: Splits, cache: Path) -> None:
     store(splits)
     same = DataRecipe.model_validate(
@@ -120,6 +127,41 @@ def test_a_store_that_is_not_whole_is_computed_anew(splits: Splits, cache: Path)
     (path,) = cache.iterdir()
     path.write_bytes(path.read_bytes()[:-8])
     assert torch.equal(store(splits).answer(INDICES, 1, NO_IMAGES).logits, whole)
+
+
+def test_filling_that_is_broken_off_leaves_nothing(
+    splits: Splits, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = LiveTeacher.answer
+
+    def stop_at_the_second_view(self: LiveTeacher, indices: np.ndarray, view: int, images: Tensor) -> Any:
+        if view == 1:
+            raise KeyboardInterrupt
+        return answer(self, indices, view, images)
+
+    monkeypatch.setattr(LiveTeacher, "answer", stop_at_the_second_view)
+    with pytest.raises(KeyboardInterrupt):
+        store(splits)
+    assert list(cache.iterdir()) == []
+
+
+def test_two_that_fill_one_store_at_once_do_not_disturb_each_other(splits: Splits, cache: Path) -> None:
+    teachers, start = [make_student(seed=5), make_student(seed=5)], threading.Barrier(2)
+    results: list[Tensor] = []
+
+    def fill(number: int) -> None:
+        start.wait()
+        stored = open_store(teachers[number], "t", "d", make_views(splits[0]), splits[1], 8, "fp32")
+        results.append(torch.stack([stored.answer(INDICES, view, NO_IMAGES).logits for view in range(8)]))
+
+    threads = [threading.Thread(target=fill, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2
+    assert torch.equal(*results)
+    assert [path.stat().st_size for path in cache.iterdir()] == [(12 + 8 * 36) * 3 * 4]
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(

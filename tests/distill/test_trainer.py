@@ -1,58 +1,66 @@
 """The training engine on small images: it learns, keeps the best epoch, repeats itself, and stops on nonsense."""
 
-import json
+import itertools
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from distill_samples import (
+    Recorder,
+    Splits,
+    flatten,
+    load_splits,
+    make_plan,
+    make_records,
+    make_student,
+    make_views,
+    read_lines,
+    tapped,
+)
+from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from toolkit.data.pixels import Pixels, load_pixels
-from toolkit.data.preprocess import Preprocess
-from toolkit.data.sources import load_dataset
+from toolkit.data.batches import TrainingViews
 from toolkit.distill import trainer
-from toolkit.distill.teacher import cross_entropy
-from toolkit.distill.trainer import Plan, compute_logits, make_optimizer, make_scheduler, train
+from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.evaluation import batches, compute_logits
+from toolkit.distill.features import TappedNetwork
+from toolkit.distill.objective import Objective, learn_from_labels
+from toolkit.distill.plan import Training
+from toolkit.distill.teaching import Answers, LiveTeacher
+from toolkit.distill.trainer import train
 from toolkit.errors import TrainingError
-from toolkit.networks.classifier import Classifier
-from toolkit.networks.student import DepthwiseStudent
-from toolkit.recipe import DataRecipe, DistillRecipe
 
-DATA = DataRecipe(image_size=32, resize=0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+LABELS = learn_from_labels(0.0)
 
 
 @pytest.fixture(scope="module")
-def splits(class_folders: Path) -> tuple[Pixels, Pixels]:
-    data = DATA.model_copy(update={"source": str(class_folders)})
-    dataset = load_dataset(data)
-    preprocess = Preprocess.from_recipe(data)
-    return load_pixels(dataset, "train", preprocess), load_pixels(dataset, "valid", preprocess)
+def splits(class_folders: Path) -> Splits:
+    return load_splits(class_folders)
 
 
-def plan(stage: trainer.Stage = "distill", **settings: object) -> Plan:
-    section = DistillRecipe.model_validate(
-        {"epochs": 4, "batch_size": 6, "learning_rate": 0.05, "schedule": "constant", **settings}
-    )
-    return Plan.of(stage, section, precision="fp32", seed=0, device="cpu")
+def run(
+    splits: Splits, folder: Path, learner: TappedNetwork | None = None, objective: Objective = LABELS, **settings: Any
+) -> Training:
+    """Train a student, or `learner`, without a teacher."""
+    plan = make_plan(**settings)
+    views = make_views(splits[0], mixup=plan.section.mixup, seed=plan.seed)
+    return train(learner or make_student(), objective, views, splits[1], plan, make_records(folder))
 
 
-def new_student(seed: int = 0) -> Classifier:
-    torch.manual_seed(seed)
-    return Classifier(DepthwiseStudent(3, base=4), DATA.mean, DATA.std)
-
-
-def test_training_learns_and_returns_its_best_epoch(splits: tuple[Pixels, Pixels], tmp_path: Path) -> None:
-    network, metrics_file = new_student(), tmp_path / "metrics.jsonl"
-    result = train(network, cross_entropy(0), *splits, plan(epochs=6), DATA, metrics_file)
-    lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+def test_training_learns_and_returns_its_best_epoch(splits: Splits, tmp_path: Path) -> None:
+    result = run(splits, tmp_path, epochs=6)
+    lines = read_lines(tmp_path / "metrics.jsonl")
     assert [line["epoch"] for line in lines] == list(range(6))
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
     assert result.best.valid_accuracy == max(line["valid_accuracy"] for line in lines) >= 0.9
-    assert result.images_seen == 6 * 36
+    assert (result.epochs, result.images_seen) == (6, 6 * 36)
 
-    restored = new_student(seed=9)
+    restored = make_student(seed=9).classifier
     restored.network.load_state_dict(result.state_dict)
     logits = compute_logits(restored, splits[1], "fp32", "cpu")
     labels = torch.from_numpy(splits[1].labels)
@@ -60,11 +68,29 @@ def test_training_learns_and_returns_its_best_epoch(splits: tuple[Pixels, Pixels
     assert F.cross_entropy(logits, labels).item() == pytest.approx(result.best.valid_loss, rel=1e-5)
 
 
-def test_metrics_lines_have_the_fields_of_the_contract(splits: tuple[Pixels, Pixels], tmp_path: Path) -> None:
+def test_the_best_epoch_is_kept_though_a_worse_one_follows(splits: Splits, tmp_path: Path) -> None:
+    """An objective that learns for five epochs and unlearns afterwards."""
+    calls = itertools.count()
+
+    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+        loss = F.cross_entropy(student.logits, target)
+        return loss if not student.logits.requires_grad or next(calls) < 30 else -loss
+
+    result = run(splits, tmp_path, objective=objective, epochs=7)
+    accuracies = [line["valid_accuracy"] for line in read_lines(tmp_path / "metrics.jsonl")]
+    assert accuracies[-1] < max(accuracies)
+    assert result.best.epoch == accuracies.index(max(accuracies))
+    shipped = make_student(seed=9).classifier
+    shipped.network.load_state_dict(result.state_dict)
+    hits = compute_logits(shipped, splits[1], "fp32", "cpu").argmax(1) == torch.from_numpy(splits[1].labels)
+    assert hits.float().mean().item() == pytest.approx(max(accuracies))
+
+
+def test_metrics_lines_have_the_fields_of_the_contract(splits: Splits, tmp_path: Path) -> None:
     metrics_file = tmp_path / "metrics.jsonl"
     metrics_file.write_text('{"stage": "teacher", "epoch": 0}\n{"stage": "distill", "epoch": 7}\n')
-    train(new_student(), cross_entropy(0), *splits, plan(epochs=1), DATA, metrics_file)
-    lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    run(splits, tmp_path, epochs=1)
+    lines = read_lines(metrics_file)
     assert [(line["stage"], line["epoch"]) for line in lines] == [("teacher", 0), ("distill", 0)]
     assert set(lines[1]) == {
         *("stage", "epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy"),
@@ -74,50 +100,38 @@ def test_metrics_lines_have_the_fields_of_the_contract(splits: tuple[Pixels, Pix
     assert lines[1]["image_size"] == 32
 
 
-def test_same_seed_same_weights_other_seed_other_weights(splits: tuple[Pixels, Pixels], tmp_path: Path) -> None:
-    def weights(seed: int) -> torch.Tensor:
-        settings = plan(epochs=2)
-        settings = Plan(**{**vars(settings), "seed": seed})
-        result = train(new_student(), cross_entropy(0), *splits, settings, DATA, tmp_path / "m.jsonl")
-        return torch.cat([value.double().flatten() for value in result.state_dict.values()])
-
-    first = weights(0)
-    assert torch.equal(first, weights(0))
-    assert not torch.equal(first, weights(1))
-
-
-class Recorder(nn.Module):
-    """Remembers what it was shown."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[torch.Tensor] = []
-        self.layer = nn.Linear(3, 3)
-
-    def forward(self, views: torch.Tensor) -> torch.Tensor:
-        self.seen.append(views.detach().clone())
-        logits: torch.Tensor = self.layer(views.mean((2, 3)))
-        return logits
+def test_training_figures_are_means_over_all_images(splits: Splits, tmp_path: Path) -> None:
+    """36 images in batches of 16, 16 and 4, of a network that stays as it is."""
+    learner = tapped(Recorder())
+    run(splits, tmp_path, learner, epochs=1, batch_size=16, learning_rate=1e-12)
+    views, everyone = make_views(splits[0]), np.arange(36)
+    logits = learner(views.render(everyone, 0))[0]
+    (line,) = read_lines(tmp_path / "metrics.jsonl")
+    assert line["train_loss"] == pytest.approx(F.cross_entropy(logits, views.labels(everyone)).item(), rel=1e-5)
+    assert line["train_accuracy"] == pytest.approx((logits.argmax(1) == views.labels(everyone)).float().mean().item())
 
 
-def test_teacher_and_student_see_the_same_views_each_with_its_own_normalisation(
-    splits: tuple[Pixels, Pixels], tmp_path: Path
-) -> None:
-    student, teacher = (
-        Classifier(Recorder(), (0.0,) * 3, (1.0,) * 3),
-        Classifier(Recorder(), (0.5,) * 3, (2.0,) * 3),
-    )
+def test_same_seed_same_weights_other_seed_other_weights(splits: Splits, tmp_path: Path) -> None:
+    first, again, other = (flatten(run(splits, tmp_path, epochs=2, seed=seed).state_dict) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_teacher_and_student_see_the_same_views_each_with_its_own_normalisation(splits: Splits, tmp_path: Path) -> None:
+    student, teacher = tapped(Recorder(), 0.0, 1.0), tapped(Recorder(), 0.5, 2.0)
     teacher.requires_grad_(False)
     before = [p.clone() for p in teacher.parameters()]
 
-    def loss(logits: torch.Tensor, labels: torch.Tensor, teacher_logits: torch.Tensor | None) -> torch.Tensor:
-        assert teacher_logits is not None
-        assert not teacher_logits.requires_grad
-        return F.mse_loss(logits, teacher_logits)
+    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+        assert teacher is not None
+        assert not teacher.logits.requires_grad
+        return F.mse_loss(student.logits, teacher.logits)
 
-    train(student, loss, *splits, plan(epochs=2), DATA, tmp_path / "m.jsonl", teacher=teacher)
-    students = [v for v in student.network.seen if len(v) == 6]
-    teachers = [v for v in teacher.network.seen if len(v) == 6]
+    views = make_views(splits[0], mixup=0.4)
+    teaching = LiveTeacher(teacher, views, splits[1], "fp32")
+    train(student, objective, views, splits[1], make_plan(epochs=2), make_records(tmp_path), teaching)
+    students = [v for v in student.classifier.network.seen if len(v) == 6]
+    teachers = [v for v in teacher.classifier.network.seen if len(v) == 6]
     assert len(students) == len(teachers) == 12
     for ours, theirs in zip(students, teachers, strict=True):
         torch.testing.assert_close((ours - 0.5) / 2, theirs)
@@ -125,46 +139,184 @@ def test_teacher_and_student_see_the_same_views_each_with_its_own_normalisation(
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_remedy(splits: tuple[Pixels, Pixels], tmp_path: Path) -> None:
-    with pytest.raises(
-        TrainingError, match=r"distill: the loss is not finite at epoch 1, step \d+ .*distill.learning_rate=0.017"
-    ):
-        train(
-            new_student(), lambda logits, *_: logits.sum() * float("nan"), *splits, plan(), DATA, tmp_path / "m.jsonl"
-        )
+def test_sizes_grow_as_planned_for_the_student_and_the_teacher_sees_all_at_full_size(
+    splits: Splits, tmp_path: Path
+) -> None:
+    student, teacher = tapped(Recorder(), 0.0, 1.0), tapped(Recorder(), 0.0, 1.0)
+    plan = make_plan(epochs=5, start_image_size=16, grow_until=0.8, batch_size=36)
+    views = make_views(splits[0])
+
+    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+        return F.cross_entropy(student.logits, target)
+
+    train(
+        student,
+        objective,
+        views,
+        splits[1],
+        plan,
+        make_records(tmp_path),
+        LiveTeacher(teacher, views, splits[1], "fp32"),
+    )
+    # one batch of all 36 images an epoch; validation shows 12
+    planned = [plan.image_size_of(epoch) for epoch in range(5)]
+    assert len(set(planned)) >= 3
+    seen = [batch for batch in student.classifier.network.seen if len(batch) == 36]
+    assert [batch.shape[-1] for batch in seen] == planned
+    assert [line["image_size"] for line in read_lines(tmp_path / "metrics.jsonl")] == planned
+    shown = [batch for batch in teacher.classifier.network.seen if len(batch) == 36]
+    assert [batch.shape[-1] for batch in shown] == [32] * 5
+    for ours, theirs in zip(seen, shown, strict=True):  # the same views: colours agree, whatever the size
+        torch.testing.assert_close(ours.mean((2, 3)), theirs.mean((2, 3)), atol=0.03, rtol=0)
+
+
+def test_shipped_weights_are_the_exponential_average_of_those_after_each_step(splits: Splits, tmp_path: Path) -> None:
+    learner = make_student()
+    steps: list[dict[str, Tensor]] = []
+    hook = register_optimizer_step_post_hook(
+        lambda *_: steps.append({k: v.double().clone() for k, v in learner.classifier.network.state_dict().items()})
+    )
+    try:
+        result = run(splits, tmp_path, learner, epochs=1, ema=0.8, learning_rate=0.01)
+    finally:
+        hook.remove()
+    assert len(steps) == 6
+    expected = steps[0]
+    for step in steps[1:]:
+        expected = {name: 0.8 * expected[name] + 0.2 * value for name, value in step.items()}
+    moved = 0
+    for name, value in result.state_dict.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6, msg=name)
+            moved += not torch.allclose(value.double(), steps[-1][name], rtol=1e-3)
+    assert moved > 10, "the average is not just the last step's weights"
+
+    averaged = make_student(seed=9).classifier
+    averaged.network.load_state_dict(result.state_dict)
+    logits = compute_logits(averaged, splits[1], "fp32", "cpu")
+    loss = F.cross_entropy(logits, torch.from_numpy(splits[1].labels)).item()
+    assert result.best.valid_loss == pytest.approx(loss, rel=1e-5), "validation is of the averaged weights"
+
+
+def test_patience_stops_and_says_so(splits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    result = run(splits, tmp_path, tapped(Recorder()), epochs=9, patience=2, learning_rate=1e-12)
+    assert (result.epochs, result.best.epoch, result.images_seen) == (3, 0, 3 * 36)
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == 3
+    assert "distill: stopped after epoch 3, none of the last 2 was better than epoch 1 " in capsys.readouterr().err
+
+
+def test_patience_waits_as_long_as_it_gets_better(splits: Splits, tmp_path: Path) -> None:
+    result = run(splits, tmp_path, epochs=5, patience=4)
+    assert result.epochs == 5
+
+
+def nan_from(call: int) -> Objective:
+    """Cross-entropy, not a number from training step `call` (from 1) on."""
+    calls = itertools.count(1)
+
+    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+        loss = F.cross_entropy(student.logits, target)
+        return loss * float("nan") if student.logits.requires_grad and next(calls) >= call else loss
+
+    return objective
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_remedy(splits: Splits, tmp_path: Path) -> None:
+    message = (
+        r"distill: the loss is not finite at epoch 1, step 3 \(learning rate 0.05\); no state was saved yet;"
+        r" begin anew with --force and --set distill.learning_rate=0.017"
+    )
+    with pytest.raises(TrainingError, match=message):
+        run(splits, tmp_path, objective=nan_from(3))
+
+
+def test_a_loss_that_is_not_finite_later_names_the_last_good_state(splits: Splits, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    message = rf"not finite at epoch 2, step 5 \(learning rate 0.05\); the last good state is {re.escape(str(path))}"
+    with pytest.raises(TrainingError, match=message):
+        run(splits, tmp_path, objective=nan_from(6 + 5))
+    state = torch.load(path, weights_only=True)
+    assert state["progress"]["epoch"] == 1
+    assert all(value.isfinite().all() for value in state["learner"].values())
+    assert [line["epoch"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0]
+
+
+def test_weights_that_the_last_step_of_an_epoch_broke_are_not_saved_as_good(splits: Splits, tmp_path: Path) -> None:
+    """Its loss was still finite: only validation shows it."""
+    learner, steps = make_student(), itertools.count(1)
+
+    def break_at_step_12(*_: object) -> None:
+        if next(steps) == 12:
+            with torch.no_grad():
+                next(learner.parameters()).fill_(float("nan"))
+
+    hook = register_optimizer_step_post_hook(break_at_step_12)
+    try:
+        with pytest.raises(TrainingError, match=r"not finite at epoch 2, step 6 .*the last good state is"):
+            run(splits, tmp_path, learner)
+    finally:
+        hook.remove()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["progress"]["epoch"] == 1
+    assert all(value.isfinite().all() for value in state["learner"].values())
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int]]:
+    """Which images were rendered, batch by batch, and which view of them."""
+    shown: list[tuple[list[int], int]] = []
+    render = TrainingViews.render
+
+    def note(self: TrainingViews, indices: np.ndarray, view: int, side: int | None = None) -> Tensor:
+        shown.append((indices.tolist(), view))
+        return render(self, indices, view, side)
+
+    monkeypatch.setattr(TrainingViews, "render", note)
+    return shown
+
+
+@pytest.mark.parametrize(("teacher_views", "expected"), [(2, [0, 1, 0, 1, 0]), (0, [0, 1, 2, 3, 4])])
+def test_views_cycle_where_the_teacher_s_answers_are_stored_without_a_teacher_too(
+    splits: Splits, tmp_path: Path, rendered: list[tuple[list[int], int]], teacher_views: int, expected: list[int]
+) -> None:
+    run(splits, tmp_path, tapped(Recorder()), epochs=5, batch_size=36, stage="control", teacher_views=teacher_views)
+    assert [view for _, view in rendered] == expected
+
+
+def test_every_image_is_seen_once_an_epoch_in_another_order(
+    splits: Splits, tmp_path: Path, rendered: list[tuple[list[int], int]]
+) -> None:
+    run(splits, tmp_path, tapped(Recorder()), epochs=2, batch_size=12)
+    shown = [index for batch, _ in rendered for index in batch]
+    assert sorted(shown[:36]) == sorted(shown[36:]) == list(range(36))
+    assert list(range(36)) != shown[:36] != shown[36:]
+
+
+def test_a_checkpoint_is_written_within_an_epoch_when_the_last_one_is_long_ago(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[tuple[int, int]] = []
+    save = Checkpoint.save
+
+    def note(self: Checkpoint, state: dict[str, Any]) -> None:
+        places.append((state["progress"]["epoch"], state["progress"]["step"]))
+        save(self, state)
+
+    monkeypatch.setattr(Checkpoint, "save", note)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
+    run(splits, tmp_path, epochs=1, batch_size=18)
+    assert places == [(0, 1), (0, 2), (1, 0)]
+    places.clear()
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 1e9)
+    run(splits, tmp_path, epochs=2, batch_size=18)
+    assert places == [(1, 0), (2, 0)]
 
 
 def test_a_last_batch_of_one_joins_the_one_before() -> None:
-    batches = [b.tolist() for b in trainer._batches(np.arange(7), 3)]
-    assert batches == [[0, 1, 2], [3, 4, 5, 6]]
-    assert [b.tolist() for b in trainer._batches(np.arange(1), 3)] == [[0]]
-    assert [len(b) for b in trainer._batches(np.arange(8), 3)] == [3, 3, 2]
-
-
-def test_optimizers_are_torch_s_own_with_the_recipe_s_settings() -> None:
-    network = nn.Linear(2, 2)
-    adamw = make_optimizer(network, plan(optimizer="adamw", weight_decay=0.01))
-    assert isinstance(adamw, torch.optim.AdamW)
-    assert adamw.param_groups[0]["weight_decay"] == 0.01
-    sgd = make_optimizer(network, plan(optimizer="sgd"))
-    assert isinstance(sgd, torch.optim.SGD)
-    assert (sgd.param_groups[0]["momentum"], sgd.param_groups[0]["nesterov"]) == (0.9, True)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "first", "middle", "last"),
-    [("constant", 0.05, 0.05, 0.05), ("cosine", 0.05, 0.025, 0.0), ("one-cycle", 0.002, 0.0375, 0.0)],
-)
-def test_schedules(schedule: str, first: float, middle: float, last: float) -> None:
-    settings = plan(schedule=schedule)
-    optimizer = make_optimizer(nn.Linear(1, 1), settings)
-    scheduler = make_scheduler(optimizer, settings, 101)
-    rates = []
-    for _ in range(101):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step() if len(rates) < 101 else None
-    assert rates[0] == pytest.approx(first, rel=1e-3)
-    assert rates[50] == pytest.approx(middle, rel=0.02)
-    assert rates[-1] == pytest.approx(last, abs=2e-5)
-    assert max(rates) == pytest.approx(0.05, rel=1e-3)
+    assert [b.tolist() for b in batches(np.arange(7), 3, 2)] == [[0, 1, 2], [3, 4, 5, 6]]
+    assert [b.tolist() for b in batches(np.arange(7), 3, 1)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [b.tolist() for b in batches(np.arange(1), 3, 2)] == [[0]]
+    assert [len(b) for b in batches(np.arange(8), 3, 2)] == [3, 3, 2]
+    assert [len(b) for b in batches(np.arange(11), 4, 4)] == [4, 7]
+    assert list(batches(np.arange(0), 3, 2)) == []

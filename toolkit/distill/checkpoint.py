@@ -82,7 +82,7 @@ class Checkpoint:
             state = torch.load(io.BytesIO(self.path.read_bytes()), map_location="cpu", weights_only=True)
             if not (isinstance(state, dict) and isinstance(state.get("settings"), dict)):
                 raise ValueError("it is no checkpoint")
-        except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        except (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ArtifactError(
                 f"{self.path} cannot be read ({reason})", "delete it, or begin anew with --force"

@@ -5,6 +5,7 @@ R processes, N images of a split. Collectives run over nccl between GPUs and ove
 
 import atexit
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from typing import TypeVar
@@ -51,7 +52,12 @@ def join(device: str) -> None:
     if device != "cpu":
         torch.cuda.set_device(device)
     dist.init_process_group("gloo" if device == "cpu" else "nccl")
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    gc.collect()  # DistributedDataParallel is part of cycles and holds on to the group, whose threads must end first
+    dist.destroy_process_group()
 
 
 def barrier() -> None:
@@ -118,7 +124,7 @@ def replicate(network: nn.Module, device: str) -> nn.Module:
 
     # Batch statistics are the same everywhere (synchronize_batch_norms), so buffers need not be sent about.
     ids = None if device == "cpu" else [torch.device(device).index]
-    return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(network, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def synchronize_batch_norms(network: nn.Module, device: str) -> nn.Module:
@@ -147,18 +153,17 @@ class _BatchNormOverProcesses(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        values = input.float()
-        count = values.new_tensor([values.numel() / values.shape[1]])
-        total: Tensor = _SumOverProcesses.apply(
-            torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
-        )
-        channels = values.shape[1]
+        values, channels = input.to(torch.promote_types(input.dtype, torch.float32)), input.shape[1]
+        # float64, as the variance is the small difference of large numbers where the mean is far from 0
+        sums = [part.sum((0, 2, 3), dtype=torch.float64) for part in (values, values.square())]
+        count = sums[0].new_tensor([values.numel() / channels])
+        total: Tensor = _SumOverProcesses.apply(torch.cat([*sums, count]))
         mean = total[:channels] / total[-1]
-        variance = total[channels:-1] / total[-1] - mean.square()
+        variance = (total[channels:-1] / total[-1] - mean.square()).clamp_min(0)
         self._follow(mean, variance, total[-1])
-        scale = torch.rsqrt(variance.clamp_min(0) + self.eps) * (1 if self.weight is None else self.weight)
-        shift = -mean * scale + (0 if self.bias is None else self.bias)
-        return (values * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(input.dtype)
+        scale = torch.rsqrt(variance + self.eps).to(values.dtype) * (1 if self.weight is None else self.weight)
+        normed = (values - mean.to(values.dtype).view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1)
+        return (normed + (0 if self.bias is None else self.bias.view(1, -1, 1, 1))).to(input.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -167,8 +172,8 @@ class _BatchNormOverProcesses(nn.BatchNorm2d):
             return
         self.num_batches_tracked.add_(1)
         momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * count / (count - 1), momentum)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), momentum)
 
 
 class _SumOverProcesses(torch.autograd.Function):

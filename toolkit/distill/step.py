@@ -78,7 +78,8 @@ class Stepper:
         self._optimizer.zero_grad()
         loss_sum = torch.zeros((), device=self._plan.device)
         hits = torch.zeros((), device=self._plan.device, dtype=torch.int64)
-        parts = list(batches(share, self.part_size, 2))
+        whole = self.part_size == self._share_size  # then in one go: processes must have the same number of parts
+        parts = [share] if whole else list(batches(share, self.part_size, min(2, self.part_size)))
         for number, part in enumerate(parts, start=1):
             images = self._views.render(part, view, side)
             teacher = self._teaching.answer(part, view, images) if self._teaching else None

@@ -1,0 +1,352 @@
+"""Several processes train one network: on this machine's cores over gloo, with the result of one process."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import make_class_folders
+from distill_samples import (
+    SMALL,
+    ToolkitCommands,
+    load_splits,
+    make_plan,
+    make_student,
+    make_views,
+    other_processes,
+    read_lines,
+)
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from toolkit.distill import distributed
+from toolkit.distill.evaluation import batches
+from toolkit.distill.objective import learn_from_labels
+from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
+from toolkit.distill.step import Stepper
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "toolkit"]
+
+
+@pytest.fixture(scope="module")
+def toolkit(tmp_path_factory: pytest.TempPathFactory) -> ToolkitCommands:
+    return ToolkitCommands(tmp_path_factory.mktemp("logs"))
+
+
+# Two processes without a command, for the parts.
+
+
+def together(work: Callable[[], Any], folder: Path) -> list[Any]:
+    """What `work`, a function of this file, returns in each of two processes."""
+    context = other_processes()
+    queue = context.SimpleQueue()
+    rest = (folder / "meeting", queue, dict(os.environ))
+    processes = [context.Process(target=_join, args=(work, rank, *rest)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0, process.exitcode
+    results = dict(queue.get() for _ in processes)
+    return [torch.load(results[rank], weights_only=True) for rank in range(2)]
+
+
+def _join(work: Callable[[], Any], rank: int, meeting: Path, queue: Any, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    result = meeting.with_name(f"{rank}.pt")
+    torch.save(work(), result)
+    queue.put((rank, str(result)))
+    dist.destroy_process_group()
+
+
+def share_and_gather() -> list[list[list[float]]]:
+    gathered = []
+    for count in (1, 2, 5, 8):
+        items = np.arange(count) * 10
+        rows = torch.from_numpy(distributed.own_share(items)).float().view(-1, 1).repeat(1, 3)
+        gathered.append(distributed.gather_shares(rows, count).tolist())
+    return gathered
+
+
+def test_shares_come_together_in_order(tmp_path: Path) -> None:
+    expected = [[[10.0 * i] * 3 for i in range(count)] for count in (1, 2, 5, 8)]
+    assert together(share_and_gather, tmp_path) == [expected, expected]
+
+
+def add_agree_and_compare() -> list[Any]:
+    rank = dist.get_rank()
+    return [
+        distributed.add_up(torch.tensor([1.0 + rank, 2.0])).tolist(),
+        distributed.greatest(torch.tensor([rank, 5 - rank])).tolist(),
+        distributed.agree(f"of {rank}"),
+        [distributed.is_main(), distributed.world_size(), distributed.rank()],
+    ]
+
+
+def test_processes_add_up_agree_and_know_their_place(tmp_path: Path) -> None:
+    common: list[Any] = [[3.0, 4.0], [1, 5], "of 0"]
+    got = together(add_agree_and_compare, tmp_path)
+    assert got == [[*common, [True, 2, 0]], [*common, [False, 2, 1]]]
+
+
+def test_alone_nothing_is_shared() -> None:
+    items = np.arange(5)
+    assert distributed.own_share(items).tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(distributed.gather_shares(torch.arange(5), 5), torch.arange(5))
+    assert distributed.agree(3) == 3
+    assert distributed.is_main()
+    network = nn.Sequential(nn.BatchNorm2d(2))
+    assert distributed.synchronize_batch_norms(network, "cpu") is network
+    assert type(network[0]) is nn.BatchNorm2d
+
+
+def make_normed_network() -> nn.Sequential:
+    torch.manual_seed(1)
+    norm, cumulative = nn.BatchNorm2d(6), nn.BatchNorm2d(2, affine=False, momentum=None)
+    nn.init.uniform_(norm.weight)
+    nn.init.uniform_(norm.bias)
+    return nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 3), norm), nn.ReLU(), nn.Conv2d(6, 2, 1), cumulative)
+
+
+def make_batch(step: int) -> tuple[Tensor, Tensor]:
+    """7 images, an odd number, whose third channel is far from 0; and weights of the outputs."""
+    torch.manual_seed(100 + step)
+    images = torch.randn(7, 3, 8, 8) * torch.tensor([1.0, 3.0, 0.5]).view(3, 1, 1)
+    return images + torch.tensor([0.0, -2.0, 30.0]).view(3, 1, 1), torch.randn(7, 2, 6, 6)
+
+
+def train_normed_network(network: nn.Sequential, mine: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+    """Two batches, of which this process has the images `mine`; gradients are the sums over them."""
+    network.train()
+    outputs, gradients = [], []
+    for step in range(2):
+        images, weights = make_batch(step)
+        images.requires_grad_()
+        share = mine(np.arange(7))
+        output = network(images[share])
+        network.zero_grad()
+        (output * weights[share]).pow(2).sum().backward()
+        outputs.append(output.detach())
+        gradients.append(images.grad[share])
+    parameters = [distributed.add_up(parameter.grad.clone()) for parameter in network.parameters()]
+    with torch.no_grad():
+        evaluated = network.eval()(make_batch(9)[0])
+    return {
+        "outputs": outputs,
+        "gradients": gradients,
+        "parameters": parameters,
+        "buffers": dict(network.named_buffers()),
+        "names": list(network.state_dict()),
+        "evaluated": evaluated,
+    }
+
+
+def train_normed_share() -> dict[str, Any]:
+    network = make_normed_network()
+    distributed.synchronize_batch_norms(network, "cpu")
+    return train_normed_network(network, distributed.own_share)
+
+
+def test_batch_norms_on_the_cpu_have_the_statistics_and_gradients_of_the_whole_batch(tmp_path: Path) -> None:
+    expected = train_normed_network(make_normed_network(), lambda items: items)
+    one, other = together(train_normed_share, tmp_path)
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    for step in range(2):
+        for what in ("outputs", "gradients"):
+            whole = torch.empty_like(expected[what][step])
+            whole[0::2], whole[1::2] = one[what][step], other[what][step]
+            torch.testing.assert_close(whole, expected[what][step], **close, msg=lambda m, w=what: f"{w}: {m}")
+    for got in (one, other):
+        assert got["names"] == expected["names"]
+        torch.testing.assert_close(got["parameters"], expected["parameters"], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(got["buffers"], expected["buffers"], **close)
+        torch.testing.assert_close(got["evaluated"], expected["evaluated"], **close)
+
+
+def norm_far_from_zero() -> Tensor:
+    torch.manual_seed(0)
+    network = distributed.synchronize_batch_norms(nn.Sequential(nn.BatchNorm2d(1)), "cpu")
+    values = torch.randn(8, 1, 16, 16) * 0.1 + 100
+    return network(values[distributed.rank() :: 2]).detach()
+
+
+def test_batch_norms_on_the_cpu_stay_exact_where_the_mean_is_large(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(8, 1, 16, 16) * 0.1 + 100
+    expected = nn.BatchNorm2d(1).double()(values.double())
+    for rank, got in enumerate(together(norm_far_from_zero, tmp_path)):
+        torch.testing.assert_close(got.double(), expected[rank::2].detach(), rtol=0, atol=0.01)
+
+
+def take_steps() -> dict[str, Tensor]:
+    """12 steps on 35 images in batches of 8, 8, 8 and 11, so that shares differ; in float64, as rounding grows.
+
+    In float32 a rounding that turns a ReLU or a maximum the other way makes a jump that has nothing to do with us.
+    """
+    pixels = load_splits(Path(os.environ["IMAGES_OF_STEPS"]))[0]
+    student = make_student()
+    distributed.synchronize_batch_norms(student, "cpu")
+    student.to(torch.float64, memory_format=torch.channels_last)
+    plan, views = make_plan(batch_size=8, weight_decay=1e-3, ema=0.8), make_views(pixels, mixup=0.3)
+    optimizer, average = make_optimizer(student, plan.section), make_average(student.classifier.network, plan.section)
+    scheduler = make_scheduler(optimizer, plan.section, 12)
+    stepper = Stepper(student, learn_from_labels(0.1), views, None, plan, optimizer, scheduler, average)
+    results = {}
+    for epoch in range(3):
+        order = np.random.default_rng(epoch).permutation(35)
+        for number, indices in enumerate(batches(order, 8, 4)):
+            loss, hits = stepper.take(indices, epoch, 32)
+            results[f"{epoch}.{number}"] = torch.stack([distributed.add_up(loss), distributed.add_up(hits)])
+    results |= {f"gradient of {name}": p.grad.clone() for name, p in student.named_parameters()}
+    return results | student.state_dict() | {f"average {name}": v for name, v in average.state_dict().items()}
+
+
+def test_steps_are_those_of_the_whole_batch_though_shares_differ(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGES_OF_STEPS", str(class_folders))
+    expected = take_steps()
+    assert len(expected) > 100
+    for got in together(take_steps, tmp_path):
+        assert list(got) == list(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_every_batch_has_two_images_for_each_process() -> None:
+    for count in range(4, 40):
+        sizes = [len(batch) for batch in batches(np.arange(count), 8, 4)]
+        assert sum(sizes) == count
+        assert min(sizes) >= 4
+
+
+# The command under torchrun.
+
+
+def torchrun(*arguments: str | Path, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*TORCHRUN, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def finish(process: "subprocess.Popen[str]", code: int = 0) -> tuple[str, str]:
+    try:
+        out, err = process.communicate(timeout=180)
+    finally:
+        process.kill()
+    assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def odd_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """33 training and 9 validation images: odd numbers of both, and with batches of 8 a last one of 1."""
+    return make_class_folders(tmp_path_factory.mktemp("odd"), (11, 3, 2))
+
+
+TWO = [
+    *(*SMALL, "--set", "distill.teacher_views=2", "--set", "distill.control=true", "--set", "distill.mixup=0.2"),
+    # few and small steps: rounding grows (see take_steps)
+    *("--set", "distill.learning_rate=0.05", "--set", "distill.schedule=constant", "--set", "distill.epochs=2"),
+]
+
+
+@pytest.mark.slow
+def test_two_processes_reach_the_result_of_one(toolkit: ToolkitCommands, odd_folders: Path, tmp_path: Path) -> None:
+    caches = [tmp_path / "cache 1", tmp_path / "cache 2"]
+    flags = ["distill", "--data", odd_folders, *TWO]
+    toolkit.start(*flags, "--out", tmp_path / "one", environment={"KD_TOOLKIT_CACHE": str(caches[0])}).end()
+    two = tmp_path / "two"
+    two.mkdir()
+    # one and the same teacher, so that what is compared is the student and the store
+    (two / "teacher.safetensors").write_bytes((tmp_path / "one" / "teacher.safetensors").read_bytes())
+    out, err = finish(torchrun(*flags, "--out", two, "--json", KD_TOOLKIT_CACHE=str(caches[1])))
+
+    assert "Warning" not in err, err
+    assert json.loads(out)["role"] == "student", "one JSON document: one process speaks"
+    assert len(re.findall(r"^distill +2/2 ", err, re.MULTILINE)) == 1
+    assert len(re.findall(r"^teacher logits: 2 views of 33 images to compute once", err, re.MULTILINE)) == 1
+    fresh = make_student().classifier.network.state_dict()
+    for role in ("student", "control"):
+        ours, theirs = (load_file(folder / f"{role}.safetensors") for folder in (two, tmp_path / "one"))
+        assert list(ours) == list(theirs)
+        assert (theirs["fc.0.weight"] - fresh["fc.0.weight"]).abs().max() > 0.005, "it did learn"
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    expected = [line for line in read_lines(tmp_path / "one" / "metrics.jsonl") if line["stage"] != "teacher"]
+    lines = read_lines(two / "metrics.jsonl")
+    assert [(line["stage"], line["epoch"]) for line in lines] == [(line["stage"], line["epoch"]) for line in expected]
+    for ours, theirs in zip(lines, expected, strict=True):
+        for figure in ("train_loss", "valid_loss", "learning_rate"):
+            assert ours[figure] == pytest.approx(theirs[figure], rel=0.02), figure
+        assert ours["train_accuracy"] == pytest.approx(theirs["train_accuracy"], abs=3.1 / 33), (
+            "a few images are near the border"
+        )
+        assert ours["valid_accuracy"] == pytest.approx(theirs["valid_accuracy"], abs=1.1 / 9)
+    stores = [next((cache / "logits").iterdir()) for cache in caches]
+    assert stores[0].name == stores[1].name
+    one, other = (np.fromfile(store, np.float32).reshape(9 + 2 * 33, 3) for store in stores)
+    np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_saves_and_two_processes_or_one_go_on(
+    toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path
+) -> None:
+    flags = ["teacher", "--data", class_folders, *SMALL, "--set", "teacher.epochs=40"]
+    metrics = tmp_path / "m" / "metrics.jsonl"
+    process = torchrun(*flags, "--out", tmp_path / "m")
+    end = time.monotonic() + 60
+    while not metrics.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=60)[1]
+    stopped = re.findall(r"^stopped in teacher, .*, and saved; go on with: (torchrun .*)$", err, re.MULTILINE)
+    assert len(stopped) == 1, err
+    assert stopped[0].startswith("torchrun --nproc-per-node 2 -m toolkit teacher ")
+    assert stopped[0].endswith(" --resume")
+    state = torch.load(tmp_path / "m" / "checkpoint.pt", weights_only=True)
+    done = state["progress"]["epoch"]
+    assert 1 <= done < 40
+
+    (tmp_path / "alone").mkdir()
+    for path in (tmp_path / "m").iterdir():
+        (tmp_path / "alone" / path.name).write_bytes(path.read_bytes())
+    alone = toolkit.run(*flags, "--out", tmp_path / "alone", "--resume")
+    out, err = finish(torchrun(*flags, "--out", tmp_path / "m", "--resume"))
+    for said in (alone, err):
+        assert len(re.findall(rf"^teacher: going on at epoch {done + 1}, ", said, re.MULTILINE)) == 1
+        assert "images at a time" not in said
+    assert out.count("teacher: validation accuracy") == 1
+    for folder in ("m", "alone"):
+        assert [line["epoch"] for line in read_lines(tmp_path / folder / "metrics.jsonl")] == list(range(40))
+        assert not (tmp_path / folder / "checkpoint.pt").exists()
+
+
+@pytest.mark.slow
+def test_what_torchrun_cannot_share_is_refused_in_one_line(class_folders: Path, tmp_path: Path) -> None:
+    out, err = finish(torchrun("run", "--data", class_folders, "--out", tmp_path / "m"), code=1)
+    said = [line for line in (out + err).splitlines() if line.startswith("error: ")]
+    assert said == [
+        "error: toolkit run is one process's work, and torchrun started several; share out training alone:"
+        " torchrun ... -m toolkit distill; then toolkit export and toolkit bench"
+    ]
+    assert not (tmp_path / "m").exists()

@@ -1,0 +1,488 @@
+"""Nothing is lost: training that was stopped or killed at any moment goes on to the very same weights."""
+
+import itertools
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distill_samples import (
+    SMALL,
+    Splits,
+    ToolkitCommands,
+    differences,
+    load_splits,
+    make_plan,
+    make_records,
+    make_student,
+    make_views,
+    read_lines,
+    tapped,
+)
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from toolkit.distill import trainer
+from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.features import TappedNetwork
+from toolkit.distill.objective import Objective, learn_from_labels
+from toolkit.distill.plan import Plan, Training
+from toolkit.distill.teaching import Answers
+from toolkit.distill.trainer import train
+from toolkit.errors import ArtifactError, Interrupted
+
+LABELS = learn_from_labels(0.1)
+STEPS_AN_EPOCH = 5  # 36 images in batches of 8
+
+
+class PowerCut(BaseException):
+    """Stands for kill -9: nothing runs after it."""
+
+
+@pytest.fixture(scope="module")
+def splits(class_folders: Path) -> Splits:
+    return load_splits(class_folders)
+
+
+@pytest.fixture(scope="module")
+def toolkit(tmp_path_factory: pytest.TempPathFactory) -> ToolkitCommands:
+    return ToolkitCommands(tmp_path_factory.mktemp("logs"))
+
+
+def make_dropout_network() -> TappedNetwork:
+    torch.manual_seed(0)
+    convolution = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.3))
+    return tapped(nn.Sequential(convolution, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(32, 3)))
+
+
+CASES = {
+    "depthwise, sgd, one-cycle, ema, mixup": (
+        make_student,
+        make_plan(epochs=3, batch_size=8, schedule="one-cycle", warm_up=0.25, ema=0.9, mixup=0.3, optimizer="sgd"),
+    ),
+    "dropout, adamw, cosine, growing images": (
+        make_dropout_network,
+        make_plan(epochs=3, batch_size=8, schedule="cosine", warm_up=0.1, optimizer="adamw", start_image_size=16),
+    ),
+}
+
+
+@pytest.fixture(params=list(CASES))
+def case(request: pytest.FixtureRequest) -> tuple[Any, Plan]:
+    return CASES[request.param]
+
+
+def interrupting(after: int, what: signal.Signals | type[BaseException] = signal.SIGINT, times: int = 1) -> Objective:
+    """The labels' objective, which is interrupted in training step number `after` (from 1) of this process."""
+    calls = itertools.count(1)
+
+    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+        if student.logits.requires_grad and next(calls) == after:
+            if not isinstance(what, signal.Signals):
+                raise what
+            for _ in range(times):
+                signal.raise_signal(what)
+        return LABELS(student, target, teacher)
+
+    return objective
+
+
+def go_on(case: tuple[Any, Plan], splits: Splits, folder: Path, objective: Objective = LABELS) -> Training:
+    """A run from its beginning or from the checkpoint in `folder`, with everything made anew as in a new process."""
+    make, plan = case
+    state = make_records(folder).checkpoint.open(resume=True, force=False)
+    torch.manual_seed(random.getrandbits(32))  # whatever the process did before
+    learner = make()
+    views = make_views(splits[0], mixup=plan.section.mixup)
+    return train(learner, objective, views, splits[1], plan, make_records(folder, state))
+
+
+def assert_same_result(folder: Path, uninterrupted: Path, epochs: int = 3) -> None:
+    """Weights, optimiser, schedule, average, random numbers, history and best epoch, to the bit."""
+    got, expected = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (folder, uninterrupted))
+    assert list(differences(got, expected)) == []
+    lines = read_lines(folder / "metrics.jsonl")
+    assert [line["epoch"] for line in lines] == list(range(epochs))
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 6, 14, 15])
+def test_a_run_that_was_stopped_after_any_step_ends_as_one_that_was_not(
+    case: tuple[Any, Plan], splits: Splits, tmp_path: Path, stop: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uninterrupted = go_on(case, splits, tmp_path / "whole")
+    epoch, step = divmod(stop - 1, STEPS_AN_EPOCH)
+    with pytest.raises(Interrupted) as stopped:
+        go_on(case, splits, tmp_path / "cut", interrupting(stop))
+    assert stopped.value.where == f"distill, epoch {epoch + 1}, step {step + 1}"
+    assert stopped.value.exit_code == 130
+    assert "stopping after this step; once more to stop at once" in capsys.readouterr().err
+
+    resumed = go_on(case, splits, tmp_path / "cut")
+    assert f"distill: going on at epoch {epoch + 1}, step {step + 2}" in capsys.readouterr().err
+    assert_same_result(tmp_path / "cut", tmp_path / "whole")
+    assert list(differences(resumed.state_dict, uninterrupted.state_dict)) == []
+    assert (resumed.best.epoch, resumed.images_seen) == (uninterrupted.best.epoch, 3 * 36)
+
+
+def test_a_run_that_is_stopped_after_every_single_step_ends_the_same(
+    case: tuple[Any, Plan], splits: Splits, tmp_path: Path
+) -> None:
+    go_on(case, splits, tmp_path / "whole")
+    for _ in range(3 * STEPS_AN_EPOCH):
+        with pytest.raises(Interrupted) as stopped:
+            go_on(case, splits, tmp_path / "cut", interrupting(1, signal.SIGTERM))
+        assert stopped.value.exit_code == 143
+    go_on(case, splits, tmp_path / "cut")
+    assert_same_result(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_power_cut_costs_no_more_than_what_came_after_the_last_checkpoint(
+    case: tuple[Any, Plan], splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a checkpoint after every step, and with one at the end of each epoch alone."""
+    go_on(case, splits, tmp_path / "whole")
+    for save_seconds in (0.0, 1e9):
+        monkeypatch.setattr(trainer, "SAVE_SECONDS", save_seconds)
+        folder = tmp_path / str(save_seconds)
+        for after in (4, 3, 7):
+            with pytest.raises(PowerCut):
+                go_on(case, splits, folder, interrupting(after, PowerCut))
+        go_on(case, splits, folder)
+        assert_same_result(folder, tmp_path / "whole")
+
+
+def test_a_power_cut_between_checkpoint_and_metrics_leaves_each_epoch_once(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES["dropout, adamw, cosine, growing images"]
+    go_on(case, splits, tmp_path / "whole")
+    for moment in (Checkpoint.save, trainer.MetricsLog.add):
+        with monkeypatch.context() as patch:
+
+            def cut_after(self: Any, what: Any, moment: Any = moment) -> None:
+                moment(self, what)
+                raise PowerCut
+
+            patch.setattr(Checkpoint if moment is Checkpoint.save else trainer.MetricsLog, moment.__name__, cut_after)
+            with pytest.raises(PowerCut):
+                go_on(case, splits, tmp_path / "cut")
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "distill", "epo')  # a line that the cut tore
+    go_on(case, splits, tmp_path / "cut")
+    assert_same_result(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_signal_that_comes_while_the_last_epoch_is_validated_is_obeyed(splits: Splits, tmp_path: Path) -> None:
+    """Else Ctrl-C would end one stage and begin the next."""
+    case = CASES["dropout, adamw, cosine, growing images"]
+    go_on(case, splits, tmp_path / "whole")
+    validations = itertools.count(1)
+
+    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+        if not student.logits.requires_grad and next(validations) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return LABELS(student, target, teacher)
+
+    with pytest.raises(Interrupted, match="distill, after epoch 3"):
+        go_on(case, splits, tmp_path / "cut", objective)
+    assert_same_result(tmp_path / "cut", tmp_path / "whole")
+    go_on(case, splits, tmp_path / "cut")
+    assert_same_result(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_second_signal_stops_at_once_and_handlers_come_back(splits: Splits, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        go_on(CASES["dropout, adamw, cosine, growing images"], splits, tmp_path, interrupting(2, times=2))
+    assert not (tmp_path / "checkpoint.pt").exists()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_patience_counts_across_a_stop(splits: Splits, tmp_path: Path) -> None:
+    def make() -> TappedNetwork:
+        torch.manual_seed(0)
+        return tapped(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)))
+
+    case = make, make_plan(epochs=9, batch_size=8, patience=2, learning_rate=1e-12)
+    with pytest.raises(Interrupted):
+        go_on(case, splits, tmp_path, interrupting(2 * STEPS_AN_EPOCH + 2))
+    assert go_on(case, splits, tmp_path).epochs == 3
+
+
+class TestRefusals:
+    def test_an_interrupted_run_is_neither_replaced_nor_gone_on_with_unasked(self, tmp_path: Path) -> None:
+        checkpoint = make_records(tmp_path).checkpoint
+        checkpoint.save({"epoch": 2})
+        message = (
+            rf"an interrupted run lies in {re.escape(str(tmp_path))} \(student, epoch 3\); go on with --resume, or"
+        )
+        with pytest.raises(ArtifactError, match=message):
+            checkpoint.open(resume=False, force=False)
+        assert checkpoint.path.exists()
+
+    def test_other_settings_are_named(self, tmp_path: Path) -> None:
+        make_records(tmp_path).checkpoint.save({"epoch": 0})
+        settings = {"stage": "student", "recipe_sha256": "other", "dataset_sha256": "d", "teacher_sha256": "t"}
+        message = "was made with another recipe and teacher; give the settings it was made with, or begin anew with --f"
+        for resume in (True, False):
+            with pytest.raises(ArtifactError, match=message):
+                Checkpoint(tmp_path / "checkpoint.pt", settings).open(resume=resume, force=False)
+
+    @pytest.mark.parametrize(
+        ("theirs", "ours", "command"), [("teacher", "student", "teacher"), ("control", "student", "distill")]
+    )
+    def test_another_stage_is_named_with_its_command(
+        self, tmp_path: Path, theirs: str, ours: str, command: str
+    ) -> None:
+        path = tmp_path / "checkpoint.pt"
+        Checkpoint(path, {"stage": theirs}).save({"epoch": 0})
+        message = (
+            rf"is of an interrupted {theirs} stage, not of {ours}; go on with toolkit {command} --resume, or begin"
+        )
+        with pytest.raises(ArtifactError, match=message):
+            Checkpoint(path, {"stage": ours}).open(resume=True, force=False)
+
+    @pytest.mark.parametrize("content", [b"", b"nonsense", b"cut", b"pickle"])
+    def test_a_damaged_file_is_one_line(self, tmp_path: Path, content: bytes) -> None:
+        checkpoint = make_records(tmp_path).checkpoint
+        checkpoint.save({"epoch": 0, "weights": torch.rand(1000)})
+        whole = checkpoint.path.read_bytes()
+        if content == b"pickle":
+            torch.save({"epoch": Path("a class that is not plain data")}, checkpoint.path)
+        else:
+            checkpoint.path.write_bytes(whole[: len(whole) // 2] if content == b"cut" else content)
+        with pytest.raises(
+            ArtifactError, match=r"checkpoint.pt cannot be read \(.+\); delete it, or begin anew"
+        ) as caught:
+            checkpoint.open(resume=True, force=False)
+        assert "\n" not in str(caught.value)
+        assert checkpoint.open(resume=False, force=True) is None
+        assert not checkpoint.path.exists()
+
+    def test_a_file_that_is_no_checkpoint_is_one_line(self, tmp_path: Path) -> None:
+        checkpoint = make_records(tmp_path).checkpoint
+        for content in ({"epoch": 0}, [1, 2], torch.rand(2), {"settings": 3}):
+            torch.save(content, checkpoint.path)
+            with pytest.raises(ArtifactError, match=r"checkpoint.pt cannot be read"):
+                checkpoint.open(resume=True, force=False)
+
+    def test_a_write_that_fails_leaves_the_last_checkpoint(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        checkpoint = make_records(tmp_path).checkpoint
+        checkpoint.save({"epoch": 1})
+
+        def write_half(content: object, path: Path) -> None:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", write_half)
+            with pytest.raises(ArtifactError, match=r"cannot write .*checkpoint.pt: No space"):
+                checkpoint.save({"epoch": 2})
+        state = checkpoint.open(resume=True, force=False)
+        assert state is not None
+        assert state["epoch"] == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+# Below, the command itself in other processes.
+
+WHOLE = ("--set", "distill.control=true", "--set", "distill.mixup=0.2", "--set", "distill.ema=0.9")
+
+
+def same_tensors(one: Path, other: Path) -> bool:
+    ours, theirs = load_file(one), load_file(other)
+    return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def assert_whole_files(out: Path) -> None:
+    """What has a final name can be read to its end."""
+    for path in out.glob("[!.]*.safetensors"):
+        load_file(path)
+    if (out / "checkpoint.pt").exists():
+        torch.load(out / "checkpoint.pt", weights_only=True)
+    if (out / "metrics.jsonl").exists():
+        read_lines(out / "metrics.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher_views", [0, 2])
+def test_kill_9_at_any_moment_loses_nothing(
+    toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path, teacher_views: int
+) -> None:
+    """Teacher, student and control in one command, killed at random moments until it is done."""
+    flags = ["--data", class_folders, *SMALL, *WHOLE, "--set", f"distill.teacher_views={teacher_views}"]
+    cache = {"KD_TOOLKIT_CACHE": str(tmp_path / "cache")}  # so that decoding and the store are interrupted too
+    toolkit.run("distill", "--out", tmp_path / "whole", *flags)
+    moments = random.Random(teacher_views)
+    out, kills, resumed = tmp_path / "killed", 0, set()
+    while True:
+        running = toolkit.start("distill", "--out", out, *flags, "--resume", save_seconds=0.0, environment=cache)
+        if moments.random() < 0.7:  # a kill in the midst of it, else one while it starts
+            running.wait_for("going on at epoch", "no state was saved")
+        running.process.join(moments.uniform(0, 0.3) * (1 + kills / 3))  # it must come to an end some time
+        if not running.process.is_alive():
+            break
+        running.send(signal.SIGKILL)
+        running.process.join()
+        kills += 1
+        assert_whole_files(out)
+        resumed |= set(re.findall(r"^(\w+): going on at epoch", running.said, re.MULTILINE))
+        assert kills < 200
+    running.end(0)
+    assert kills >= 5
+    assert resumed, "at least one stage went on from a checkpoint"
+    for role in ("teacher", "student", "control"):
+        assert same_tensors(out / f"{role}.safetensors", tmp_path / "whole" / f"{role}.safetensors"), role
+    lines, expected = read_lines(out / "metrics.jsonl"), read_lines(tmp_path / "whole" / "metrics.jsonl")
+    assert list(differences(lines, expected)) == []
+    assert not (out / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_command_says_where_it_stopped_and_how_to_go_on(
+    toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """And the line it says works as it stands, in a shell, in a directory with a space in its name."""
+    flags = ["--data", class_folders, *SMALL, "--set", "distill.epochs=12"]
+    toolkit.run("distill", "--out", tmp_path / "whole", *flags)
+    out = tmp_path / "my model"
+    running = toolkit.start("distill", *flags, "--out", out)
+    running.wait_for("distill    2/12")
+    running.send(number)
+    last = running.end(code).splitlines()[-1]
+    found = re.fullmatch(
+        r"stopped in distill, .*epoch \d+.*, and saved; go on with: (toolkit distill .* --resume)", last
+    )
+    assert found, last
+    assert "Traceback" not in running.said
+    assert (out / "checkpoint.pt").exists()
+    assert not (out / "student.safetensors").exists()
+
+    command = f"taskset -c {min(os.sched_getaffinity(0))} {found[1]}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["sh", "-c", command], env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "distill: going on at epoch" in done.stderr
+    assert same_tensors(out / "student.safetensors", tmp_path / "whole" / "student.safetensors")
+    assert [line["epoch"] for line in read_lines(out / "metrics.jsonl") if line["stage"] == "distill"] == [*range(12)]
+
+
+def test_a_second_ctrl_c_stops_the_command_without_saving(
+    toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path
+) -> None:
+    flags = ["--data", class_folders, *SMALL, "--set", "data.image_size=256", "--set", "student.base=32"]
+    slow_step = ["--set", "teacher.batch_size=36", "--set", "teacher.architecture=resnet18"]
+    running = toolkit.start("teacher", *flags, *slow_step, "--out", tmp_path / "m", "--resume")
+    running.wait_for("no state was saved")
+    time.sleep(0.3)
+    running.send(signal.SIGINT)
+    running.wait_for("stopping after this step; once more to stop at once")
+    running.send(signal.SIGINT)
+    said = running.end(130).splitlines()
+    assert said[-1] == "stopped"
+    assert "Traceback" not in running.said
+    assert [path.name for path in (tmp_path / "m").iterdir()] == []
+
+
+@pytest.fixture(scope="module")
+def stopped(toolkit: ToolkitCommands, class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a teacher, and a student that was stopped in the middle."""
+    out = tmp_path_factory.mktemp("stopped")
+    running = toolkit.start("distill", "--data", class_folders, "--out", out, *SMALL, *LONG)
+    running.wait_for("distill    2/400")
+    running.send(signal.SIGTERM)
+    running.end(143)
+    return out
+
+
+LONG = ("--set", "distill.epochs=400")
+
+
+def last_line(said: str) -> str:
+    assert "Traceback" not in said
+    return said.strip().splitlines()[-1]
+
+
+def test_what_an_interrupted_directory_refuses(toolkit: ToolkitCommands, class_folders: Path, stopped: Path) -> None:
+    """Each in one line, with nothing changed."""
+    before = (stopped / "checkpoint.pt").read_bytes()
+    command = ["distill", "--data", class_folders, "--out", stopped, *SMALL, *LONG]
+    unasked = last_line(toolkit.run(*command, code=1))
+    assert re.fullmatch(
+        rf"error: an interrupted run lies in {stopped} \(student, epoch \d+\);"
+        r" go on with --resume, or begin anew with --force",
+        unasked,
+    )
+    others = last_line(toolkit.run(*command, "--resume", "--set", "distill.alpha=0.1", code=1))
+    assert others == (
+        f"error: {stopped}/checkpoint.pt was made with another recipe;"
+        " give the settings it was made with, or begin anew with --force"
+    )
+    teacher = last_line(
+        toolkit.run("teacher", *command[1:], "--force", "--resume", "--set", "teacher.epochs=9", code=1)
+    )
+    assert teacher == (
+        f"error: {stopped}/checkpoint.pt is of an interrupted student stage, not of teacher;"
+        " go on with toolkit distill --resume, or begin anew with --force"
+    )
+    assert (stopped / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_refused_and_force_begins_anew(
+    toolkit: ToolkitCommands, class_folders: Path, stopped: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "teacher.safetensors").write_bytes((stopped / "teacher.safetensors").read_bytes())
+    (tmp_path / "checkpoint.pt").write_bytes((stopped / "checkpoint.pt").read_bytes()[:-1000])
+    command = ["distill", "--data", class_folders, "--out", tmp_path, *SMALL, "--set", "distill.epochs=2"]
+    damaged = last_line(toolkit.run(*command, "--resume", code=1))
+    assert damaged.startswith(f"error: {tmp_path}/checkpoint.pt cannot be read (")
+    assert damaged.endswith("); delete it, or begin anew with --force")
+    anew = toolkit.run(*command, "--force")
+    assert "going on" not in anew
+    assert [line["epoch"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0, 1]
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+    assert "student.safetensors is up to date" in toolkit.run(*command, "--resume")
+
+
+def test_a_forced_run_that_was_stopped_goes_on_with_the_line_it_says(
+    toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path
+) -> None:
+    """Though the file that it is to replace was made from the very same settings."""
+    command = ["teacher", "--data", class_folders, "--out", tmp_path, *SMALL, "--set", "teacher.epochs=12"]
+    assert "teacher: no state was saved, beginning anew" in toolkit.run(*command, "--resume")
+    first = (tmp_path / "teacher.safetensors").stat().st_mtime_ns
+    running = toolkit.start(*command, "--force")
+    running.wait_for("teacher    2/12")
+    running.send(signal.SIGINT)
+    assert last_line(running.end(130)).endswith("--force --resume")
+    resumed = toolkit.run(*command, "--force", "--resume")
+    assert "teacher: going on at epoch" in resumed
+    assert (tmp_path / "teacher.safetensors").stat().st_mtime_ns > first
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == 12
+    assert "teacher.safetensors is up to date" in toolkit.run(*command, "--resume")
+
+
+def test_a_state_whose_result_is_there_already_goes(
+    toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path
+) -> None:
+    """A kill between writing the weights and deleting the state must not stop the next stage."""
+    command = ["teacher", "--data", class_folders, "--out", tmp_path, *SMALL, "--set", "teacher.epochs=12"]
+    running = toolkit.start(*command)
+    running.wait_for("teacher    2/12")
+    running.send(signal.SIGTERM)
+    running.end(143)
+    state = (tmp_path / "checkpoint.pt").read_bytes()
+    toolkit.run(*command, "--resume")
+    (tmp_path / "checkpoint.pt").write_bytes(state)
+    assert "is up to date" in toolkit.run(*command)
+    assert not (tmp_path / "checkpoint.pt").exists()
