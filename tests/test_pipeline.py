@@ -83,6 +83,26 @@ def test_the_student_learned_and_its_file_says_so_when_read_by_hand(
     assert np.mean(hits) > 0.6, "three plain colours are easy"
 
 
+def test_seeds_train_pairs_and_the_report_tells_mean_and_deviation(
+    finished: tuple[Path, str], class_folders: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "teacher.safetensors").symlink_to(finished[0] / "teacher.safetensors")
+    budget = ("--set", "distill.epochs=2", "--set", "distill.teacher_views=2")
+    toolkit("distill", "--data", class_folders, "--out", tmp_path, *SMALL, *budget, "--seeds", "2")
+    assert sorted(path.name for path in (tmp_path / "seeds" / "1").glob("*.safetensors")) == [
+        *("control.safetensors", "student.safetensors"),
+    ]
+    toolkit("export", "--onnx", tmp_path)
+    printed = toolkit("bench", tmp_path).stdout
+    report = json.loads((tmp_path / "report.json").read_text())["distillation"]
+    assert report["seeds"] == [0, 1]
+    gains = [one["gain_top1"] for one in report["per_seed"]]
+    assert report["mean"] == pytest.approx(np.mean(gains))
+    assert report["std"] == pytest.approx(np.std(gains, ddof=1))
+    assert "over 2 seeds" in printed.replace("\n", " ")
+    assert "| seed | student top-1 |" in (tmp_path / "report.md").read_text()
+
+
 def test_an_up_to_date_student_is_kept_and_another_run_s_is_refused(
     finished: tuple[Path, str], class_folders: Path
 ) -> None:

@@ -12,6 +12,22 @@ import typer
 
 from toolkit import __version__, console
 from toolkit.errors import Interrupted, ToolkitError
+from toolkit.options import (
+    DataOption,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    ModelDirArgument,
+    OutOption,
+    ProviderOption,
+    RecipeOption,
+    ResumeOption,
+    SeedOption,
+    SeedsOption,
+    SetOption,
+    StrictOption,
+    TensorboardOption,
+)
 
 app = typer.Typer(
     name="toolkit",
@@ -23,37 +39,6 @@ app = typer.Typer(
     epilog="The whole way on the built-in data: toolkit run. "
     "Exit codes: 0 done, 1 an error you can mend, 2 wrong usage, 3 a gate not met.",
 )
-
-RecipeOption = Annotated[
-    str | None,
-    typer.Option("--recipe", metavar="FILE", help="A recipe.toml, or fashion-mnist or food11."),
-]
-DataOption = Annotated[
-    str | None, typer.Option("--data", metavar="NAME_OR_DIR", help="A named data set or a directory of images.")
-]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="The model directory to write (default: models/<name>).")
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-ProviderOption = Annotated[str, typer.Option("--provider", help="onnxruntime runs on: auto, cpu, cuda or tensorrt.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Same as --set distill.seed=N.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe setting; repeatable.")
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what another run left in the model directory.")]
-StrictOption = Annotated[bool, typer.Option("--strict", help="An unreadable image is an error, not left out.")]
-ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on where an interrupted run stopped; give it the same flags.")
-]
-TensorboardOption = Annotated[
-    bool, typer.Option("--tensorboard", help="Also write DIR/tensorboard (needs kd-toolkit[tensorboard]).")
-]
-SeedsOption = Annotated[
-    int,
-    typer.Option("--seeds", min=1, max=100, help="Train student and control from N seeds, for mean ± deviation."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
-ModelDirArgument = Annotated[Path, typer.Argument(metavar="[MODEL_DIR]", help="A directory that distill wrote.")]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""

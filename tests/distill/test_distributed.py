@@ -1,5 +1,6 @@
 """Several processes train one network: on this machine's cores over gloo, with the result of one process."""
 
+import dataclasses
 import json
 import os
 import re
@@ -30,7 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from toolkit.distill import distributed
-from toolkit.distill.evaluation import batches
+from toolkit.distill.evaluation import batches, compute_logits
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
 from toolkit.distill.step import Stepper
@@ -223,6 +224,25 @@ def test_steps_are_those_of_the_whole_batch_though_shares_differ(
         assert list(got) == list(expected)
         for name, value in expected.items():
             torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def compute_logits_of_few() -> list[Tensor]:
+    pixels, network = load_splits(Path(os.environ["IMAGES_OF_STEPS"]))[1], make_student().classifier
+    logits = []
+    for count in (1, 2, 7):
+        parts = {name: getattr(pixels, name)[:count] for name in ("names", "labels", "heights", "widths", "starts")}
+        logits.append(compute_logits(network, dataclasses.replace(pixels, **parts), "fp32", "cpu").clone())
+    return logits
+
+
+def test_logits_of_a_split_are_complete_in_each_process_though_it_is_smaller_than_they_are_many(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGES_OF_STEPS", str(class_folders))
+    expected = compute_logits_of_few()
+    assert [len(logits) for logits in expected] == [1, 2, 7]
+    for got in together(compute_logits_of_few, tmp_path):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_every_batch_has_two_images_for_each_process() -> None:

@@ -36,8 +36,8 @@ def measure_gain(
     """The report's `distillation`: accuracies and gain (fractions), None for what was not trained.
 
     `rows` and what was `measured` of them are of the directory's own student and control, trained from `seed`:
-    `control_accuracy_top1` and `gain_top1`. Further seeds are measured here. `mean` and `std` (of the sample) are of the gain over all `seeds`,
-    which `per_seed` lists one by one.
+    `control_accuracy_top1` and `gain_top1`. Further seeds are measured here. `mean` and `std` (of the sample) are of
+    the gain over all `seeds`, which `per_seed` lists one by one.
     """
     extra = next(row.extra for row in rows if row.model == "student")
     student, control = (find_row(measured, role, "torch") for role in ("student", "control"))

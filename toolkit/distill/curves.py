@@ -32,6 +32,7 @@ def draw_learning_curves(metrics_file: Path) -> bytes:
     _dress(loss, "loss (each stage's own)")
     accuracy.plot([], [], color=INK, label="validation")
     accuracy.plot([], [], color=INK, linestyle=":", label="training, on augmented views")
+    accuracy.scatter([], [], color=INK, s=26, label="the epoch that was kept")
     accuracy.legend(frameon=False, fontsize=9, labelcolor=INK)
     figure.suptitle(f"{metrics_file.parent.resolve().name}: learning curves", color=INK, fontsize=13, x=0.01, ha="left")
     buffer = io.BytesIO()

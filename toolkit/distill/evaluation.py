@@ -23,12 +23,14 @@ def compute_logits(network: Classifier, pixels: Pixels, precision: Precision, de
     """Logits float32 (N, C) of the evaluation view of every image, on `device`, where the network is."""
     network.eval()
     batch_size = max(1, min(LARGEST_BATCH, BATCH_PIXELS // pixels.preprocess.image_size**2))
+    share = distributed.own_share(np.arange(len(pixels)))
     parts = []
     with torch.inference_mode():
-        for indices in batches(distributed.own_share(np.arange(len(pixels))), batch_size, 1):
+        # a process without a share, where there are fewer images than processes, still has to know C
+        for indices in batches(share if len(share) else np.zeros(1, np.int64), batch_size, 1):
             with autocast(device, precision):
                 parts.append(network(centre_views(pixels.centre(indices), device)).float())
-        return distributed.gather_shares(torch.cat(parts), len(pixels))
+        return distributed.gather_shares(torch.cat(parts)[: len(share)], len(pixels))
 
 
 def batches(order: np.ndarray, batch_size: int, least: int) -> Iterator[np.ndarray]:

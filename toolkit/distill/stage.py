@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from toolkit import __version__, console
 from toolkit.data.batches import TrainingViews
 from toolkit.data.dataset import Dataset
@@ -18,7 +20,7 @@ from toolkit.distill.plan import Plan
 from toolkit.distill.precision import Precision, choose_precision
 from toolkit.distill.teaching import Teaching
 from toolkit.distill.trainer import Records, train
-from toolkit.errors import ArtifactError
+from toolkit.errors import ArtifactError, RecipeError, TrainingError
 from toolkit.modeldir import ModelDir, Role, write_atomically
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import ModelInfo, read_info, save_model
@@ -155,6 +157,13 @@ class Job:
         teaching: Teaching | None = None,
     ) -> dict[str, Any]:
         """Train, and leave the best weights in `learner`; figures for the weights' metadata."""
+        section = "teacher" if self.role == "teacher" else "distill"
+        _prove_smallest_size(learner.classifier, plan, section)
+        if (least := min(plan.section.batch_size, len(views))) < distributed.world_size():
+            raise TrainingError(
+                f"{least} images a step cannot be shared out to {distributed.world_size()} processes",
+                f"use a larger {section}.batch_size or fewer processes",
+            )
         tensorboard = self.model_dir.path / "tensorboard" if self.options.tensorboard else None
         records = Records(self.model_dir.metrics, self.checkpoint, state, tensorboard)
         training = train(learner, objective, views, self.images.valid, plan, records, teaching)
@@ -190,3 +199,17 @@ class Job:
             picture = draw_learning_curves(self.model_dir.metrics)
             with write_atomically(self.model_dir.plot("learning_curves")) as path:
                 path.write_bytes(picture)
+
+
+def _prove_smallest_size(classifier: Classifier, plan: Plan, section: str) -> None:
+    """RecipeError unless the network takes the first epoch's images; data.image_size it was built for."""
+    if (size := plan.image_size_of(0)) == plan.image_size:
+        return
+    try:
+        with torch.no_grad():
+            classifier.to(plan.device).eval()(torch.zeros(1, 3, size, size, device=plan.device))
+    except (AssertionError, RuntimeError, ValueError) as error:  # whatever torchvision's networks say no with
+        raise RecipeError(
+            f"the network cannot take images of {size} px ({section}.start_image_size): {str(error).splitlines()[0]}",
+            f"use a larger {section}.start_image_size, or 0 for full size throughout",
+        ) from None

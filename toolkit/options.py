@@ -1,0 +1,37 @@
+"""The options that several commands share: their names and their help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="FILE", help="A recipe.toml, or fashion-mnist, food11, food11-fast."),
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", metavar="NAME_OR_DIR", help="A named data set or a directory of images.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="The model directory to write (default: models/<name>).")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+ProviderOption = Annotated[str, typer.Option("--provider", help="onnxruntime runs on: auto, cpu, cuda or tensorrt.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Same as --set distill.seed=N.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe setting; repeatable.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what another run left in the model directory.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="An unreadable image is an error, not left out.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on where an interrupted run stopped; give it the same flags.")
+]
+TensorboardOption = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write DIR/tensorboard (needs kd-toolkit\\[tensorboard]).")
+]
+SeedsOption = Annotated[
+    int,
+    typer.Option("--seeds", min=1, max=100, help="Train student and control from N seeds, for mean ± deviation."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
+ModelDirArgument = Annotated[Path, typer.Argument(metavar="[MODEL_DIR]", help="A directory that distill wrote.")]
