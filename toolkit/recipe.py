@@ -117,7 +117,7 @@ class DistillRecipe(TrainingRecipe):
 
     method: str = Field("kd", description=f"{', '.join((*LOGIT_METHODS, *FEATURE_METHODS))}, or two: kd+attention")
     temperature: float = Field(4.0, gt=0, le=100, description="softens both distributions")
-    alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's logits; 0 is plain cross-entropy")
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher's logits; 0 is plain cross-entropy")
     standardize: bool = Field(False, description="z-score both networks' logits first (Sun et al. 2024)")
     dkd_target_weight: float = Field(1.0, ge=0, le=100, description="dkd: weight of the target class's term")
     dkd_other_weight: float = Field(8.0, ge=0, le=100, description="dkd: weight of the other classes' term")

@@ -117,7 +117,7 @@ SMALL = [
 
 @dataclass
 class Running:
-    """A `toolkit` that runs in another process, on one core; `log` has its stdout and stderr."""
+    """A `toolkit` that runs in another process, on one thread; `log` has its stdout and stderr."""
 
     process: BaseProcess
     log: Path
@@ -184,14 +184,14 @@ class ToolkitCommands:
 
 def _be_toolkit(arguments: list[str], log: Path, save_seconds: float | None, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, so one thread
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background has it ignored
-    from toolkit import cli
+    from toolkit import cli, environment
     from toolkit.distill import trainer
 
+    environment.available_cores = lambda: 1  # one thread, so that results repeat to the bit
     if save_seconds is not None:
         trainer.SAVE_SECONDS = save_seconds
     sys.argv = ["toolkit", *arguments]

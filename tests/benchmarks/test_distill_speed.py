@@ -1,0 +1,39 @@
+"""The speed benchmark on tiny images: it ends in one JSON line whose ratios are those of its own figures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "distill_speed.py"
+
+
+@pytest.mark.slow
+def test_ends_in_one_json_line_of_both_measurements(class_folders: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(resnet18(num_classes=3).state_dict(), tmp_path / "teacher.pt")
+    recipe = tmp_path / "small.toml"
+    recipe.write_text('[data]\nimage_size = 32\nresize = 36\n[distill]\nprecision = "fp32"\nteacher_views = 1\n')
+    command = [sys.executable, str(SCRIPT), "--data", str(class_folders), "--teacher", str(tmp_path / "teacher.pt")]
+    small = ["--size", "32", "--images", "36", "--rounds", "2", "--epochs", "2", "--recipe", str(recipe)]
+    done = subprocess.run(
+        [*command, *small, "--device", "cpu"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    speeds = result["train_img_s"]
+    assert set(speeds) == {"notebook", "live", "stored"}
+    for name in ("live", "stored"):
+        ratio = result["times_notebook"][name]
+        assert ratio["min"] <= ratio["median"] <= ratio["max"]
+        assert ratio["min"] >= speeds[name]["min"] / speeds["notebook"]["max"]
+        assert 0 < result["share_of_limit"][name] < 1
+    assert result["gflop_an_image"]["live"] > result["gflop_an_image"]["stored"] > 0
+    assert result["epochs"] == 2
+    assert set(result["best_valid_accuracy"]) == {"notebook", "toolkit"}
+    assert result["seconds_to_notebook_best"]["notebook"] <= result["all_epochs_s"]["notebook"]
