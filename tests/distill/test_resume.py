@@ -330,10 +330,11 @@ def test_kill_9_at_any_moment_loses_nothing(
     while True:
         running = toolkit.start("distill", "--out", out, *flags, "--resume", save_seconds=0.0, environment=cache)
         if kills == 0:
-            running.wait_for("teacher    1/2")
-        elif kills == 1 or moments.random() < 0.7:  # a kill in the midst of it, else one while it starts
-            running.wait_for("going on at epoch", "no state was saved", "control.safetensors is up to date")
-        running.process.join(moments.uniform(0, 0.3) * (1 + kills / 4))  # it must come to an end some time
+            running.wait_for("teacher    1/2")  # there is a checkpoint, and the next run goes on from it
+        else:
+            if kills == 1 or moments.random() < 0.7:  # a kill in the midst of it, else one while it starts
+                running.wait_for("going on at epoch", "no state was saved", "control.safetensors is up to date")
+            running.process.join(moments.uniform(0, 0.3) * max(1, kills - 6))  # it must come to an end some time
         if not running.process.is_alive():
             break
         running.send(signal.SIGKILL)
@@ -343,7 +344,7 @@ def test_kill_9_at_any_moment_loses_nothing(
         resumed |= set(re.findall(r"^(\w+): going on at epoch", running.said, re.MULTILINE))
         assert kills < 200
     running.end(0)
-    assert kills >= 5
+    assert kills >= 2
     assert resumed, "at least one stage went on from a checkpoint"
     for role in ("teacher", "student", "control"):
         assert same_tensors(out / f"{role}.safetensors", tmp_path / "whole" / f"{role}.safetensors"), role

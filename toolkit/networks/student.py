@@ -87,8 +87,9 @@ def _not_a_student(reason: str) -> WeightsError:
 
 
 def _plain_block(width: int) -> nn.Sequential:
+    # The notebook pools after the activation; as ReLU6 never falls, the same comes out, at a quarter of its cost.
     return nn.Sequential(
-        nn.Conv2d(3, width, kernel_size=3, padding=1), nn.BatchNorm2d(width), nn.ReLU6(), nn.MaxPool2d(2)
+        nn.Conv2d(3, width, kernel_size=3, padding=1), nn.BatchNorm2d(width), nn.MaxPool2d(2), nn.ReLU6()
     )
 
 
