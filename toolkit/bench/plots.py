@@ -47,14 +47,17 @@ def _draw_bubble(axes: Axes, row: dict[str, Any], area: float) -> None:
     precision = "" if row["precision"] == "fp32" else f" {row['precision']}"
     label = f"{row['model']}{precision}, {row['runtime']}\n{x:.2f} ms · {y:.1f} % · {console.size(row['size_bytes'])}"
     radius_points = (area / 3.1416) ** 0.5
+    # students lie close together: their labels stand beside them, out of the way of the teachers' above and below
+    beside = row["model"] != "teacher"
     above = row["runtime"] == "torch"
+    offset = radius_points + 5
     axes.annotate(
         label,
         (x, y),
-        xytext=(0, (radius_points + 5) * (1 if above else -1)),
+        xytext=(offset, 0) if beside else (0, offset if above else -offset),
         textcoords="offset points",
-        ha="center",
-        va="bottom" if above else "top",
+        ha="left" if beside else "center",
+        va="center" if beside else "bottom" if above else "top",
         color=INK,
         fontsize=8.5,
         zorder=4,
