@@ -1,6 +1,7 @@
 """Fixtures that several test files share: small data that is made, not shipped."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,13 @@ def shared(*parts: str) -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or fills the user's own cache."""
     os.environ["KD_TOOLKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_counts() -> None:
+    """A suite that a script runs in the background has Ctrl-C ignored, and its children inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
