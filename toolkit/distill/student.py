@@ -18,7 +18,7 @@ from toolkit.errors import WeightsError
 from toolkit.modeldir import ModelDir, sha256_file
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.weights import ModelInfo, load_model
+from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
 
 
@@ -65,7 +65,10 @@ def train_control(recipe: Recipe, model_dir: ModelDir, images: Images, options: 
         return kept
     state = job.saved_state()
     learner = TappedNetwork(_new_student(job), ())
-    plan = _plan(job, "control", job.choose_precision(state, "precision", learner.classifier))
+    beside = model_dir.weights("student")
+    taught = read_info(beside).extra.get("precision") if state is None and beside.is_file() else None
+    # the student's arithmetic, so that the teacher is all that tells the two apart
+    plan = _plan(job, "control", taught or job.choose_precision(state, "precision", learner.classifier))
     objective = learn_from_labels(recipe.distill.label_smoothing)
     extra = job.train(learner, objective, job.views(), plan, state)
     return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
