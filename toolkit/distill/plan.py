@@ -27,6 +27,11 @@ class Plan:
     compile: CompileMode = "off"
     teacher_views: int = 0
 
+    @property
+    def section_name(self) -> str:
+        """The section's name in the recipe."""
+        return "teacher" if self.stage == "teacher" else "distill"
+
     def view_of(self, epoch: int) -> int:
         """Which view of each image an epoch shows: a new one, or with stored logits one of those that are stored."""
         return epoch % self.teacher_views if self.teacher_views else epoch

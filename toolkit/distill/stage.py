@@ -157,12 +157,11 @@ class Job:
         teaching: Teaching | None = None,
     ) -> dict[str, Any]:
         """Train, and leave the best weights in `learner`; figures for the weights' metadata."""
-        section = "teacher" if self.role == "teacher" else "distill"
-        _prove_smallest_size(learner.classifier, plan, section)
+        _prove_smallest_size(learner.classifier, plan)
         if (least := min(plan.section.batch_size, len(views))) < distributed.world_size():
             raise TrainingError(
                 f"{least} images a step cannot be shared out to {distributed.world_size()} processes",
-                f"use a larger {section}.batch_size or fewer processes",
+                f"use a larger {plan.section_name}.batch_size or fewer processes",
             )
         tensorboard = self.model_dir.path / "tensorboard" if self.options.tensorboard else None
         records = Records(self.model_dir.metrics, self.checkpoint, state, tensorboard)
@@ -201,7 +200,7 @@ class Job:
                 path.write_bytes(picture)
 
 
-def _prove_smallest_size(classifier: Classifier, plan: Plan, section: str) -> None:
+def _prove_smallest_size(classifier: Classifier, plan: Plan) -> None:
     """RecipeError unless the network takes the first epoch's images; data.image_size it was built for."""
     if (size := plan.image_size_of(0)) == plan.image_size:
         return
@@ -210,6 +209,7 @@ def _prove_smallest_size(classifier: Classifier, plan: Plan, section: str) -> No
             classifier.to(plan.device).eval()(torch.zeros(1, 3, size, size, device=plan.device))
     except (AssertionError, RuntimeError, ValueError) as error:  # whatever torchvision's networks say no with
         raise RecipeError(
-            f"the network cannot take images of {size} px ({section}.start_image_size): {str(error).splitlines()[0]}",
-            f"use a larger {section}.start_image_size, or 0 for full size throughout",
+            f"the network cannot take images of {size} px ({plan.section_name}.start_image_size):"
+            f" {str(error).splitlines()[0]}",
+            f"use a larger {plan.section_name}.start_image_size, or 0 for full size throughout",
         ) from None

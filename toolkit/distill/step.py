@@ -120,8 +120,7 @@ class Stepper:
             yield
 
     def _halve(self) -> None:
-        section = "teacher" if self._plan.stage == "teacher" else "distill"
-        remedy = f"use a smaller {section}.batch_size, data.image_size or network"
+        remedy = f"use a smaller {self._plan.section_name}.batch_size, data.image_size or network"
         if distributed.world_size() > 1:
             raise TrainingError(f"{self._plan.stage}: out of memory in process {distributed.rank()}", remedy)
         if self.part_size < 2:

@@ -79,7 +79,7 @@ class LiveTeacher:
 
 
 class StoredTeacher:
-    """Replays what `fill_store` kept: view v is stored view v mod K."""
+    """Replays what `open_store` kept: view v is stored view v mod K."""
 
     def __init__(self, train_logits: np.ndarray, valid_logits: np.ndarray, device: str) -> None:
         self._train_logits = train_logits

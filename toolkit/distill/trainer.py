@@ -217,13 +217,12 @@ class _Run:
 
     def _stop_not_finite(self, what: str, step: int, rate: float) -> None:
         plan, section = self._plan, self._plan.section
-        name = "teacher" if plan.stage == "teacher" else "distill"
         saved = self._records.checkpoint.path
         kept = f"the last good state is {saved}" if saved.exists() else "no state was saved yet"
         raise TrainingError(
             f"{plan.stage}: the {what} is not finite at epoch {self._progress.epoch + 1}, step {step}"
             f" (learning rate {rate:.3g}); {kept}",
-            f"begin anew with --force and --set {name}.learning_rate={section.learning_rate / 3:.2g},"
+            f"begin anew with --force and --set {plan.section_name}.learning_rate={section.learning_rate / 3:.2g},"
             " or --set distill.precision=fp32",
         )
 
