@@ -1,36 +1,17 @@
-"""Small networks, validation images and exports that the tests of this folder share."""
+"""Weights files, validation images and exports that the tests of this folder share."""
 
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
+from small_networks import CLASSES, MEAN, SIDE, STD, settled_network
 
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.modeldir import Role
-from toolkit.networks.registry import build
 from toolkit.networks.weights import ModelInfo, save_model
 from toolkit.recipe import Recipe
 
-SIDE = 40
-MEAN, STD = (0.45, 0.4, 0.35), (0.2, 0.25, 0.3)
 PREPROCESS = Preprocess(image_size=SIDE, resize=48, mean=MEAN, std=STD)
-CLASSES = ("crème brûlée", "ramen", "tacos", "waffles")
-
-
-def settled_network(architecture: str, seed: int = 0, num_classes: int = len(CLASSES)) -> nn.Module:
-    """A network whose batch norms have seen images, so that its logits differ between images."""
-    torch.manual_seed(seed)
-    network = build(architecture, num_classes, base=4)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.7
-        if isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight)
-    for _ in range(4):
-        network.train()(torch.randn(8, 3, SIDE, SIDE))
-    return network.eval()
 
 
 def save_weights(path: Path, architecture: str, role: Role = "student", seed: int = 0) -> Path:

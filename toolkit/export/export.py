@@ -14,10 +14,10 @@ from toolkit import __version__, console
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, WeightsError
-from toolkit.export.graph import build_graph, check_graph, set_metadata
 from toolkit.export.verify import Proof, choose_samples, prove_file
 from toolkit.modeldir import ModelDir, Role, sha256_file, write_atomically
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.graph import build_graph, check_graph, set_metadata
 from toolkit.networks.registry import DEPTHWISE, build
 from toolkit.networks.student import infer_student
 from toolkit.networks.weights import ModelInfo, carries_info, load_into, load_model, read_state_dict

@@ -7,13 +7,13 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from export_samples import MEAN, STD, settled_network
+from small_networks import MEAN, STD, settled_network
 from torch import nn
 
 from toolkit.errors import ArtifactError, GateError
-from toolkit.export import graph
-from toolkit.export.graph import build_graph, check_graph, set_metadata
+from toolkit.networks import graph
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.graph import build_graph, check_graph, set_metadata
 
 SIDE = 16
 
