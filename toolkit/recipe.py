@@ -25,7 +25,7 @@ NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights", "distill
 
 OF_TEACHING = {
     "method", "temperature", "alpha", "standardize", "dkd_target_weight", "dkd_other_weight", "dist_inter_weight",
-    "dist_intra_weight", "feature_weight", "teacher_taps", "student_taps",
+    "dist_intra_weight", "feature_weight", "teacher_taps", "student_taps", "teacher_precision",
 }  # fmt: skip
 """Keys of [distill] that mean nothing to a student without a teacher."""
 
@@ -136,6 +136,9 @@ class DistillRecipe(TrainingRecipe):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="arithmetic of both training stages; auto times both on this device and takes the faster"
     )
+    teacher_precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        "auto", description="arithmetic of the teacher that answers; auto: as precision, or int8 where that is faster"
+    )
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
         "off", description="torch.compile's mode in both training stages; reduce-overhead uses CUDA graphs"
     )
@@ -153,6 +156,8 @@ class DistillRecipe(TrainingRecipe):
             raise ValueError("dkd needs one label an image: mixup must be 0 with it")
         if self.compile != "off" and self.feature_method:
             raise ValueError("a method of layers looks into the networks as they run: compile must be off with it")
+        if self.teacher_precision == "int8" and self.feature_method:
+            raise ValueError("an int8 teacher has no layers to look into: teacher_precision must be another with them")
         if len(self.teacher_taps) != len(self.student_taps):
             raise ValueError("teacher_taps and student_taps must name as many layers each")
         return self

@@ -1,9 +1,10 @@
-"""fp32 or bfloat16: measured on this device with this network, not assumed."""
+"""fp32 or bfloat16: measured on this device with this network, not assumed (int8: quantized.py)."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 
@@ -16,7 +17,12 @@ MAX_BATCH = 128
 BATCH_PIXELS = 2**21
 """px in the timed batch: 32 images of 256 px, so that the choice takes seconds at any size"""
 
-Precision = Literal["fp32", "bf16"]
+FloatPrecision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]
+"""int8 is a teacher's alone."""
+
+
+Name = TypeVar("Name", bound=str)
 
 
 def autocast(device: str, precision: Precision) -> AbstractContextManager[None]:
@@ -33,7 +39,7 @@ def choose_precision(
     *,
     training: bool = True,
     clock: Callable[[], float] = time.perf_counter,
-) -> Precision:
+) -> FloatPrecision:
     """`wanted`, or for `auto` the faster of the two for a step of `network`: forward, and backward where `training`.
 
     Timed in turn, the best of 3 after a warm-up; several processes take the main one's choice. The network's weights
@@ -47,17 +53,10 @@ def choose_precision(
     views = torch.rand(batch_size, 3, image_size, image_size, device=device)
     views = views.contiguous(memory_format=torch.channels_last)
     network.train(training)
-    choices: tuple[Precision, ...] = ("fp32", "bf16")
-    times: dict[Precision, list[float]] = {choice: [] for choice in choices}
-    for _ in range(ROUNDS + 1):
-        for choice in choices:
-            start = clock()
-            _step(network, views, choice, device, training)
-            times[choice].append(clock() - start)
+    choices: tuple[FloatPrecision, ...] = ("fp32", "bf16")
+    least = least_times({choice: partial(_step, network, views, choice, device, training) for choice in choices}, clock)
     network.load_state_dict(state)
     network.zero_grad(set_to_none=True)
-    # the least of the times: other work on the machine can only add to a step
-    least = {choice: min(times[choice][1:]) for choice in choices}
     faster = distributed.agree(min(choices, key=lambda choice: least[choice]))
     console.say(
         f"precision: {faster} to {'train' if training else 'teach'} ({len(views)} images take"
@@ -66,7 +65,20 @@ def choose_precision(
     return faster
 
 
-def _step(network: Classifier, views: torch.Tensor, precision: Precision, device: str, training: bool) -> None:
+def least_times(
+    steps: Mapping[Name, Callable[[], object]], clock: Callable[[], float] = time.perf_counter
+) -> dict[Name, float]:
+    """Seconds that each step takes: the least of 3, as other work on the machine can only add; in turns, warmed up."""
+    times: dict[Name, list[float]] = {name: [] for name in steps}
+    for _ in range(ROUNDS + 1):
+        for name, step in steps.items():
+            start = clock()
+            step()
+            times[name].append(clock() - start)
+    return {name: min(values[1:]) for name, values in times.items()}
+
+
+def _step(network: Classifier, views: torch.Tensor, precision: FloatPrecision, device: str, training: bool) -> None:
     with torch.set_grad_enabled(training), autocast(device, precision):
         logits = network(views)
     if training:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,7 +17,7 @@ from toolkit.distill.curves import draw_learning_curves
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import Objective
 from toolkit.distill.plan import Plan
-from toolkit.distill.precision import Precision, choose_precision
+from toolkit.distill.precision import FloatPrecision, choose_precision
 from toolkit.distill.teaching import Teaching
 from toolkit.distill.trainer import Records, train
 from toolkit.errors import ArtifactError, RecipeError, TrainingError
@@ -120,20 +120,15 @@ class Job:
     def section(self) -> TrainingRecipe:
         return self.recipe.teacher if self.role == "teacher" else self.recipe.distill
 
-    def choose_precision(
-        self, state: State | None, which: Literal["precision", "teacher_precision"], classifier: Classifier
-    ) -> Precision:
-        """What an interrupted run had chosen; else measured with `classifier` here and now."""
-        if state is not None:
-            chosen: Precision = state[which]
-            return chosen
+    def choose_precision(self, classifier: Classifier, *, training: bool = True) -> FloatPrecision:
+        """Measured with `classifier` here and now, where the recipe does not say."""
         return choose_precision(
             self.recipe.distill.precision,
             classifier,
             self.section.batch_size,
             self.recipe.data.image_size,
             self.options.device,
-            training=which == "precision",
+            training=training,
         )
 
     def views(self) -> TrainingViews:

@@ -12,6 +12,7 @@ from toolkit.distill.metrics import Stage
 from toolkit.distill.objective import learn_from_labels, learn_from_teacher
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import Precision
+from toolkit.distill.quantized import choose_teacher
 from toolkit.distill.stage import Images, Job, Made, Options
 from toolkit.distill.teaching import LiveTeacher, Teaching, open_store
 from toolkit.errors import WeightsError
@@ -45,9 +46,17 @@ def distill_student(
     _require_same_classes(teacher_info, images.dataset, teacher_file.name)
     teacher.requires_grad_(False)
     learner, tapped_teacher = _tap(recipe, _new_student(job), teacher)
-    precision = job.choose_precision(state, "precision", learner.classifier)
-    teacher_precision = job.choose_precision(state, "teacher_precision", teacher)
+    precision = state["precision"] if state else job.choose_precision(learner.classifier)
     views = job.views()
+    answering, teacher_precision = choose_teacher(
+        recipe.distill,
+        lambda: job.choose_precision(teacher, training=False),
+        teacher,
+        views,
+        chosen=state["teacher_precision"] if state else None,
+    )
+    if answering is not teacher:
+        tapped_teacher = TappedNetwork(answering)
     teaching = _open_teaching(job, tapped_teacher, views, teacher_precision)
     plan = _plan(job, "distill", precision, teacher_precision)
     extra = job.train(learner, learn_from_teacher(recipe.distill), views, plan, state, teaching)
@@ -68,7 +77,8 @@ def train_control(recipe: Recipe, model_dir: ModelDir, images: Images, options: 
     beside = model_dir.weights("student")
     taught = read_info(beside).extra.get("precision") if state is None and beside.is_file() else None
     # the student's arithmetic, so that the teacher is all that tells the two apart
-    plan = _plan(job, "control", taught or job.choose_precision(state, "precision", learner.classifier))
+    precision = state["precision"] if state else taught or job.choose_precision(learner.classifier)
+    plan = _plan(job, "control", precision)
     objective = learn_from_labels(recipe.distill.label_smoothing)
     extra = job.train(learner, objective, job.views(), plan, state)
     return job.save(learner, extra, Preprocess.from_recipe(recipe.data))

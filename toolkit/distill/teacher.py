@@ -62,7 +62,7 @@ def _fit(learner: TappedNetwork, job: Job) -> dict[str, Any]:
         stage="teacher",
         section=section,
         image_size=job.recipe.data.image_size,
-        precision=job.choose_precision(state, "precision", learner.classifier),
+        precision=state["precision"] if state else job.choose_precision(learner.classifier),
         seed=job.recipe.distill.seed,
         device=job.options.device,
         compile=job.recipe.distill.compile,

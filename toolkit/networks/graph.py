@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from toolkit.errors import ArtifactError, GateError
 from toolkit.networks.classifier import Classifier
@@ -34,8 +35,10 @@ class DeployedGraph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         # contiguous: a channels-last tensor makes the exporter write pooling as a chain of gathers
-        planes = image.permute(0, 3, 1, 2).contiguous()
-        logits = self.classifier(planes.to(torch.float32) / 255)
+        planes = image.permute(0, 3, 1, 2).contiguous().to(torch.float32)
+        # (planes / 255 - mean) / std as one node; three element by element cost a tenth of an int8 ResNet18
+        mean, std = (255 * values.flatten() for values in (self.classifier.mean, self.classifier.std))
+        logits = self.classifier.network(functional.batch_norm(planes, mean, std**2, eps=0.0))
         return logits, torch.softmax(logits, dim=1)
 
 

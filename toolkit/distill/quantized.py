@@ -1,0 +1,133 @@
+"""The teacher in int8: on CPUs that multiply int8 faster than bfloat16, a live teacher costs half as much.
+
+B images of a batch, C classes, S px the side of an image.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from toolkit import console
+from toolkit.data.batches import TrainingViews
+from toolkit.distill import distributed
+from toolkit.distill.precision import FloatPrecision, Precision, autocast, least_times
+from toolkit.errors import DeviceError
+from toolkit.networks.classifier import Classifier
+from toolkit.networks.graph import INPUT, OUTPUTS, build_graph
+from toolkit.networks.quantize import Quantizer
+from toolkit.recipe import DistillRecipe
+
+OPSET = 20
+CALIBRATION_IMAGES = 64
+"""images, spread over the training split; their view 0 calibrates, their view 1 is what the answers are compared on"""
+
+FARTHEST = 0.03
+"""Mean total variation distance of int8's probabilities from the float network's that `auto` puts up with."""
+
+WORTH_S = 60.0
+"""s of a float teacher's work below which `auto` does not try int8, as making it takes some seconds itself"""
+
+
+class QuantizedClassifier(Classifier):
+    """A classifier's stand-in on the CPU: float images (B, 3, S, S) in 0..1 → float32 logits (B, C), computed in int8.
+
+    Images are rounded to uint8 first, as the graph is the one that `toolkit export --int8` writes; weights and
+    activations are quantized with ranges calibrated on view 0 of some training images. It cannot be trained, and
+    only takes images of the size it was made for.
+    """
+
+    def __init__(self, classifier: Classifier, views: TrainingViews) -> None:
+        super().__init__(torch.nn.Identity(), classifier.mean.flatten().tolist(), classifier.std.flatten().tolist())
+        model = build_graph(classifier.cpu(), views.data.image_size, OPSET)
+        with Quantizer(model, _as_pixels(views.render(_some_images(views), view=0)), "minmax") as quantizer:
+            quantized = quantizer.quantize().SerializeToString()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch's threads need the cores
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(quantized, options, providers=["CPUExecutionProvider"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        (logits,) = self._session.run([OUTPUTS[0]], {INPUT: _as_pixels(images)})
+        return torch.from_numpy(logits)
+
+
+def choose_teacher(
+    section: DistillRecipe,
+    choose_float: Callable[[], FloatPrecision],
+    teacher: Classifier,
+    views: TrainingViews,
+    *,
+    chosen: Precision | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Classifier, Precision]:
+    """The teacher that answers, and its arithmetic: `chosen` by an interrupted run, else by `teacher_precision`.
+
+    `auto` takes what `choose_float` says, unless int8 is allowed (no wish for a precision, a method of logits, on the
+    CPU), worth its making, faster, and within FARTHEST of the float network's probabilities. Raises DeviceError for
+    int8 on a GPU.
+    """
+    wanted = chosen or section.teacher_precision
+    if wanted == "int8":
+        if views.device != "cpu":
+            raise DeviceError(
+                f"distill.teacher_precision: an int8 teacher runs on the CPU, not on {views.device}",
+                "use auto, fp32 or bf16",
+            )
+        return QuantizedClassifier(teacher, views), "int8"
+    if wanted != "auto":
+        return teacher, wanted
+    precision = choose_float()
+    allowed = section.precision == "auto" and section.logit_method and not section.feature_method
+    if not allowed or views.device != "cpu" or _work_s(section, teacher, views, precision, clock) < WORTH_S:
+        return teacher, precision
+    quantized = QuantizedClassifier(teacher, views)
+    images = views.render(_some_images(views), view=1)
+    steps = {name: partial(_answer, who, images, precision) for name, who in (("float", teacher), ("int8", quantized))}
+    times = least_times(steps, clock)
+    distance = mean_distance(_answer(quantized, images, precision), _answer(teacher, images, precision))
+    faster = distributed.agree(times["int8"] < times["float"] and distance <= FARTHEST)
+    console.say(
+        f"teacher in {'int8' if faster else precision}: {len(images)} images take {times['float'] * 1e3:.0f} ms in"
+        f" {precision}, {times['int8'] * 1e3:.0f} ms in int8, whose probabilities are {distance:.1%} away"
+    )
+    return (quantized, "int8") if faster else (teacher, precision)
+
+
+def mean_distance(logits: Tensor, other_logits: Tensor) -> float:
+    """Mean over images of the total variation distance, ½·Σ|p − q|, of two networks' softmax; 0 to 1."""
+    return (logits.double().softmax(1) - other_logits.double().softmax(1)).abs().sum(1).mean().item() / 2
+
+
+def _work_s(
+    section: DistillRecipe,
+    teacher: Classifier,
+    views: TrainingViews,
+    precision: FloatPrecision,
+    clock: Callable[[], float],
+) -> float:
+    """s that the float teacher will take for all that it is going to be asked."""
+    images = views.render(_some_images(views)[:8], view=1)
+    seconds = least_times({"float": lambda: _answer(teacher, images, precision)}, clock)["float"]
+    return seconds / len(images) * len(views) * (section.teacher_views or section.epochs)
+
+
+def _answer(network: Classifier, images: Tensor, precision: FloatPrecision) -> Tensor:
+    with torch.inference_mode(), autocast("cpu", precision):
+        logits: Tensor = network(images).float()
+    return logits
+
+
+def _some_images(views: TrainingViews) -> np.ndarray:
+    return np.unique(np.linspace(0, len(views) - 1, min(CALIBRATION_IMAGES, len(views))).astype(np.int64))
+
+
+def _as_pixels(images: Tensor) -> np.ndarray:
+    """(B, 3, S, S) in 0..1 → uint8 (B, S, S, 3), rounded."""
+    pixels: np.ndarray = images.mul(255).add_(0.5).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels
