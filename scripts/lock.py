@@ -19,7 +19,7 @@ def main(target: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
-        subprocess.run([*command, "--report", str(report), ".[food11,tensorboard]"], check=True)
+        subprocess.run([*command, "--report", str(report), ".[food11,openvino,tensorboard]"], check=True)
         resolved = json.loads(report.read_text(encoding="utf-8"))["install"]
     packages = {item["metadata"]["name"]: item["metadata"]["version"] for item in resolved}
     del packages["kd-toolkit"]

@@ -134,3 +134,25 @@ def test_data_counts_as_json_and_strict_names_the_broken_file(tmp_path: Path) ->
 
 def hash_of(split: str, label: int, i: int) -> int:
     return (len(split) + ord(split[1])) * 10_000 + label * 100 + i
+
+
+def test_sigterm_outside_training_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys
+from pathlib import Path
+from toolkit import cli
+from toolkit.modeldir import write_atomically
+
+def app():
+    with write_atomically(Path({str(tmp_path / "half")!r})):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+cli.app = app
+sys.argv = ["toolkit", "distill", "--out", "x y"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 143
+    assert done.stderr == "stopped; go on with: toolkit distill --out 'x y' --resume\n"
+    assert list(tmp_path.iterdir()) == []

@@ -144,7 +144,8 @@ def test_visible_gpus_from_device_files_and_from_nvidia_smi(tmp_path: Path, monk
 
 def test_describe_hardware_has_the_reports_fields() -> None:
     hardware = environment.describe_hardware()
-    assert list(hardware) == ["cpu", "cores", "memory_gib", "gpu", "driver"]
+    described = ["cpu", "cores", "memory_gib", "gpu", "driver", "clock_mhz", "load_1m", "other_load_cores"]
+    assert list(hardware) == described
     assert hardware["cores"] == environment.available_cores()
     physical_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     assert isinstance(hardware["memory_gib"], float)

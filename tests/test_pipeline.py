@@ -133,6 +133,27 @@ def test_stages_print_json_alone(finished: tuple[Path, str], class_folders: Path
     assert json.dumps(answers).count("red") >= 1
 
 
+def test_smaller_precisions_and_a_triton_repository(finished: tuple[Path, str], tmp_path: Path) -> None:
+    out = tmp_path / "my model"
+    out.mkdir()
+    for name in ("teacher.safetensors", "student.safetensors"):
+        (out / name).symlink_to(finished[0] / name)
+    flags = ("--onnx", "--fp16", "--int8", "--max-drop", "0.5", "--triton", tmp_path / "triton")
+    done = toolkit("export", out, *flags)
+    files = [f"{role}{precision}.onnx" for role in ("teacher", "student") for precision in ("", ".fp16", ".int8")]
+    assert sorted(path.name for path in out.glob("*.onnx")) == sorted(files)
+    assert all(str(out / name) in done.stdout for name in files)
+    assert done.stdout.count("times as fast as fp32 on this CPU") == 4
+    assert (tmp_path / "triton" / "my_model_student_int8" / "1" / "model.onnx").read_bytes() == (
+        out / "student.int8.onnx"
+    ).read_bytes()
+    assert len(list((tmp_path / "triton").glob("*/config.pbtxt"))) == 6
+    refused = toolkit("export", out, "--onnx", "--int8", "--set", "export.max_drop=2", code=1)
+    assert "export.max_drop = 2 is not allowed" in refused.stderr
+    alone = toolkit("export", out / "student.safetensors", "--onnx", "--int8", "--out", tmp_path / "alone", code=1)
+    assert "int8 is calibrated on training images" in alone.stderr
+
+
 def test_a_stage_without_its_input_names_the_command(tmp_path: Path, finished: tuple[Path, str]) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -1,9 +1,13 @@
-"""Predictors: torch and onnxruntime behind one Protocol, and what they refuse."""
+"""Predictors: torch, onnxruntime and OpenVINO behind one Protocol, and what they refuse."""
 
+import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,15 +18,27 @@ import torch
 from toolkit import predictor as module
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, DeviceError, WeightsError
-from toolkit.export.export import export_onnx
+from toolkit.export.export import Wanted, export_onnx
 from toolkit.networks.student import DepthwiseStudent
 from toolkit.networks.weights import ModelInfo, save_model
-from toolkit.predictor import OnnxPredictor, Predictor, TorchPredictor, softmax, top_k
+from toolkit.predictor import (
+    CompiledPredictor,
+    OnnxPredictor,
+    OpenVinoPredictor,
+    Predictor,
+    TorchPredictor,
+    open_predictor,
+    softmax,
+    top_k,
+)
 from toolkit.recipe import Recipe
 
 SIDE = 16
 CLASSES = ("crème brûlée", "ramen", "tacos")
 PREPROCESS = Preprocess(SIDE, 20, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +54,25 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def onnx_file(weights: Path) -> Path:
-    return export_onnx(weights, weights.with_suffix(".onnx"), Recipe(), None).path
+    return export_onnx(weights, weights.with_suffix(".onnx"), Wanted(Recipe()))[0].path
 
 
-@pytest.fixture(params=["torch", "onnxruntime"])
+@pytest.fixture(params=["torch", "onnxruntime", pytest.param("openvino", marks=needs_openvino)])
 def predictor(request: pytest.FixtureRequest, weights: Path, onnx_file: Path) -> Predictor:
-    return TorchPredictor(weights) if request.param == "torch" else OnnxPredictor(onnx_file, "cpu", threads=1)
+    path = weights if request.param == "torch" else onnx_file
+    return open_predictor(request.param, path, "cpu", threads=1)
 
 
 def images(count: int) -> np.ndarray:
     return np.random.default_rng(count).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
 
 
-class TestBoth:
+class TestAll:
     def test_what_it_says_of_itself(self, predictor: Predictor) -> None:
         assert predictor.classes == CLASSES
         assert predictor.preprocess == PREPROCESS
-        assert (predictor.runtime, predictor.provider) in {("torch", "cpu"), ("onnxruntime", "CPUExecutionProvider")}
+        assert (predictor.runtime, predictor.provider) in {("torch", "cpu"), ("onnxruntime", CPU), ("openvino", "CPU")}
+        assert predictor.threads == 1
 
     @pytest.mark.parametrize("count", [1, 3, 8])
     def test_logits(self, predictor: Predictor, weights: Path, count: int) -> None:
@@ -175,6 +193,70 @@ class TestOnnx:
         with pytest.raises(DeviceError, match=told):
             OnnxPredictor(onnx_file, "cuda")
 
+    def placed(self, monkeypatch: pytest.MonkeyPatch, *nodes: tuple[str, str]) -> None:
+        """Sessions are asked to run on CUDA, say so, and tell that their nodes were placed like this."""
+        import onnxruntime
+
+        real = onnxruntime.InferenceSession
+
+        class Placed:
+            def __init__(self, content: bytes, options: Any, **_: Any) -> None:
+                assert options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
+                self.session = real(content, options, providers=[CPU])
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.session, name)
+
+            def get_providers(self) -> list[str]:
+                return [CUDA, CPU]
+
+            def get_provider_graph_assignment_info(self) -> list[Any]:
+                return [
+                    SimpleNamespace(ep_name=provider, get_nodes=lambda operator=operator: [node_of(operator)])
+                    for provider, operator in nodes
+                ]
+
+        def node_of(operator: str) -> Any:
+            return SimpleNamespace(op_type=operator)
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", Placed)
+        monkeypatch.setattr(module, "pick_provider", lambda _: CUDA)
+
+    def test_nodes_that_prepare_may_run_elsewhere(
+        self, onnx_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.placed(monkeypatch, (CUDA, "Conv"), (CUDA, "Gemm"), (CPU, "Shape"), (CPU, "Cast"))
+        assert OnnxPredictor(onnx_file, "cuda").provider == CUDA
+        assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize("wish", ["cuda", "tensorrt"])
+    def test_heavy_nodes_elsewhere_are_refused_where_the_provider_was_wished_for(
+        self, onnx_file: Path, monkeypatch: pytest.MonkeyPatch, wish: str
+    ) -> None:
+        self.placed(monkeypatch, (CUDA, "Conv"), (CUDA, "Conv"), (CPU, "Gemm"), (CPU, "Shape"))
+        with pytest.raises(DeviceError) as info:
+            OnnxPredictor(onnx_file, wish)
+        assert str(info.value) == (
+            f"student.onnx is not wholly on {CUDA}: 1 of 3 convolutions and matrix products run on {CPU};"
+            " use the CPU with --provider cpu, or auto to run it like that"
+        )
+
+    @pytest.mark.parametrize(
+        ("nodes", "ran"),
+        [([(CUDA, "Conv"), (CPU, "QLinearConv"), (CPU, "MatMul")], CPU), ([(CUDA, "Conv"), (CPU, "Gemm")], CUDA)],
+    )
+    def test_auto_says_so_and_names_the_provider_that_does_the_work(
+        self,
+        onnx_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        nodes: list[tuple[str, str]],
+        ran: str,
+    ) -> None:
+        self.placed(monkeypatch, *nodes)
+        assert OnnxPredictor(onnx_file, "auto").provider == ran
+        assert f"careful: student.onnx is not wholly on {CUDA}: " in capsys.readouterr().err
+
     def test_a_provider_that_fails_on_this_model(self, onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         import onnxruntime
 
@@ -226,10 +308,116 @@ class TestOnnx:
         np.testing.assert_allclose(on_gpu.logits(images(5)), on_cpu.logits(images(5)), rtol=0, atol=1e-2)
 
 
+@needs_openvino
+class TestOpenVino:
+    def test_arithmetic_is_fp32_even_where_the_cpu_has_bfloat16(self, onnx_file: Path) -> None:
+        in_openvino, in_onnxruntime = OpenVinoPredictor(onnx_file, 1), OnnxPredictor(onnx_file, "cpu", 1)
+        np.testing.assert_allclose(in_openvino.logits(images(9)), in_onnxruntime.logits(images(9)), rtol=0, atol=1e-5)
+        assert in_openvino.metadata == in_onnxruntime.metadata
+
+    def test_files_that_are_none(self, tmp_path: Path, onnx_file: Path) -> None:
+        with pytest.raises(ArtifactError, match="there is no ONNX file"):
+            OpenVinoPredictor(tmp_path / "nowhere.onnx")
+        for name, content in (("text", b"hello"), ("truncated", onnx_file.read_bytes()[:-3000])):
+            (tmp_path / f"{name}.onnx").write_bytes(content)
+            with pytest.raises(ArtifactError, match=r"OpenVINO cannot open .*; give an \.onnx file") as info:
+                OpenVinoPredictor(tmp_path / f"{name}.onnx")
+            assert "\n" not in str(info.value)
+        (tmp_path / "empty.onnx").write_bytes(b"")
+        with pytest.raises(ArtifactError, match="has no classes and no preprocess in its metadata"):
+            OpenVinoPredictor(tmp_path / "empty.onnx")
+
+    def test_files_with_other_outputs(self, onnx_file: Path, tmp_path: Path) -> None:
+        model = onnx.load(str(onnx_file))
+        model.graph.output[0].name = model.graph.node[-2].output[0] = "scores"
+        model.graph.node[-1].input[0] = "scores"
+        onnx.save(model, str(tmp_path / "other.onnx"))
+        with pytest.raises(ArtifactError, match="has no output `logits`"):
+            OpenVinoPredictor(tmp_path / "other.onnx")
+        model = onnx.load(str(onnx_file))
+        next(entry for entry in model.metadata_props if entry.key == "classes").value = '["a", "b"]'
+        onnx.save(model, str(tmp_path / "other.onnx"))
+        with pytest.raises(ArtifactError, match="names 2 classes, its logits are for 3"):
+            OpenVinoPredictor(tmp_path / "other.onnx")
+
+    def test_an_operator_that_openvino_does_not_have(self, onnx_file: Path, tmp_path: Path) -> None:
+        model = onnx.load(str(onnx_file))
+        model.graph.node[-1].op_type, model.graph.node[-1].domain = "Fathom", "org.example"
+        model.opset_import.append(onnx.helper.make_opsetid("org.example", 1))
+        onnx.save(model, str(tmp_path / "odd.onnx"))
+        with pytest.raises(DeviceError, match=r"OpenVINO cannot run odd\.onnx: .*; leave openvino out") as info:
+            OpenVinoPredictor(tmp_path / "odd.onnx")
+        assert "\n" not in str(info.value)
+
+    def test_no_word_to_its_makers_and_no_torch(self, onnx_file: Path, tmp_path: Path) -> None:
+        """Its import writes an identifier into the home directory before it sends it."""
+        code = (
+            "import sys; import numpy as np; from pathlib import Path; from toolkit.predictor import OpenVinoPredictor;"
+            f"p = OpenVinoPredictor(Path({str(onnx_file)!r}), 1);"
+            f"p.logits(np.zeros((2, {SIDE}, {SIDE}, 3), np.uint8));"
+            "assert not {'torch', 'openvino_telemetry'} & set(sys.modules)"
+        )
+        home = {"HOME": str(tmp_path), "CI": "", "XDG_CACHE_HOME": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | home)
+        assert not (tmp_path / "intel").exists()
+
+
+def test_openvino_that_is_not_installed_is_named_with_its_command(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(DeviceError) as info:
+        OpenVinoPredictor(onnx_file)
+    assert str(info.value).startswith("the runtime openvino is not installed (")
+    assert str(info.value).endswith("; pip install 'kd-toolkit[openvino]', or leave openvino out of bench.runtimes")
+    assert module.TELEMETRY not in sys.modules
+
+
 class TestTorch:
     def test_missing_weights(self, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match="there is no weights file"):
             TorchPredictor(tmp_path / "student.safetensors")
+
+    def test_half_precision_is_near_and_not_the_same(self, weights: Path) -> None:
+        whole, half = TorchPredictor(weights), open_predictor("torch", weights, "cpu", 1, "fp16")
+        assert half.logits(images(5)).dtype == np.float32
+        np.testing.assert_allclose(half.logits(images(5)), whole.logits(images(5)), rtol=0, atol=2e-2)
+        assert not np.array_equal(half.logits(images(5)), whole.logits(images(5)))
+
+    def test_a_compiler_that_fails_is_told_in_one_line(self, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from torch._dynamo.exc import TorchDynamoException
+
+        def fail(_: torch.Tensor) -> torch.Tensor:
+            raise TorchDynamoException("backend='inductor' raised:\nInvalidCxxCompiler: none found\n\nSet TORCHDYNAMO")
+
+        monkeypatch.setattr(torch, "compile", lambda _: fail)
+        with pytest.raises(DeviceError) as info:
+            CompiledPredictor(weights)
+        assert str(info.value) == (
+            "torch.compile cannot compile student.safetensors for cpu: backend='inductor' raised: InvalidCxxCompiler:"
+            " none found; it needs a C++ compiler on the CPU and Triton on a GPU; or leave torch.compile out of"
+            " bench.runtimes"
+        )
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+    def test_compiled_it_answers_the_same(self, weights: Path) -> None:
+        compiled = open_predictor("torch.compile", weights, "cpu", 1)
+        assert (compiled.runtime, compiled.provider, compiled.classes) == ("torch.compile", "cpu", CLASSES)
+        for count in (1, 7, 3):
+            expected = TorchPredictor(weights).logits(images(count))
+            np.testing.assert_allclose(compiled.logits(images(count)), expected, rtol=0, atol=1e-5)
+
+    @pytest.mark.slow
+    def test_without_a_compiler(self, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from torch._inductor import config
+
+        monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/c++",))
+        monkeypatch.setattr(config, "force_disable_caches", True)
+        torch._dynamo.reset()
+        with pytest.raises(DeviceError, match=r"torch\.compile cannot compile student\.safetensors for cpu: ") as info:
+            CompiledPredictor(weights)
+        assert "\n" not in str(info.value)
 
     def test_never_more_threads_than_cores(self, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = torch.get_num_threads()

@@ -193,8 +193,11 @@ def allowed(field: dict[str, Any]) -> str:
         for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
         if key in field
     ]
+    if "anyOf" in field:
+        one = next(choice for choice in field["anyOf"] if choice.get("type") != "null")
+        return f"{'three numbers' if one.get('type') == 'array' else allowed(one)}, or absent"
     kind = {"number": "number", "integer": "whole number", "boolean": "true, false", "string": "text", "array": "list"}
-    return " ".join([kind.get(field.get("type", ""), "three numbers, or absent"), ", ".join(bounds)]).strip()
+    return " ".join([kind[field["type"]], ", ".join(bounds)]).strip()
 
 
 def test_models_readme_lists_every_setting() -> None:
@@ -206,3 +209,13 @@ def test_models_readme_lists_every_setting() -> None:
         readme.write_text(text[:start] + settings_tables() + text[end:], encoding="utf-8")
     else:
         assert text[start:end] == settings_tables(), "run this test again with KD_TOOLKIT_WRITE_DOCS=1"
+
+
+def test_a_single_layer_s_name_is_told_how_to_be_a_list() -> None:
+    with pytest.raises(RecipeError, match=r'teacher_taps = "layer2" is not allowed; a list of names is wanted'):
+        Recipe().with_overrides(["distill.teacher_taps=layer2"])
+
+
+def test_a_seed_that_no_generator_takes() -> None:
+    with pytest.raises(RecipeError, match=r"distill\.seed = 9223372036854775808 is not allowed"):
+        Recipe().with_overrides([f"distill.seed={2**63}"])

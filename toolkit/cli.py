@@ -2,31 +2,51 @@
 
 import json
 import os
-import shlex
+import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated
 
 import typer
 
 from toolkit import __version__, console
 from toolkit.errors import Interrupted, ToolkitError
+from toolkit.modeldir import Precision
 from toolkit.options import (
+    BaselineOption,
+    ClientsOption,
+    CompareOption,
     DataOption,
     DeviceOption,
     ForceOption,
     JsonOption,
+    MaxDropOption,
+    MaxSlowdownOption,
     ModelDirArgument,
     OutOption,
+    PrecisionOption,
     ProviderOption,
     RecipeOption,
     ResumeOption,
+    RoleOption,
+    RuntimesOption,
+    SecondsOption,
     SeedOption,
     SeedsOption,
     SetOption,
     StrictOption,
     TensorboardOption,
+)
+from toolkit.printing import (
+    command,
+    print_end,
+    print_json,
+    print_weights,
+    print_written,
+    resume_command,
+    training_flags,
 )
 
 app = typer.Typer(
@@ -40,8 +60,11 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 an error you can mend, 2 wrong usage, 3 a gate not met.",
 )
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and SIGTERM."""
+
+RESUMABLE = ("teacher", "distill", "run")
+"""Commands that --resume goes on with."""
 
 OTHERS_WAIT_S = 5.0
 """s that an error of one of several processes is kept back, as it is most likely the main one's too."""
@@ -65,7 +88,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
     report = examine()
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         report.print_table()
     if report.has_problem:
@@ -88,7 +111,7 @@ def data(
     recipe = Recipe().with_overrides([f"data.source={json.dumps(source)}", *(overrides or [])])
     report = check_dataset(load_dataset(recipe.data))
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         report.print_table()
     if strict and report.unreadable:
@@ -125,8 +148,8 @@ def teacher(
     options = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard}
     job = open_training_job(recipe, data, out, _overrides(seed, overrides, extra), device=device, **options)
     made = make_teacher(job)
-    same = _flags(recipe, data, _overrides(seed, overrides), job.model_dir.path)
-    _print_weights("teacher", made, start, _command("distill", *same), as_json)
+    same = training_flags(recipe, data, _overrides(seed, overrides), job.model_dir.path)
+    print_weights("teacher", made, start, command("distill", *same), as_json)
 
 
 @app.command()
@@ -151,7 +174,7 @@ def distill(
     options = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, **options)
     made = distill_student(job)
-    _print_weights("student", made, start, _command("export", "--onnx", job.model_dir.path), as_json)
+    print_weights("student", made, start, command("export", "--onnx", job.model_dir.path), as_json)
 
 
 @app.command()
@@ -159,7 +182,13 @@ def export(
     model: Annotated[
         Path, typer.Argument(metavar="[MODEL_DIR]", help="A directory that distill wrote, or one weights file.")
     ] = DEFAULT_MODEL_DIR,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX files (the one format so far).")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX files in fp32.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Also in half precision.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Also in int8, calibrated on training images.")] = False,
+    max_drop: MaxDropOption = None,
+    triton: Annotated[
+        Path | None, typer.Option("--triton", metavar="DIR", help="Also fill a Triton model repository.")
+    ] = None,
     recipe: RecipeOption = None,
     data: DataOption = None,
     out: OutOption = None,
@@ -169,24 +198,31 @@ def export(
 ) -> None:
     """Write teacher and student as ONNX files and prove that they answer as the networks do."""
     if not onnx:
-        raise typer.BadParameter("say which format to write: --onnx", param_hint="--onnx")
-    from toolkit.pipeline import export_models, export_weights, open_finished_job
+        raise typer.BadParameter("say which format to write: --onnx (and --fp16, --int8 with it)", param_hint="--onnx")
+    from toolkit.pipeline import export_models, export_weights, open_finished_job, write_triton_models
 
     start = time.perf_counter()
+    settings = [*(overrides or []), *([f"export.max_drop={max_drop}"] if max_drop is not None else [])]
+    smaller: tuple[Precision, ...] = (*(("fp16",) if fp16 else ()), *(("int8",) if int8 else ()))
     if model.is_file():
-        results = [export_weights(model, recipe, data, out, overrides or [], force=force)]
-        next_command = _command("predict", results[0].path, "IMAGE")
+        results = export_weights(model, recipe, data, out, settings, smaller=smaller, force=force)
+        next_command = command("predict", results[0].path, "IMAGE")
     else:
         if out is not None:
             raise typer.BadParameter("is for a weights file; a directory is exported in place", param_hint="--out")
-        results = export_models(open_finished_job(model, recipe, data, overrides or [], device="cpu", force=force))
-        next_command = _command("bench", model)
+        job = open_finished_job(model, recipe, data, settings, device="cpu", force=force)
+        results = export_models(job, smaller)
+        next_command = command("bench", model)
+    name = results[0].path.resolve().parent.name
+    folders = write_triton_models(triton, name, results, force=force) if triton is not None else []
     if as_json:
-        _print_json([result.to_json() for result in results])
+        print_json([result.to_json() for result in results])
         return
     for result in results:
         console.out.print(result.summary(), markup=False)
-    _print_end(start, next_command)
+    for folder in folders:
+        console.out.print(f"wrote {folder}: config.pbtxt, labels.txt, 1/model.onnx", markup=False)
+    print_end(start, next_command)
 
 
 @app.command()
@@ -196,22 +232,35 @@ def bench(
     data: DataOption = None,
     device: DeviceOption = "auto",
     provider: ProviderOption = "auto",
+    runtimes: RuntimesOption = None,
+    baseline: BaselineOption = None,
+    max_slowdown: MaxSlowdownOption = None,
+    max_drop: MaxDropOption = None,
+    compare: CompareOption = None,
+    clients: ClientsOption = None,
+    seconds: SecondsOption = 10.0,
+    role: RoleOption = "student",
+    precision: PrecisionOption = "fp32",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure size, latency and accuracy of teacher and student on the test split."""
-    from toolkit.bench.report import print_table
-    from toolkit.pipeline import bench_models, open_finished_job
+    """Measure size, latency and accuracy of teacher and student on the test split.
 
-    start = time.perf_counter()
-    job = open_finished_job(model, recipe, data, overrides or [], device=device)
-    report = bench_models(job, provider)
-    if as_json:
-        _print_json(report)
-        return
-    print_table(report)
-    _print_written([job.model_dir.report_json, job.model_dir.report_markdown, job.model_dir.plot("accuracy_latency")])
-    _print_end(start, _command("demo", model))
+    With --compare, put two reports side by side; with --clients, put one ONNX file under load. Neither measures anew.
+    """
+    if sum(choice is not None for choice in (baseline, compare, clients)) > 1:
+        raise typer.BadParameter("goes alone: give one of --baseline, --compare, --clients", param_hint="--compare")
+    from toolkit.bench import commands
+
+    if compare is not None:
+        commands.compare(model, compare, as_json)
+    elif clients is not None:
+        commands.put_under_load(model, provider, clients, seconds, role, precision, as_json)
+    else:
+        names = json.dumps([name.strip() for name in runtimes.split(",")]) if runtimes else None
+        given = {"runtimes": names, "max_slowdown": max_slowdown, "max_drop": max_drop}
+        settings = [f"bench.{key}={value}" for key, value in given.items() if value is not None]
+        commands.measure(model, recipe, data, device, provider, [*(overrides or []), *settings], baseline, as_json)
 
 
 @app.command()
@@ -263,7 +312,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """The whole way: teacher, student and its control, ONNX, report."""
-    from toolkit.bench.report import print_table
+    from toolkit.bench.report import print_table, written_files
     from toolkit.pipeline import open_training_job, refuse_several_processes, run_all
 
     refuse_several_processes()
@@ -272,26 +321,25 @@ def run(
     job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, **options)
     report = run_all(job, provider)
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     print_table(report)
     directory = job.model_dir
-    _print_written(
+    print_written(
         [
             *(directory.weights(role) for role in ("teacher", "student")),
             *(directory.onnx(role) for role in ("teacher", "student")),
-            directory.report_json,
-            directory.report_markdown,
-            directory.plot("accuracy_latency"),
+            *written_files(directory),
         ]
     )
-    _print_end(start, _command("demo", directory.path))
+    print_end(start, command("demo", directory.path))
 
 
 def main() -> None:
     """Entry point: a ToolkitError is one line on stderr and its exit code; a bug keeps its traceback."""
     if os.environ.get("RANK", "0") != "0":  # one of several processes speaks for all
         console.out.quiet = console.err.quiet = True
+    signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except ToolkitError as error:
@@ -301,61 +349,19 @@ def main() -> None:
         console.say(f"error: {error}")
         sys.exit(error.exit_code)
     except Interrupted as stop:
-        console.say(f"stopped in {stop.where}, and saved; go on with: {_resume_command()}")
+        console.say(f"stopped in {stop.where}, and saved; go on with: {resume_command()}")
         sys.exit(stop.exit_code)
     except SystemExit as ending:
-        if ending.code == INTERRUPTED:
-            console.say("stopped")
+        if ending.code in (INTERRUPTED, TERMINATED):
+            resumable = sys.argv[1:2] and sys.argv[1] in RESUMABLE
+            console.say(f"stopped; go on with: {resume_command()}" if resumable else "stopped")
         raise
+
+
+def _end(signal_number: int, frame: FrameType | None) -> None:
+    """End on SIGTERM as on Ctrl-C, so that nothing half-written stays; training has a way of its own."""
+    raise SystemExit(TERMINATED)
 
 
 def _overrides(seed: int | None, overrides: list[str] | None, extra: list[str] | None = None) -> list[str]:
     return [*(extra or []), *([f"distill.seed={seed}"] if seed is not None else []), *(overrides or [])]
-
-
-def _resume_command() -> str:
-    """This very command line with --resume, under torchrun again where it was."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    program = ["toolkit"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "toolkit"]
-    return shlex.join([*program, *arguments, "--resume"])
-
-
-def _flags(recipe: str | None, data: str | None, overrides: list[str], out: Path) -> list[str | Path]:
-    """The flags that give another training stage the same recipe, data and directory."""
-    flags: list[str | Path] = []
-    for flag, values in (("--recipe", [recipe]), ("--data", [data]), ("--set", overrides), ("--out", [out])):
-        flags += [part for value in values if value is not None for part in (flag, value)]
-    return flags
-
-
-def _command(*words: str | Path) -> str:
-    """A `toolkit` command line that a shell takes as it is printed."""
-    return shlex.join(["toolkit", *map(str, words)])
-
-
-def _print_weights(role: str, made: Any, start: float, next_command: str, as_json: bool) -> None:
-    """Say what a training stage wrote: `made` is a distill.stage.Made."""
-    figures = {k: v for k, v in made.info.extra.items() if v is not None}
-    if as_json:
-        _print_json({"role": role, "path": str(made.path), "new": made.new, **figures})
-        return
-    if (accuracy := figures.get("valid_accuracy")) is not None:
-        console.out.print(f"{role}: validation accuracy {accuracy:.4f}", markup=False)
-    _print_written([made.path])
-    _print_end(start, next_command)
-
-
-def _print_written(paths: list[Path]) -> None:
-    for path in paths:
-        console.out.print(f"wrote {path} ({console.size(path.stat().st_size)})", markup=False)
-
-
-def _print_end(start: float, next_command: str) -> None:
-    console.out.print(f"took {console.duration(time.perf_counter() - start)}; next: {next_command}", markup=False)
-
-
-def _print_json(value: Any) -> None:
-    if console.out.quiet:
-        return
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from toolkit import console
+from toolkit.activity import clock_mhz, load_1m, other_load_cores
 from toolkit.cgroups import ROOT
 from toolkit.cgroups import available_cores as available_cores
 from toolkit.cgroups import memory_bytes as memory_bytes
@@ -34,8 +35,8 @@ PROVIDERS = {
 """Short name → onnxruntime's name."""
 
 PACKAGES = (
-    "torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "numpy", "pillow", "pydantic",
-    "safetensors", "torchmetrics", "gradio", "typer", "rich", "matplotlib",
+    "torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "onnxscript", "numpy", "pillow",
+    "pydantic", "safetensors", "torchmetrics", "gradio", "typer", "rich", "matplotlib",
 )  # fmt: skip
 """Distributions whose versions decide what a run does."""
 
@@ -169,7 +170,11 @@ def visible_gpus(root: Path = ROOT) -> list[str]:
 
 
 def describe_hardware() -> dict[str, object]:
-    """What a report says about the machine: cpu, cores, memory_gib, gpu and driver (None where there is no GPU)."""
+    """What a report says about the machine: cpu, cores, memory_gib, gpu and driver (None where there is no GPU).
+
+    And what it is doing at this moment, None where it does not tell: clock_mhz, load_1m (the load average, this
+    process's own work included) and other_load_cores (how many cores other processes keep busy).
+    """
     gpus = visible_gpus()
     drivers = _ask_nvidia_smi("driver_version")
     return {
@@ -178,6 +183,9 @@ def describe_hardware() -> dict[str, object]:
         "memory_gib": round(memory_bytes() / GIB, 1),
         "gpu": ", ".join(gpus) or None,
         "driver": drivers[0].strip() if drivers else None,
+        "clock_mhz": clock_mhz(),
+        "load_1m": load_1m(),
+        "other_load_cores": other_load_cores(),
     }
 
 
@@ -227,7 +235,7 @@ def _convolve_on(provider: str) -> None:
     options.intra_op_num_threads = 1
     if provider != PROVIDERS["cpu"]:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    session = onnxruntime.InferenceSession(_tiny_model(), options, providers=[provider], enable_fallback=0)
+    session = onnxruntime.InferenceSession(tiny_model(), options, providers=[provider], enable_fallback=0)
     if session.get_providers()[0] != provider:
         raise RuntimeError(f"onnxruntime put {session.get_providers()[0]} in its place")
     (averages,) = session.run(None, {"image": np.ones((1, 1, 4, 4), np.float32)})
@@ -235,7 +243,8 @@ def _convolve_on(provider: str) -> None:
         raise RuntimeError("a small convolution came out wrong")
 
 
-def _tiny_model() -> bytes:
+def tiny_model() -> bytes:
+    """An ONNX file of one 3×3 convolution: `image` (1, 1, 4, 4) → `averages` (1, 1, 2, 2), float32."""
     from onnx import TensorProto, helper
 
     kernel = helper.make_tensor("kernel", TensorProto.FLOAT, [1, 1, 3, 3], [1 / 9] * 9)

@@ -67,6 +67,11 @@ class ModelDir:
     def report_markdown(self) -> Path:
         return self.path / "report.md"
 
+    @property
+    def card(self) -> Path:
+        """The model card that bench writes."""
+        return self.path / "README.md"
+
     def plot(self, name: str) -> Path:
         return self.path / f"{name}.png"
 
@@ -77,7 +82,7 @@ class ModelDir:
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
-            raise _unwritable(self.path, error) from None
+            raise unwritable(self.path, error) from None
 
     def require(self, artifact: Path) -> Path:
         """`artifact` if it is there; else an ArtifactError naming the command that makes it."""
@@ -115,7 +120,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename is not None and Path(str(error.filename)).parent not in {path.parent, *path.parents}:
             raise
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -127,7 +132,8 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unwritable(path: Path, error: OSError) -> ArtifactError:
+def unwritable(path: Path, error: OSError) -> ArtifactError:
+    """The error to raise where `path` could not be written."""
     in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
     reason = "a file lies where a folder should be" if in_the_way else error.strerror or str(error)
     return ArtifactError(f"cannot write {path}: {reason}", "give --out a directory you may write to, with space left")

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from toolkit.modeldir import Precision, Role
+
 RecipeOption = Annotated[
     str | None,
     typer.Option("--recipe", metavar="FILE", help="A recipe.toml, or fashion-mnist, food11, food11-fast."),
@@ -33,5 +35,31 @@ SeedsOption = Annotated[
     int,
     typer.Option("--seeds", min=1, max=100, help="Train student and control from N seeds, for mean ± deviation."),
 ]
+MaxDropOption = Annotated[
+    float | None,
+    typer.Option("--max-drop", min=0, max=1, metavar="D", help="Top-1 accuracy that may be lost (0.01 is one point)."),
+]
+MaxSlowdownOption = Annotated[
+    float | None, typer.Option("--max-slowdown", min=1, metavar="R", help="How many times as slow a row may be.")
+]
+RuntimesOption = Annotated[
+    str | None,
+    typer.Option("--runtimes", metavar="NAMES", help="Of torch, torch.compile, onnxruntime, openvino: a,b,c."),
+]
+BaselineOption = Annotated[
+    Path | None,
+    typer.Option("--baseline", metavar="REPORT", help="Exit 3 where a row is worse than in this report.json."),
+]
+CompareOption = Annotated[
+    Path | None, typer.Option("--compare", metavar="OTHER_DIR", help="Put two directories' reports side by side.")
+]
+ClientsOption = Annotated[
+    int | None, typer.Option("--clients", min=1, max=1024, metavar="N", help="Drive one ONNX file from N threads.")
+]
+SecondsOption = Annotated[
+    float, typer.Option("--seconds", min=0.1, max=3600, metavar="S", help="With --clients: for how long.")
+]
+RoleOption = Annotated[Role, typer.Option("--model", help="With --clients: whose file.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="With --clients: in which precision.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
 ModelDirArgument = Annotated[Path, typer.Argument(metavar="[MODEL_DIR]", help="A directory that distill wrote.")]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit import console
 from toolkit.errors import DeviceError, RecipeError
-from toolkit.modeldir import ModelDir
+from toolkit.modeldir import ModelDir, Precision
 from toolkit.recipe import DEFAULT_RECIPE, Recipe, builtin_names, load_builtin
 
 if TYPE_CHECKING:
     from toolkit.data.pixels import Pixels
     from toolkit.data.sources import Dataset
     from toolkit.distill.stage import Images, Made, Options
-    from toolkit.export.export import ExportResult
+    from toolkit.export.export import ExportResult, Wanted
 
 MODELS = Path("models")
 """Where model directories lie, seen from where the command is run."""
@@ -175,10 +175,11 @@ def distill_student(job: Job, *, control: bool = False) -> "Made":
     return made
 
 
-def export_models(job: Job) -> "list[ExportResult]":
+def export_models(job: Job, smaller: tuple[Precision, ...] = ()) -> "list[ExportResult]":
+    """Teacher and student as fp32 ONNX files and in the `smaller` precisions, each proven."""
     from toolkit.export.export import export_model_dir
 
-    return export_model_dir(job.model_dir, job.recipe, job.valid_pixels, force=job.force)
+    return export_model_dir(job.model_dir, _wanted(job, smaller, with_images=True))
 
 
 def export_weights(
@@ -188,8 +189,9 @@ def export_weights(
     out: Path | None,
     overrides: list[str],
     *,
+    smaller: tuple[Precision, ...] = (),
     force: bool = False,
-) -> "ExportResult":
+) -> "list[ExportResult]":
     """Export one weights file; --data gives a bare one its class names, and images to check its accuracy on.
 
     A bare state dict without a recipe is taken for the notebook's: what is published beside it has its settings.
@@ -206,8 +208,25 @@ def export_weights(
     directory = ModelDir(out or weights.parent)
     directory.make()
     job = Job(_with_source(recipe, data).with_overrides(overrides), directory, "cpu", force)
-    known = (job.dataset.classes, job.valid_pixels) if data else (None, None)
-    return export_weights_file(weights, directory.path, job.recipe, *known, force=force)
+    classes = job.dataset.classes if data else None
+    return export_weights_file(weights, directory.path, _wanted(job, smaller, with_images=bool(data)), classes)
+
+
+def write_triton_models(repository: Path, prefix: str, results: "list[ExportResult]", *, force: bool) -> list[Path]:
+    """Put every exported file into a Triton model repository, as `<prefix>_<role>[_<precision>]`."""
+    from toolkit.export.triton import write_triton_model
+
+    return [
+        write_triton_model(repository, f"{prefix}_{result.path.stem}", result.path, force=force) for result in results
+    ]
+
+
+def _wanted(job: Job, smaller: tuple[Precision, ...], *, with_images: bool) -> "Wanted":
+    from toolkit.export.export import Wanted
+
+    valid = job.valid_pixels if with_images else None
+    train = job.train_pixels if with_images and "int8" in smaller else None
+    return Wanted(job.recipe, valid, train, smaller, job.force)
 
 
 def bench_models(job: Job, provider: str = "auto") -> dict[str, Any]:

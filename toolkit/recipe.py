@@ -36,6 +36,11 @@ Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one-cycle"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
+Runtime = Literal["torch", "torch.compile", "onnxruntime", "openvino"]
+
+Calibration = Literal["minmax", "entropy", "percentile"]
+"""All that occurred; what loses least information (by KL); the central 99.999 %."""
+
 LogitMethod = Literal["kd", "dkd", "dist", "hard"]
 FeatureMethod = Literal["fitnets", "attention", "similarity"]
 LOGIT_METHODS: tuple[LogitMethod, ...] = get_args(LogitMethod)
@@ -142,7 +147,14 @@ class DistillRecipe(TrainingRecipe):
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
         "off", description="torch.compile's mode in both training stages; reduce-overhead uses CUDA graphs"
     )
-    seed: int = Field(0, ge=0, description="seeds weights, order and views of both training stages")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seeds weights, order and views of both training stages")
+
+    @field_validator("teacher_taps", "student_taps", mode="before")
+    @classmethod
+    def _a_list(cls, names: Any) -> Any:
+        if isinstance(names, str):
+            raise ValueError(f'a list of names is wanted: ["{names}"]')
+        return names
 
     @field_validator("method")
     @classmethod
@@ -189,14 +201,20 @@ def check_method(method: str) -> None:
 
 
 class ExportRecipe(Section):
-    """`[export]`: the ONNX file and the bounds of its proof."""
+    """`[export]`: the ONNX files and the bounds of their proofs."""
 
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
     license: str = Field("", description="written into the file's metadata where given")
-    max_logit_difference: float = Field(1e-3, gt=0, description="of any logit of the file from torch's")
+    images: int = Field(1000, ge=1, description="validation images a proof runs on, at most")
+    max_logit_difference: float = Field(1e-3, gt=0, description="of any logit of the fp32 file from torch's")
     min_agreement: float = Field(0.999, ge=0, le=1, description="least share of images with one answer")
-    max_accuracy_drop: float = Field(0.001, ge=0, le=1, description="top-1 accuracy the file may lose")
-    images: int = Field(512, ge=1, description="validation images the proof runs on, at most")
+    max_accuracy_drop: float = Field(0.001, ge=0, le=1, description="top-1 accuracy the fp32 file may lose")
+    fp16_max_logit_difference: float = Field(0.1, gt=0, description="of any logit of the fp16 file from torch's")
+    fp16_min_agreement: float = Field(0.99, ge=0, le=1, description="least share of images with one answer")
+    fp16_max_accuracy_drop: float = Field(0.005, ge=0, le=1, description="top-1 accuracy the fp16 file may lose")
+    max_drop: float = Field(0.01, ge=0, le=1, description="top-1 accuracy the int8 file may lose to the fp32 file")
+    calibration: Calibration = Field("minmax", description="how int8 finds the range of a layer's activations")
+    calibration_images: int = Field(128, ge=1, le=10_000, description="training images those ranges are found on")
 
 
 class BenchRecipe(Section):
@@ -208,6 +226,16 @@ class BenchRecipe(Section):
     )
     samples: int = Field(100, ge=10, le=100_000, description="timed runs of batch 1 for each row")
     seconds: float = Field(10.0, gt=0, le=3600, description="s; most time spent on timing one row at one batch size")
+    runtimes: Annotated[tuple[Runtime, ...], Field(strict=False, min_length=1)] = Field(
+        ("torch", "onnxruntime"),
+        description="torch, onnxruntime, torch.compile (takes a minute a model), openvino (an extra package)",
+    )
+    max_drop: float = Field(
+        0.01, ge=0, le=1, description="top-1 accuracy that what ships may lose to the teacher, a row to its baseline"
+    )
+    max_slowdown: float = Field(
+        1.2, ge=1, le=100, description="how many times as slow (p50 of one image) a row may be as in its baseline"
+    )
 
 
 class Recipe(Section):

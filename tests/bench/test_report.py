@@ -14,10 +14,13 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from tiny_onnx import COLOURS, save_colour_model
 from torch import nn
 
+from toolkit import console
 from toolkit.bench import report as report_module
-from toolkit.bench import timing
-from toolkit.bench.comparison import compare_with_teacher, describe_difference, find_contradictions, judge
-from toolkit.bench.report import print_table, run_bench
+from toolkit.bench import speed, timing
+from toolkit.bench.card import MADE_BY
+from toolkit.bench.comparison import compare_with_teacher, describe_difference, find_contradictions
+from toolkit.bench.probe import FirstUse
+from toolkit.bench.report import print_table, run_bench, written_files
 from toolkit.bench.rows import Row, choose_images, open_rows
 from toolkit.bench.table import render_markdown
 from toolkit.data.dataset import Dataset, Images
@@ -51,6 +54,9 @@ class Hardware(Strict):
     memory_gib: Positive
     gpu: str | None
     driver: str | None
+    clock_mhz: Annotated[int, Field(ge=1)] | None
+    load_1m: Annotated[float, Field(ge=0)] | None
+    other_load_cores: Annotated[float, Field(ge=0)] | None
 
 
 class DatasetPart(Strict):
@@ -67,6 +73,22 @@ class LatencyPart(Strict):
     mean: Positive
     std: Annotated[float, Field(ge=0)]
     n: Annotated[int, Field(ge=1)]
+    round_p50_min: Positive
+    round_p50_max: Positive
+
+
+class DurationPart(Strict):
+    p50: Positive
+    p95: Positive
+    n: Annotated[int, Field(ge=1)]
+
+
+class ClassPart(Strict):
+    name: str
+    images: Count
+    teacher_recall: Fraction | None
+    student_recall: Fraction | None
+    recall_difference: Annotated[float, Field(ge=-1, le=1)] | None
 
 
 class VsTeacher(Strict):
@@ -78,8 +100,9 @@ class VsTeacher(Strict):
 class RowPart(Strict):
     model: Literal["teacher", "student", "control"]
     precision: Literal["fp32", "fp16", "int8"]
-    runtime: Literal["torch", "onnxruntime"]
+    runtime: Literal["torch", "torch.compile", "onnxruntime", "openvino"]
     provider: str
+    threads: Annotated[int, Field(ge=1)]
     params: Count
     macs: Count
     size_bytes: Count
@@ -90,6 +113,8 @@ class RowPart(Strict):
     teacher_agreement: Fraction
     latency_ms: LatencyPart
     throughput_img_s: dict[Annotated[str, Field(pattern=r"^[1-9]\d*$")], Positive]
+    end_to_end_ms: DurationPart | None
+    first_call_ms: Positive
     peak_memory_mib: Positive | None
     vs_teacher: VsTeacher | None = None
 
@@ -123,6 +148,8 @@ class Report(Strict):
     dataset: DatasetPart
     recipe: dict[str, Any]
     rows: Annotated[list[RowPart], Field(min_length=4)]
+    preprocess_ms: DurationPart
+    classes: list[ClassPart]
     distillation: Distillation
     verdict: Annotated[str, Field(min_length=20)]
     warnings: list[str]
@@ -136,6 +163,7 @@ class FakePredictor:
 
     classes = COLOURS
     preprocess = PREPROCESS
+    threads = 1
 
     def __init__(self, runtime: str, wrong_every: int) -> None:
         self.runtime = runtime
@@ -188,6 +216,7 @@ class Bench:
     def run(self, wrong_every: dict[tuple[str, str], int] = FOUR, recipe: Recipe = RECIPE) -> dict[str, Any]:
         rows = make_rows(self.folder, wrong_every)
         self.monkeypatch.setattr(report_module, "open_rows", lambda *args: rows)
+        self.monkeypatch.setattr(speed, "measure_first_use", lambda row, batch_size: FirstUse(7.5, batch_size + 0.5))
         dataset, pixels = make_data()
         return run_bench(ModelDir(self.folder), recipe, pixels, dataset, device="cpu", provider="cpu")
 
@@ -195,6 +224,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(timing, "SETTLE_MS", 0.0)
+    monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [])
     return Bench(tmp_path, monkeypatch)
 
 
@@ -224,6 +254,49 @@ def test_figures_of_the_rows(bench: Bench) -> None:
     ratio = teacher["latency_ms"]["p50"] / student["latency_ms"]["p50"]
     assert student["vs_teacher"]["times_faster"] == pytest.approx(ratio)
     assert "vs_teacher" not in teacher
+    assert (student["first_call_ms"], student["peak_memory_mib"], student["threads"]) == (7.5, 4.5, 1)
+
+
+def test_whole_answers_are_timed_for_files_that_serve(bench: Bench) -> None:
+    report = bench.run()
+    for row in report["rows"]:
+        assert (row["end_to_end_ms"] is not None) == (row["runtime"] == "onnxruntime")
+    served = report["rows"][1]
+    assert served["end_to_end_ms"]["p50"] > report["preprocess_ms"]["p50"] > 0
+
+
+def test_classes_are_those_of_the_teacher_and_of_what_ships(bench: Bench) -> None:
+    classes = bench.run(FOUR | {("student", "torch"): 2})["classes"]
+    numbers, labels = np.arange(60), np.arange(60) % 3
+    assert [one["name"] for one in classes] == list(COLOURS)
+    for label, one in enumerate(classes):
+        own = labels == label
+        assert one["images"] == 20
+        assert one["teacher_recall"] == pytest.approx(np.mean(numbers[own] % 10 != 0))
+        assert one["student_recall"] == pytest.approx(np.mean(numbers[own] % 4 != 0))  # the ONNX file's, not torch's
+
+
+def test_noise_is_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [f"{hardware['cores']} are busy"])
+    (warning,) = bench.run()["warnings"]
+    assert f"careful: {warning}" in capsys.readouterr().err
+
+
+def test_all_that_is_promised_is_written(bench: Bench) -> None:
+    bench.run()
+    assert all(path.stat().st_size > 0 for path in written_files(ModelDir(bench.folder)))
+
+
+def test_a_readme_of_somebody_s_own_stays(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    card = bench.folder / "README.md"
+    card.write_text("my notes")
+    bench.run()
+    assert card.read_text() == "my notes"
+    assert "was not written by toolkit bench and stays as it is" in capsys.readouterr().err
+    card.unlink()
+    for _ in range(2):
+        bench.run()
+        assert MADE_BY in card.read_text(encoding="utf-8")
 
 
 def test_the_distillation_section_passes_on_what_the_student_tells(bench: Bench) -> None:
@@ -294,7 +367,18 @@ def test_the_table_fits_80_columns_and_ends_in_the_verdict(bench: Bench, capsys:
     assert "90.00" in table[0]
     assert "75.00" in table[2]
     assert "5.0 times smaller" in out
+    assert "Classes that lose most: " in out
     assert lines[-1] == report["verdict"]
+
+
+def test_a_wide_terminal_shows_every_column(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    report = bench.run()
+    capsys.readouterr()
+    bench.monkeypatch.setattr(console.out, "_width", 240)
+    print_table(report)
+    heading = next(line for line in capsys.readouterr().out.splitlines() if "params" in line)
+    for name in ("MACs", "top-5 %", "F1", "ECE", "p99 ms", "whole ms", "first ms", "MiB", "img/s 1", "img/s 4"):
+        assert name in heading
 
 
 def test_the_markdown_is_complete(bench: Bench) -> None:
@@ -303,16 +387,21 @@ def test_the_markdown_is_complete(bench: Bench) -> None:
     assert text == render_markdown(report)
     assert report["verdict"] in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables[:6]} == {10}
-    assert len({line.count("|") for line in tables[6:]}) == 1
-    assert len(tables) == 2 * (4 + 2)
-    assert "![Accuracy against latency](accuracy_latency.png)" in text
+    for heading, rows in (
+        ("| model | runtime | provider | top-1", 4),
+        ("| class |", 3),
+        ("| model | runtime | threads", 4),
+    ):
+        at = next(i for i, line in enumerate(tables) if line.startswith(heading))
+        assert len({line.count("|") for line in tables[at : at + rows + 2]}) == 1
+    for name in ("accuracy_latency", "reliability", "confusion_difference"):
+        assert f"]({name}.png)" in text
 
 
 def test_the_plot_is_a_picture_with_ink_of_both_models(bench: Bench) -> None:
     bench.run()
     with Image.open(bench.folder / "accuracy_latency.png") as picture:
-        assert picture.size == (1280, 800)
+        assert picture.width >= 1000
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
     bluish, reddish = pixels[:, 2] - pixels[:, 0], pixels[:, 0] - pixels[:, 2]
     assert (bluish > 40).sum() > 1000
@@ -342,12 +431,10 @@ def row_of(model: str, size: int, p50: float, accuracy: float, runtime: str = "o
         (100_000, 0.1, 0.92, "448 times smaller, 123 times faster and as accurate"),
     ],
 )
-def test_the_verdict(size: int, p50: float, accuracy: float, told: str) -> None:
+def test_a_difference_in_words(size: int, p50: float, accuracy: float, told: str) -> None:
     rows = [row_of("teacher", 44_800_000, 12.3, 0.92), row_of("student", size, p50, accuracy)]
     compare_with_teacher(rows)
     assert describe_difference(rows[1]) == told
-    expected = f"Against the teacher (onnxruntime, batch 1), the student is {told} on 10,000 test images."
-    assert judge(rows, 10_000) == expected
 
 
 def test_each_row_is_compared_in_its_own_runtime() -> None:
@@ -360,7 +447,6 @@ def test_each_row_is_compared_in_its_own_runtime() -> None:
     compare_with_teacher(rows)
     assert rows[2]["vs_teacher"]["times_faster"] == 4.0
     assert rows[3]["vs_teacher"]["times_faster"] == 2.0
-    assert judge(rows, 10).startswith("Against the teacher (onnxruntime")
 
 
 def test_a_small_difference_between_runtimes_is_no_contradiction() -> None:

@@ -32,6 +32,7 @@ class FakePredictor:
     preprocess = Preprocess(image_size=2, resize=0, mean=(0, 0, 0), std=(1, 1, 1))
     runtime = "fake"
     provider = "none"
+    threads = 1
 
     def __init__(self, name: str, clock: FakeClock, cost_ms: Callable[[int, int], float], log: list[str]) -> None:
         self.name, self.clock, self.cost_ms, self.log = name, clock, cost_ms, log
@@ -49,8 +50,8 @@ def test_latency_and_throughput_are_what_the_predictor_takes() -> None:
     fast = FakePredictor("fast", clock, lambda run, size: 1.0 + size, log)
     slow = FakePredictor("slow", clock, lambda run, size: 10.0 * size, log)
     quick, tardy = time_rows([fast, slow], IMAGES, 100, 60, (1, 32), clock=clock, min_seconds=0)
-    assert quick.latency_ms == Latency(p50=2.0, p95=2.0, p99=2.0, mean=2.0, std=0.0, n=100)
-    assert tardy.latency_ms == Latency(p50=10.0, p95=10.0, p99=10.0, mean=10.0, std=0.0, n=100)
+    assert quick.latency_ms == Latency(2.0, 2.0, 2.0, 2.0, std=0.0, n=100, round_p50_min=2.0, round_p50_max=2.0)
+    assert tardy.latency_ms == Latency(10.0, 10.0, 10.0, 10.0, 0.0, n=100, round_p50_min=10.0, round_p50_max=10.0)
     assert quick.throughput_img_s == pytest.approx({"1": 1000 / 2, "32": 32_000 / 33})
     assert tardy.throughput_img_s == pytest.approx({"1": 100.0, "32": 100.0})
 
@@ -59,6 +60,13 @@ def test_slow_first_runs_are_warm_up_and_do_not_count() -> None:
     clock = FakeClock()
     slow_start = FakePredictor("a", clock, lambda run, size: max(1.0, 500 / 2**run), [])
     (timed,) = time_rows([slow_start], IMAGES, 100, 60, (1,), clock=clock, min_seconds=0)
+    assert timed.latency_ms.p99 == 1.0
+
+
+def test_a_first_run_that_compiles_does_not_use_up_the_warm_up() -> None:
+    clock = FakeClock()
+    compiled = FakePredictor("a", clock, lambda run, size: 60_000.0 if run == 0 else max(1.0, 40.0 - run), [])
+    (timed,) = time_rows([compiled], IMAGES, 100, 60, (1,), clock=clock, min_seconds=0)
     assert timed.latency_ms.p99 == 1.0
 
 
@@ -83,6 +91,19 @@ def test_rows_take_turns_so_that_drift_hits_all_alike() -> None:
     warm_up, turns = "abc", "cba".join(["abc"] * (timing.ROUNDS // 2)) + "cba"
     squeezed = "".join(name for name, before in zip(log, [None, *log], strict=False) if name != before)
     assert squeezed == warm_up + turns.replace("aa", "a").replace("cc", "c")
+
+
+def test_the_spread_of_the_rounds_is_told() -> None:
+    clock = FakeClock()
+    drifting = FakePredictor("a", clock, lambda run, size: 1.0 + clock.now_ns / 1e9, [])
+    (timed,) = time_rows([drifting], IMAGES, 600, 60, (1,), clock=clock, min_seconds=0)
+    latency = timed.latency_ms
+    assert latency.round_p50_min < latency.p50 < latency.round_p50_max
+    # the clock's ms grow by a factor e in a second: 1 → 1 + s; six rounds of 100 runs each
+    assert latency.round_p50_max / latency.round_p50_min == pytest.approx(np.exp(0.001 * 100 * 5), rel=0.05)
+    steady = FakePredictor("a", clock, lambda run, size: 3.0, [])
+    (timed,) = time_rows([steady], IMAGES, 100, 60, (1,), clock=clock, min_seconds=0)
+    assert timed.latency_ms.round_p50_min == timed.latency_ms.round_p50_max == 3.0
 
 
 def test_every_turn_starts_with_untimed_runs() -> None:
@@ -169,11 +190,12 @@ def test_progress_is_told_every_turn() -> None:
 
 
 def test_percentiles_against_numpy_and_by_hand() -> None:
-    latency = Latency.of([1_000_000, 2_000_000, 3_000_000, 4_000_000, 5_000_000])
+    latency = Latency.of([[5_000_000, 1_000_000], [2_000_000], [3_000_000, 4_000_000]])
     assert (latency.p50, latency.mean, latency.n) == (3.0, 3.0, 5)
     assert latency.p95 == pytest.approx(4.8)  # 1 + 0.95 · 4 steps of 1 ms
     assert latency.p99 == pytest.approx(4.96)
     assert latency.std == pytest.approx(2**0.5)
+    assert (latency.round_p50_min, latency.round_p50_max) == (2.0, 3.5)
 
 
 def test_the_real_clock_is_in_nanoseconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,3 +185,26 @@ def test_the_work_is_that_of_all_epochs_or_of_the_stored_views(choose: Chooser) 
 
     assert work(epochs=10) == pytest.approx(360)
     assert work(epochs=10, teacher_views=2) == pytest.approx(72)
+
+
+def test_processes_agree_on_whether_int8_is_worth_a_try(choose: Chooser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a clock of its own: the main one's counts, or one would wait for the other for ever."""
+    monkeypatch.setattr(quantized.distributed, "agree", lambda value: False)
+    monkeypatch.setattr(quantized, "QuantizedClassifier", never)
+    assert choose() == (choose.teacher, "bf16")
+
+
+def test_auto_stays_in_float_where_int8_cannot_be_made(
+    choose: Chooser, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no such operator\nand much more")
+
+    monkeypatch.setattr(quantized, "QuantizedClassifier", fail)
+    assert choose() == (choose.teacher, "bf16")
+    assert "answers in float, as it cannot be had in int8: no such operator\n" in capsys.readouterr().err
+
+
+def test_the_distance_of_a_wanted_int8_is_told(choose: Chooser, capsys: pytest.CaptureFixture[str]) -> None:
+    choose(teacher_precision="int8")
+    assert "teacher in int8: its probabilities are " in capsys.readouterr().err

@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -493,3 +494,27 @@ def test_a_state_whose_result_is_there_already_goes(
     (tmp_path / "checkpoint.pt").write_bytes(state)
     assert "is up to date" in toolkit.run(*command)
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_cleaned_up(tmp_path: Path) -> None:
+    checkpoint = make_records(tmp_path).checkpoint
+    checkpoint.save({"epoch": 0})
+    (tmp_path / f".{checkpoint.path.name}.x1y2.pt").write_bytes(b"half a state")
+    checkpoint.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_while_a_checkpoint_is_written_is_one_line(tmp_path: Path) -> None:
+    """A limit on the size of files is what a full disk is to the writer."""
+    checkpoint = make_records(tmp_path).checkpoint
+    checkpoint.save({"epoch": 0})
+    before = checkpoint.path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(ArtifactError, match=r"cannot write .*checkpoint\.pt: File too large"):
+            checkpoint.save({"epoch": 1, "weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoint.path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [checkpoint.path]

@@ -1,17 +1,21 @@
 """What every training stage refuses before it begins."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from distill_samples import load_splits
+from torch import nn
 
 from toolkit.data.sources import load_dataset
 from toolkit.distill import distributed
 from toolkit.distill.stage import Images, Options
-from toolkit.distill.student import train_control
+from toolkit.distill.student import _require_same_size, train_control
 from toolkit.distill.teacher import make_teacher
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.modeldir import ModelDir
+from toolkit.networks.classifier import Classifier
 from toolkit.recipe import Recipe
 
 SMALL = ["data.image_size=32", "data.resize=0", "teacher.architecture=depthwise", "student.base=4", "distill.epochs=4"]
@@ -45,3 +49,27 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(
     message = "2 images a step cannot be shared out to 3 processes; use a larger distill.batch_size or fewer processes"
     with pytest.raises(TrainingError, match=message):
         train_control(recipe, ModelDir(tmp_path), images, Options())
+
+
+class Picky(nn.Module):
+    """Takes images of 64 px only."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.shape[-1] != 64:
+            raise RuntimeError("Output size is too small\nand more")
+        return images.mean((2, 3))
+
+
+def test_a_teacher_that_cannot_take_the_images_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = Classifier(Picky(), (0.5,) * 3, (0.5,) * 3)
+    info = SimpleNamespace(preprocess=SimpleNamespace(image_size=64))
+    _require_same_size(teacher, info, 64, "teacher.safetensors")  # type: ignore[arg-type]
+    told = (
+        r"teacher\.safetensors, trained at 64 px, cannot take images of 32 px \(data\.image_size\): Output size is too"
+    )
+    with pytest.raises(RecipeError, match=told):
+        _require_same_size(teacher, info, 32, "teacher.safetensors")  # type: ignore[arg-type]
+    easy = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (0.5,) * 3, (0.5,) * 3)
+    assert capsys.readouterr().err == ""
+    _require_same_size(easy, info, 32, "teacher.safetensors")  # type: ignore[arg-type]
+    assert "careful: teacher.safetensors was trained at 64 px and teaches at 32 px" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from toolkit.data.batches import TrainingViews
 from toolkit.distill import teaching
-from toolkit.distill.teaching import LiveTeacher, StoredTeacher, open_store
+from toolkit.distill.teaching import LiveTeacher, StoredTeacher, find_stored, open_store
 from toolkit.errors import DataError
 from toolkit.recipe import DataRecipe
 
@@ -176,3 +176,13 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     ):
         store(splits)
     assert list(cache.iterdir()) == []
+
+
+def test_a_store_is_found_in_whichever_arithmetic_it_was_filled(splits: Splits) -> None:
+    views = make_views(splits[0], seed=77)
+    key = ("teacher 77", "data", views, splits[1], 2)
+    assert find_stored(*key, ("bf16", "fp32")) is None
+    open_store(make_student(seed=5), *key, "fp32")
+    assert find_stored(*key, ("bf16", "fp32")) == "fp32"
+    assert find_stored(*key, ("bf16",)) is None
+    assert find_stored(*key[:4], 3, ("fp32",)) is None

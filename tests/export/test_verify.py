@@ -13,7 +13,10 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from toolkit.errors import GateError
-from toolkit.export.verify import ODD_BATCH, Samples, choose_samples, draw_images, prove_file
+from toolkit.export.replay import Replay
+from toolkit.export.samples import Samples, choose_samples, draw_images
+from toolkit.export.verify import ODD_BATCH, Bounds, Proof, prove_file, refer_to_network
+from toolkit.modeldir import Precision
 from toolkit.networks.classifier import Classifier
 from toolkit.recipe import ExportRecipe
 
@@ -59,21 +62,33 @@ def samples(labels: np.ndarray | None = None) -> Samples:
     return drawn if labels is None else replace(drawn, labels=labels)
 
 
+def prove(path: Path, chosen: Samples, precision: Precision = "fp32", **bounds: float) -> Proof:
+    reference = refer_to_network(classifier(), chosen)
+    return prove_file(path, "means.onnx", reference, chosen, Bounds.of(ExportRecipe(**bounds), precision))[0]
+
+
 def true_logits() -> np.ndarray:
     return draw_images(COUNT, SIDE).astype(np.float64).mean(axis=(1, 2)) / 255
 
 
 def test_a_faithful_file(write: MeanColours) -> None:
-    proof = prove_file(write(), "means.onnx", classifier(), samples(true_logits().argmax(1)), ExportRecipe())
+    proof = prove(write(), samples(true_logits().argmax(1)))
     assert proof.images == COUNT
     assert proof.max_logit_difference < 1e-6
-    assert (proof.agreement, proof.accuracy_torch, proof.accuracy_onnx) == (1.0, 1.0, 1.0)
-    assert prove_file(write(), "means.onnx", classifier(), samples(), ExportRecipe()).accuracy_torch is None
+    assert (proof.agreement, proof.accuracy_reference, proof.accuracy_onnx) == (1.0, 1.0, 1.0)
+    assert prove(write(), samples()).accuracy_reference is None
+
+
+def test_the_logits_are_the_files(write: MeanColours) -> None:
+    chosen = samples()
+    bounds = Bounds.of(ExportRecipe(), "fp32")
+    _, logits = prove_file(write(scale=1.0005), "means.onnx", refer_to_network(classifier(), chosen), chosen, bounds)
+    np.testing.assert_allclose(logits, 1.0005 * true_logits(), rtol=1e-5)
 
 
 def test_the_difference_is_the_largest_one(write: MeanColours) -> None:
     """Scaled by 1.0005, each logit is off by 0.0005 of itself."""
-    proof = prove_file(write(scale=1.0005), "means.onnx", classifier(), samples(), ExportRecipe())
+    proof = prove(write(scale=1.0005), samples())
     assert proof.max_logit_difference == pytest.approx(5e-4 * true_logits().max(), rel=1e-3)
 
 
@@ -81,31 +96,30 @@ def test_closeness(write: MeanColours) -> None:
     worst = int((true_logits() * 0.1).max(1).argmax())
     told = rf"means\.onnx .* off by .* on synthetic image {worst} \(in batches of 64\), allowed is 0\.001"
     with pytest.raises(GateError, match=told):
-        prove_file(write(scale=1.1), "means.onnx", classifier(), samples(), ExportRecipe())
+        prove(write(scale=1.1), samples())
 
 
 def test_numbers_that_are_not_finite(write: MeanColours) -> None:
-    with pytest.raises(GateError, match="off by inf"):
-        prove_file(write(offset=(float("nan"), 0, 0)), "means.onnx", classifier(), samples(), ExportRecipe())
+    for precision in ("fp32", "int8"):  # of int8 no closeness is asked, but numbers are
+        with pytest.raises(GateError, match="off by inf"):
+            prove(write(offset=(float("nan"), 0, 0)), samples(), precision)
 
 
 def test_probabilities(write: MeanColours) -> None:
     with pytest.raises(
         GateError, match=r"its probabilities are off by 0\.\d+ from its own logits' softmax on synthetic"
     ):
-        prove_file(write(last="Sigmoid"), "means.onnx", classifier(), samples(), ExportRecipe())
+        prove(write(last="Sigmoid"), samples())
 
 
 def test_agreement(write: MeanColours) -> None:
-    bounds = ExportRecipe(max_logit_difference=1.0)
     offset = (0.05, 0.0, 0.0)
     same = true_logits().argmax(1) == (true_logits() + offset).argmax(1)
     assert 0.6 < same.mean() < 1
     told = rf"on {same.sum()} of 20 images, not on synthetic image {same.argmin()}; wanted is 0\.999"
     with pytest.raises(GateError, match=told):
-        prove_file(write(offset=offset), "means.onnx", classifier(), samples(), bounds)
-    loose = ExportRecipe(max_logit_difference=1.0, min_agreement=0.6)
-    proof = prove_file(write(offset=offset), "means.onnx", classifier(), samples(), loose)
+        prove(write(offset=offset), samples(), max_logit_difference=1.0)
+    proof = prove(write(offset=offset), samples(), max_logit_difference=1.0, min_agreement=0.6)
     assert proof.agreement == pytest.approx(same.mean())
 
 
@@ -115,21 +129,43 @@ def test_accuracy(write: MeanColours) -> None:
     after = ((true_logits() + offset).argmax(1) == labels).mean()
     told = rf"its accuracy is {after:.4f}, the network's 1\.0000 on 20 validation images .* allowed is a drop of 0\.001"
     with pytest.raises(GateError, match=told):
-        prove_file(
-            write(offset=offset),
-            "means.onnx",
-            classifier(),
-            samples(labels),
-            ExportRecipe(max_logit_difference=1.0, min_agreement=0.0),
-        )
+        prove(write(offset=offset), samples(labels), max_logit_difference=1.0, min_agreement=0.0)
+
+
+def test_fp16_has_bounds_of_its_own(write: MeanColours) -> None:
+    path = write(scale=1.02)
+    with pytest.raises(GateError, match=r"allowed is 0\.001 \(export\.max_logit_difference\)"):
+        prove(path, samples())
+    assert 0.001 < prove(path, samples(), "fp16").max_logit_difference < 0.1
+    with pytest.raises(GateError, match=r"allowed is 0\.005 \(export\.fp16_max_logit_difference\)"):
+        prove(path, samples(), "fp16", fp16_max_logit_difference=0.005)
+    path = write(offset=(0.05, 0.0, 0.0))
+    with pytest.raises(GateError, match=r"wanted is 0\.99 \(export\.fp16_min_agreement\)"):
+        prove(path, samples(), "fp16")
+    labelled = samples(true_logits().argmax(1))
+    with pytest.raises(GateError, match=r"allowed is a drop of 0\.005 \(export\.fp16_max_accuracy_drop\)"):
+        prove(path, labelled, "fp16", fp16_min_agreement=0.0)
+
+
+def test_of_int8_only_accuracy_is_asked(write: MeanColours) -> None:
+    path, labelled = write(offset=(0.05, 0.0, 0.0)), samples(true_logits().argmax(1))
+    with pytest.raises(GateError, match=r"allowed is a drop of 0\.01 \(export\.max_drop\)"):
+        prove(path, labelled, "int8")
+    assert prove(path, labelled, "int8", max_drop=0.5).agreement < 1
+    assert prove(write(scale=3.0), labelled, "int8").max_logit_difference > 1
 
 
 def test_batches_that_are_run(write: MeanColours, monkeypatch: pytest.MonkeyPatch) -> None:
     """One image alone, an odd number, and many."""
     sizes: list[int] = []
-    network = classifier()
-    network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    prove_file(write(), "means.onnx", network, samples(), ExportRecipe())
+    answer = Replay.answer
+
+    def count(replay: Replay, images: np.ndarray) -> object:
+        sizes.append(len(images))
+        return answer(replay, images)
+
+    monkeypatch.setattr(Replay, "answer", count)
+    prove(write(), samples())
     assert {1, ODD_BATCH, COUNT} <= set(sizes)
 
 
@@ -144,7 +180,7 @@ def test_validation_images_are_spread_over_the_split() -> None:
 
 
 def test_few_images_are_enough(write: MeanColours) -> None:
-    proof = prove_file(write(), "means.onnx", classifier(), choose_samples(None, SIDE, 3, limit=1), ExportRecipe())
+    proof = prove(write(), choose_samples(None, SIDE, 3, limit=1))
     assert proof.images == 1
 
 

@@ -11,7 +11,8 @@ from small_networks import MEAN, SIDE, STD, settled_network
 
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.graph import build_graph, check_graph, set_metadata
-from toolkit.networks.quantize import BETWEEN, Calibration, Quantizer
+from toolkit.networks.quantize import BETWEEN, Quantizer
+from toolkit.recipe import Calibration
 
 IMAGES = (
     np.random.default_rng(0).integers(0, 256, (24, SIDE // 8, SIDE // 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
@@ -90,8 +91,17 @@ def test_named_layers_stay_float(quantizer: Quantizer) -> None:
 def test_all_layers_float_is_the_float_graph(model: onnx.ModelProto, quantizer: Quantizer) -> None:
     int8 = quantizer.quantize(quantizer.layers)
     assert quantized_layers(int8) == 0
-    # what stands between layers is still quantized; that alone loses little
-    assert np.abs(answer(int8) - answer(model)).max() < 0.1 * np.ptp(answer(model))
+    assert [node.op_type for node in int8.graph.node] == [node.op_type for node in model.graph.node]
+    assert np.array_equal(answer(int8), answer(model))
+
+
+def test_between_two_float_layers_all_is_float(quantizer: Quantizer) -> None:
+    first, second = quantizer.layers[3:5]
+    kinds = {output: node for node in quantizer.quantize([first, second]).graph.node for output in node.output}
+    node = next(node for node in kinds.values() if node.name == second)
+    while node.name != first:
+        node = kinds[node.input[0]]
+        assert node.op_type not in ("QuantizeLinear", "DequantizeLinear")
 
 
 def test_normalisation_logits_and_softmax_stay_float(quantizer: Quantizer) -> None:

@@ -40,7 +40,8 @@ def measure_gain(
     the gain over all `seeds`, which `per_seed` lists one by one.
     """
     extra = next(row.extra for row in rows if row.model == "student")
-    student, control = (find_row(measured, role, "torch") for role in ("student", "control"))
+    control = find_row(measured, "control", "torch") or next((r for r in measured if r["model"] == "control"), None)
+    student = find_row(measured, "student", control["runtime"]) if control else None
     per_seed = []
     if student and control:
         per_seed.append(_pair(seed, student["accuracy_top1"], control["accuracy_top1"]))
@@ -64,8 +65,8 @@ def describe_gain(distillation: dict[str, Any]) -> str:
     per_seed = distillation.get("per_seed") or []
     if not per_seed:
         return (
-            "What the teacher was worth is not measured: there is no control, the same student trained without it;"
-            " make one with toolkit distill --set distill.control=true"
+            "What the teacher was worth is not measured: no control, the same student trained without it, is among the"
+            " rows; make one with toolkit distill --set distill.control=true"
         )
     students, controls = ([100 * one[f"{role}_accuracy_top1"] for one in per_seed] for role in ("student", "control"))
     gains = [student - control for student, control in zip(students, controls, strict=True)]

@@ -1,34 +1,39 @@
-"""The benchmark: what is lost and what is won by shipping the student. Writes report.json, report.md and a plot."""
+"""The benchmark: what is lost and what is won by shipping the student. Writes the report, its pictures and the card."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import __version__, console
-from toolkit.bench.comparison import compare_with_teacher, find_contradictions, judge
-from toolkit.bench.cost import measure_peak_memory_mib
+from toolkit.bench.card import MADE_BY, render_card
+from toolkit.bench.classes import compare_classes
+from toolkit.bench.comparison import compare_with_teacher, find_contradictions, find_shipped, ship
 from toolkit.bench.fidelity import measure_fidelity
 from toolkit.bench.gain import measure_gain
-from toolkit.bench.plots import draw_accuracy_latency
+from toolkit.bench.noise import find_noise
+from toolkit.bench.plots import draw_accuracy_latency, draw_confusion_difference, draw_reliability
 from toolkit.bench.rows import Row, answer_images, choose_images, open_rows
+from toolkit.bench.speed import measure_speed
 from toolkit.bench.table import print_table, render_markdown
-from toolkit.bench.timing import count_turns, time_rows
 from toolkit.data.pixels import Pixels
 from toolkit.data.sources import Dataset
 from toolkit.environment import describe_hardware, describe_versions, pick_device
 from toolkit.errors import DataError
 from toolkit.modeldir import ModelDir, write_atomically
-from toolkit.recipe import BenchRecipe, Recipe
+from toolkit.recipe import Recipe
 
 __all__ = ["print_table", "run_bench"]
 
 SCHEMA = 1
 """Version of report.json: fields may be added, never renamed."""
+
+Logits = NDArray[np.float32]
 
 
 def run_bench(
@@ -40,62 +45,63 @@ def run_bench(
     device: str = "auto",
     provider: str = "auto",
 ) -> dict[str, Any]:
-    """Measure teacher and student (and the control, where there is one) in torch on `device` and in onnxruntime.
+    """Measure teacher and student (and the control, where there is one) in every runtime of `recipe.bench.runtimes`.
 
-    Returns the report that is written to report.json. Raises ArtifactError where weights or ONNX files are missing,
-    DataError where the test images are not of the model's classes, DeviceError.
+    torch runs on `device`. Returns the report that is written to report.json. Raises ArtifactError where weights or
+    ONNX files are missing, DataError where the test images are not of the model's classes, DeviceError.
     """
     device = pick_device(device)
-    rows = open_rows(model_dir, device, provider)
+    hardware = describe_hardware()  # before this process is busy itself
+    rows = open_rows(model_dir, device, provider, recipe.bench.runtimes)
     _require_fitting_images(rows, test_pixels, dataset)
     chosen = choose_images(len(test_pixels), recipe.bench.images)
-    measured, images = _measure(rows, recipe.bench, test_pixels, chosen), len(chosen)
+    images, labels = len(chosen), test_pixels.labels[chosen]
+    answers = _answer(rows, test_pixels, chosen)
+    speed = measure_speed(rows, recipe.bench, test_pixels, dataset.test, chosen)
+    measured = [
+        row.describe() | asdict(measure_fidelity(logits, labels, answers[0])) | figures
+        for row, logits, figures in zip(rows, answers, speed.rows, strict=True)
+    ]
     compare_with_teacher(measured)
-    warnings = find_contradictions(measured, recipe.export.max_accuracy_drop)
+    warnings = [*find_contradictions(measured, recipe.export.max_accuracy_drop), *find_noise(measured, hardware)]
     for warning in warnings:
         console.say(f"careful: {warning}")
+    # what ships against the teacher: the pair that classes and pictures are about
+    teacher, student = answers[0], answers[measured.index(find_shipped(measured))]
     report = {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "toolkit_version": __version__,
-        "hardware": describe_hardware(),
+        "hardware": hardware,
         "versions": describe_versions(),
         "dataset": {"name": dataset.name, "split": "test", "images": images, "sha256": dataset.sha256},
         "recipe": recipe.model_dump(mode="json"),
         "rows": measured,
+        "preprocess_ms": speed.preprocess_ms,
+        "classes": compare_classes(labels, teacher, student, dataset.classes),
         "distillation": measure_gain(model_dir, recipe.distill.seed, rows, measured, test_pixels, chosen, device),
-        "verdict": judge(measured, images),
+        "verdict": ship(measured, recipe.bench.max_drop, images),
         "warnings": warnings,
     }
-    _write(model_dir, report)
+    name, classes = dataset.name, dataset.classes
+    pictures = {
+        "accuracy_latency": draw_accuracy_latency(report),
+        "reliability": draw_reliability(labels, teacher, student, name),
+        "confusion_difference": draw_confusion_difference(labels, teacher, student, classes, name),
+    }
+    _write(model_dir, report, pictures)
     return report
 
 
-def _measure(
-    rows: Sequence[Row], recipe: BenchRecipe, pixels: Pixels, indices: NDArray[np.integer]
-) -> list[dict[str, Any]]:
-    """The report's rows; their quality is that on the images at `indices`."""
-    labels = pixels.labels[indices]
+def written_files(model_dir: ModelDir) -> list[Path]:
+    """What `run_bench` writes."""
+    pictures = [model_dir.plot(name) for name in ("accuracy_latency", "reliability", "confusion_difference")]
+    return [model_dir.report_json, model_dir.report_markdown, *pictures, model_dir.card]
+
+
+def _answer(rows: Sequence[Row], pixels: Pixels, indices: NDArray[np.integer]) -> list[Logits]:
     with console.progress("bench: quality", len(indices) * len(rows)) as advance:
-        answers = answer_images([row.predictor for row in rows], pixels, indices, advance)
-    images = pixels.centre(indices[: max(64, *recipe.batch_sizes)])
-    with console.progress("bench: speed", count_turns(len(rows), recipe.batch_sizes)) as advance:
-        timings = time_rows(
-            [row.predictor for row in rows],
-            images,
-            recipe.samples,
-            recipe.seconds,
-            recipe.batch_sizes,
-            advance=advance,
-        )
-    largest_batch = images[: max(recipe.batch_sizes)]
-    return [
-        row.describe()
-        | asdict(measure_fidelity(logits, labels, answers[0]))
-        | asdict(timing)
-        | {"peak_memory_mib": measure_peak_memory_mib(row.predictor, largest_batch, row.network)}
-        for row, logits, timing in zip(rows, answers, timings, strict=True)
-    ]
+        return answer_images([row.predictor for row in rows], pixels, indices, advance)
 
 
 def _require_fitting_images(rows: Sequence[Row], pixels: Pixels, dataset: Dataset) -> None:
@@ -117,11 +123,25 @@ def _require_fitting_images(rows: Sequence[Row], pixels: Pixels, dataset: Datase
         )
 
 
-def _write(model_dir: ModelDir, report: dict[str, Any]) -> None:
-    picture = draw_accuracy_latency(report)
-    with write_atomically(model_dir.plot("accuracy_latency")) as path:
-        path.write_bytes(picture)
-    with write_atomically(model_dir.report_markdown) as path:
-        path.write_text(render_markdown(report), encoding="utf-8")
-    with write_atomically(model_dir.report_json) as path:
-        path.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+def _write(model_dir: ModelDir, report: dict[str, Any], pictures: dict[str, bytes]) -> None:
+    """Pictures first, report.json last: where it is new, all is."""
+    for name, picture in pictures.items():
+        with write_atomically(model_dir.plot(name)) as path:
+            path.write_bytes(picture)
+    texts = {model_dir.report_markdown: render_markdown(report)}
+    if _may_replace(model_dir.card):
+        texts[model_dir.card] = render_card(report, report["recipe"]["export"]["license"])
+    texts[model_dir.report_json] = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    for destination, text in texts.items():
+        with write_atomically(destination) as path:
+            path.write_text(text, encoding="utf-8")
+
+
+def _may_replace(card: Path) -> bool:
+    """Whether there is no README.md, or one that an earlier benchmark wrote."""
+    if not card.exists() or MADE_BY in card.read_text(encoding="utf-8", errors="replace"):
+        return True
+    console.say(
+        f"{card} was not written by toolkit bench and stays as it is; without it, a model card is written there"
+    )
+    return False

@@ -17,15 +17,17 @@ from toolkit.bench.cost import count_macs, count_params
 from toolkit.data.pixels import Pixels
 from toolkit.environment import available_cores
 from toolkit.errors import ArtifactError
-from toolkit.modeldir import ModelDir, Precision, Role
+from toolkit.modeldir import ModelDir, Precision, Role, sha256_file
 from toolkit.networks.weights import ModelInfo, load_model, read_info
-from toolkit.predictor import OnnxPredictor, Predictor, TorchPredictor
-from toolkit.recipe import Recipe
+from toolkit.predictor import ONNX_RUNTIMES, Predictor, open_predictor
+from toolkit.recipe import BenchRecipe, Recipe, Runtime
 
 BATCH_PIXELS = 2**20
 """px in a batch of the quality pass: 256 images of 64 px or less, so that activations stay small at any size."""
 LARGEST_BATCH = 256
 """images"""
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Row:
     """The same model in torch, on the CPU: what parameters and multiply-adds are counted on."""
     extra: dict[str, Any]
     """What the weights file tells of its training."""
+    place: str = "cpu"
+    """Where it was asked to run: a torch device, or onnxruntime's provider by its short name."""
 
     @property
     def name(self) -> str:
@@ -52,42 +56,76 @@ class Row:
             "precision": self.precision,
             "runtime": self.predictor.runtime,
             "provider": self.predictor.provider,
+            "threads": self.predictor.threads,
             "params": count_params(self.network),
             "macs": count_macs(self.network, self.predictor.preprocess.image_size),
             "size_bytes": self.path.stat().st_size,
         }
 
 
-def open_rows(model_dir: ModelDir, device: str, provider: str) -> list[Row]:
-    """Teacher, student and its control, where there is one, each in torch and in onnxruntime; the teacher is first.
+def open_rows(
+    model_dir: ModelDir, device: str, provider: str, runtimes: Sequence[Runtime] = BenchRecipe().runtimes
+) -> list[Row]:
+    """Teacher, student and its control, where there is one, in every runtime and precision; the teacher is first.
 
+    torch computes in fp32, on a GPU in fp16 too; runtimes of ONNX files take every one that is there.
     Raises ArtifactError where a file is missing or was made from another set of classes, DeviceError.
     """
-    roles: list[Role] = ["teacher", "student"]
+    roles = _find_roles(model_dir)
+    for role in roles:
+        model_dir.require(model_dir.weights(role))
+        if role != "control" and set(runtimes) & set(ONNX_RUNTIMES):
+            model_dir.require(model_dir.onnx(role))
+    threads = available_cores()  # the same for all runtimes, or they could not be compared
+    rows = []
+    for role in roles:
+        classifier, info = load_model(model_dir.weights(role))
+        for runtime, precision, path in _list_files(model_dir, role, device, runtimes):
+            place = provider if runtime in ONNX_RUNTIMES else device
+            if runtime == "torch.compile":
+                console.say(f"torch.compile: the {role}, up to a minute")
+            predictor = open_predictor(runtime, path, place, threads, precision)
+            rows.append(Row(role, precision, path, predictor, classifier.network, info.extra, place))
+    _require_alike(rows)
+    _tell_stale(rows, model_dir)
+    return rows
+
+
+def _find_roles(model_dir: ModelDir) -> list[Role]:
     student, control = model_dir.require(model_dir.weights("student")), model_dir.weights("control")
     if control.is_file():
         if is_control_of(read_info(control), read_info(student)):
-            roles.append("control")
+            return ["teacher", "student", "control"]
+        console.say(
+            f"careful: {control} was trained with other settings than the student and is left out; make it again"
+            " with toolkit distill --set distill.control=true --force"
+        )
+    return ["teacher", "student"]
+
+
+def _list_files(
+    model_dir: ModelDir, role: Role, device: str, runtimes: Sequence[Runtime]
+) -> Iterator[tuple[Runtime, Precision, Path]]:
+    for runtime in dict.fromkeys(runtimes):
+        if runtime in ONNX_RUNTIMES:
+            files = ((precision, model_dir.onnx(role, precision)) for precision in PRECISIONS)
+            yield from ((runtime, precision, path) for precision, path in files if path.is_file())
         else:
+            yield runtime, "fp32", model_dir.weights(role)
+            if runtime == "torch" and device != "cpu":
+                yield runtime, "fp16", model_dir.weights(role)
+
+
+def _tell_stale(rows: Sequence[Row], model_dir: ModelDir) -> None:
+    """Name the ONNX files that were exported from other weights than those that lie beside them now."""
+    weights = {role: sha256_file(model_dir.weights(role)) for role in {row.model for row in rows}}
+    for row in rows:
+        made_from = getattr(row.predictor, "metadata", {}).get("weights_sha256")
+        if made_from not in (None, weights[row.model]):
             console.say(
-                f"careful: {control} was trained with other settings than the student and is left out; make it again"
-                " with toolkit distill --set distill.control=true --force"
+                f"careful: {row.path} was exported from other weights than {model_dir.weights(row.model).name} has"
+                " now; export it again with toolkit export --onnx --force"
             )
-    files = [(role, model_dir.require(model_dir.weights(role))) for role in roles]
-    exported = {role: model_dir.onnx(role) for role in roles}
-    for role in ("teacher", "student"):
-        model_dir.require(exported[role])
-    threads = available_cores()  # the same for both runtimes, or they could not be compared
-    rows = []
-    for role, weights in files:
-        classifier, info = load_model(weights)
-        in_torch = TorchPredictor(weights, device, threads)
-        rows.append(Row(role, "fp32", weights, in_torch, classifier.network, info.extra))
-        if exported[role].is_file():
-            in_onnxruntime = OnnxPredictor(exported[role], provider, threads)
-            rows.append(Row(role, "fp32", exported[role], in_onnxruntime, classifier.network, info.extra))
-    _require_alike(rows)
-    return rows
 
 
 def _require_alike(rows: Sequence[Row]) -> None:

@@ -1,14 +1,17 @@
 """A report for people: the table on the terminal, and report.md."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from toolkit import console
-from toolkit.bench.comparison import describe_difference
+from toolkit.bench.classes import describe_classes, render_classes
+from toolkit.bench.comparison import ReportRow, describe_difference, name_model, short_provider
 from toolkit.bench.gain import describe_gain
+from toolkit.bench.markdown import bullets, markdown_table, percent
 
 Report = dict[str, Any]
 
@@ -22,43 +25,85 @@ METHOD = (
 
 
 def print_table(report: Report) -> None:
-    """The report's figures on stdout, in 80 columns, and the verdict last."""
-    rows = report["rows"]
-    largest = _largest_batch(rows)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        show_edge=False,
-        title=_title(report),
-        title_justify="left",
-    )
-    table.add_column("model", no_wrap=True)
-    table.add_column("runtime", no_wrap=True)
-    for heading in ("params", "size", "top-1 %", "agree %", "p50 ms", "p95 ms", "img/s"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            _model(row),
-            row["runtime"],
-            _count(row["params"]),
-            console.size(row["size_bytes"]),
-            f"{100 * row['accuracy_top1']:.2f}",
-            f"{100 * row['teacher_agreement']:.2f}",
-            f"{row['latency_ms']['p50']:.2f}",
-            f"{row['latency_ms']['p95']:.2f}",
-            f"{row['throughput_img_s'][largest]:,.0f}",
-            style="bold" if row["model"] == "student" else None,
-        )
-    # As wide as its figures, even beyond a narrow terminal: a cut number is worse than a wrapped line.
-    table.width = console.out.measure(table, options=console.out.options.update_width(1000)).maximum
-    console.out.print(table)
-    for row in rows:
+    """The report's figures on stdout, every column where the terminal is wide enough, and the verdict last."""
+    console.out.print(_build_table(report))
+    for row in report["rows"]:
         if "vs_teacher" in row:
-            told = f"{_model(row)}, {row['runtime']}: {describe_difference(row)} than the teacher"
+            told = f"{name_model(row)}, {row['runtime']}: {describe_difference(row)} than the teacher"
             console.out.print(told.replace("as accurate than", "as accurate as"), markup=False)
+    console.out.print(f"\n{describe_classes(report['classes'])}", markup=False)
     console.out.print(f"\n{describe_gain(report['distillation'])}", markup=False)
     console.out.print(f"\n{report['verdict']}", style="bold", markup=False)
+
+
+def _build_table(report: Report) -> Table:
+    """As wide as its figures, even beyond a narrow terminal: a cut number is worse than a wrapped line."""
+    sizes = sorted((str(size) for size in report["rows"][0]["throughput_img_s"]), key=int)
+    for columns in (_all_columns(sizes), _columns(sizes[-1])):
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            collapse_padding=True,
+            pad_edge=False,
+            show_edge=False,
+            title=_title(report),
+            title_justify="left",
+        )
+        for place, heading in enumerate(columns):
+            table.add_column(heading, no_wrap=True, justify="left" if place < len(NAMES) else "right")
+        for row in report["rows"]:
+            cells = [cell(row) for cell in columns.values()]
+            table.add_row(*cells, style="bold" if row["model"] == "student" else None)
+        table.width = console.out.measure(table, options=console.out.options.update_width(1000)).maximum
+        if table.width <= console.out.width:
+            break
+    return table
+
+
+Cell = Callable[[ReportRow], str]
+NAMES: dict[str, Cell] = {"model": name_model, "runtime": lambda row: str(row["runtime"])}
+
+
+def _columns(batch_size: str) -> dict[str, Cell]:
+    """What fits into 80 columns."""
+    return NAMES | {
+        "params": lambda row: short_count(row["params"]),
+        "size": lambda row: console.size(row["size_bytes"]),
+        "top-1 %": lambda row: f"{100 * row['accuracy_top1']:.2f}",
+        "agree %": lambda row: f"{100 * row['teacher_agreement']:.2f}",
+        "p50 ms": lambda row: f"{row['latency_ms']['p50']:.2f}",
+        "p95 ms": lambda row: f"{row['latency_ms']['p95']:.2f}",
+        "img/s": lambda row: f"{row['throughput_img_s'][batch_size]:,.0f}",
+    }
+
+
+def _all_columns(batch_sizes: Sequence[str]) -> dict[str, Cell]:
+    few = _columns(batch_sizes[-1])
+    return {
+        **{name: few[name] for name in (*NAMES, "params")},
+        "MACs": lambda row: short_count(row["macs"]),
+        **{name: few[name] for name in ("size", "top-1 %")},
+        "top-5 %": lambda row: f"{100 * row['accuracy_top5']:.2f}",
+        "F1 %": lambda row: f"{100 * row['macro_f1']:.2f}",
+        "ECE": lambda row: f"{row['ece']:.4f}",
+        **{name: few[name] for name in ("agree %", "p50 ms", "p95 ms")},
+        "p99 ms": lambda row: f"{row['latency_ms']['p99']:.2f}",
+        "whole ms": lambda row: _milliseconds(row["end_to_end_ms"]),
+        "first ms": lambda row: f"{row['first_call_ms']:.0f}",
+        "MiB": lambda row: _mebibytes(row["peak_memory_mib"]),
+        **{f"img/s {size}": partial(_throughput, size) for size in batch_sizes},
+    }
+
+
+def _throughput(batch_size: str, row: ReportRow) -> str:
+    return f"{row['throughput_img_s'][batch_size]:,.0f}"
+
+
+def _milliseconds(duration: dict[str, Any] | None) -> str:
+    return "–" if duration is None else f"{duration['p50']:.2f}"
+
+
+def _mebibytes(memory: float | None) -> str:
+    return "–" if memory is None else f"{memory:,.0f}"
 
 
 def render_markdown(report: Report) -> str:
@@ -74,15 +119,21 @@ def render_markdown(report: Report) -> str:
         _seeds_table(report["distillation"].get("per_seed") or []),
         "## Quality",
         _quality_table(report["rows"]),
+        "![How far confidence can be believed](reliability.png)",
+        "## Classes",
+        render_classes(report["classes"]),
+        "![What the student mixes up more, and less, than the teacher](confusion_difference.png)",
         "## Cost",
         _cost_table(report["rows"]),
+        _describe_preprocessing(report["preprocess_ms"]),
         "![Accuracy against latency](accuracy_latency.png)",
         "## Conditions",
-        _bullets(
+        bullets(
             {
                 "data": f"{dataset['name']}, {dataset['images']:,} images of the {dataset['split']} split "
                 f"(SHA-256 {dataset['sha256'][:12]}…)",
                 "machine": f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB memory{gpu}",
+                "before it began": _describe_activity(hardware),
                 "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
                 "created": f"{report['created']} by kd-toolkit {report['toolkit_version']}",
             }
@@ -92,6 +143,16 @@ def render_markdown(report: Report) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def _describe_activity(hardware: dict[str, Any]) -> str:
+    clock, load, others = (hardware[key] for key in ("clock_mhz", "load_1m", "other_load_cores"))
+    parts = [
+        None if clock is None else f"clock {clock:,} MHz",
+        None if load is None else f"load {load:.2f} (1 min)",
+        None if others is None else f"other programs kept {others:.2f} cores busy",
+    ]
+    return ", ".join(part for part in parts if part) or "not known"
+
+
 def _seeds_table(per_seed: Sequence[dict[str, Any]]) -> str:
     """The seeds one by one, "" where there is no more than one."""
     if len(per_seed) < 2:
@@ -99,84 +160,71 @@ def _seeds_table(per_seed: Sequence[dict[str, Any]]) -> str:
     cells = [
         [
             str(one["seed"]),
-            _percent(one["student_accuracy_top1"]),
-            _percent(one["control_accuracy_top1"]),
+            percent(one["student_accuracy_top1"]),
+            percent(one["control_accuracy_top1"]),
             f"{100 * one['gain_top1']:+.2f}",
         ]
         for one in per_seed
     ]
-    return _markdown_table(["seed", "student top-1", "control top-1", "gain, points"], cells, left=())
+    return markdown_table(["seed", "student top-1", "control top-1", "gain, points"], cells, left=())
 
 
 def _quality_table(rows: Sequence[dict[str, Any]]) -> str:
     headings = ["model", "runtime", "provider", "top-1", "top-5", "macro-F1", "ECE", "agreement", "against the teacher"]
     cells = [
         [
-            _model(row), row["runtime"], row["provider"],
-            *(_percent(row[key]) for key in ("accuracy_top1", "accuracy_top5", "macro_f1")),
-            f"{row['ece']:.4f}", _percent(row["teacher_agreement"]),
+            name_model(row), row["runtime"], row["provider"],
+            *(percent(row[key]) for key in ("accuracy_top1", "accuracy_top5", "macro_f1")),
+            f"{row['ece']:.4f}", percent(row["teacher_agreement"]),
             describe_difference(row) if "vs_teacher" in row else "",
         ]
         for row in rows
     ]  # fmt: skip
-    return _markdown_table(headings, cells, left=(0, 1, 2, 8))
+    return markdown_table(headings, cells, left=(0, 1, 2, 8))
 
 
 def _cost_table(rows: Sequence[dict[str, Any]]) -> str:
     sizes = list(rows[0]["throughput_img_s"])
-    headings = ["model", "runtime", "params", "MACs", "file", "p50 ms", "p95 ms", "p99 ms", "mean ± std ms", "n"]
+    headings = ["model", "runtime", "threads", "params", "MACs", "file", "p50 ms", "p95 ms", "p99 ms", "mean ± std ms"]
+    headings += ["p50 by round", "n", "end to end p50 ms", "first call ms"]
     headings += [f"img/s, batch {size}" for size in sizes] + ["peak MiB"]
     cells = []
     for row in rows:
-        latency, peak = row["latency_ms"], row["peak_memory_mib"]
+        latency = row["latency_ms"]
         cells.append(
             [
-                _model(row), row["runtime"], f"{row['params']:,}", _count(row["macs"]), console.size(row["size_bytes"]),
+                name_model(row), row["runtime"], str(row["threads"]),
+                f"{row['params']:,}", short_count(row["macs"]), console.size(row["size_bytes"]),
                 *(f"{latency[key]:.3f}" for key in ("p50", "p95", "p99")),
-                f"{latency['mean']:.3f} ± {latency['std']:.3f}", f"{latency['n']:,}",
-                *(f"{row['throughput_img_s'][size]:,.0f}" for size in sizes), "–" if peak is None else f"{peak:,.1f}",
+                f"{latency['mean']:.3f} ± {latency['std']:.3f}",
+                f"{latency['round_p50_min']:.3f} to {latency['round_p50_max']:.3f}", f"{latency['n']:,}",
+                _milliseconds(row["end_to_end_ms"]), f"{row['first_call_ms']:.0f}",
+                *(f"{row['throughput_img_s'][size]:,.0f}" for size in sizes), _mebibytes(row["peak_memory_mib"]),
             ]
         )  # fmt: skip
-    return _markdown_table(headings, cells, left=(0, 1))
+    return markdown_table(headings, cells, left=(0, 1))
 
 
-def _markdown_table(headings: list[str], rows: list[list[str]], left: Sequence[int]) -> str:
-    rule = ["---" if column in left else "---:" for column in range(len(headings))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, rule, *rows))
-
-
-def _bullets(items: dict[str, str]) -> str:
-    return "\n".join(f"- {name}: {text}" for name, text in items.items())
+def _describe_preprocessing(duration: dict[str, Any]) -> str:
+    return (
+        f"Decoding, resizing and cropping one image file takes {duration['p50']:.3f} ms (p50; p95 "
+        f"{duration['p95']:.3f} ms, n = {duration['n']:,}); end to end is that, the network and the softmax."
+    )
 
 
 def _title(report: Report) -> str:
     dataset = report["dataset"]
     places = {row["runtime"]: row["provider"] for row in report["rows"]}
     told = ", ".join(f"{runtime} on {short_provider(provider)}" for runtime, provider in places.items())
+    batch_size = max((str(size) for size in report["rows"][0]["throughput_img_s"]), key=int)
     return (
         f"{dataset['name']}, {dataset['images']:,} test images; {told}, {report['hardware']['cores']} cores\n"
-        f"p50, p95: one image; img/s: batches of {_largest_batch(report['rows'])}"
+        f"p50, p95: one image; img/s: batches of {batch_size}"
     )
 
 
-def short_provider(provider: str) -> str:
-    """`CPUExecutionProvider` → `cpu`; torch's names stay."""
-    return provider.removesuffix("ExecutionProvider").lower()
-
-
-def _model(row: dict[str, Any]) -> str:
-    return str(row["model"] if row["precision"] == "fp32" else f"{row['model']} {row['precision']}")
-
-
-def _largest_batch(rows: Sequence[dict[str, Any]]) -> str:
-    return max((str(size) for size in rows[0]["throughput_img_s"]), key=int)
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f} %"
-
-
-def _count(number: int) -> str:
+def short_count(number: int) -> str:
+    """`257 k`, `11.2 M` or `1.8 G`."""
     for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= unit:
             return f"{number / unit:.3g}{name}"

@@ -7,17 +7,20 @@ stops.
 The method, for each batch size:
 
 1. Warm-up. Each row runs until it is stable: the median of its last WINDOW runs is within TOLERANCE of the median of
-   the WINDOW runs before, or WARM_UP_RUNS are reached, or a tenth of the time limit.
+   the WINDOW runs before, or WARM_UP_RUNS are reached, or a tenth of the time limit. Its first run does not count.
 2. Rounds. The rows take turns, ROUNDS times, in every other round in reverse order, so that a machine that slows down
    or heats up does so for all alike. At its turn a row waits until the process is quiet, because the threads of the
    row before go on spinning for a while (onnxruntime's for some 50 ms) and would take a core away; it runs untimed for
    SETTLE_MS, which brings its weights back into the caches; then it takes its share of the samples.
 3. A row is done when it has its samples and MIN_SECONDS of timed runs, or when it has used up its time limit.
+
+end_to_end.py times whole answers, from a file's bytes on, by the same method.
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +41,17 @@ MIN_SECONDS = 0.3
 
 Clock = Callable[[], int]
 """ns, monotonic"""
+Rounds = list[list[int]]
+"""ns that each run of a round took, a list a round; fewer than ROUNDS where the time limit came before"""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one run over n timed runs; percentiles interpolate linearly, std is of the population."""
+    """Milliseconds of one run over n timed runs; percentiles interpolate linearly, std is of the population.
+
+    `round_p50_min` and `round_p50_max` are the least and the greatest of the rounds' own medians: what another
+    measurement on this machine might have found.
+    """
 
     p50: float
     p95: float
@@ -50,12 +59,16 @@ class Latency:
     mean: float
     std: float
     n: int
+    round_p50_min: float
+    round_p50_max: float
 
     @classmethod
-    def of(cls, durations_ns: Sequence[int]) -> "Latency":
-        durations_ms = np.asarray(durations_ns, dtype=np.float64) / 1e6
+    def of(cls, rounds: Rounds) -> "Latency":
+        durations_ms = np.concatenate(rounds) / 1e6
         p50, p95, p99 = (float(value) for value in np.percentile(durations_ms, (50, 95, 99)))
-        return cls(p50, p95, p99, float(durations_ms.mean()), float(durations_ms.std()), len(durations_ms))
+        medians = [float(np.median(durations)) / 1e6 for durations in rounds]
+        mean, std = float(durations_ms.mean()), float(durations_ms.std())
+        return cls(p50, p95, p99, mean, std, len(durations_ms), min(medians), max(medians))
 
 
 @dataclass(frozen=True)
@@ -68,25 +81,30 @@ class Timing:
     """Batch size, as a string → images a second over all timed runs."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is timed: `prepare(k)` makes what run k takes, while the clock stands, and `run` works on it."""
+
+    prepare: Callable[[int], Any]
+    run: Callable[[Any], object]
+
+
 @dataclass
 class _Run:
     """One row at one batch size while it is being timed."""
 
-    predictor: Predictor
-    images: NDArray[np.uint8]
-    batch_size: int
+    work: Work
     clock: Clock
-    at: int = 0
+    count: int = 0
     spent_ns: int = 0
-    timed_ns: list[int] = field(default_factory=list)
+    rounds: Rounds = field(default_factory=list)
 
     def once(self) -> int:
-        """Run the next images of the test set through the predictor; ns it took."""
-        indices = np.arange(self.at, self.at + self.batch_size) % len(self.images)
-        batch = self.images[indices]
-        self.at = int(indices[-1]) + 1
+        """Do the work once; ns it took."""
+        prepared = self.work.prepare(self.count)
+        self.count += 1
         start = self.clock()
-        self.predictor.logits(batch)
+        self.work.run(prepared)
         duration = self.clock() - start
         self.spent_ns += duration
         return duration
@@ -109,18 +127,18 @@ def time_rows(
     images, unless `seconds` (s, for one row at one batch size) end it before; every row gets one timed run at least.
     `advance` is told each finished turn; there are ROUNDS for each row and batch size.
     """
-    results: dict[int, list[list[int]]] = {}
+    results: dict[int, list[Rounds]] = {}
     for batch_size in sorted({1, *batch_sizes}):
-        runs = [_Run(predictor, images, batch_size, clock) for predictor in predictors]
-        wanted = max(ROUNDS, -(-samples // batch_size))
-        _time_interleaved(runs, wanted, round(seconds * 1e9), round(min(min_seconds, seconds) * 1e9), advance)
-        results[batch_size] = [run.timed_ns for run in runs]
+        works = [_answer_batches(predictor, images, batch_size) for predictor in predictors]
+        wanted = -(-samples // batch_size)
+        results[batch_size] = time_in_turns(
+            works, wanted, seconds, clock=clock, min_seconds=min_seconds, advance=advance
+        )
     return [
         Timing(
             latency_ms=Latency.of(results[1][row]),
             throughput_img_s={
-                str(size): size * len(results[size][row]) * 1e9 / sum(results[size][row])
-                for size in sorted(set(batch_sizes))
+                str(size): _throughput_img_s(size, results[size][row]) for size in sorted(set(batch_sizes))
             },
         )
         for row in range(len(predictors))
@@ -132,22 +150,48 @@ def count_turns(rows: int, batch_sizes: Iterable[int]) -> int:
     return ROUNDS * rows * len({1, *batch_sizes})
 
 
-def _time_interleaved(
-    runs: Sequence[_Run], samples: int, limit_ns: int, least_ns: int, advance: Callable[[int], None]
-) -> None:
+def time_in_turns(
+    works: Sequence[Work],
+    samples: int,
+    seconds: float,
+    *,
+    clock: Clock = time.perf_counter_ns,
+    min_seconds: float = MIN_SECONDS,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> list[Rounds]:
+    """The method above for any work, at least one timed run each; `advance` is told ROUNDS turns for each."""
+    runs = [_Run(work, clock) for work in works]
+    limit_ns, least_ns = round(seconds * 1e9), round(min(min_seconds, seconds) * 1e9)
     for run in runs:
         _warm_up(run, limit_ns // 10)
         run.spent_ns = 0
     for turn in range(1, ROUNDS + 1):
         for run in runs if turn % 2 else reversed(runs):
             share = turn / ROUNDS
-            _take_turn(run, round(samples * share), limit_ns * share, least_ns * share)
+            _take_turn(run, round(max(ROUNDS, samples) * share), limit_ns * share, least_ns * share)
             advance(1)
+    return [run.rounds for run in runs]
+
+
+def _answer_batches(predictor: Predictor, images: NDArray[np.uint8], batch_size: int) -> Work:
+    """Batch after batch of the images, again from the start after the last."""
+
+    def take_batch(number: int) -> NDArray[np.uint8]:
+        return images[np.arange(number * batch_size, (number + 1) * batch_size) % len(images)]
+
+    return Work(take_batch, predictor.logits)
+
+
+def _throughput_img_s(batch_size: int, rounds: Rounds) -> float:
+    durations_ns = [duration for durations in rounds for duration in durations]
+    return batch_size * len(durations_ns) * 1e9 / sum(durations_ns)
 
 
 def _warm_up(run: _Run, limit_ns: int) -> None:
-    durations = [run.once(), run.once()]
-    while len(durations) < WARM_UP_RUNS and run.spent_ns < limit_ns:
+    run.once()
+    run.spent_ns = 0  # the first run may compile: it must not use up what warming takes
+    durations: list[int] = []
+    while not durations or (len(durations) < WARM_UP_RUNS and run.spent_ns < limit_ns):
         durations.append(run.once())
         if len(durations) >= 2 * WINDOW:
             before = float(np.median(durations[-2 * WINDOW : -WINDOW]))
@@ -165,14 +209,18 @@ def _wait_until_quiet() -> None:
 
 
 def _take_turn(run: _Run, samples: int, limit_ns: float, least_ns: float) -> None:
-    """Run until `samples` and `least_ns` are timed in all turns so far, or `limit_ns` spent."""
-    if run.timed_ns and run.spent_ns >= limit_ns:
+    """A round: run until `samples` and `least_ns` are timed in all rounds so far, or `limit_ns` spent."""
+    if run.rounds and run.spent_ns >= limit_ns:
         return
     _wait_until_quiet()
     settled_ns = run.once()
     while settled_ns < SETTLE_MS * 1e6:
         settled_ns += run.once()
-    timed_ns = sum(run.timed_ns)
-    while not run.timed_ns or (run.spent_ns < limit_ns and (len(run.timed_ns) < samples or timed_ns < least_ns)):
-        run.timed_ns.append(run.once())
-        timed_ns += run.timed_ns[-1]
+    count, timed_ns = sum(map(len, run.rounds)), sum(map(sum, run.rounds))
+    durations: list[int] = []
+    while count == 0 or (run.spent_ns < limit_ns and (count < samples or timed_ns < least_ns)):
+        durations.append(run.once())
+        count += 1
+        timed_ns += durations[-1]
+    if durations:
+        run.rounds.append(durations)

@@ -118,6 +118,11 @@ def load_pixels(
     )
 
 
+def spread(available: int, wanted: int) -> np.ndarray:
+    """int64 indices of `wanted` images, of all where there are fewer, evenly over a split, as classes may be sorted."""
+    return np.unique(np.linspace(0, available - 1, min(wanted, available)).round().astype(np.int64))
+
+
 def _key(dataset: Dataset, split: Split, resize: int, least_long_side: int) -> str:
     """What the pixels depend on: the content, which images of it make up the split, and the size."""
     images = dataset.splits[split]

@@ -57,11 +57,17 @@ class Checkpoint:
         return state
 
     def save(self, state: State) -> None:
+        """Write the state, whole or not at all. Raises ArtifactError where it cannot be written."""
+        content = io.BytesIO()  # torch's own writer does not tell a full disk from a bug
+        torch.save(state | {"settings": self.settings}, content)
         with write_atomically(self.path) as temporary:
-            torch.save(state | {"settings": self.settings}, temporary)
+            temporary.write_bytes(content.getbuffer())
 
     def discard(self) -> None:
+        """Delete the state, and what a kill in the midst of writing one left beside it."""
         self.path.unlink(missing_ok=True)
+        for unfinished in self.path.parent.glob(f".{self.path.name}.*"):
+            unfinished.unlink(missing_ok=True)
 
     def is_own(self) -> bool:
         """Whether a state of this very stage and settings lies here."""

@@ -7,10 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit import console
 from toolkit.data.pixels import Pixels
 from toolkit.data.views import centre_views
 from toolkit.distill import distributed
+from toolkit.distill.memory import is_out_of_memory
 from toolkit.distill.precision import Precision, autocast
+from toolkit.errors import TrainingError
 from toolkit.networks.classifier import Classifier
 
 BATCH_PIXELS = 2**22
@@ -20,17 +23,40 @@ LARGEST_BATCH = 250
 
 
 def compute_logits(network: Classifier, pixels: Pixels, precision: Precision, device: str) -> Tensor:
-    """Logits float32 (N, C) of the evaluation view of every image, on `device`, where the network is."""
+    """Logits float32 (N, C) of the evaluation view of every image, on `device`, where the network is.
+
+    Where memory runs out, smaller batches are tried. TrainingError where one image is too much.
+    """
     network.eval()
     batch_size = max(1, min(LARGEST_BATCH, BATCH_PIXELS // pixels.preprocess.image_size**2))
     share = distributed.own_share(np.arange(len(pixels)))
+    # a process without a share, where there are fewer images than processes, still has to know C
+    asked = share if len(share) else np.zeros(1, np.int64)
+    while (logits := _logits_or_none(network, pixels, asked, batch_size, precision, device)) is None:
+        if batch_size == 1:
+            raise TrainingError(
+                "validation: out of memory with one image at a time", "use a smaller data.image_size or network"
+            )
+        batch_size //= 2
+        console.say(f"out of memory: validating {batch_size} images at a time")
+    return distributed.gather_shares(logits[: len(share)], len(pixels))
+
+
+@torch.inference_mode()
+def _logits_or_none(
+    network: Classifier, pixels: Pixels, indices: np.ndarray, batch_size: int, precision: Precision, device: str
+) -> Tensor | None:
+    """None where memory ran out; what was allocated is free again by then."""
     parts = []
-    with torch.inference_mode():
-        # a process without a share, where there are fewer images than processes, still has to know C
-        for indices in batches(share if len(share) else np.zeros(1, np.int64), batch_size, 1):
+    try:
+        for batch in batches(indices, batch_size, 1):
             with autocast(device, precision):
-                parts.append(network(centre_views(pixels.centre(indices), device)).float())
-        return distributed.gather_shares(torch.cat(parts)[: len(share)], len(pixels))
+                parts.append(network(centre_views(pixels.centre(batch), device)).float())
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    return torch.cat(parts)
 
 
 def batches(order: np.ndarray, batch_size: int, least: int) -> Iterator[np.ndarray]:

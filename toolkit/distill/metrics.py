@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from toolkit import console
 from toolkit.errors import TrainingError
-from toolkit.modeldir import write_atomically
+from toolkit.modeldir import unwritable, write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -55,9 +55,12 @@ class MetricsLog:
             self._path.unlink(missing_ok=True)
 
     def add(self, metrics: EpochMetrics) -> None:
-        """Append a line, and tell it with the time left."""
-        with self._path.open("a") as file:
-            file.write(_to_json(metrics) + "\n")
+        """Append a line, and tell it with the time left. Raises ArtifactError where it cannot be written."""
+        try:
+            with self._path.open("a") as file:
+                file.write(_to_json(metrics) + "\n")
+        except OSError as error:
+            raise unwritable(self._path, error) from None
         done = metrics.epoch + 1
         left = metrics.seconds / done * (self._epochs - done)
         console.say(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from toolkit import console
 from toolkit.data.batches import TrainingViews
+from toolkit.data.pixels import spread
 from toolkit.distill import distributed
 from toolkit.distill.precision import FloatPrecision, Precision, autocast, least_times
 from toolkit.errors import DeviceError
@@ -79,18 +80,27 @@ def choose_teacher(
                 f"distill.teacher_precision: an int8 teacher runs on the CPU, not on {views.device}",
                 "use auto, fp32 or bf16",
             )
-        return QuantizedClassifier(teacher, views), "int8"
+        quantized = QuantizedClassifier(teacher, views)
+        if chosen is None:
+            console.say(
+                f"teacher in int8: its probabilities are {_distance(quantized, teacher, views, 'fp32'):.1%} away"
+            )
+        return quantized, "int8"
     if wanted != "auto":
         return teacher, wanted
     precision = choose_float()
     allowed = section.precision == "auto" and section.logit_method and not section.feature_method
-    if not allowed or views.device != "cpu" or _work_s(section, teacher, views, precision, clock) < WORTH_S:
+    if not allowed or views.device != "cpu":
         return teacher, precision
-    quantized = QuantizedClassifier(teacher, views)
-    images = views.render(_some_images(views), view=1)
+    if not distributed.agree(_work_s(section, teacher, views, precision, clock) >= WORTH_S):
+        return teacher, precision
+    made = _quantize_or_none(teacher, views)
+    if distributed.greatest(torch.tensor(int(made is None))).item() or made is None:
+        return teacher, precision
+    quantized, images = made, views.render(_some_images(views), view=1)
     steps = {name: partial(_answer, who, images, precision) for name, who in (("float", teacher), ("int8", quantized))}
     times = least_times(steps, clock)
-    distance = mean_distance(_answer(quantized, images, precision), _answer(teacher, images, precision))
+    distance = _distance(quantized, teacher, views, precision)
     faster = distributed.agree(times["int8"] < times["float"] and distance <= FARTHEST)
     console.say(
         f"teacher in {'int8' if faster else precision}: {len(images)} images take {times['float'] * 1e3:.0f} ms in"
@@ -104,6 +114,23 @@ def mean_distance(logits: Tensor, other_logits: Tensor) -> float:
     return (logits.double().softmax(1) - other_logits.double().softmax(1)).abs().sum(1).mean().item() / 2
 
 
+def _quantize_or_none(teacher: Classifier, views: TrainingViews) -> QuantizedClassifier | None:
+    """None where this network cannot be had in int8: that is told, and no reason not to train."""
+    try:
+        return QuantizedClassifier(teacher, views)
+    except Exception as error:  # of torch's exporter, onnxruntime's quantizer or the disk
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        console.say(f"the teacher answers in float, as it cannot be had in int8: {reason}")
+        return None
+
+
+def _distance(
+    quantized: QuantizedClassifier, teacher: Classifier, views: TrainingViews, precision: FloatPrecision
+) -> float:
+    images = views.render(_some_images(views), view=1)
+    return mean_distance(_answer(quantized, images, precision), _answer(teacher, images, precision))
+
+
 def _work_s(
     section: DistillRecipe,
     teacher: Classifier,
@@ -111,10 +138,11 @@ def _work_s(
     precision: FloatPrecision,
     clock: Callable[[], float],
 ) -> float:
-    """s that the float teacher will take for all that it is going to be asked."""
+    """s that the float teacher will take for all that this process is going to ask it."""
     images = views.render(_some_images(views)[:8], view=1)
     seconds = least_times({"float": lambda: _answer(teacher, images, precision)}, clock)["float"]
-    return seconds / len(images) * len(views) * (section.teacher_views or section.epochs)
+    share = len(views) / distributed.world_size()
+    return seconds / len(images) * share * (section.teacher_views or section.epochs)
 
 
 def _answer(network: Classifier, images: Tensor, precision: FloatPrecision) -> Tensor:
@@ -124,7 +152,7 @@ def _answer(network: Classifier, images: Tensor, precision: FloatPrecision) -> T
 
 
 def _some_images(views: TrainingViews) -> np.ndarray:
-    return np.unique(np.linspace(0, len(views) - 1, min(CALIBRATION_IMAGES, len(views))).astype(np.int64))
+    return spread(len(views), CALIBRATION_IMAGES)
 
 
 def _as_pixels(images: Tensor) -> np.ndarray:

@@ -162,7 +162,10 @@ class Job:
         records = Records(self.model_dir.metrics, self.checkpoint, state, tensorboard)
         training = train(learner, objective, views, self.images.valid, plan, records, teaching)
         learner.classifier.network.load_state_dict(training.state_dict)
-        return training.summary() | {"precision": plan.precision}
+        precisions = {"precision": plan.precision}
+        if plan.stage == "distill":
+            precisions["teacher_precision"] = plan.teacher_precision
+        return training.summary() | precisions
 
     def save(self, learner: TappedNetwork, extra: dict[str, Any], preprocess: Preprocess) -> Made:
         """Write the weights with all that is known of them; only then the state to go on from may go."""
@@ -197,14 +200,16 @@ class Job:
 
 def _prove_smallest_size(classifier: Classifier, plan: Plan) -> None:
     """RecipeError unless the network takes the first epoch's images; data.image_size it was built for."""
-    if (size := plan.image_size_of(0)) == plan.image_size:
-        return
+    if (size := plan.image_size_of(0)) != plan.image_size:
+        setting = f"{plan.section_name}.start_image_size"
+        remedy = f"use a larger {setting}, or 0 for full size throughout"
+        prove_size(classifier.to(plan.device), size, f"the network cannot take images of {size} px ({setting})", remedy)
+
+
+def prove_size(classifier: Classifier, size: int, problem: str, remedy: str) -> None:
+    """RecipeError with `problem`, the network's reason and `remedy` unless it takes an image of `size` px."""
     try:
         with torch.no_grad():
-            classifier.to(plan.device).eval()(torch.zeros(1, 3, size, size, device=plan.device))
+            classifier.eval()(torch.zeros(1, 3, size, size, device=classifier.mean.device))
     except (AssertionError, RuntimeError, ValueError) as error:  # whatever torchvision's networks say no with
-        raise RecipeError(
-            f"the network cannot take images of {size} px ({plan.section_name}.start_image_size):"
-            f" {str(error).splitlines()[0]}",
-            f"use a larger {plan.section_name}.start_image_size, or 0 for full size throughout",
-        ) from None
+        raise RecipeError(f"{problem}: {str(error).splitlines()[0]}", remedy) from None

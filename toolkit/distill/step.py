@@ -15,6 +15,7 @@ from toolkit.data.batches import TrainingViews
 from toolkit.distill import distributed
 from toolkit.distill.evaluation import batches
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.memory import is_out_of_memory
 from toolkit.distill.objective import Objective
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import autocast
@@ -65,10 +66,8 @@ class Stepper:
         """None where memory ran out; what was allocated is free again by then."""
         try:
             return self._compute_gradients(indices, view, side)
-        except torch.OutOfMemoryError:
-            return None
-        except RuntimeError as error:
-            if "can't allocate memory" not in str(error):  # the CPU allocator's words
+        except Exception as error:
+            if not is_out_of_memory(error):
                 raise
             return None
 

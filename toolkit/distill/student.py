@@ -13,8 +13,8 @@ from toolkit.distill.objective import learn_from_labels, learn_from_teacher
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import Precision
 from toolkit.distill.quantized import choose_teacher
-from toolkit.distill.stage import Images, Job, Made, Options
-from toolkit.distill.teaching import LiveTeacher, Teaching, open_store
+from toolkit.distill.stage import Images, Job, Made, Options, prove_size
+from toolkit.distill.teaching import LiveTeacher, Teaching, find_stored, open_store
 from toolkit.errors import WeightsError
 from toolkit.modeldir import ModelDir, sha256_file
 from toolkit.networks import registry
@@ -44,19 +44,19 @@ def distill_student(
     state = job.saved_state()
     teacher, teacher_info = load_model(teacher_file)
     _require_same_classes(teacher_info, images.dataset, teacher_file.name)
+    _require_same_size(teacher, teacher_info, recipe.data.image_size, teacher_file.name)
     teacher.requires_grad_(False)
     learner, tapped_teacher = _tap(recipe, _new_student(job), teacher)
     precision = state["precision"] if state else job.choose_precision(learner.classifier)
     views = job.views()
-    answering, teacher_precision = choose_teacher(
-        recipe.distill,
-        lambda: job.choose_precision(teacher, training=False),
-        teacher,
-        views,
-        chosen=state["teacher_precision"] if state else None,
-    )
-    if answering is not teacher:
-        tapped_teacher = TappedNetwork(answering)
+    chosen = state["teacher_precision"] if state else None
+    teacher_precision = _find_stored(job, views, chosen)
+    if teacher_precision is None:
+        answering, teacher_precision = choose_teacher(
+            recipe.distill, lambda: job.choose_precision(teacher, training=False), teacher, views, chosen=chosen
+        )
+        if answering is not teacher:
+            tapped_teacher = TappedNetwork(answering)
     teaching = _open_teaching(job, tapped_teacher, views, teacher_precision)
     plan = _plan(job, "distill", precision, teacher_precision)
     extra = job.train(learner, learn_from_teacher(recipe.distill), views, plan, state, teaching)
@@ -131,13 +131,46 @@ def _tap(recipe: Recipe, student: Classifier, teacher: Classifier) -> tuple[Tapp
 
 
 def _open_teaching(job: Job, teacher: TappedNetwork, views: TrainingViews, precision: Precision) -> Teaching:
-    section, settings, valid = job.recipe.distill, job.settings, job.images.valid
-    if section.teacher_views and not section.feature_method:
-        shas = (settings["teacher_sha256"], settings["dataset_sha256"])
-        return open_store(teacher, *shas, views, valid, section.teacher_views, precision)
-    if section.teacher_views:
+    valid = job.images.valid
+    if num_views := _stored_views(job):
+        return open_store(teacher, *_shas(job), views, valid, num_views, precision)
+    if job.recipe.distill.teacher_views:
         console.say("a teacher's layers are not stored: it runs live, on the same views")
     return LiveTeacher(teacher, views, valid, precision)
+
+
+def _find_stored(job: Job, views: TrainingViews, chosen: Precision | None) -> Precision | None:
+    """The arithmetic of stored logits that may be replayed: that spares choosing one, and filling another store."""
+    section, num_views = job.recipe.distill, _stored_views(job)
+    if not num_views:
+        return None
+    wishes = (chosen, section.teacher_precision, section.precision)
+    precisions: list[Precision] = [wish for wish in wishes if wish is not None and wish != "auto"][:1]
+    return find_stored(*_shas(job), views, job.images.valid, num_views, precisions or ("bf16", "int8", "fp32"))
+
+
+def _stored_views(job: Job) -> int:
+    """How many views' logits are stored, no more than are shown; 0 for a live teacher."""
+    section = job.recipe.distill
+    return 0 if section.feature_method else min(section.teacher_views, section.epochs)
+
+
+def _shas(job: Job) -> tuple[str, str]:
+    return job.settings["teacher_sha256"], job.settings["dataset_sha256"]
+
+
+def _require_same_size(teacher: Classifier, info: ModelInfo, image_size: int, file_name: str) -> None:
+    """Say where the teacher will see other images than it was trained on. RecipeError where it cannot take them."""
+    trained = info.preprocess.image_size
+    if trained == image_size:
+        return
+    prove_size(
+        teacher,
+        image_size,
+        f"{file_name}, trained at {trained} px, cannot take images of {image_size} px (data.image_size)",
+        f"use --set data.image_size={trained}, or train a teacher at {image_size} px with toolkit teacher --force",
+    )
+    console.say(f"careful: {file_name} was trained at {trained} px and teaches at {image_size} px")
 
 
 def _require_same_classes(teacher: ModelInfo, dataset: Dataset, file_name: str) -> None:

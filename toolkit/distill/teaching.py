@@ -8,6 +8,7 @@ K views, C classes, B images of a batch, V validation images.
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -19,6 +20,7 @@ from torch import Tensor
 from toolkit import console
 from toolkit.data.batches import TrainingViews
 from toolkit.data.cache import REMEDY, cache_folder
+from toolkit.data.disk import remove_leftovers
 from toolkit.data.pixels import Pixels
 from toolkit.distill import distributed
 from toolkit.distill.evaluation import batches, compute_logits
@@ -29,6 +31,9 @@ from toolkit.modeldir import write_atomically
 
 LAYOUT_VERSION = 1
 """Goes into the store's key; raised whenever the meaning of what is kept changes."""
+
+ELEMENT_BYTES = 4
+"""float32"""
 
 FILL_BATCH_PIXELS = 2**22
 """px in a batch of the filling pass: 64 images of 256 px, 256 of 128 px"""
@@ -94,6 +99,24 @@ class StoredTeacher:
         return self._valid_logits
 
 
+def find_stored(
+    teacher_sha256: str,
+    dataset_sha256: str,
+    views: TrainingViews,
+    valid_pixels: Pixels,
+    num_views: int,
+    precisions: Sequence[Precision],
+) -> Precision | None:
+    """The first of `precisions` in which the cache of every process has the teacher's logits already."""
+    for precision in precisions:
+        key = _key(teacher_sha256, dataset_sha256, views, valid_pixels, num_views, precision)
+        path = cache_folder("logits", f"{key}.f32")
+        missing = not _is_whole(path, len(valid_pixels) + num_views * len(views), views.num_classes)
+        if not distributed.greatest(torch.tensor(int(missing), device=views.device)).item():
+            return precision
+    return None
+
+
 def open_store(
     network: TappedNetwork,
     teacher_sha256: str,
@@ -111,13 +134,15 @@ def open_store(
     key = _key(teacher_sha256, dataset_sha256, views, valid_pixels, num_views, precision)
     path = cache_folder("logits", f"{key}.f32")
     rows = len(valid_pixels) + num_views * len(views)
-    size_bytes = rows * views.num_classes * 4
-    missing = not path.is_file() or path.stat().st_size != size_bytes
+    size_bytes = rows * views.num_classes * ELEMENT_BYTES
+    missing = not _is_whole(path, rows, views.num_classes)
     if distributed.greatest(torch.tensor(int(missing), device=views.device)).item():
         console.say(
             f"teacher logits: {num_views} views of {len(views):,} images to compute once"
             f" ({console.size(size_bytes)} in {path.parent})"
         )
+        if distributed.local_rank() == 0:
+            remove_leftovers(path.parent, (path.suffix,))
         live = LiveTeacher(network, views, valid_pixels, precision)
         _fill(path, live, views, num_views)
         distributed.barrier()
@@ -126,6 +151,10 @@ def open_store(
     stored = np.memmap(path, dtype=np.float32, mode="r", shape=(rows, views.num_classes))
     train_logits = stored[len(valid_pixels) :].reshape(num_views, len(views), views.num_classes)
     return StoredTeacher(train_logits, stored[: len(valid_pixels)], views.device)
+
+
+def _is_whole(path: Path, rows: int, num_classes: int) -> bool:
+    return path.is_file() and path.stat().st_size == rows * num_classes * ELEMENT_BYTES
 
 
 def _fill(path: Path, live: LiveTeacher, views: TrainingViews, num_views: int) -> None:

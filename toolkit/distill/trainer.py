@@ -32,7 +32,9 @@ from toolkit.errors import Interrupted, TrainingError
 from toolkit.networks.classifier import Classifier
 
 CHECK_STEPS = 20
-"""Steps between two looks at whether the loss is finite; several processes agree on stopping as often."""
+"""Steps between two looks at whether the loss is finite, and at most between two agreements of several processes."""
+AGREE_SECONDS = 5.0
+"""s between two agreements on stopping, about; whoever sends SIGTERM does not wait long before SIGKILL"""
 SAVE_SECONDS = 120.0
 """s between two checkpoints within an epoch; every epoch ends with one."""
 
@@ -137,6 +139,7 @@ class _Run:
         """The rest of one pass over the training images."""
         plan, progress = self._plan, self._progress
         self._learner.train()
+        self._agree_steps = self._choose_agree_steps()
         order = np.random.default_rng((plan.seed, progress.epoch)).permutation(len(self._views))
         view, side = plan.view_of(progress.epoch), plan.image_size_of(progress.epoch)
         sums: list[StepSums] = []
@@ -232,17 +235,22 @@ class _Run:
         asked = self._request.signal_number
         late = time.perf_counter() - self._saved_at > SAVE_SECONDS
         if distributed.world_size() > 1:
-            if step % CHECK_STEPS:
+            if step % self._agree_steps:
                 return
             wishes = torch.tensor([asked, int(late)], device=self._plan.device)
             asked, late = distributed.greatest(wishes).tolist()
         if step and (asked or late):  # between two epochs all is saved already
             self._add_up(sums)
+            if not self._weights_are_finite():  # the step after the last loss broke them: they are no good state
+                self._stop_not_finite("weight", step, self._rate())
             self._save()
         if asked:
             epoch = self._progress.epoch
             place = f"epoch {epoch + 1}, step {step}" if step else f"after epoch {epoch}"
             raise Interrupted(f"{self._plan.stage}, {place}", asked)
+
+    def _weights_are_finite(self) -> bool:
+        return all(bool(parameter.isfinite().all()) for parameter in self._learner.parameters())
 
     def _out_of_patience(self) -> bool:
         patience = self._plan.section.patience
@@ -298,6 +306,13 @@ class _Run:
 
     def _least_batch(self) -> int:
         return 2 * distributed.world_size()
+
+    def _choose_agree_steps(self) -> int:
+        """After how many steps processes agree on stopping: after each, until an epoch has told how long one takes."""
+        if not self._history:
+            return 1
+        step_s = len(self._views) / self._history[-1].train_img_s / self._steps_an_epoch()
+        return distributed.agree(max(1, min(CHECK_STEPS, int(AGREE_SECONDS / step_s))))
 
     def _steps_an_epoch(self) -> int:
         return sum(1 for _ in batches(np.arange(len(self._views)), self._plan.section.batch_size, self._least_batch()))

@@ -1,97 +1,123 @@
-"""The export stage: weights → an ONNX file that has been proven to answer as they do, or no file at all."""
+"""The export stage: weights → ONNX files that have been proven to answer as they do, or no file at all."""
 
+import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from toolkit import __version__, console
-from toolkit.data.pixels import Pixels
-from toolkit.data.preprocess import Preprocess
-from toolkit.errors import ArtifactError, WeightsError
-from toolkit.export.verify import Proof, choose_samples, prove_file
-from toolkit.modeldir import ModelDir, Role, sha256_file, write_atomically
+from toolkit.data.pixels import Pixels, spread
+from toolkit.errors import ArtifactError, DataError, GateError
+from toolkit.export.bare import describe_bare_weights
+from toolkit.export.int8 import quantize_within, times_faster
+from toolkit.export.samples import choose_samples, read_batches
+from toolkit.export.verify import Bounds, Reference, prove_file, refer_to_network
+from toolkit.modeldir import ModelDir, Precision, Role, sha256_file, write_atomically
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.graph import build_graph, check_graph, set_metadata
-from toolkit.networks.registry import DEPTHWISE, build
-from toolkit.networks.student import infer_student
-from toolkit.networks.weights import ModelInfo, carries_info, load_into, load_model, read_state_dict
+from toolkit.networks.half import halve
+from toolkit.networks.weights import ModelInfo, carries_info, load_model
 from toolkit.recipe import Recipe
 
-"""What the notebook's networks were trained with: the centre 256 px, values in 0..1."""
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to export, and on which images to prove it.
+
+    `valid` are the validation images, `train` the training images that int8 is calibrated on; None where there are
+    none. fp32 is always written, as the others are made from it.
+    """
+
+    recipe: Recipe
+    valid: Pixels | None = None
+    train: Pixels | None = None
+    smaller: tuple[Precision, ...] = ()
+    force: bool = False
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        return ("fp32", *self.smaller)
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written and what its proof measured. Accuracies are None where there were no validation images."""
+    """What was written and what its proof measured. Accuracies are None where there were no validation images.
+
+    `accuracy_reference` is torch's for fp32 and fp16, the fp32 file's for int8. `float_layers` stayed float32 in an
+    int8 file; `times_faster` is one image's latency of fp32 over its own, on this machine's CPU, None for fp32.
+    """
 
     path: Path
+    precision: Precision
     size_bytes: int
     max_logit_difference: float
     agreement: float
-    accuracy_torch: float | None
+    accuracy_reference: float | None
     accuracy_onnx: float | None
     images: int
     seconds: float
+    float_layers: tuple[str, ...] = ()
+    times_faster: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"path": str(self.path)}
 
     def summary(self) -> str:
         """One line for people."""
+        whose = "fp32" if self.precision == "int8" else "torch"
         accuracy = (
             "accuracy not checked (no validation images)"
             if self.accuracy_onnx is None
-            else f"accuracy {self.accuracy_onnx:.4f} (torch {self.accuracy_torch:.4f})"
+            else f"accuracy {self.accuracy_onnx:.4f} ({whose} {self.accuracy_reference:.4f})"
         )
-        return (
+        line = (
             f"{self.path}  {console.size(self.size_bytes)}  {console.duration(self.seconds)}  "
-            f"logits within {self.max_logit_difference:.1e} of torch's, "
+            f"logits within {self.max_logit_difference:.1e} of {whose}'s, "
             f"same class on {self.agreement:.2%} of {self.images} images, {accuracy}"
         )
+        if self.float_layers:
+            line += f"; left in float32: {', '.join(self.float_layers)}"
+        return line + (f"; {self.describe_speed()}" if self.times_faster else "")
+
+    def describe_speed(self) -> str:
+        """`0.7 times as fast as fp32 on this CPU: slower`"""
+        assert self.times_faster is not None
+        told = f"{self.times_faster:.2f} times as fast as fp32 on this CPU"
+        return f"{told}: slower" if self.times_faster < 1 else told
 
 
-def export_onnx(
-    weights: Path, destination: Path, recipe: Recipe, pixels: Pixels | None, *, force: bool = False
-) -> ExportResult:
-    """Export a .safetensors file of the toolkit; `pixels` are the validation images of the proof.
+def export_onnx(weights: Path, destination: Path, wanted: Wanted) -> list[ExportResult]:
+    """Export a .safetensors file of the toolkit as `destination`, and beside it its smaller precisions.
 
-    Raises ArtifactError where `destination` holds an export of other weights and `force` is not given, and GateError,
-    leaving no file, where the export does not answer as the weights do.
+    Raises ArtifactError where a destination holds an export of other weights and `force` is not given, DataError where
+    int8 lacks images, and GateError, leaving no file of that precision, where it does not answer as it should.
     """
-    check_destination(weights, destination, force)
+    check_destinations(weights, destination, wanted)
     start = time.perf_counter()
     classifier, info = load_model(weights)
-    return _export(classifier, info, weights, destination, recipe, pixels, start)
+    return _Export(classifier, info, weights, destination, wanted).run(start)
 
 
 def export_model_dir(
-    model_dir: ModelDir,
-    recipe: Recipe,
-    pixels: Pixels | None,
-    roles: Sequence[Role] = ("teacher", "student"),
-    force: bool = False,
+    model_dir: ModelDir, wanted: Wanted, roles: Sequence[Role] = ("teacher", "student")
 ) -> list[ExportResult]:
     """Export each role's weights of a model directory; whether all may be written is known before the first is."""
     for role in roles:
-        check_destination(model_dir.require(model_dir.weights(role)), model_dir.onnx(role), force)
-    return [export_onnx(model_dir.weights(role), model_dir.onnx(role), recipe, pixels, force=force) for role in roles]
+        check_destinations(model_dir.require(model_dir.weights(role)), model_dir.onnx(role), wanted)
+    return [result for role in roles for result in export_onnx(model_dir.weights(role), model_dir.onnx(role), wanted)]
 
 
 def export_weights_file(
-    path: Path,
-    out: Path,
-    recipe: Recipe,
-    classes: tuple[str, ...] | None,
-    pixels: Pixels | None,
-    *,
-    force: bool = False,
-) -> ExportResult:
+    path: Path, out: Path, wanted: Wanted, classes: tuple[str, ...] | None = None
+) -> list[ExportResult]:
     """Export one weights file as `out`/<its stem>.onnx, a bare state dict too.
 
     A bare state dict is taken for the depthwise student that its keys describe, else for the recipe's teacher, with the
@@ -99,126 +125,136 @@ def export_weights_file(
     """
     destination = out / f"{path.stem}.onnx"
     if carries_info(path):
-        return export_onnx(path, destination, recipe, pixels, force=force)
-    check_destination(path, destination, force)
+        return export_onnx(path, destination, wanted)
+    check_destinations(path, destination, wanted)
     start = time.perf_counter()
-    classifier, info = _describe_bare_weights(path, recipe, classes)
-    return _export(classifier, info, path, destination, recipe, pixels, start)
+    classifier, info = describe_bare_weights(path, wanted.recipe, classes)
+    return _Export(classifier, info, path, destination, wanted).run(start)
 
 
-def check_destination(weights: Path, destination: Path, force: bool) -> None:
-    """Raise ArtifactError where `destination` is there, `force` is not given, and it is no export of these weights."""
-    if force or not destination.exists():
-        return
+def check_destinations(weights: Path, destination: Path, wanted: Wanted) -> None:
+    """Raise before any work: ArtifactError where a file is in the way, DataError where int8 has no images.
+
+    A file is in the way where `force` is not given and it is no export of these weights.
+    """
+    for path in (at_precision(destination, precision) for precision in wanted.precisions):
+        if not wanted.force and path.exists() and _made_from(path) != sha256_file(weights):
+            raise ArtifactError(
+                f"{path} is there and was not exported from {weights}",
+                "replace it with --force, or choose another directory with --out",
+            )
+    if "int8" in wanted.smaller and (wanted.valid is None or wanted.train is None):
+        raise DataError(
+            "int8 is calibrated on training images and judged on validation images, and there are none",
+            "give the data those weights were trained on with --data, or leave out --int8",
+        )
+
+
+def at_precision(destination: Path, precision: Precision) -> Path:
+    """student.onnx → student.int8.onnx; fp32 is the plain name."""
+    return destination if precision == "fp32" else destination.with_suffix(f".{precision}.onnx")
+
+
+def _made_from(path: Path) -> str | None:
+    """SHA-256 of the weights that an ONNX file says it was exported from; None for any other file."""
     try:
-        model = onnx.load_model(str(destination), load_external_data=False)
-        made_from = {entry.key: entry.value for entry in model.metadata_props}.get("weights_sha256")
+        model = onnx.load_model(str(path), load_external_data=False)
     except (DecodeError, OSError, ValueError):
-        made_from = None
-    if made_from != sha256_file(weights):
-        raise ArtifactError(
-            f"{destination} is there and was not exported from {weights}",
-            "replace it with --force, or choose another directory with --out",
+        return None
+    return {entry.key: entry.value for entry in model.metadata_props}.get("weights_sha256")
+
+
+class _Export:
+    """One network on its way into files."""
+
+    def __init__(
+        self, classifier: Classifier, info: ModelInfo, weights: Path, destination: Path, wanted: Wanted
+    ) -> None:
+        self._classifier, self._info, self._weights = classifier, info, weights
+        self._destination, self._wanted, self._settings = destination, wanted, wanted.recipe.export
+        self._size, self._num_classes = info.preprocess.image_size, len(info.classes)
+        self._samples = choose_samples(wanted.valid, self._size, self._num_classes, self._settings.images)
+
+    def run(self, start: float) -> list[ExportResult]:
+        smaller, samples = self._wanted.smaller, self._samples
+        told = f"{', '.join(self._wanted.precisions)}, " if smaller else ""
+        console.say(f"export: {self._weights} → {self._destination}, {told}proof on {len(samples)} images")
+        model = build_graph(self._classifier, self._size, self._settings.opset)
+        network = refer_to_network(self._classifier, samples)
+        fp32, logits = self._write("fp32", model, network, start)
+        results = [fp32]
+        if "fp16" in smaller:
+            results.append(self._write("fp16", halve(model), network, time.perf_counter())[0])
+        if "int8" in smaller:
+            results.append(self._write_int8(model, Reference(logits, "the fp32 file's")))
+        if samples.labels is None:
+            console.say(
+                f"{self._destination.name}: checked for closeness and agreement on {len(samples)} synthetic images; "
+                "accuracy was not checked (no validation images; --data gives some)"
+            )
+        return results
+
+    def _write_int8(self, model: onnx.ModelProto, reference: Reference) -> ExportResult:
+        start, settings, train = time.perf_counter(), self._settings, self._wanted.train
+        assert train is not None
+        images = train.centre(spread(len(train), settings.calibration_images))
+        path = at_precision(self._destination, "int8")
+        with self._removing_what_it_replaces(path):
+            quantized = quantize_within(model, images, self._samples, reference, settings, path.name)
+        calibration = f"{settings.calibration}, {len(images)} training images"
+        return self._write("int8", quantized.model, reference, start, quantized.float_layers, calibration)[0]
+
+    def _write(
+        self,
+        precision: Precision,
+        model: onnx.ModelProto,
+        reference: Reference,
+        start: float,
+        float_layers: tuple[str, ...] = (),
+        calibration: str = "",
+    ) -> tuple[ExportResult, NDArray[np.float32]]:
+        """Write the file, prove it and only then give it its name; what was measured, and the file's logits."""
+        path = at_precision(self._destination, precision)
+        of_int8 = {"calibration": calibration, "float_layers": json.dumps(float_layers)} if calibration else {}
+        set_metadata(model, self._metadata() | {"precision": precision} | of_int8)
+        check_graph(model, self._size, self._num_classes)
+        bounds = Bounds.of(self._settings, precision)
+        with self._removing_what_it_replaces(path), write_atomically(path) as temporary:
+            temporary.write_bytes(model.SerializeToString(deterministic=True))
+            proof, logits = prove_file(temporary, path.name, reference, self._samples, bounds)
+        faster = None
+        if precision != "fp32":
+            faster = times_faster(path, self._destination, next(read_batches(self._samples)))
+        measured = {name: getattr(proof, name) for name in vars(proof)}
+        seconds = time.perf_counter() - start
+        size_bytes = path.stat().st_size
+        result = ExportResult(
+            path, precision, size_bytes, **measured, seconds=seconds, float_layers=float_layers, times_faster=faster
         )
+        return result, logits
 
+    @contextlib.contextmanager
+    def _removing_what_it_replaces(self, path: Path) -> Iterator[None]:
+        """Where a gate is not met, a file of other weights that --force was to replace does not stay in its place."""
+        try:
+            yield
+        except GateError:
+            if path.exists() and _made_from(path) != sha256_file(self._weights):
+                path.unlink()
+            raise
 
-def _export(
-    classifier: Classifier,
-    info: ModelInfo,
-    weights: Path,
-    destination: Path,
-    recipe: Recipe,
-    pixels: Pixels | None,
-    start: float,
-) -> ExportResult:
-    image_size, num_classes = info.preprocess.image_size, len(info.classes)
-    samples = choose_samples(pixels, image_size, num_classes, recipe.export.images)
-    console.say(f"export: {weights} → {destination}, proof on {len(samples.names)} images")
-    model = build_graph(classifier, image_size, recipe.export.opset)
-    set_metadata(model, _metadata(info, weights, recipe))
-    check_graph(model, image_size, num_classes)
-    with write_atomically(destination) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
-        proof = prove_file(temporary, destination.name, classifier, samples, recipe.export)
-    return _result(destination, proof, time.perf_counter() - start)
-
-
-def _result(destination: Path, proof: Proof, seconds: float) -> ExportResult:
-    if proof.accuracy_onnx is None:
-        console.say(
-            f"{destination.name}: checked for closeness and agreement on {proof.images} synthetic images; "
-            "accuracy was not checked (no validation images; --data gives some)"
-        )
-    return ExportResult(
-        path=destination,
-        size_bytes=destination.stat().st_size,
-        seconds=seconds,
-        **{k: getattr(proof, k) for k in vars(proof)},
-    )
-
-
-def _metadata(info: ModelInfo, weights: Path, recipe: Recipe) -> dict[str, str]:
-    """Every value is a string; those that are not known are empty, a license that is not known is left out."""
-    metadata = {
-        "role": info.role,
-        "architecture": info.architecture,
-        "classes": json.dumps(info.classes, ensure_ascii=False),
-        "preprocess": info.preprocess.to_json(),
-        "recipe_sha256": info.recipe_sha256,
-        "dataset_sha256": info.dataset_sha256,
-        "teacher_sha256": info.teacher_sha256 or "",
-        "weights_sha256": sha256_file(weights),
-        "toolkit_version": __version__,
-    }
-    return metadata | ({"license": recipe.export.license} if recipe.export.license else {})
-
-
-def _describe_bare_weights(path: Path, recipe: Recipe, classes: tuple[str, ...] | None) -> tuple[Classifier, ModelInfo]:
-    state_dict = read_state_dict(path)
-    role: Role
-    if any(name.startswith("cnn.") for name in state_dict):
-        num_classes, base, width_mult = infer_student(state_dict)
-        role, architecture, preprocess = "student", DEPTHWISE, Preprocess.from_recipe(recipe.data)
-        assumed = "the depthwise student"
-    else:
-        num_classes, base, width_mult = _head_size(state_dict, path), recipe.student.base, recipe.student.width_mult
-        mean, std = recipe.teacher.mean or recipe.data.mean, recipe.teacher.std or recipe.data.std
-        preprocess = Preprocess(recipe.data.image_size, recipe.data.resize, mean, std)
-        role, architecture = "teacher", recipe.teacher.architecture
-        assumed = f"the recipe's teacher ({architecture})"
-    if classes is not None and len(classes) != num_classes:
-        raise WeightsError(
-            f"{path} knows {num_classes} classes, the data has {len(classes)}",
-            "give the data those weights were trained on with --data",
-        )
-    console.say(
-        f"{path} does not describe itself: taken for {assumed} with {num_classes} classes, "
-        f"{preprocess.image_size} px images, resize {preprocess.resize}, mean {preprocess.mean}, std {preprocess.std}"
-    )
-    network = build(architecture, num_classes, base=base, width_mult=width_mult, image_size=preprocess.image_size)
-    load_into(network, state_dict, path, num_classes)
-    info = ModelInfo(
-        role=role,
-        architecture=architecture,
-        base=base,
-        width_mult=width_mult,
-        classes=classes or tuple(str(i) for i in range(num_classes)),
-        preprocess=preprocess,
-        recipe={},
-        recipe_sha256="",
-        dataset_sha256="",
-        teacher_sha256=None,
-        toolkit_version=__version__,
-    )
-    return Classifier(network, preprocess.mean, preprocess.std).float().eval(), info
-
-
-def _head_size(state_dict: dict[str, Any], path: Path) -> int:
-    """Classes of a torchvision classifier: its state dict ends with the last layer's bias."""
-    last = list(state_dict.values())[-1]
-    if last.ndim != 1:
-        raise WeightsError(
-            f"{path}: its last tensor {list(state_dict)[-1]} is no bias of a last layer",
-            "give a state dict of the depthwise student or of the recipe's teacher",
-        )
-    return len(last)
+    def _metadata(self) -> dict[str, str]:
+        """Every value is a string; those that are not known are empty, a license that is not known is left out."""
+        info, license_name = self._info, self._settings.license
+        metadata = {
+            "role": info.role,
+            "architecture": info.architecture,
+            "classes": json.dumps(info.classes, ensure_ascii=False),
+            "preprocess": info.preprocess.to_json(),
+            "recipe_sha256": info.recipe_sha256,
+            "dataset_sha256": info.dataset_sha256,
+            "teacher_sha256": info.teacher_sha256 or "",
+            "weights_sha256": sha256_file(self._weights),
+            "toolkit_version": __version__,
+        }
+        return metadata | ({"license": license_name} if license_name else {})

@@ -1,152 +1,131 @@
-"""The proof of an export: the written file, opened anew in onnxruntime, answers as the network does.
+"""The proof of an export: the written file, opened anew in a fresh process, answers as it should.
 
-N images, S px their side, C classes.
+A float32 or float16 file is compared with the network, an int8 one with the float32 file. N images, S px their side,
+C classes.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from toolkit.data.pixels import Pixels
-from toolkit.environment import available_cores
-from toolkit.errors import ArtifactError, DataError, GateError
+from toolkit.errors import GateError
+from toolkit.export.replay import Replay
+from toolkit.export.samples import Samples, large_batch, read_batches
+from toolkit.modeldir import Precision
 from toolkit.networks.classifier import Classifier
 from toolkit.recipe import ExportRecipe
 
-BATCH_PIXELS = 32 * 256 * 256
-LARGEST_BATCH = 64
 ODD_BATCH = 7
 SINGLES = 4
 """Images that are also run alone."""
 
-SYNTHETIC_IMAGES = 32
 SOFTMAX_TOLERANCE = 1e-5
 """Largest error of `probabilities` against a float64 softmax of the file's own logits."""
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Images to compare on: `read` turns indices (B,) into uint8 (B, S, S, 3); real images have labels (N,)."""
+class Reference:
+    """Logits (N, C) that a file is to reproduce, and whose they are: `the network's`, `the fp32 file's`."""
 
-    names: tuple[str, ...]
-    labels: NDArray[np.int64] | None
-    read: Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+    logits: NDArray[np.float32]
+    whose: str
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a file of one precision has to keep; None is not asked of it. `prefix` goes before the settings' names."""
+
+    max_logit_difference: float | None
+    min_agreement: float | None
+    max_accuracy_drop: float
+    prefix: str = "export."
+    drop_setting: str = "max_accuracy_drop"
+
+    @classmethod
+    def of(cls, recipe: ExportRecipe, precision: Precision) -> Self:
+        if precision == "fp32":
+            return cls(recipe.max_logit_difference, recipe.min_agreement, recipe.max_accuracy_drop)
+        if precision == "fp16":
+            difference, agreement = recipe.fp16_max_logit_difference, recipe.fp16_min_agreement
+            return cls(difference, agreement, recipe.fp16_max_accuracy_drop, prefix="export.fp16_")
+        return cls(None, None, recipe.max_drop, drop_setting="max_drop")
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was measured; fractions, and logits in their own unit. Accuracies are None on synthetic images."""
+    """What was measured; fractions, and logits in their own unit. Accuracies are None on synthetic images.
+
+    `accuracy_reference` is the accuracy of what the file was compared with.
+    """
 
     images: int
     max_logit_difference: float
     agreement: float
-    accuracy_torch: float | None
+    accuracy_reference: float | None
     accuracy_onnx: float | None
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """Logits (N, C) of network and file for the same images."""
+    """Logits (N, C) of reference and file for the same images."""
 
-    torch: NDArray[np.float32]
+    reference: NDArray[np.float32]
     onnx: NDArray[np.float32]
     probabilities: NDArray[np.float32]
 
 
-def choose_samples(pixels: Pixels | None, image_size: int, num_classes: int, limit: int) -> Samples:
-    """At most `limit` validation images, spread evenly over the split; without pixels, seeded synthetic ones.
-
-    Raises ArtifactError where the pixels were prepared for another size, DataError where they hold more classes.
-    """
-    if pixels is None:
-        images = draw_images(min(limit, SYNTHETIC_IMAGES), image_size)
-        return Samples(tuple(f"synthetic image {i}" for i in range(len(images))), None, lambda chosen: images[chosen])
-    prepared = pixels.preprocess.image_size
-    if prepared != image_size:
-        raise ArtifactError(
-            f"the validation images are prepared at {prepared} px, the weights want {image_size} px",
-            f"use the recipe of those weights, or --set data.image_size={image_size}",
-        )
-    if int(pixels.labels.max()) >= num_classes:
-        raise DataError(
-            f"the validation images have {int(pixels.labels.max()) + 1} classes, the weights {num_classes}",
-            "give the data those weights were trained on with --data",
-        )
-    spread = np.unique(np.linspace(0, len(pixels) - 1, min(limit, len(pixels))).round().astype(np.int64))
-    return Samples(
-        tuple(pixels.names[i] for i in spread), pixels.labels[spread], lambda chosen: pixels.centre(spread[chosen])
-    )
-
-
-def draw_images(count: int, side: int, seed: int = 0) -> NDArray[np.uint8]:
-    """uint8 (count, side, side, 3): patches of random colours under noise, so they differ coarsely and finely."""
-    generator = np.random.default_rng(seed)
-    coarse = generator.integers(0, 256, (count, 4, 4, 3))
-    places = np.arange(side) * 4 // side
-    noise = generator.integers(-40, 41, (count, side, side, 3))
-    images: NDArray[np.uint8] = np.clip(coarse[:, places[:, None], places] + noise, 0, 255).astype(np.uint8)
-    return images
-
-
-def prove_file(path: Path, title: str, classifier: Classifier, samples: Samples, bounds: ExportRecipe) -> Proof:
-    """Compare the file at `path`, called `title` in messages, with the classifier (evaluation mode, CPU).
-
-    Every image in large batches, some alone, and an odd batch. Raises GateError, naming the worst image, where a bound
-    of `[export]` is not met.
-    """
-    session = _open_session(path)
-    count = len(samples.names)
-    side = samples.read(np.zeros(1, dtype=np.int64)).shape[1]
-    large = max(1, min(LARGEST_BATCH, BATCH_PIXELS // side**2))
-    everything = np.arange(count)
-    answers = _answer(session, classifier, samples, everything, large)
-    worst = _require_close(answers, everything, f"in batches of {large}", title, samples, bounds)
-    for batch, chosen in ((1, np.resize(everything, SINGLES)), (ODD_BATCH, np.resize(everything, ODD_BATCH))):
-        few = _answer(session, classifier, samples, chosen, batch)
-        worst = max(worst, _require_close(few, chosen, f"in a batch of {batch}", title, samples, bounds))
-    agreement = _require_agreement(answers, title, samples, bounds)
-    accuracies = _require_accuracy(answers, title, samples, bounds)
-    return Proof(count, worst, agreement, *accuracies)
-
-
-def _open_session(path: Path) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cores()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _answer(session: Any, classifier: Classifier, samples: Samples, chosen: NDArray[np.int64], batch: int) -> _Answers:
-    ours, theirs, probabilities = [], [], []
-    for start in range(0, len(chosen), batch):
-        images = samples.read(chosen[start : start + batch])
+def refer_to_network(classifier: Classifier, samples: Samples) -> Reference:
+    """What the classifier (evaluation mode, CPU) says of every image."""
+    answers = []
+    for images in read_batches(samples):
         with torch.inference_mode():
             planes = torch.from_numpy(images).permute(0, 3, 1, 2)
-            ours.append(classifier(planes.float() / 255).numpy())
-        logits, shares = session.run(["logits", "probabilities"], {"image": images})
-        theirs.append(logits)
-        probabilities.append(shares)
-    return _Answers(np.concatenate(ours), np.concatenate(theirs), np.concatenate(probabilities))
+            answers.append(classifier(planes.float() / 255).numpy())
+    return Reference(np.concatenate(answers), "the network's")
+
+
+def prove_file(
+    path: Path, title: str, reference: Reference, samples: Samples, bounds: Bounds
+) -> tuple[Proof, NDArray[np.float32]]:
+    """Compare the file at `path`, called `title` in messages, with the reference; the proof, and the file's logits.
+
+    Every image in large batches, some alone, and an odd batch. Raises GateError, naming the worst image, where a bound
+    is not met.
+    """
+    everything, large = np.arange(len(samples)), large_batch(samples)
+    with Replay(path, title) as replay:
+        answers = _answer(replay, reference, samples, everything, large)
+        worst = _require_close(answers, everything, f"in batches of {large}", title, samples, bounds)
+        for batch, chosen in ((1, np.resize(everything, SINGLES)), (ODD_BATCH, np.resize(everything, ODD_BATCH))):
+            few = _answer(replay, reference, samples, chosen, batch)
+            worst = max(worst, _require_close(few, chosen, f"in a batch of {batch}", title, samples, bounds))
+    agreement = _require_agreement(answers, title, samples, bounds)
+    accuracies = _require_accuracy(answers, reference.whose, title, samples, bounds)
+    return Proof(len(samples), worst, agreement, *accuracies), answers.onnx
+
+
+def _answer(replay: Replay, reference: Reference, samples: Samples, chosen: NDArray[np.int64], batch: int) -> _Answers:
+    logits, probabilities = zip(*map(replay.answer, read_batches(samples, chosen, batch)), strict=True)
+    return _Answers(reference.logits[chosen], np.concatenate(logits), np.concatenate(probabilities))
 
 
 def _require_close(
-    answers: _Answers, chosen: NDArray[np.int64], how: str, title: str, samples: Samples, bounds: ExportRecipe
+    answers: _Answers, chosen: NDArray[np.int64], how: str, title: str, samples: Samples, bounds: Bounds
 ) -> float:
     """The largest difference on any logit."""
-    differences = _largest_each(answers.onnx, answers.torch)
+    differences = _largest_each(answers.onnx, answers.reference)
     worst = int(differences.argmax())
     name = samples.names[chosen[worst]]
-    if differences[worst] > bounds.max_logit_difference:
+    allowed = np.inf if bounds.max_logit_difference is None else bounds.max_logit_difference
+    if differences[worst] > allowed or not np.isfinite(differences[worst]):
         raise _gate(
             title,
             f"its logits are off by {differences[worst]:.2g} on {name} ({how}), "
-            f"allowed is {bounds.max_logit_difference:g} (export.max_logit_difference)",
+            f"allowed is {allowed:g} ({bounds.prefix}max_logit_difference)",
         )
     logits = answers.onnx.astype(np.float64)
     softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -164,31 +143,31 @@ def _largest_each(answer: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.f
     return largest
 
 
-def _require_agreement(answers: _Answers, title: str, samples: Samples, bounds: ExportRecipe) -> float:
-    same = answers.onnx.argmax(1) == answers.torch.argmax(1)
+def _require_agreement(answers: _Answers, title: str, samples: Samples, bounds: Bounds) -> float:
+    same = answers.onnx.argmax(1) == answers.reference.argmax(1)
     agreement = float(same.mean())
-    if agreement < bounds.min_agreement:
+    if bounds.min_agreement is not None and agreement < bounds.min_agreement:
         raise _gate(
             title,
             f"it names the same class as the network on {int(same.sum())} of {len(same)} images, not on "
-            f"{samples.names[int(same.argmin())]}; wanted is {bounds.min_agreement:g} (export.min_agreement)",
+            f"{samples.names[int(same.argmin())]}; wanted is {bounds.min_agreement:g} ({bounds.prefix}min_agreement)",
         )
     return agreement
 
 
 def _require_accuracy(
-    answers: _Answers, title: str, samples: Samples, bounds: ExportRecipe
+    answers: _Answers, whose: str, title: str, samples: Samples, bounds: Bounds
 ) -> tuple[float, float] | tuple[None, None]:
     if samples.labels is None:
         return None, None
-    in_torch, in_file = (answer.argmax(1) == samples.labels for answer in (answers.torch, answers.onnx))
-    before, after = float(in_torch.mean()), float(in_file.mean())
+    in_reference, in_file = (answer.argmax(1) == samples.labels for answer in (answers.reference, answers.onnx))
+    before, after = float(in_reference.mean()), float(in_file.mean())
     if before - after > bounds.max_accuracy_drop:
         raise _gate(
             title,
-            f"its accuracy is {after:.4f}, the network's {before:.4f} on {len(in_file)} validation images (wrong on "
-            f"{samples.names[int((in_torch & ~in_file).argmax())]}); "
-            f"allowed is a drop of {bounds.max_accuracy_drop:g} (export.max_accuracy_drop)",
+            f"its accuracy is {after:.4f}, {whose} {before:.4f} on {len(in_file)} validation images (wrong on "
+            f"{samples.names[int((in_reference & ~in_file).argmax())]}); "
+            f"allowed is a drop of {bounds.max_accuracy_drop:g} ({bounds.prefix}{bounds.drop_setting})",
         )
     return before, after
 
@@ -196,5 +175,6 @@ def _require_accuracy(
 def _gate(title: str, problem: str) -> GateError:
     return GateError(
         f"{title} does not answer as its weights do: {problem}",
-        "the file was not kept; try another --set export.opset=18 (to 23), and `toolkit doctor` for the versions",
+        "the file was not kept; try another --set export.opset=18 (to 23), leave out a smaller precision that is not "
+        "good enough, and see `toolkit doctor` for the versions",
     )

@@ -11,24 +11,21 @@ import tempfile
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-Calibration = Literal["minmax", "entropy", "percentile"]
-"""How a tensor's range is found: all that occurred, what loses least information (by KL), the central 99.999 %."""
+from toolkit.networks.layers import LAYERS, find_layers, find_sources
+from toolkit.recipe import Calibration
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-
-LAYERS = ("Conv", "Gemm", "MatMul")
-"""Node types with weights: what is worth quantizing, and what can be left in float by name."""
 
 BETWEEN = (
     "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Relu",
@@ -57,11 +54,11 @@ class Quantizer:
         onnx.helper.set_model_props(self._model, {"onnx.quant.pre_process": "onnxruntime.quant"})
         self._metadata = {entry.key: entry.value for entry in model.metadata_props}
         self._images, self._method = images, METHODS[method]
-        self.layers = tuple(node.name for node in model.graph.node if node.op_type in LAYERS)
+        self.layers = find_layers(model.graph)
         """Names of the nodes with weights, in the order of the data."""
         if not self.layers:
             raise ValueError(f"the graph has no {', '.join(LAYERS)} to quantize")
-        self._before_layers = _nodes_before(self._model.graph)
+        self._sources = find_sources(self._model.graph)
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="kd-toolkit.int8.")
@@ -74,10 +71,11 @@ class Quantizer:
     def quantize(self, keep_float: Collection[str] = ()) -> onnx.ModelProto:
         """The int8 graph, of the same inputs, outputs and metadata; layers named in `keep_float` stay float32.
 
-        What stands before the first layer (normalisation) and the softmax at the end are always float32, and so are
-        the logits themselves.
+        So does what follows such layers up to the next one, what stands before the first layer (normalisation), the
+        logits themselves and their softmax.
         """
         path = self._file("int8.onnx")
+        in_float = [*keep_float, *(name for name, sources in self._sources.items() if sources <= set(keep_float))]
         with _silence():
             quantize_static(
                 self._file("float.onnx"),
@@ -88,7 +86,7 @@ class Quantizer:
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=[*self._before_layers, *keep_float],
+                nodes_to_exclude=in_float,
                 calibrate_method=self._method,
                 extra_options={
                     "CalibStridedMinMax": min(STRIDE, len(self._images)),
@@ -121,18 +119,6 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         return {self._name: self._waiting.pop()} if self._waiting else None
-
-
-def _nodes_before(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes that no layer's output flows into."""
-    after: set[str] = set()
-    before = []
-    for node in graph.node:
-        if node.op_type in LAYERS or after.intersection(node.input):
-            after.update(node.output)
-        else:
-            before.append(node.name)
-    return before
 
 
 @contextlib.contextmanager

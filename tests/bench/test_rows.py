@@ -1,0 +1,97 @@
+"""Which files become rows, in which runtime, in which order."""
+
+import importlib.util
+from pathlib import Path
+
+import onnx
+import pytest
+from bench_samples import RECIPE, save_model_dir, save_role
+
+from toolkit.bench.rows import Row, _list_files, open_rows
+from toolkit.environment import available_cores
+from toolkit.errors import ArtifactError, RecipeError
+from toolkit.modeldir import ModelDir
+
+
+def names(rows: list[Row]) -> list[str]:
+    return [row.name for row in rows]
+
+
+def test_every_precision_that_is_there_becomes_a_row(tmp_path: Path) -> None:
+    model_dir = save_model_dir(tmp_path)
+    save_role(model_dir, "student", ("fp32", "fp16", "int8"))
+    save_role(model_dir, "control")
+    rows = open_rows(model_dir, "cpu", "cpu")
+    assert names(rows) == [
+        "teacher fp32 (torch)",
+        "teacher fp32 (onnxruntime)",
+        "student fp32 (torch)",
+        "student fp32 (onnxruntime)",
+        "student fp16 (onnxruntime)",
+        "student int8 (onnxruntime)",
+        "control fp32 (torch)",
+        "control fp32 (onnxruntime)",
+    ]
+    assert rows[5].path == tmp_path / "student.int8.onnx"
+    assert rows[5].describe()["precision"] == "int8"
+    assert {row.place for row in rows} == {"cpu"}
+    assert {row.describe()["threads"] for row in rows} == {available_cores()}
+
+
+def test_the_recipe_chooses_the_runtimes_and_their_order(tmp_path: Path) -> None:
+    model_dir = save_model_dir(tmp_path)
+    rows = open_rows(model_dir, "cpu", "cpu", ("onnxruntime", "torch", "onnxruntime"))
+    assert [row.predictor.runtime for row in rows] == ["onnxruntime", "torch"] * 2
+    assert names(open_rows(model_dir, "cpu", "cpu", ("onnxruntime",))) == [
+        "teacher fp32 (onnxruntime)",
+        "student fp32 (onnxruntime)",
+    ]
+
+
+def test_torch_alone_needs_no_onnx_file(tmp_path: Path) -> None:
+    model_dir = save_model_dir(tmp_path)
+    model_dir.onnx("student").unlink()
+    assert names(open_rows(model_dir, "cpu", "cpu", ("torch",))) == ["teacher fp32 (torch)", "student fp32 (torch)"]
+    with pytest.raises(ArtifactError, match=r"has no student\.onnx; make it with: toolkit export --onnx"):
+        open_rows(model_dir, "cpu", "cpu", ("onnxruntime",))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+def test_openvino_reads_the_same_files(tmp_path: Path) -> None:
+    model_dir = save_model_dir(tmp_path)
+    save_role(model_dir, "student", ("fp32", "int8"))
+    rows = open_rows(model_dir, "cpu", "cpu", ("openvino",))
+    assert names(rows) == ["teacher fp32 (openvino)", "student fp32 (openvino)", "student int8 (openvino)"]
+    assert {(row.predictor.provider, row.predictor.threads) for row in rows} == {("CPU", available_cores())}
+
+
+def test_on_a_gpu_torch_also_computes_in_fp16(tmp_path: Path) -> None:
+    weights = tmp_path / "student.safetensors"
+    runtimes = RECIPE.with_overrides(["bench.runtimes=['torch', 'torch.compile']"]).bench.runtimes
+    assert list(_list_files(ModelDir(tmp_path), "student", "cuda:0", runtimes)) == [
+        ("torch", "fp32", weights),
+        ("torch", "fp16", weights),
+        ("torch.compile", "fp32", weights),
+    ]
+    on_cpu = _list_files(ModelDir(tmp_path), "student", "cpu", runtimes)
+    assert [precision for _, precision, _ in on_cpu] == ["fp32", "fp32"]
+
+
+def test_an_unknown_runtime_is_refused_with_those_there_are() -> None:
+    for override in ("bench.runtimes=['tflite']", "bench.runtimes=['torch', 'tflite']"):
+        with pytest.raises(RecipeError) as caught:
+            RECIPE.with_overrides([override])
+        told = "is not allowed; input should be 'torch', 'torch.compile', 'onnxruntime' or 'openvino'"
+        assert told in str(caught.value)
+    with pytest.raises(RecipeError, match=r"bench\.runtimes = \[\] is not allowed"):
+        RECIPE.with_overrides(["bench.runtimes=[]"])
+
+
+def test_a_file_of_other_weights_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model_dir = save_model_dir(tmp_path)
+    model = onnx.load(str(model_dir.onnx("student")))
+    model.metadata_props.add(key="weights_sha256", value="f" * 64)
+    onnx.save(model, str(model_dir.onnx("student", "int8")))
+    open_rows(model_dir, "cpu", "cpu")
+    told = "student.int8.onnx was exported from other weights than student.safetensors has now; export it again with"
+    assert told in capsys.readouterr().err

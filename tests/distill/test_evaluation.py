@@ -1,0 +1,59 @@
+"""A split's logits: the same whatever fits into memory, and one line where nothing does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from distill_samples import load_splits
+from test_step import OUT_OF_MEMORY
+from torch import Tensor, nn
+
+from toolkit.distill.evaluation import compute_logits
+from toolkit.errors import TrainingError
+from toolkit.networks.classifier import Classifier
+
+
+class Greedy(nn.Module):
+    """Mean colours; has memory for `most` images at once."""
+
+    def __init__(self, most: int, where: str) -> None:
+        super().__init__()
+        self.most, self.where = most, where
+        self.sizes: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self.most:
+            raise OUT_OF_MEMORY[self.where]()
+        self.sizes.append(len(images))
+        return images.mean((2, 3))
+
+
+@pytest.mark.parametrize("where", list(OUT_OF_MEMORY))
+def test_smaller_batches_are_tried_where_memory_runs_out(
+    where: str, class_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = load_splits(class_folders)[1]
+    plenty, little = Greedy(250, where), Greedy(3, where)
+    logits = [
+        compute_logits(Classifier(network, (0.5,) * 3, (0.5,) * 3), pixels, "fp32", "cpu")
+        for network in (plenty, little)
+    ]
+    assert plenty.sizes == [12]
+    assert little.sizes == [3, 3, 3, 3]
+    assert torch.equal(*logits)
+    assert "out of memory: validating 3 images at a time" in capsys.readouterr().err
+
+
+def test_one_image_too_many(class_folders: Path) -> None:
+    network = Classifier(Greedy(0, "cpu"), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(TrainingError, match="validation: out of memory with one image at a time; use a smaller data"):
+        compute_logits(network, load_splits(class_folders)[1], "fp32", "cpu")
+
+
+def test_other_errors_are_bugs(class_folders: Path) -> None:
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        compute_logits(Classifier(Broken(), (0.5,) * 3, (0.5,) * 3), load_splits(class_folders)[1], "fp32", "cpu")

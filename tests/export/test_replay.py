@@ -1,0 +1,46 @@
+"""The fresh process: it is one, it knows nothing but the file, and its failures are told in one line."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_onnx import save_colour_model
+
+from toolkit.errors import GateError
+from toolkit.export.replay import Replay
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+
+
+def test_answers_from_another_process_without_torch(tmp_path: Path) -> None:
+    with Replay(save_colour_model(tmp_path / "m.onnx"), "m.onnx") as replay:
+        logits, probabilities = replay.answer(IMAGES)
+        assert replay._pool.submit(os.getpid).result() != os.getpid()
+        assert not replay._pool.submit(eval, "'torch' in __import__('sys').modules").result()
+    expected = 10 * IMAGES.mean((1, 2)) / 255
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    np.testing.assert_allclose(probabilities, np.exp(expected) / np.exp(expected).sum(1, keepdims=True), rtol=1e-4)
+
+
+def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    told = r"m\.onnx cannot be used by onnxruntime \S+: .+; the file was not kept"
+    with Replay(tmp_path / "m.onnx", "m.onnx") as replay, pytest.raises(GateError, match=told):
+        replay.answer(IMAGES)
+
+
+def test_images_that_the_file_does_not_take(tmp_path: Path) -> None:
+    with (
+        Replay(save_colour_model(tmp_path / "m.onnx"), "m.onnx") as replay,
+        pytest.raises(GateError, match=r"m\.onnx cannot be used by onnxruntime"),
+    ):
+        replay.answer(IMAGES[:, :8])
+
+
+def test_a_process_that_dies(tmp_path: Path) -> None:
+    with Replay(save_colour_model(tmp_path / "m.onnx"), "m.onnx") as replay:
+        os.kill(replay._pool.submit(os.getpid).result(), signal.SIGKILL)
+        with pytest.raises(GateError, match="the process that opened it died"):
+            replay.answer(IMAGES)

@@ -1,0 +1,59 @@
+"""How a command ends: what it wrote, how long it took, and the exact next command; or JSON alone."""
+
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from toolkit import console
+
+
+def command(*words: str | Path) -> str:
+    """A `toolkit` command line that a shell takes as it is printed."""
+    return shlex.join(["toolkit", *map(str, words)])
+
+
+def training_flags(recipe: str | None, data: str | None, overrides: list[str], out: Path) -> list[str | Path]:
+    """The flags that give another training stage the same recipe, data and directory."""
+    flags: list[str | Path] = []
+    for flag, values in (("--recipe", [recipe]), ("--data", [data]), ("--set", overrides), ("--out", [out])):
+        flags += [part for value in values if value is not None for part in (flag, value)]
+    return flags
+
+
+def resume_command() -> str:
+    """This very command line with --resume, under torchrun again where it was."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    program = ["toolkit"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "toolkit"]
+    return shlex.join([*program, *arguments, "--resume"])
+
+
+def print_weights(role: str, made: Any, start: float, next_command: str, as_json: bool) -> None:
+    """Say what a training stage wrote: `made` is a distill.stage.Made."""
+    figures = {k: v for k, v in made.info.extra.items() if v is not None}
+    if as_json:
+        print_json({"role": role, "path": str(made.path), "new": made.new, **figures})
+        return
+    if (accuracy := figures.get("valid_accuracy")) is not None:
+        console.out.print(f"{role}: validation accuracy {accuracy:.4f}", markup=False)
+    print_written([made.path])
+    print_end(start, next_command)
+
+
+def print_written(paths: list[Path]) -> None:
+    for path in paths:
+        console.out.print(f"wrote {path} ({console.size(path.stat().st_size)})", markup=False)
+
+
+def print_end(start: float, next_command: str) -> None:
+    console.out.print(f"took {console.duration(time.perf_counter() - start)}; next: {next_command}", markup=False)
+
+
+def print_json(value: Any) -> None:
+    if console.out.quiet:
+        return
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
