@@ -54,6 +54,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def count(number: int, what: str) -> str:
+    """`1 core` or `16 cores`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def size(size_bytes: int) -> str:
     """`812 B`, `1.1 MB` or `44.8 MB` (decimal units)."""
     if size_bytes < 1000:

@@ -282,6 +282,14 @@ def test_noise_is_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None
     assert f"careful: {warning}" in capsys.readouterr().err
 
 
+def test_many_warnings_about_speed_are_cut_short(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [f"row {i}" for i in range(9)])
+    assert len(bench.run()["warnings"]) == 9
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("careful: ")]
+    assert told == [*(f"careful: row {i}" for i in range(4)), "careful: 5 more warnings about speed in report.md"]
+    assert "row 8" in (bench.folder / "report.md").read_text(encoding="utf-8")
+
+
 def test_all_that_is_promised_is_written(bench: Bench) -> None:
     bench.run()
     assert all(path.stat().st_size > 0 for path in written_files(ModelDir(bench.folder)))

@@ -230,8 +230,8 @@ def _describe_training(report: Report, recipe: Recipe) -> list[str]:
     spent = f" in {console.duration(seconds)}" if seconds else ""
     changed = [[name, json.dumps(now), json.dumps(usual)] for name, now, usual in _changed_settings(recipe, Recipe())]
     return [
-        f"With kd-toolkit {report['toolkit_version']}, {recipe.distill.epochs} epochs of distillation{spent} "
-        f"(method {recipe.distill.method}). The same again:",
+        f"With kd-toolkit {report['toolkit_version']}, {console.count(recipe.distill.epochs, 'epoch')} of "
+        f"distillation{spent} (method {recipe.distill.method}). The same again:",
         f"```\n{reproduce(recipe, distillation.get('seeds'))}\n```",
         describe_gain(distillation),
         "Settings that are not the defaults:" if changed else "All settings are the defaults.",
@@ -275,7 +275,8 @@ def _describe_environment(report: Report) -> str:
     gpu = f", {hardware['gpu']} (driver {hardware['driver']})" if hardware["gpu"] else ""
     return bullets(
         {
-            "measured on": f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB memory{gpu}",
+            "measured on": f"{hardware['cpu']}, {console.count(hardware['cores'], 'core')}, "
+            f"{hardware['memory_gib']} GiB memory{gpu}",
             "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
             "created": f"{report['created']} by kd-toolkit {report['toolkit_version']}",
         }

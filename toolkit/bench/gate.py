@@ -13,7 +13,7 @@ from toolkit.bench.comparison import ROUNDING, ReportRow, name_model, short_prov
 from toolkit.errors import ArtifactError, GateError
 
 SCHEMA = 1
-"""The version of report.json that this toolkit reads, as it writes it."""
+"""The version of report.json that this toolkit writes and reads: fields may be added, never renamed."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

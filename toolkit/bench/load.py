@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit import console
 from toolkit.environment import available_cores
 from toolkit.modeldir import ModelDir, Precision, Role
 from toolkit.predictor import OnnxPredictor
@@ -62,12 +63,13 @@ class LoadResult:
         """Three lines for people."""
         latency, errors = self.latency_ms, f"; {self.errors:,} failed: {self.first_error}" if self.errors else ""
         return (
-            f"{self.file} on {self.provider}: {self.throughput_img_s:,.0f} images a second for {_count(self.clients)}, "
+            f"{self.file} on {self.provider}: {self.throughput_img_s:,.0f} images a second for "
+            f"{console.count(self.clients, 'client')}, "
             f"{self.requests:,} requests in {self.seconds:.1f} s{errors}\n"
             f"latency p50 {latency.p50:.2f} ms, p95 {latency.p95:.2f} ms, p99 {latency.p99:.2f} ms, "
             f"max {latency.max:.2f} ms\n"
-            f"The session computes with {_count(self.threads, 'thread')} (the cores this process may use), which all "
-            "clients share: more clients wait longer, and do not compute more."
+            f"The session computes with {console.count(self.threads, 'thread')} (the cores this process may use), "
+            "which all clients share: more clients wait longer, and do not compute more."
         )
 
 
@@ -154,7 +156,3 @@ def _ask(
         else:
             tally.durations_ns.append(time.perf_counter_ns() - start)
     return tally
-
-
-def _count(number: int, what: str = "client") -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -45,7 +45,7 @@ def draw_accuracy_latency(report: dict[str, Any]) -> bytes:
     panel = figure.add_axes((1 - list_width, 0.6 / height, list_width - 0.1 / width, 1 - 1.5 / height))
     _list_rows(panel, rows, front, line=LINE / (height - 1.5))
     dataset, hardware = report["dataset"], report["hardware"]
-    where = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
+    where = hardware["gpu"] or f"{hardware['cpu']}, {console.count(hardware['cores'], 'core')}"
     add_title(
         figure,
         f"{dataset['name']}: accuracy against latency",
@@ -77,7 +77,7 @@ def _scale_axes(axes: Axes, rows: Sequence[ReportRow]) -> None:
     margin = max(1.6, (max(latencies) / min(latencies)) ** 0.12)
     axes.set_xlim(min(latencies) / margin, max(latencies) * margin)
     room = max(0.5, max(accuracies) - min(accuracies)) * 0.25
-    axes.set_ylim(min(accuracies) - room, max(accuracies) + room)
+    axes.set_ylim(max(min(accuracies) - room, -4), min(max(accuracies) + room, 104))
     decades = math.log10(max(latencies) / min(latencies))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
     axes.xaxis.set_minor_locator(NullLocator())

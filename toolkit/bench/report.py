@@ -16,6 +16,7 @@ from toolkit.bench.classes import compare_classes
 from toolkit.bench.comparison import compare_with_teacher, find_contradictions, find_shipped, ship
 from toolkit.bench.fidelity import measure_fidelity
 from toolkit.bench.gain import measure_gain
+from toolkit.bench.gate import SCHEMA
 from toolkit.bench.noise import find_noise
 from toolkit.bench.plots import draw_accuracy_latency, draw_confusion_difference, draw_reliability
 from toolkit.bench.rows import Row, answer_images, choose_images, open_rows
@@ -30,8 +31,8 @@ from toolkit.recipe import Recipe
 
 __all__ = ["print_table", "run_bench"]
 
-SCHEMA = 1
-"""Version of report.json: fields may be added, never renamed."""
+SHOWN_WARNINGS = 4
+"""of those about speed, on the terminal; report.md has all"""
 
 Logits = NDArray[np.float32]
 
@@ -63,9 +64,9 @@ def run_bench(
         for row, logits, figures in zip(rows, answers, speed.rows, strict=True)
     ]
     compare_with_teacher(measured)
-    warnings = [*find_contradictions(measured, recipe.export.max_accuracy_drop), *find_noise(measured, hardware)]
-    for warning in warnings:
-        console.say(f"careful: {warning}")
+    contradictions = find_contradictions(measured, recipe.export.max_accuracy_drop)
+    noise = find_noise(measured, hardware)
+    _warn(contradictions, noise)
     # what ships against the teacher: the pair that classes and pictures are about
     teacher, student = answers[0], answers[measured.index(find_shipped(measured))]
     report = {
@@ -81,7 +82,7 @@ def run_bench(
         "classes": compare_classes(labels, teacher, student, dataset.classes),
         "distillation": measure_gain(model_dir, recipe.distill.seed, rows, measured, test_pixels, chosen, device),
         "verdict": ship(measured, recipe.bench.max_drop, images),
-        "warnings": warnings,
+        "warnings": [*contradictions, *noise],
     }
     name, classes = dataset.name, dataset.classes
     pictures = {
@@ -97,6 +98,13 @@ def written_files(model_dir: ModelDir) -> list[Path]:
     """What `run_bench` writes."""
     pictures = [model_dir.plot(name) for name in ("accuracy_latency", "reliability", "confusion_difference")]
     return [model_dir.report_json, model_dir.report_markdown, *pictures, model_dir.card]
+
+
+def _warn(contradictions: Sequence[str], noise: Sequence[str]) -> None:
+    for warning in (*contradictions, *noise[:SHOWN_WARNINGS]):
+        console.say(f"careful: {warning}")
+    if (more := len(noise) - SHOWN_WARNINGS) > 0:
+        console.say(f"careful: {console.count(more, 'more warning')} about speed in report.md")
 
 
 def _answer(rows: Sequence[Row], pixels: Pixels, indices: NDArray[np.integer]) -> list[Logits]:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from toolkit import console
 from toolkit.bench.comparison import ReportRow, name_model, short_provider
-from toolkit.bench.markdown import markdown_table, percent
+from toolkit.bench.markdown import percent
 
 SideBySide = dict[str, Any]
 """`names` (A, B), `differences` (a sentence each), `rows`: see compare_reports."""
@@ -22,7 +22,7 @@ MACHINE = ("cpu", "cores", "memory_gib", "gpu", "driver")
 
 
 def compare_reports(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str]) -> SideBySide:
-    """Both reports, called by `names` (their directories), as what is printed, rendered or given out as JSON.
+    """Both reports, called by `names` (their directories), as what is printed or given out as JSON.
 
     A row is a model, precision and runtime, where there are several the provider too. `accuracy_top1`,
     `latency_ms_p50`, `size_bytes` and `provider` are lists [first, second], with None where a report lacks the row;
@@ -50,19 +50,6 @@ def print_side_by_side(comparison: SideBySide) -> None:
     console.out.print(table)
     for difference in comparison["differences"]:
         console.out.print(difference, markup=False)
-
-
-def render_side_by_side(comparison: SideBySide) -> str:
-    """The comparison as a Markdown page."""
-    first, second = comparison["names"]
-    sections = [
-        f"# {first} and {second}",
-        f"A is {first}, B is {second}. Latency is p50 of one image; × is A's figure over B's, points B's less A's.",
-        markdown_table(HEADINGS, [_cells(row) for row in comparison["rows"]], LEFT),
-        "## What differs besides",
-        "\n".join(f"- {one}" for one in comparison["differences"]) or "Nothing: same data, settings and machine.",
-    ]
-    return "\n\n".join(sections) + "\n"
 
 
 def _pair_rows(

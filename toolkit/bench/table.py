@@ -132,7 +132,8 @@ def render_markdown(report: Report) -> str:
             {
                 "data": f"{dataset['name']}, {dataset['images']:,} images of the {dataset['split']} split "
                 f"(SHA-256 {dataset['sha256'][:12]}…)",
-                "machine": f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB memory{gpu}",
+                "machine": f"{hardware['cpu']}, {console.count(hardware['cores'], 'core')}, "
+                f"{hardware['memory_gib']} GiB memory{gpu}",
                 "before it began": _describe_activity(hardware),
                 "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
                 "created": f"{report['created']} by kd-toolkit {report['toolkit_version']}",
@@ -218,7 +219,8 @@ def _title(report: Report) -> str:
     told = ", ".join(f"{runtime} on {short_provider(provider)}" for runtime, provider in places.items())
     batch_size = max((str(size) for size in report["rows"][0]["throughput_img_s"]), key=int)
     return (
-        f"{dataset['name']}, {dataset['images']:,} test images; {told}, {report['hardware']['cores']} cores\n"
+        f"{dataset['name']}, {dataset['images']:,} test images; {told}, "
+        f"{console.count(report['hardware']['cores'], 'core')}\n"
         f"p50, p95: one image; img/s: batches of {batch_size}"
     )
 
