@@ -77,6 +77,7 @@ def test_an_unwritable_directory_is_refused(tmp_path: Path) -> None:
     [
         ("teacher.safetensors", "toolkit distill --out"),
         ("student.onnx", "toolkit export --onnx"),
+        ("student.int8.onnx", "toolkit export --onnx --int8"),
         ("report.json", "toolkit bench"),
     ],
 )

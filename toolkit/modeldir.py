@@ -92,7 +92,8 @@ class ModelDir:
                 f"make one with: toolkit run --out {shlex.quote(str(self.path))}",
             )
         if not artifact.is_file():
-            command = MADE_BY.get(artifact.suffix, "toolkit run")
+            smaller = artifact.suffixes[-2] if artifact.suffix == ".onnx" and len(artifact.suffixes) > 1 else ""
+            command = MADE_BY.get(artifact.suffix, "toolkit run") + smaller.replace(".", " --")
             flag = "--out " if command == "toolkit distill" else ""
             raise ArtifactError(
                 f"{self.path} has no {artifact.name}", f"make it with: {command} {flag}{shlex.quote(str(self.path))}"
