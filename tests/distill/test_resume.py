@@ -280,12 +280,13 @@ class TestRefusals:
         checkpoint = make_records(tmp_path).checkpoint
         checkpoint.save({"epoch": 1})
 
-        def write_half(content: object, path: Path) -> None:
-            path.write_bytes(b"half")
+        def write_half(path: Path, content: memoryview) -> None:
+            with path.open("wb") as file:
+                file.write(content[: len(content) // 2])
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(torch, "save", write_half)
+            patch.setattr(Path, "write_bytes", write_half)
             with pytest.raises(ArtifactError, match=r"cannot write .*checkpoint.pt: No space"):
                 checkpoint.save({"epoch": 2})
         state = checkpoint.open(resume=True, force=False)

@@ -303,6 +303,18 @@ class TestFaults:
         assert f"on valid/{worst}.jpg (in batches of 64), allowed is 0.001 (export.max_logit_difference)" in message
         assert list((tmp_path / "out").iterdir()) == []
 
+    def test_the_accuracy_gate_alone_catches_a_ruined_network(
+        self, student: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever closeness and agreement are allowed: a file that cannot classify any more is not written."""
+        self.plant(student, monkeypatch, zero=True)
+        loose = RECIPE.with_overrides(["export.max_logit_difference=1e9", "export.min_agreement=0.0"])
+        pixels = make_pixels(labels_mostly_right(student.weights))
+        told = r"its accuracy is 0\.\d+, the network's 0\.7500 on 24 validation images \(wrong on valid"
+        with pytest.raises(GateError, match=told):
+            export_onnx(student.weights, tmp_path / "student.onnx", Wanted(loose, pixels))
+        assert list(tmp_path.iterdir()) == []
+
     def test_an_earlier_proven_file_is_kept(
         self, student: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -55,7 +55,7 @@ class QuantizedClassifier(Classifier):
 
     def forward(self, images: Tensor) -> Tensor:
         (logits,) = self._session.run([OUTPUTS[0]], {INPUT: _as_pixels(images)})
-        return torch.from_numpy(logits)
+        return torch.tensor(logits)  # a copy: what onnxruntime returned must not be needed after its session
 
 
 def choose_teacher(
