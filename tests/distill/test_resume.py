@@ -396,8 +396,9 @@ def test_a_second_ctrl_c_stops_the_command_without_saving(
     running.send(signal.SIGINT)
     running.wait_for("stopping after this step; once more to stop at once")
     running.send(signal.SIGINT)
-    said = running.end(130).splitlines()
-    assert said[-1] == "stopped"
+    last = running.end(130).splitlines()[-1]
+    assert last.startswith("stopped; go on with: toolkit teacher ")
+    assert last.endswith(" --resume")
     assert "Traceback" not in running.said
     assert [path.name for path in (tmp_path / "m").iterdir()] == []
 
