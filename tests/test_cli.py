@@ -71,6 +71,12 @@ def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_max_drop_without_int8_is_wrong_usage() -> None:
+    done = toolkit("export", "--onnx", "--max-drop", "0.1")
+    assert done.returncode == 2
+    assert "give it with --int8" in done.stderr
+
+
 def test_export_says_which_format_flag_is_missing() -> None:
     assert "--onnx" in toolkit("export").stderr
 
@@ -102,7 +108,7 @@ def test_a_user_s_mistake_is_one_line_and_exit_1(
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path, class_folders: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     result = toolkit("distill", "--data", str(class_folders), "--out", str(tmp_path / "file" / "m"))
-    assert_one_line_error(result, "cannot write", "give --out a directory you may write to")
+    assert_one_line_error(result, "cannot write", "give a directory you may write to")
 
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with (
         pytest.raises(
             ArtifactError,
-            match=r"cannot write .*: a file lies where a folder should be; give --out a directory you may write to",
+            match=r"cannot write .*: a file lies where a folder should be; give a directory you may write to",
         ),
         write_atomically(tmp_path / "file" / "x.json"),
     ):
@@ -95,3 +95,14 @@ def test_a_missing_directory_names_the_command_that_makes_it(tmp_path: Path) -> 
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     assert sha256_file(tmp_path / "f") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_relative_path_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m" / "report.md").mkdir(parents=True)
+    with (
+        pytest.raises(ArtifactError, match=r"cannot write .*m/report\.md: "),
+        write_atomically(Path("m/report.md")) as path,
+    ):
+        path.write_text("x")
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["report.md"]

@@ -199,8 +199,13 @@ def export(
     """Write teacher and student as ONNX files and prove that they answer as the networks do."""
     if not onnx:
         raise typer.BadParameter("say which format to write: --onnx (and --fp16, --int8 with it)", param_hint="--onnx")
+    if max_drop is not None and not int8:
+        raise typer.BadParameter("is the accuracy that int8 may lose: give it with --int8", param_hint="--max-drop")
+    from toolkit.modeldir import ModelDir
     from toolkit.pipeline import export_models, export_weights, open_finished_job, write_triton_models
 
+    if triton is not None:
+        ModelDir(triton).make()  # proves, before any work, that it can be written to
     start = time.perf_counter()
     settings = [*(overrides or []), *([f"export.max_drop={max_drop}"] if max_drop is not None else [])]
     smaller: tuple[Precision, ...] = (*(("fp16",) if fp16 else ()), *(("int8",) if int8 else ()))
@@ -216,7 +221,8 @@ def export(
     name = results[0].path.resolve().parent.name
     folders = write_triton_models(triton, name, results, force=force) if triton is not None else []
     if as_json:
-        print_json([result.to_json() for result in results])
+        places = [{"triton": str(folder)} for folder in folders] or [{}] * len(results)
+        print_json([result.to_json() | place for result, place in zip(results, places, strict=True)])
         return
     for result in results:
         console.out.print(result.summary(), markup=False)

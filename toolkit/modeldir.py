@@ -108,6 +108,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     Folders on the way are made. Raises ArtifactError where the place cannot be written or the disk is full.
     """
     temporary = None
+    path = path.absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
@@ -137,7 +138,7 @@ def unwritable(path: Path, error: OSError) -> ArtifactError:
     """The error to raise where `path` could not be written."""
     in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
     reason = "a file lies where a folder should be" if in_the_way else error.strerror or str(error)
-    return ArtifactError(f"cannot write {path}: {reason}", "give --out a directory you may write to, with space left")
+    return ArtifactError(f"cannot write {path}: {reason}", "give a directory you may write to, with space left")
 
 
 def _umask() -> int:

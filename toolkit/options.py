@@ -1,11 +1,11 @@
 """The options that several commands share: their names and their help."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from toolkit.modeldir import Precision, Role
+from toolkit.modeldir import Precision
 
 RecipeOption = Annotated[
     str | None,
@@ -59,7 +59,7 @@ ClientsOption = Annotated[
 SecondsOption = Annotated[
     float, typer.Option("--seconds", min=0.1, max=3600, metavar="S", help="With --clients: for how long.")
 ]
-RoleOption = Annotated[Role, typer.Option("--model", help="With --clients: whose file.")]
+RoleOption = Annotated[Literal["teacher", "student"], typer.Option("--model", help="With --clients: whose file.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="With --clients: in which precision.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
 ModelDirArgument = Annotated[Path, typer.Argument(metavar="[MODEL_DIR]", help="A directory that distill wrote.")]

@@ -136,6 +136,7 @@ def open_finished_job(
         if recipe_name
         else Recipe.from_dict(read_info(directory.require(directory.weights("student"))).recipe, "student.safetensors")
     )
+    directory.make()  # it is there: this proves that it can be written to, before any work
     return Job(_with_source(recipe, data).with_overrides(overrides), directory, _pick_device(device), force)
 
 

@@ -116,6 +116,8 @@ class RowPart(Strict):
     end_to_end_ms: DurationPart | None
     first_call_ms: Positive
     peak_memory_mib: Positive | None
+    calibration: str | None
+    float_layers: list[str]
     vs_teacher: VsTeacher | None = None
 
 
@@ -153,6 +155,8 @@ class Report(Strict):
     distillation: Distillation
     verdict: Annotated[str, Field(min_length=20)]
     warnings: list[str]
+    timing_warnings: list[str]
+    license: str
 
 
 # ---- rows whose answers are known -----------------------------------------------------------------------------------
@@ -278,13 +282,13 @@ def test_classes_are_those_of_the_teacher_and_of_what_ships(bench: Bench) -> Non
 
 def test_noise_is_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [f"{hardware['cores']} are busy"])
-    (warning,) = bench.run()["warnings"]
+    (warning,) = bench.run()["timing_warnings"]
     assert f"careful: {warning}" in capsys.readouterr().err
 
 
 def test_many_warnings_about_speed_are_cut_short(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [f"row {i}" for i in range(9)])
-    assert len(bench.run()["warnings"]) == 9
+    assert len(bench.run()["timing_warnings"]) == 9
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("careful: ")]
     assert told == [*(f"careful: row {i}" for i in range(4)), "careful: 5 more warnings about speed in report.md"]
     assert "row 8" in (bench.folder / "report.md").read_text(encoding="utf-8")
@@ -301,6 +305,7 @@ def test_a_readme_of_somebody_s_own_stays(bench: Bench, capsys: pytest.CaptureFi
     bench.run()
     assert card.read_text() == "my notes"
     assert "was not written by toolkit bench and stays as it is" in capsys.readouterr().err
+    assert card not in written_files(ModelDir(bench.folder))
     card.unlink()
     for _ in range(2):
         bench.run()

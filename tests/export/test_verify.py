@@ -132,6 +132,15 @@ def test_accuracy(write: MeanColours) -> None:
         prove(write(offset=offset), samples(labels), max_logit_difference=1.0, min_agreement=0.0)
 
 
+def test_a_drop_of_just_the_bound_is_allowed(write: MeanColours) -> None:
+    """0.90 - 0.89 is a little more than 0.01 to a computer."""
+    offset = (0.05, 0.0, 0.0)
+    labels = true_logits().argmax(1)
+    drop = 1 - ((true_logits() + offset).argmax(1) == labels).mean()
+    proof = prove(write(offset=offset), samples(labels), "int8", max_drop=round(float(drop), 9))
+    assert proof.accuracy_reference == 1.0
+
+
 def test_fp16_has_bounds_of_its_own(write: MeanColours) -> None:
     path = write(scale=1.02)
     with pytest.raises(GateError, match=r"allowed is 0\.001 \(export\.max_logit_difference\)"):

@@ -11,7 +11,7 @@ from small_networks import MEAN, SIDE, STD, settled_network
 
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.graph import build_graph, check_graph, set_metadata
-from toolkit.networks.quantize import BETWEEN, Quantizer
+from toolkit.networks.quantize import BETWEEN, Quantizer, _stride
 from toolkit.recipe import Calibration
 
 IMAGES = (
@@ -141,3 +141,8 @@ def test_types_between_are_known_to_the_quantizer() -> None:
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     assert set(BETWEEN) <= {*QDQRegistry, *QLinearOpsRegistry}
+
+
+@pytest.mark.parametrize(("images", "stride"), [(1, 1), (3, 3), (8, 8), (15, 5), (20, 5), (23, 1), (128, 8)])
+def test_no_image_is_left_out(images: int, stride: int) -> None:
+    assert _stride(images) == stride

@@ -1,14 +1,17 @@
 """What `toolkit bench` can do: measure (and hold against a baseline), compare two reports, put a file under load."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from toolkit import console
-from toolkit.bench.gate import check_against_baseline, read_report
+from toolkit.bench.gate import check_against_baseline, read_report, require_same_images
 from toolkit.bench.load import run_load
 from toolkit.bench.report import print_table, written_files
+from toolkit.bench.rows import choose_images
 from toolkit.bench.side_by_side import compare_reports, print_side_by_side
+from toolkit.errors import ArtifactError
 from toolkit.modeldir import ModelDir, Precision, Role
 from toolkit.pipeline import bench_models, open_finished_job
 from toolkit.printing import command, print_end, print_json, print_written
@@ -27,17 +30,23 @@ def measure(
 ) -> None:
     """Benchmark a model directory; GateError where it is worse than the report at `baseline` allows."""
     start = time.perf_counter()
-    before = read_report(baseline) if baseline else None  # it may lie where the new report goes
+    before = _read_baseline(baseline, ModelDir(model)) if baseline else None
     job = open_finished_job(model, recipe, data, overrides, device=device)
+    if before is not None:
+        images = len(choose_images(len(job.test_pixels), job.recipe.bench.images))
+        require_same_images({"name": job.dataset.name, "sha256": job.dataset.sha256, "images": images}, before)
     report = bench_models(job, provider)
-    if as_json:
-        print_json(report)
-    else:
+    if not as_json:
         print_table(report)
         print_written(written_files(job.model_dir))
         print_end(start, command("demo", model))
-    if before is not None:
-        _hold_against(report, before, job.recipe.bench, as_json)
+    try:
+        rows = _hold_against(report, before, job.recipe.bench) if before is not None else None
+    finally:  # a gate that is not met is no reason to keep the figures back
+        if as_json:
+            print_json(report)
+    if rows is not None and not as_json:
+        console.out.print(rows, markup=False)
 
 
 def compare(model: Path, other: Path, as_json: bool) -> None:
@@ -61,8 +70,18 @@ def put_under_load(
         console.out.print(result.summary(), markup=False)
 
 
-def _hold_against(report: dict[str, Any], before: dict[str, Any], bounds: BenchRecipe, as_json: bool) -> None:
+def _read_baseline(path: Path, model_dir: ModelDir) -> dict[str, Any]:
+    if path.resolve() == model_dir.report_json.resolve():
+        raise ArtifactError(
+            f"{path} is the report that this benchmark will replace: it can be no baseline",
+            "copy it to another place, and name that with --baseline",
+        )
+    return read_report(path)
+
+
+def _hold_against(report: dict[str, Any], before: dict[str, Any], bounds: BenchRecipe) -> str:
+    """GateError where the report is worse than `before`; else the rows compared go into it, and a line is returned."""
     rows = check_against_baseline(report, before, bounds.max_slowdown, bounds.max_drop)
-    if not as_json:
-        told = f"no more than {bounds.max_slowdown:g} times as slow, no more than {100 * bounds.max_drop:g} points lost"
-        console.out.print(f"baseline of {before['created']}: {len(rows)} rows hold ({told})", markup=False)
+    report["baseline"] = [asdict(row) for row in rows]
+    told = f"no more than {bounds.max_slowdown:g} times as slow, no more than {100 * bounds.max_drop:g} points lost"
+    return f"baseline of {before['created']}: {console.count(len(rows), 'row')} held ({told})"

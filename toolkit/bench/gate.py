@@ -43,7 +43,7 @@ def check_against_baseline(
     or lost more than `max_drop` of top-1 accuracy (a fraction); ArtifactError where the two were not measured on the
     same images. Another processor is remarked on: times are hardly comparable then. Rows that are new pass.
     """
-    _require_same_images(report, baseline)
+    require_same_images(report["dataset"], baseline)
     _remark_on_hardware(report["hardware"], baseline["hardware"])
     now = {_key(row): row for row in report["rows"]}
     missing = [f"{_name(row)} is missing" for row in baseline["rows"] if _key(row) not in now]
@@ -131,8 +131,9 @@ def _first_reason(error: ValidationError) -> str:
     return f"{where}: {reason}" if where else reason
 
 
-def _require_same_images(report: dict[str, Any], baseline: dict[str, Any]) -> None:
-    now, before = report["dataset"], baseline["dataset"]
+def require_same_images(now: dict[str, Any], baseline: dict[str, Any]) -> None:
+    """ArtifactError unless the report `baseline` is of the images of `now`, the `dataset` part of a report."""
+    before = baseline["dataset"]
     if (now["sha256"], now["images"]) == (before["sha256"], before["images"]):
         return
     contents = "" if now["sha256"] == before["sha256"] else " of other content"

@@ -19,7 +19,7 @@ from toolkit.bench.gain import measure_gain
 from toolkit.bench.gate import SCHEMA
 from toolkit.bench.noise import find_noise
 from toolkit.bench.plots import draw_accuracy_latency, draw_confusion_difference, draw_reliability
-from toolkit.bench.rows import Row, answer_images, choose_images, open_rows
+from toolkit.bench.rows import Row, answer_images, choose_images, find_stale, open_rows
 from toolkit.bench.speed import measure_speed
 from toolkit.bench.table import print_table, render_markdown
 from toolkit.data.pixels import Pixels
@@ -64,11 +64,15 @@ def run_bench(
         for row, logits, figures in zip(rows, answers, speed.rows, strict=True)
     ]
     compare_with_teacher(measured)
-    contradictions = find_contradictions(measured, recipe.export.max_accuracy_drop)
+    contradictions = [
+        *find_stale(rows, model_dir),
+        *find_contradictions(measured, recipe.export.max_accuracy_drop),
+    ]
     noise = find_noise(measured, hardware)
     _warn(contradictions, noise)
     # what ships against the teacher: the pair that classes and pictures are about
-    teacher, student = answers[0], answers[measured.index(find_shipped(measured))]
+    shipped = measured.index(find_shipped(measured))
+    teacher, student = answers[0], answers[shipped]
     report = {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -82,7 +86,9 @@ def run_bench(
         "classes": compare_classes(labels, teacher, student, dataset.classes),
         "distillation": measure_gain(model_dir, recipe.distill.seed, rows, measured, test_pixels, chosen, device),
         "verdict": ship(measured, recipe.bench.max_drop, images),
-        "warnings": [*contradictions, *noise],
+        "warnings": contradictions,
+        "timing_warnings": noise,
+        "license": rows[shipped].metadata.get("license", recipe.export.license),
     }
     name, classes = dataset.name, dataset.classes
     pictures = {
@@ -95,9 +101,10 @@ def run_bench(
 
 
 def written_files(model_dir: ModelDir) -> list[Path]:
-    """What `run_bench` writes."""
+    """What `run_bench` wrote; a README.md of somebody's own is not among it."""
     pictures = [model_dir.plot(name) for name in ("accuracy_latency", "reliability", "confusion_difference")]
-    return [model_dir.report_json, model_dir.report_markdown, *pictures, model_dir.card]
+    card = [model_dir.card] if MADE_BY in model_dir.card.read_text(encoding="utf-8", errors="replace") else []
+    return [model_dir.report_json, model_dir.report_markdown, *pictures, *card]
 
 
 def _warn(contradictions: Sequence[str], noise: Sequence[str]) -> None:
@@ -138,7 +145,7 @@ def _write(model_dir: ModelDir, report: dict[str, Any], pictures: dict[str, byte
             path.write_bytes(picture)
     texts = {model_dir.report_markdown: render_markdown(report)}
     if _may_replace(model_dir.card):
-        texts[model_dir.card] = render_card(report, report["recipe"]["export"]["license"])
+        texts[model_dir.card] = render_card(report, report["license"])
     texts[model_dir.report_json] = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     for destination, text in texts.items():
         with write_atomically(destination) as path:

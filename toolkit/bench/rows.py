@@ -3,6 +3,7 @@
 N images, C classes, S px is the side of what the networks see.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,12 @@ class Row:
     """Where it was asked to run: a torch device, or onnxruntime's provider by its short name."""
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """That of the ONNX file; empty for torch."""
+        found: dict[str, str] = getattr(self.predictor, "metadata", {})
+        return found
+
+    @property
     def name(self) -> str:
         return f"{self.model} {self.precision} ({self.predictor.runtime})"
 
@@ -60,6 +67,8 @@ class Row:
             "params": count_params(self.network),
             "macs": count_macs(self.network, self.predictor.preprocess.image_size),
             "size_bytes": self.path.stat().st_size,
+            "calibration": self.metadata.get("calibration"),
+            "float_layers": json.loads(self.metadata.get("float_layers", "[]")),
         }
 
 
@@ -87,7 +96,6 @@ def open_rows(
             predictor = open_predictor(runtime, path, place, threads, precision)
             rows.append(Row(role, precision, path, predictor, classifier.network, info.extra, place))
     _require_alike(rows)
-    _tell_stale(rows, model_dir)
     return rows
 
 
@@ -116,16 +124,20 @@ def _list_files(
                 yield runtime, "fp16", model_dir.weights(role)
 
 
-def _tell_stale(rows: Sequence[Row], model_dir: ModelDir) -> None:
-    """Name the ONNX files that were exported from other weights than those that lie beside them now."""
-    weights = {role: sha256_file(model_dir.weights(role)) for role in {row.model for row in rows}}
-    for row in rows:
-        made_from = getattr(row.predictor, "metadata", {}).get("weights_sha256")
-        if made_from not in (None, weights[row.model]):
-            console.say(
-                f"careful: {row.path} was exported from other weights than {model_dir.weights(row.model).name} has"
-                " now; export it again with toolkit export --onnx --force"
-            )
+def find_stale(rows: Sequence[Row], model_dir: ModelDir) -> list[str]:
+    """A sentence for each ONNX file that was exported from other weights than those that lie beside it now."""
+    weights = {row.model: model_dir.weights(row.model) for row in rows}
+    now = {role: sha256_file(path) for role, path in weights.items() if path.is_file()}
+    stale = {
+        row.path: weights[row.model].name
+        for row in rows
+        if row.metadata.get("weights_sha256") not in (None, now.get(row.model))
+    }
+    return [
+        f"{path.name} was exported from other weights than {name} has now; export it again with"
+        " toolkit export --onnx --force"
+        for path, name in stale.items()
+    ]
 
 
 def _require_alike(rows: Sequence[Row]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from toolkit import console
 from toolkit.bench.classes import describe_classes, render_classes
@@ -39,13 +40,15 @@ def print_table(report: Report) -> None:
 def _build_table(report: Report) -> Table:
     """As wide as its figures, even beyond a narrow terminal: a cut number is worse than a wrapped line."""
     sizes = sorted((str(size) for size in report["rows"][0]["throughput_img_s"]), key=int)
-    for columns in (_all_columns(sizes), _columns(sizes[-1])):
+    few = _columns(sizes[-1])
+    fewest = {name: cell for name, cell in few.items() if name != "params"}
+    for columns in (_all_columns(sizes), few, fewest):
         table = Table(
             box=box.SIMPLE_HEAD,
             collapse_padding=True,
             pad_edge=False,
             show_edge=False,
-            title=_title(report),
+            title=Text(_title(report)),
             title_justify="left",
         )
         for place, heading in enumerate(columns):
@@ -113,7 +116,7 @@ def render_markdown(report: Report) -> str:
     sections = [
         f"# Teacher and student on {dataset['name']}",
         report["verdict"],
-        *(f"**Careful:** {warning}" for warning in report["warnings"]),
+        *(f"**Careful:** {warning}" for warning in (*report["warnings"], *report["timing_warnings"])),
         "## Did distillation help?",
         describe_gain(report["distillation"]),
         _seeds_table(report["distillation"].get("per_seed") or []),
@@ -126,6 +129,7 @@ def render_markdown(report: Report) -> str:
         "## Cost",
         _cost_table(report["rows"]),
         _describe_preprocessing(report["preprocess_ms"]),
+        _describe_int8(report["rows"]),
         "![Accuracy against latency](accuracy_latency.png)",
         "## Conditions",
         bullets(
@@ -204,6 +208,16 @@ def _cost_table(rows: Sequence[dict[str, Any]]) -> str:
             ]
         )  # fmt: skip
     return markdown_table(headings, cells, left=(0, 1))
+
+
+def _describe_int8(rows: Sequence[ReportRow]) -> str:
+    """How the int8 files were made, "" where there is none."""
+    made = {
+        name_model(row): (row["calibration"], ", ".join(row["float_layers"]) or "no layer")
+        for row in rows
+        if row["calibration"]
+    }
+    return bullets({name: f"calibrated by {how}; {kept} stayed float32" for name, (how, kept) in made.items()})
 
 
 def _describe_preprocessing(duration: dict[str, Any]) -> str:

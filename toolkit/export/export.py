@@ -141,7 +141,7 @@ def check_destinations(weights: Path, destination: Path, wanted: Wanted) -> None
         if not wanted.force and path.exists() and _made_from(path) != sha256_file(weights):
             raise ArtifactError(
                 f"{path} is there and was not exported from {weights}",
-                "replace it with --force, or choose another directory with --out",
+                "replace it with --force, or export a copy of the weights from another directory",
             )
     if "int8" in wanted.smaller and (wanted.valid is None or wanted.train is None):
         raise DataError(
@@ -199,7 +199,7 @@ class _Export:
         assert train is not None
         images = train.centre(spread(len(train), settings.calibration_images))
         path = at_precision(self._destination, "int8")
-        with self._removing_what_it_replaces(path):
+        with self._leaving_none(path):
             quantized = quantize_within(model, images, self._samples, reference, settings, path.name)
         calibration = f"{settings.calibration}, {len(images)} training images"
         return self._write("int8", quantized.model, reference, start, quantized.float_layers, calibration)[0]
@@ -217,9 +217,9 @@ class _Export:
         path = at_precision(self._destination, precision)
         of_int8 = {"calibration": calibration, "float_layers": json.dumps(float_layers)} if calibration else {}
         set_metadata(model, self._metadata() | {"precision": precision} | of_int8)
-        check_graph(model, self._size, self._num_classes)
         bounds = Bounds.of(self._settings, precision)
-        with self._removing_what_it_replaces(path), write_atomically(path) as temporary:
+        with self._leaving_none(path), write_atomically(path) as temporary:
+            check_graph(model, self._size, self._num_classes)
             temporary.write_bytes(model.SerializeToString(deterministic=True))
             proof, logits = prove_file(temporary, path.name, reference, self._samples, bounds)
         faster = None
@@ -234,13 +234,12 @@ class _Export:
         return result, logits
 
     @contextlib.contextmanager
-    def _removing_what_it_replaces(self, path: Path) -> Iterator[None]:
-        """Where a gate is not met, a file of other weights that --force was to replace does not stay in its place."""
+    def _leaving_none(self, path: Path) -> Iterator[None]:
+        """Where a gate is not met no file stays under the final name, an earlier one neither."""
         try:
             yield
         except GateError:
-            if path.exists() and _made_from(path) != sha256_file(self._weights):
-                path.unlink()
+            path.unlink(missing_ok=True)
             raise
 
     def _metadata(self) -> dict[str, str]:

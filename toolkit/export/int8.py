@@ -16,7 +16,7 @@ from toolkit.environment import available_cores
 from toolkit.errors import GateError
 from toolkit.export.replay import open_session
 from toolkit.export.samples import Samples, read_batches
-from toolkit.export.verify import Reference
+from toolkit.export.verify import ROUNDING, Reference
 from toolkit.networks.layers import name_layer
 from toolkit.networks.quantize import Quantizer
 from toolkit.predictor import softmax
@@ -52,7 +52,7 @@ def quantize_within(
         search = _Search(quantizer, samples, reference, recipe.max_drop)
         whole = quantizer.quantize()
         drop = search.drop(whole)
-        if drop <= recipe.max_drop:
+        if drop <= recipe.max_drop + ROUNDING:
             return Quantized(whole, ())
         console.say(
             f"{title}: in int8 throughout it loses {drop:.4f} accuracy, allowed is {recipe.max_drop:g}"
@@ -118,7 +118,7 @@ class _Search:
 
     def _passing(self, keep_float: list[str]) -> onnx.ModelProto | None:
         model = self._quantizer.quantize(keep_float)
-        return model if self.drop(model) <= self._max_drop else None
+        return model if self.drop(model) <= self._max_drop + ROUNDING else None
 
     def _logits(self, model: onnx.ModelProto) -> NDArray[np.float32]:
         session = open_session(model.SerializeToString(), available_cores())

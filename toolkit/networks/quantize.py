@@ -34,7 +34,7 @@ BETWEEN = (
 """Node types between them that are quantized too, so that data stays int8 from layer to layer."""
 
 STRIDE = 8
-"""images whose activations are held at a time while histograms are collected"""
+"""images whose activations are held at a time while ranges are found, at most"""
 
 
 class Quantizer:
@@ -89,7 +89,7 @@ class Quantizer:
                 nodes_to_exclude=in_float,
                 calibrate_method=self._method,
                 extra_options={
-                    "CalibStridedMinMax": min(STRIDE, len(self._images)),
+                    "CalibStridedMinMax": _stride(len(self._images)),
                     "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
                 },
                 calibration_cache_path=self._file("ranges.json"),
@@ -104,11 +104,10 @@ class Quantizer:
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Images a stride at a time, as onnxruntime asks for them; a rest that fills no stride is left out."""
+    """Images a stride at a time, as onnxruntime asks for them."""
 
     def __init__(self, input_name: str, images: NDArray[Any]) -> None:
-        stride = min(STRIDE, len(images))
-        self._name, self._images = input_name, images[: len(images) // stride * stride]
+        self._name, self._images = input_name, images
         self._waiting: list[NDArray[Any]] = []
 
     def __len__(self) -> int:
@@ -119,6 +118,11 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         return {self._name: self._waiting.pop()} if self._waiting else None
+
+
+def _stride(images: int) -> int:
+    """The largest that leaves no rest: onnxruntime would leave that out."""
+    return max(stride for stride in range(1, STRIDE + 1) if images % stride == 0)
 
 
 @contextlib.contextmanager
