@@ -275,12 +275,12 @@ class TestModelDir:
 class TestFaults:
     """Faults planted in the graph: the gate fails, and no file is left."""
 
-    def plant(self, student: Exported, monkeypatch: pytest.MonkeyPatch, *, zero: bool) -> None:
+    def plant(self, student: Exported, monkeypatch: pytest.MonkeyPatch, *, factor: float) -> None:
         def build_faulty(*_: object) -> onnx.ModelProto:
             model = onnx.load(str(student.result.path))
             gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
             head = next(tensor for tensor in model.graph.initializer if tensor.name == gemm.input[1])
-            values = onnx.numpy_helper.to_array(head) * (0.0 if zero else 1.05)
+            values = onnx.numpy_helper.to_array(head) * factor
             head.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), head.name))
             return model
 
@@ -290,7 +290,7 @@ class TestFaults:
     def test_no_file_stays(
         self, student: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: bool
     ) -> None:
-        self.plant(student, monkeypatch, zero=zero)
+        self.plant(student, monkeypatch, factor=0.0 if zero else 1.05)
         pixels = make_pixels(labels_mostly_right(student.weights))
         with pytest.raises(GateError) as info:
             export_onnx(student.weights, tmp_path / "out" / "student.onnx", Wanted(RECIPE, pixels))
@@ -307,7 +307,7 @@ class TestFaults:
         self, student: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Whatever closeness and agreement are allowed: a file that cannot classify any more is not written."""
-        self.plant(student, monkeypatch, zero=True)
+        self.plant(student, monkeypatch, factor=-1.0)
         loose = RECIPE.with_overrides(["export.max_logit_difference=1e9", "export.min_agreement=0.0"])
         pixels = make_pixels(labels_mostly_right(student.weights))
         told = r"its accuracy is 0\.\d+, the network's 0\.7500 on 24 validation images \(wrong on valid"
@@ -320,7 +320,7 @@ class TestFaults:
     ) -> None:
         destination = tmp_path / "student.onnx"
         shutil.copy(student.result.path, destination)
-        self.plant(student, monkeypatch, zero=True)
+        self.plant(student, monkeypatch, factor=0.0)
         with pytest.raises(GateError):
             export_onnx(student.weights, destination, Wanted(RECIPE))
         assert list(tmp_path.iterdir()) == []
@@ -328,7 +328,7 @@ class TestFaults:
     def test_synthetic_images_find_it_too(
         self, student: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        self.plant(student, monkeypatch, zero=False)
+        self.plant(student, monkeypatch, factor=1.05)
         with pytest.raises(GateError, match="on synthetic image"):
             export_onnx(student.weights, tmp_path / "student.onnx", Wanted(RECIPE))
         assert list(tmp_path.iterdir()) == []
