@@ -13,7 +13,7 @@ import typer
 
 from toolkit import __version__, console
 from toolkit.errors import Interrupted, ToolkitError
-from toolkit.modeldir import Precision
+from toolkit.modeldir import ModelDir, Precision
 from toolkit.options import (
     BaselineOption,
     ClientsOption,
@@ -201,7 +201,6 @@ def export(
         raise typer.BadParameter("say which format to write: --onnx (and --fp16, --int8 with it)", param_hint="--onnx")
     if max_drop is not None and not int8:
         raise typer.BadParameter("is the accuracy that int8 may lose: give it with --int8", param_hint="--max-drop")
-    from toolkit.modeldir import ModelDir
     from toolkit.pipeline import export_models, export_weights, open_finished_job, write_triton_models
 
     if triton is not None:
@@ -296,7 +295,6 @@ def demo(
 ) -> None:
     """Serve a page: upload a picture, see teacher and student answer side by side."""
     from toolkit.demo.app import serve
-    from toolkit.modeldir import ModelDir
 
     serve([ModelDir(path) for path in models or [DEFAULT_MODEL_DIR]], host=host, port=port, provider=provider)
 

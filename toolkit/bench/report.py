@@ -90,13 +90,7 @@ def run_bench(
         "timing_warnings": noise,
         "license": rows[shipped].metadata.get("license", recipe.export.license),
     }
-    name, classes = dataset.name, dataset.classes
-    pictures = {
-        "accuracy_latency": draw_accuracy_latency(report),
-        "reliability": draw_reliability(labels, teacher, student, name),
-        "confusion_difference": draw_confusion_difference(labels, teacher, student, classes, name),
-    }
-    _write(model_dir, report, pictures)
+    _write(model_dir, report, _draw(report, labels, teacher, student, dataset))
     return report
 
 
@@ -117,6 +111,17 @@ def _warn(contradictions: Sequence[str], noise: Sequence[str]) -> None:
 def _answer(rows: Sequence[Row], pixels: Pixels, indices: NDArray[np.integer]) -> list[Logits]:
     with console.progress("bench: quality", len(indices) * len(rows)) as advance:
         return answer_images([row.predictor for row in rows], pixels, indices, advance)
+
+
+def _draw(
+    report: dict[str, Any], labels: NDArray[np.integer], teacher: Logits, student: Logits, dataset: Dataset
+) -> dict[str, bytes]:
+    """The pictures by their names in the model directory."""
+    return {
+        "accuracy_latency": draw_accuracy_latency(report),
+        "reliability": draw_reliability(labels, teacher, student, dataset.name),
+        "confusion_difference": draw_confusion_difference(labels, teacher, student, dataset.classes, dataset.name),
+    }
 
 
 def _require_fitting_images(rows: Sequence[Row], pixels: Pixels, dataset: Dataset) -> None:

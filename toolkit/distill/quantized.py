@@ -82,9 +82,8 @@ def choose_teacher(
             )
         quantized = QuantizedClassifier(teacher, views)
         if chosen is None:
-            console.say(
-                f"teacher in int8: its probabilities are {_distance(quantized, teacher, views, 'fp32'):.1%} away"
-            )
+            distance = _distance(quantized, teacher, views.render(_some_images(views), view=1), "fp32")
+            console.say(f"teacher in int8: its probabilities are {distance:.1%} away")
         return quantized, "int8"
     if wanted != "auto":
         return teacher, wanted
@@ -100,7 +99,7 @@ def choose_teacher(
     quantized, images = made, views.render(_some_images(views), view=1)
     steps = {name: partial(_answer, who, images, precision) for name, who in (("float", teacher), ("int8", quantized))}
     times = least_times(steps, clock)
-    distance = _distance(quantized, teacher, views, precision)
+    distance = _distance(quantized, teacher, images, precision)
     faster = distributed.agree(times["int8"] < times["float"] and distance <= FARTHEST)
     console.say(
         f"teacher in {'int8' if faster else precision}: {len(images)} images take {times['float'] * 1e3:.0f} ms in"
@@ -124,10 +123,7 @@ def _quantize_or_none(teacher: Classifier, views: TrainingViews) -> QuantizedCla
         return None
 
 
-def _distance(
-    quantized: QuantizedClassifier, teacher: Classifier, views: TrainingViews, precision: FloatPrecision
-) -> float:
-    images = views.render(_some_images(views), view=1)
+def _distance(quantized: QuantizedClassifier, teacher: Classifier, images: Tensor, precision: FloatPrecision) -> float:
     return mean_distance(_answer(quantized, images, precision), _answer(teacher, images, precision))
 
 

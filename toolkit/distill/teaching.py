@@ -109,8 +109,7 @@ def find_stored(
 ) -> Precision | None:
     """The first of `precisions` in which the cache of every process has the teacher's logits already."""
     for precision in precisions:
-        key = _key(teacher_sha256, dataset_sha256, views, valid_pixels, num_views, precision)
-        path = cache_folder("logits", f"{key}.f32")
+        path = _store_path(teacher_sha256, dataset_sha256, views, valid_pixels, num_views, precision)
         missing = not _is_whole(path, len(valid_pixels) + num_views * len(views), views.num_classes)
         if not distributed.greatest(torch.tensor(int(missing), device=views.device)).item():
             return precision
@@ -131,8 +130,7 @@ def open_store(
     The key is all that decides them: the teacher's file, the images, the views' settings, seed and number, mixup and
     the arithmetic. Raises DataError where the cache cannot be written.
     """
-    key = _key(teacher_sha256, dataset_sha256, views, valid_pixels, num_views, precision)
-    path = cache_folder("logits", f"{key}.f32")
+    path = _store_path(teacher_sha256, dataset_sha256, views, valid_pixels, num_views, precision)
     rows = len(valid_pixels) + num_views * len(views)
     size_bytes = rows * views.num_classes * ELEMENT_BYTES
     missing = not _is_whole(path, rows, views.num_classes)
@@ -186,16 +184,16 @@ def _write(file: IO[bytes] | None, logits: Tensor) -> None:
         file.write(np.ascontiguousarray(logits.float().cpu().numpy()).data)
 
 
-def _key(
+def _store_path(
     teacher_sha256: str,
     dataset_sha256: str,
     views: TrainingViews,
     valid_pixels: Pixels,
     num_views: int,
     precision: Precision,
-) -> str:
+) -> Path:
     settings = {name: value for name, value in views.data.model_dump(mode="json").items() if name not in NOT_IN_VIEWS}
     names = hashlib.sha256("\n".join((*views.pixels.names, "", *valid_pixels.names)).encode(errors="surrogateescape"))
     what = (LAYOUT_VERSION, teacher_sha256, dataset_sha256, names.hexdigest(), settings)
     key = json.dumps((*what, num_views, views.seed, views.mixup, precision), sort_keys=True)
-    return hashlib.sha256(key.encode()).hexdigest()[:32]
+    return cache_folder("logits", f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.f32")

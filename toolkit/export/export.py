@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,7 @@ class _Export:
         """Write the file, prove it and only then give it its name; what was measured, and the file's logits."""
         path = at_precision(self._destination, precision)
         of_int8 = {"calibration": calibration, "float_layers": json.dumps(float_layers)} if calibration else {}
-        set_metadata(model, self._metadata() | {"precision": precision} | of_int8)
+        set_metadata(model, self._metadata | {"precision": precision} | of_int8)
         bounds = Bounds.of(self._settings, precision)
         with self._leaving_none(path), write_atomically(path) as temporary:
             check_graph(model, self._size, self._num_classes)
@@ -242,6 +243,7 @@ class _Export:
             path.unlink(missing_ok=True)
             raise
 
+    @cached_property
     def _metadata(self) -> dict[str, str]:
         """Every value is a string; those that are not known are empty, a license that is not known is left out."""
         info, license_name = self._info, self._settings.license
