@@ -294,7 +294,7 @@ def demo(
     provider: ProviderOption = "auto",
 ) -> None:
     """Serve a page: upload a picture, see teacher and student answer side by side."""
-    from toolkit.demo.app import serve
+    from toolkit.demo.server import serve
 
     serve([ModelDir(path) for path in models or [DEFAULT_MODEL_DIR]], host=host, port=port, provider=provider)
 

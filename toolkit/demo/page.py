@@ -5,8 +5,6 @@ Works from the ONNX files alone and calls no other host: no analytics, no versio
 
 import html
 import os
-import signal
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,10 @@ import gradio
 
 from toolkit import console
 from toolkit.demo.pair import TOP_K, Comparison, Pair, open_pair
-from toolkit.errors import ArtifactError, DataError, ToolkitError
+from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import ModelDir
 from toolkit.predict import Answer
 
-MAX_UPLOAD = "10mb"
 KEEP_UPLOADS_S = 3600
 """s; uploaded pictures older than this are deleted, all of them when the server stops"""
 QUEUE_LENGTH = 64
@@ -34,8 +31,6 @@ STYLE = """
 .kd-verdict p { font-size: 1.15em; }
 #teacher h2, #student h2 { font-size: 1.4em; padding-bottom: 0.4em; }
 """
-SANS = ("ui-sans-serif", "system-ui", "sans-serif")
-MONO = ("ui-monospace", "monospace")
 
 
 def build_app(model_dirs: Sequence[ModelDir], provider: str = "auto") -> gradio.Blocks:
@@ -86,49 +81,6 @@ def build_app(model_dirs: Sequence[ModelDir], provider: str = "auto") -> gradio.
         picture.change(compare, **settings, api_name="compare", show_progress="minimal")
         model.change(compare, **settings, api_visibility="private", show_progress="minimal")
     return app.queue(max_size=QUEUE_LENGTH)
-
-
-def start_server(app: gradio.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
-    """Serve the page from a thread; its address. Raises ToolkitError where host and port cannot be had."""
-    _reach_localhost_directly()
-    try:
-        _, url, _ = app.launch(
-            server_name=host,
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            inbrowser=False,
-            max_file_size=MAX_UPLOAD,
-            theme=gradio.themes.Default(font=SANS, font_mono=MONO),
-            css=STYLE,
-            footer_links=["api"],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-        )
-    except (OSError, gradio.http_server.ServerFailedToStartError) as error:
-        raise ToolkitError(
-            f"cannot serve on {host}, port {port}: the port is taken, or the address is not this machine's",
-            "give another --port or --host",
-        ) from error
-    return str(url)
-
-
-def serve(model_dirs: Sequence[ModelDir], host: str = "127.0.0.1", port: int = 7860, *, provider: str = "auto") -> None:
-    """Serve the page until Ctrl-C or SIGTERM (main thread only). Only this machine sees it, unless `host` says more."""
-    app = build_app(model_dirs, provider)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a container or a service is a Ctrl-C, too
-    url = start_server(app, host, port)
-    try:
-        console.out.print(f"the demo is at {url} (Ctrl-C ends it)", markup=False)
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        console.say("the demo has ended")
-    finally:
-        app.close(verbose=False)
 
 
 def _open_pairs(model_dirs: Sequence[ModelDir], provider: str) -> dict[str, Pair]:
@@ -183,10 +135,3 @@ def _facts(answer: Answer, size_bytes: int) -> str:
 def _page_error(message: str) -> gradio.Error:
     """A message on the page; the file's name in it is the visitor's, and gradio shows messages as HTML."""
     return gradio.Error(html.escape(message), duration=None, print_exception=False)
-
-
-def _reach_localhost_directly() -> None:
-    """Gradio asks its own server whether it is up: that must not go through a proxy."""
-    for name in ("NO_PROXY", "no_proxy"):
-        hosts = [host for host in os.environ.get(name, "").split(",") if host]
-        os.environ[name] = ",".join(dict.fromkeys([*hosts, "127.0.0.1", "localhost"]))

@@ -23,7 +23,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from tiny_onnx import save_colour_model
 
-from toolkit.demo.app import build_app
+from toolkit.demo.page import build_app
 from toolkit.demo.pair import open_pair
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import ModelDir
@@ -73,7 +73,7 @@ def watch(event, arguments):
         hosts.add(arguments[0])
 sys.addaudithook(watch)
 from pathlib import Path
-from toolkit.demo.app import serve
+from toolkit.demo.server import serve
 from toolkit.modeldir import ModelDir
 serve([ModelDir(Path(path)) for path in sys.argv[2:]], port=int(sys.argv[1]), provider="cpu")
 print("torch imported:", "torch" in sys.modules, "hosts asked:", sorted(hosts - {None}, key=str))
