@@ -6,15 +6,15 @@ import threading
 from collections.abc import Sequence
 
 import gradio
+from starlette.middleware import Middleware
 
 from toolkit import console
-from toolkit.demo.page import STYLE, build_app
+from toolkit.demo.language import SpeakLanguage
+from toolkit.demo.page import build_app, page_style
 from toolkit.errors import ToolkitError
 from toolkit.modeldir import ModelDir
 
 MAX_UPLOAD = "10mb"
-SANS = ("ui-sans-serif", "system-ui", "sans-serif")
-MONO = ("ui-monospace", "monospace")
 
 
 def start_server(app: gradio.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
@@ -29,9 +29,8 @@ def start_server(app: gradio.Blocks, host: str = "127.0.0.1", port: int = 7860) 
             share=False,
             inbrowser=False,
             max_file_size=MAX_UPLOAD,
-            theme=gradio.themes.Default(font=SANS, font_mono=MONO),
-            css=STYLE,
-            footer_links=["api"],
+            **page_style(),
+            app_kwargs={"middleware": [Middleware(SpeakLanguage)]},
             run_history=False,
             enable_monitoring=False,
             ssr_mode=False,
