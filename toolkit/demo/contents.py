@@ -22,7 +22,7 @@ from toolkit.modeldir import ModelDir
 
 THUMBNAIL = 160
 """px, the longer side"""
-PLOTS = ("accuracy_latency", "reliability", "confusion_difference", "learning_curves")
+PLOTS = ("accuracy_latency", "learning_curves", "reliability", "confusion_difference")
 
 
 @dataclass(frozen=True)

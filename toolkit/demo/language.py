@@ -60,7 +60,7 @@ class SpeakLanguage:
             answer = MutableHeaders(raw=list(start["headers"]))
             if answer.get("content-type", "").startswith("text/html"):
                 page = _speak(body, language)
-                answer["content-length"] = str(len(page) if body else int(answer.get("content-length", "0")))
+                answer["content-length"] = str(len(page))
                 answer["vary"] = "Cookie, Accept-Language"
             else:
                 page = body

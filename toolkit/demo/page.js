@@ -14,10 +14,10 @@
     escape(texts[key]).replace(/\{(\w+)\}/g, (_, name) => `<b>${escape(values[name])}</b>`);
   const number = (value, digits = 0) =>
     value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
-  const percent = (share, digits = 1) => `${number(100 * share, digits)} %`;
+  const percent = (share, digits = 1) => `${number(100 * share, digits)}\u00a0%`;
   const signed = (value, digits) => (value < 0 ? "−" : "+") + number(Math.abs(value), digits);
   const size = (bytes) =>
-    bytes >= 1e6 ? `${number(bytes / 1e6, 1)} MB` : bytes >= 1e3 ? `${number(bytes / 1e3, 1)} kB` : `${bytes} B`;
+    bytes >= 1e6 ? `${number(bytes / 1e6, 1)}\u00a0MB` : bytes >= 1e3 ? `${number(bytes / 1e3, 1)}\u00a0kB` : `${bytes}\u00a0B`;
   const command = (text) => `<code class="kd-command" tabindex="0">${escape(text)}</code>`;
 
   /** Softmax of logits / T. */
@@ -161,12 +161,12 @@
           })
         : "";
       const cells = [
-        `${row.runtime} · ${row.provider.replace("ExecutionProvider", "")}`,
+        `${row.runtime} · ${row.provider.replace("ExecutionProvider", "").toLowerCase()}`,
         size(row.size_bytes),
         percent(row.accuracy_top1, 2),
         percent(row.teacher_agreement, 2),
-        `${number(row.latency_ms.p50, 2)} ms`,
-        speed === null ? "" : `${number(speed)} (× ${batch})`,
+        `${number(row.latency_ms.p50, 2)}\u00a0ms`,
+        speed === null ? "" : `${number(speed)} (×\u00a0${batch})`,
       ].map((cell) => `<td>${escape(cell)}</td>`);
       return `<tr data-role="${escape(row.model)}"><th scope="row">${say(row.model)} ${escape(row.precision)}</th>
         ${cells.join("")}<td class="kd-words">${against}</td></tr>`;
@@ -208,10 +208,11 @@
   const onTile = (element, trigger) =>
     element.addEventListener("click", (event) => {
       const button = event.target.closest("button[data-index]");
-      if (button) trigger("select", { index: Number(button.dataset.index) });
+      if (!button) return;
+      trigger("select", { index: Number(button.dataset.index) });
+      document.querySelector("h1").scrollIntoView({ block: "nearest" }); // on a phone the answers are far above
     });
 
-  document.title = texts.title;
   // Where Gradio draws anew, what the slider needs is at hand.
   const remember = (value) => knowledge((kd.compared = value));
   Object.assign(kd, { header, answers, seen, knowledge: remember, setTemperature, examples, disagreements, report, plots, speak, onTile });

@@ -103,7 +103,7 @@ def build_app(
 
     examples_value, disagreements_value, report_value, plots_value = _fill(first.contents)
     with gradio.Blocks(
-        title="kd-toolkit", analytics_enabled=False, delete_cache=(KEEP_UPLOADS_S, KEEP_UPLOADS_S)
+        title="kd-toolkit: teacher and student", analytics_enabled=False, delete_cache=(KEEP_UPLOADS_S, KEEP_UPLOADS_S)
     ) as app:
         _drawing("header", None)
         with gradio.Row(visible=len(models) > 1 or len(first.pair.students) > 1):
@@ -112,21 +112,22 @@ def build_app(
             )
             precision = _precision_radio(first.pair)
         with gradio.Tabs() as tabs:
-            with gradio.Tab(words("compare"), id="compare"), gradio.Row():
-                with gradio.Column(scale=2, min_width=260):
-                    picture = gradio.Image(
-                        label=words("picture"),
-                        type="filepath",
-                        image_mode=None,
-                        format="png",
-                        height=280,
-                        buttons=[],
-                        elem_id="picture",
-                    )
-                    examples = _drawing("examples", examples_value)
-                with gradio.Column(scale=3, min_width=300):
-                    answers = _drawing("answers", None)
-                    seen = _drawing("seen", None)
+            with gradio.Tab(words("compare"), id="compare"):
+                with gradio.Row():
+                    with gradio.Column(scale=2, min_width=260):
+                        picture = gradio.Image(
+                            label=words("picture"),
+                            type="filepath",
+                            image_mode=None,
+                            format="png",
+                            height=300,
+                            buttons=[],
+                            elem_id="picture",
+                        )
+                        seen = _drawing("seen", None)
+                    with gradio.Column(scale=3, min_width=300):
+                        answers = _drawing("answers", None)
+                examples = _drawing("examples", examples_value)
             with gradio.Tab(words("knowledge"), id="knowledge-tab"):
                 knowledge = _drawing("knowledge", None)
             with gradio.Tab(words("disagreements"), id="disagreements-tab"):
@@ -213,4 +214,4 @@ def _drawing(name: str, value: Any) -> gradio.HTML:
 
 def _message(text: str) -> gradio.Error:
     """A message to a program or on the page; names in it are the visitor's, and gradio shows messages as HTML."""
-    return gradio.Error(html.escape(text), duration=None, print_exception=False)
+    return gradio.Error(html.escape(text, quote=False), duration=None, print_exception=False)
