@@ -1,4 +1,4 @@
-"""`toolkit demo` in a process of its own, for tests: gradio leaves threads and sockets behind, which pytest would report."""
+"""`toolkit demo` in a process of its own: gradio leaves threads and sockets behind, which pytest would report."""
 
 import contextlib
 import http.client
@@ -106,12 +106,11 @@ def post_json(url: str, path: str, content: Any) -> Reply:
     return request(url, path, "POST", json.dumps(content).encode(), {"Content-Type": "application/json"})
 
 
-def post_file(url: str, content: bytes, name: str = "a.png", headers: Mapping[str, str] | None = None) -> Reply:
+def post_file(url: str, content: bytes, name: str = "a.png") -> Reply:
     """Upload as a browser does."""
     head = f'--=\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
     body = head.encode() + content + b"\r\n--=--\r\n"
-    given = {"Content-Type": "multipart/form-data; boundary==", **(headers or {})}
-    return request(url, "/gradio_api/upload", "POST", body, given)
+    return request(url, "/gradio_api/upload", "POST", body, {"Content-Type": "multipart/form-data; boundary=="})
 
 
 @dataclass

@@ -5,20 +5,18 @@ The browser is the system's Chromium, driven by Playwright; `make test-browser` 
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from demo_server import LAST_WORDS, Server
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from browser.samples import make_bare_dir, make_full_dir
+from browser.visitor import OpenPage
 from toolkit.modeldir import ModelDir
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -35,8 +33,6 @@ CHROMIUM_FLAGS = (
 )
 WAIT_MS = 15_000
 
-OpenPage = Callable[..., Page]
-
 
 @dataclass(frozen=True)
 class Demo:
@@ -51,53 +47,39 @@ class Demo:
 class Watched:
     """What pages did that they must not do: errors in the console, requests that fail or go to another host."""
 
-    allowed: list[str] = field(default_factory=list)
-    """Parts of messages that a test expects."""
-    seen: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
     def watch(self, page: Page) -> None:
         page.on("console", self._hear)
-        page.on("pageerror", lambda error: self.seen.append(f"uncaught: {error}"))
+        page.on("pageerror", lambda error: self.problems.append(f"uncaught: {error}"))
         page.on("request", self._follow)
         page.on("requestfailed", self._lose)
 
-    def problems(self) -> list[str]:
-        return [message for message in self.seen if not any(part in message for part in self.allowed)]
-
     def _hear(self, message: ConsoleMessage) -> None:
         if message.type == "error":
-            self.seen.append(f"console: {message.text} ({message.location.get('url')})")
+            self.problems.append(f"console: {message.text} ({message.location.get('url')})")
 
     def _follow(self, request: Request) -> None:
         self.requests.append(f"{request.method} {request.url}")
         address = urlsplit(request.url)
         if address.scheme not in ("data", "blob") and address.hostname != "127.0.0.1":
-            self.seen.append(f"another host was asked: {request.url}")
+            self.problems.append(f"another host was asked: {request.url}")
 
     def _lose(self, request: Request) -> None:
         if "ERR_ABORTED" not in str(request.failure):  # what a page that is left no longer waits for
-            self.seen.append(f"failed: {request.url} ({request.failure})")
+            self.problems.append(f"failed: {request.url} ({request.failure})")
 
 
 @contextmanager
-def serve(*model_dirs: Path, log: Path) -> Iterator[str]:
-    """The address of `toolkit demo` in a process of its own, which must end well and have had no trouble."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "toolkit", "demo", *map(str, model_dirs), "--port", str(port), "--provider", "cpu"]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
+def serve(*model_dirs: ModelDir, log: Path) -> Iterator[str]:
+    """The demo's address; it must have had no trouble, have asked no other host, and end well."""
+    server = Server.start(model_dirs, log)
     try:
-        assert process.stdout is not None
-        assert "the demo is at" in process.stdout.readline(), log.read_text()
-        yield f"http://127.0.0.1:{port}/"
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        yield server.url
     finally:
-        process.kill()
-        process.wait()
+        last_words = server.stop()
+    assert last_words == LAST_WORDS
     assert "Traceback" not in log.read_text()
 
 
@@ -123,7 +105,7 @@ def browser(chromium: str) -> Iterator[Browser]:
 def demo(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     root = tmp_path_factory.mktemp("demo")
     full, bare = make_full_dir(root / "colours"), make_bare_dir(root / "bare")
-    with serve(full.path, bare.path, log=root / "stderr") as url:
+    with serve(full, bare, log=root / "stderr") as url:
         yield Demo(url, full, bare)
 
 
@@ -131,7 +113,7 @@ def demo(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[De
 def watched() -> Iterator[Watched]:
     watched = Watched()
     yield watched
-    assert watched.problems() == []
+    assert watched.problems == []
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from bench.report_samples import make_report, make_row
+from conftest import make_image
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from tiny_onnx import save_colour_model
+from tiny_onnx import COLOURS, save_colour_model
 
 from toolkit.bench.examples import write_examples
 from toolkit.data.pixels import Pixels
@@ -58,15 +59,10 @@ def make_bare_dir(path: Path) -> ModelDir:
     return directory
 
 
-def draw_noise(seed: int, size: tuple[int, int] = (70, 50)) -> Image.Image:
-    """Noise that is mostly red, green or blue; size is (width, height) in px."""
-    pixels = np.random.default_rng(seed).integers(0, 120, (size[1], size[0], 3), dtype=np.uint8)
-    pixels[..., seed % 3] += 130
-    return Image.fromarray(pixels)
-
-
-def save_png(path: Path, seed: int = 0) -> Path:
-    draw_noise(seed).save(path)
+def save_picture(folder: Path, colour: str) -> Path:
+    """A PNG of noise, 70×50 px, that is mostly red, green or blue."""
+    path = folder / f"{colour}.png"
+    make_image(COLOURS.index(colour), 0, (70, 50)).save(path)
     return path
 
 
@@ -83,7 +79,7 @@ def make_bomb() -> bytes:
 def make_damaged() -> bytes:
     """The first half of a JPEG file."""
     stream = io.BytesIO()
-    draw_noise(0, (300, 200)).save(stream, "JPEG")
+    make_image(0, 0, (300, 200)).save(stream, "JPEG")
     return stream.getvalue()[: len(stream.getvalue()) // 2]
 
 
@@ -98,7 +94,7 @@ def _write_test_images(directory: ModelDir) -> None:
     """What `toolkit bench` keeps of a test split: here of pictures that are mostly red, green or blue."""
     teacher, student = (OnnxPredictor(directory.onnx(role), "cpu") for role in ("teacher", "student"))
     side = teacher.preprocess.resize
-    images = np.stack([np.asarray(draw_noise(seed, (side, side))) for seed in range(TEST_IMAGES)])
+    images = np.stack([np.asarray(make_image(seed, seed, (side, side))) for seed in range(TEST_IMAGES)])
     sides = np.full(TEST_IMAGES, side)
     pixels = Pixels(
         tuple(f"{seed}.png" for seed in range(TEST_IMAGES)),

@@ -1,13 +1,14 @@
 """axe-core finds nothing serious on any tab, in either language, in light and in dark."""
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from browser.conftest import Demo
-from browser.samples import make_bomb, save_png
+from browser.samples import make_bomb, save_picture
 from browser.visitor import TABS, OpenPage, choose_model, open_tab, upload
 from toolkit.demo.texts import Language
 
@@ -28,6 +29,7 @@ def axe() -> str:
 def find_violations(page: Page, axe: str, where: str) -> list[str]:
     if not page.evaluate("typeof axe === 'object'"):
         page.evaluate(axe)
+    expect(page.locator(".pending")).to_have_count(0)  # faint while it is drawn anew
     return [
         f"{where}: {violation['id']} ({violation['impact']}): {node['html'][:200]} {node['failureSummary']}"
         for violation in page.evaluate(CHECK)["violations"]
@@ -41,7 +43,7 @@ def find_violations(page: Page, axe: str, where: str) -> list[str]:
 def test_every_tab(open_page: OpenPage, axe: str, tmp_path: Path, locale: str, language: Language, scheme: str) -> None:
     page = open_page(locale=locale, scheme=scheme)
     found = find_violations(page, axe, "empty page")
-    upload(page, save_png(tmp_path / "blue.png", 2))
+    upload(page, save_picture(tmp_path, "blue"))
     for key in TABS:
         open_tab(page, key, language)
         found += find_violations(page, axe, key)
@@ -60,3 +62,22 @@ def test_messages_and_hints(open_page: OpenPage, demo: Demo, axe: str, tmp_path:
         open_tab(page, key)
         found += find_violations(page, axe, f"{key} of a bare directory")
     assert found == [], "\n".join(found)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_chosen_tab_can_be_read(open_page: OpenPage, scheme: str) -> None:
+    """axe-core cannot tell what tabs stand on that may wrap: Gradio draws a gradient there."""
+    colours = (
+        open_page(scheme=scheme)
+        .get_by_role("tab", selected=True)
+        .evaluate("tab => [getComputedStyle(tab).color, getComputedStyle(document.body).backgroundColor]")
+    )
+    darker, lighter = sorted(map(luminance, colours))
+    assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+
+
+def luminance(colour: str) -> float:
+    """Of `rgb(0, 0, 0)`, as WCAG 2 defines it."""
+    shares = (int(part) / 255 for part in re.findall(r"\d+", colour))
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from browser.conftest import Demo, Watched, serve
-from browser.samples import make_bare_dir, save_png
+from browser.samples import make_bare_dir, save_picture
 from browser.visitor import ROLES, OpenPage, choose_model, open_tab, read_bars, upload
 from toolkit.predict import predict_files
 
@@ -20,7 +20,7 @@ def percentages(file: Path, picture: Path) -> list[tuple[str, str]]:
 
 
 def test_a_precision_changes_the_answer(page: Page, demo: Demo, tmp_path: Path) -> None:
-    picture = save_png(tmp_path / "green.png", 1)
+    picture = save_picture(tmp_path, "green")
     upload(page, picture)
     student = page.locator("#answers [data-role=student]")
     seen = [read_bars(student)]
@@ -39,7 +39,7 @@ def test_a_precision_changes_the_answer(page: Page, demo: Demo, tmp_path: Path) 
 
 
 def test_another_model_answers_and_brings_its_own_tabs(page: Page, demo: Demo, tmp_path: Path) -> None:
-    picture = save_png(tmp_path / "red.png", 0)
+    picture = save_picture(tmp_path, "red")
     upload(page, picture)
     for directory in (demo.bare, demo.full):
         choose_model(page, directory.name)
@@ -55,9 +55,9 @@ def test_another_model_answers_and_brings_its_own_tabs(page: Page, demo: Demo, t
 
 
 def test_one_directory_with_one_precision_has_neither(open_page: OpenPage, watched: Watched, tmp_path: Path) -> None:
-    with serve(make_bare_dir(tmp_path / "only").path, log=tmp_path / "log") as url:
+    with serve(make_bare_dir(tmp_path / "only"), log=tmp_path / "log") as url:
         page = open_page(url=url)
         expect(page.locator("#model")).to_be_hidden()
         expect(page.locator("#precision")).to_be_hidden()
-        upload(page, save_png(tmp_path / "red.png", 0))
+        upload(page, save_picture(tmp_path, "red"))
         page.context.close()

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_image
 from PIL import Image
 from playwright.sync_api import Page, expect
 
 from browser.conftest import Demo
-from browser.samples import CLASSES, draw_noise, save_png
+from browser.samples import CLASSES, save_picture
 from browser.visitor import ROLES, OpenPage, choose_file, expect_answers, read_bars, upload
 from toolkit.demo.texts import TEXTS
 from toolkit.predict import predict_files
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.browser
 
 
 def test_both_answer_an_uploaded_picture(page: Page, demo: Demo, tmp_path: Path) -> None:
-    picture = save_png(tmp_path / "blue.png", 2)
+    picture = save_picture(tmp_path, "blue")
     choose_file(page, picture)
     expect_answers(page)
     best = []
@@ -38,7 +39,7 @@ def test_both_answer_an_uploaded_picture(page: Page, demo: Demo, tmp_path: Path)
         track = column.locator(".kd-track").first.bounding_box()
         assert track is not None
         np.testing.assert_allclose(fills, [track["width"] * p for _, p in expected.answer.top], atol=0.2)
-        facts = column.locator(".kd-facts").inner_text()
+        facts = column.locator(".kd-facts").inner_text().replace("\xa0", " ")
         latency = re.search(r"([\d.]+) ms on this picture", facts)
         assert latency is not None
         assert 0 < float(latency[1]) < 1000
@@ -50,13 +51,13 @@ def test_both_answer_an_uploaded_picture(page: Page, demo: Demo, tmp_path: Path)
 
 
 def test_agreement_is_marked(page: Page, tmp_path: Path) -> None:
-    upload(page, save_png(tmp_path / "red.png", 0))
+    upload(page, save_picture(tmp_path, "red"))
     expect(page.locator("#verdict")).to_have_attribute("data-agree", "true")
     expect(page.locator("#verdict")).to_contain_text(TEXTS["en"]["agree"].format(answer=CLASSES[0]))
 
 
 def test_the_picture_is_shown_as_the_network_sees_it(page: Page, demo: Demo, tmp_path: Path) -> None:
-    picture = save_png(tmp_path / "green.png", 1)
+    picture = save_picture(tmp_path, "green")
     upload(page, picture)
     source = page.locator("#seen img").get_attribute("src")
     assert source is not None
@@ -86,7 +87,7 @@ PASTE = """async ([content, withKeys]) => {
 
 @pytest.mark.parametrize("with_keys", [True, False], ids=["Ctrl-V", "button"])
 def test_a_pasted_picture(page: Page, tmp_path: Path, with_keys: bool) -> None:
-    content = base64.b64encode(save_png(tmp_path / "red.png", 0).read_bytes()).decode()
+    content = base64.b64encode(save_picture(tmp_path, "red").read_bytes()).decode()
     page.evaluate(PASTE, [content, with_keys])
     if not with_keys:
         page.get_by_role("button", name="Paste from clipboard").click()
@@ -97,29 +98,30 @@ def test_a_pasted_picture(page: Page, tmp_path: Path, with_keys: bool) -> None:
 def test_a_picture_from_the_camera(page: Page) -> None:
     page.get_by_role("button", name="Capture from camera").click()
     page.get_by_role("button", name="Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#picture video')?.currentTime > 0.5")
     page.get_by_role("button", name="capture photo").click()
     expect_answers(page)
     assert read_bars(page.locator("#answers [data-role=teacher]"))[0][0] == "green"  # as Chromium's stand-in is
 
 
 def test_another_picture_replaces_the_first_and_removing_it_clears_the_page(page: Page, tmp_path: Path) -> None:
-    upload(page, save_png(tmp_path / "red.png", 0))
+    upload(page, save_picture(tmp_path, "red"))
     page.get_by_role("button", name="Remove Image").click()
     expect(page.locator("#answers")).to_contain_text(TEXTS["en"]["hint"])
     expect(page.locator("#seen img")).to_have_count(0)
-    upload(page, save_png(tmp_path / "green.png", 1))
+    upload(page, save_picture(tmp_path, "green"))
     expect(page.locator("#verdict")).to_contain_text("green")
 
 
 def test_names_of_classes_are_text_not_markup(page: Page, tmp_path: Path) -> None:
-    upload(page, save_png(tmp_path / "blue.png", 2))
+    upload(page, save_picture(tmp_path, "blue"))
     names = page.locator("#answers .kd-name")
     expect(names.filter(has_text="<b>bold</b>").first).to_be_visible()
     expect(names.locator("b")).to_have_count(0)
 
 
 def save_animation(path: Path) -> Path:
-    frames = [draw_noise(seed) for seed in range(3)]
+    frames = [make_image(label, 0) for label in range(3)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
     return path
 
@@ -130,12 +132,12 @@ def save_16_bits(path: Path) -> Path:
 
 
 def save_dot(path: Path) -> Path:
-    draw_noise(0, (1, 1)).save(path)
+    make_image(0, 0, (1, 1)).save(path)
     return path
 
 
 def save_transparent(path: Path) -> Path:
-    draw_noise(0).convert("RGBA").save(path)
+    make_image(0, 0).convert("RGBA").save(path)
     return path
 
 
@@ -164,8 +166,9 @@ def test_unusual_pictures_are_answered_and_noted(
 def test_the_page_keeps_its_answers_apart(open_page: OpenPage, tmp_path: Path) -> None:
     """Two visitors at once see each their own."""
     pages = [open_page(), open_page()]
-    for seed, page in enumerate(pages):
-        page.locator("#picture input[type=file]").set_input_files(save_png(tmp_path / f"{seed}.png", seed))
-    for colour, page in zip(("red", "green"), pages, strict=True):
+    colours = ("red", "green")
+    for colour, page in zip(colours, pages, strict=True):
+        page.locator("#picture input[type=file]").set_input_files(save_picture(tmp_path, colour))
+    for colour, page in zip(colours, pages, strict=True):
         expect_answers(page)
         assert read_bars(page.locator("#answers [data-role=teacher]"))[0][0] == colour

@@ -5,17 +5,18 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from browser.samples import save_png
+from browser.samples import save_picture
 from browser.visitor import expect_answers, open_tab, upload
 
 pytestmark = pytest.mark.browser
 
+UPLOAD = "where a picture is dropped"
 MOST_STOPS = 60
-FOCUSED = """() => {
+FOCUSED = """upload => {
     const element = document.activeElement, style = getComputedStyle(element);
     const outlined = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 1;
     return {
-        name: (element.getAttribute("aria-label") || element.innerText || element.labels?.[0]?.innerText || "").trim(),
+        name: element.hasAttribute("aria-dropeffect") ? upload : element.innerText.trim(),
         id: element.id,
         seen: outlined || style.boxShadow !== "none",
         body: element === document.body,
@@ -28,7 +29,7 @@ def walk(page: Page) -> list[dict[str, str]]:
     stops = []
     for _ in range(MOST_STOPS):
         page.keyboard.press("Tab")
-        stop = page.evaluate(FOCUSED)
+        stop = page.evaluate(FOCUSED, UPLOAD)
         if stop["body"]:
             return stops
         assert stop["seen"], f"focus is invisible on {stop}"
@@ -39,7 +40,7 @@ def walk(page: Page) -> list[dict[str, str]]:
 def tab_to(page: Page, name: str) -> None:
     for _ in range(MOST_STOPS):
         page.keyboard.press("Tab")
-        stop = page.evaluate(FOCUSED)
+        stop = page.evaluate(FOCUSED, UPLOAD)
         if name in (stop["name"], stop["id"]):
             return
     raise AssertionError(f"Tab does not reach {name}")
@@ -47,7 +48,7 @@ def tab_to(page: Page, name: str) -> None:
 
 def test_tab_reaches_everything_in_the_order_of_the_page(page: Page) -> None:
     names = [stop["name"] for stop in walk(page)]
-    expected = ["English", "中文", "Compare", "Drop an image file here to upload", "red", "green", "blue"]
+    expected = ["English", "中文", "Compare", UPLOAD, "red", "green", "blue"]
     assert [name for name in names if name in expected] == expected
 
 
@@ -75,10 +76,10 @@ def test_a_tab_an_example_and_the_slider_without_a_mouse(page: Page) -> None:
 
 
 def test_the_upload_opens_with_enter(page: Page, tmp_path: Path) -> None:
-    tab_to(page, "Drop an image file here to upload")
+    tab_to(page, UPLOAD)
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
-    chooser.value.set_files(save_png(tmp_path / "red.png"))
+    chooser.value.set_files(save_picture(tmp_path, "red"))
     expect_answers(page)
 
 
@@ -87,8 +88,8 @@ def test_a_disagreement_and_a_precision_without_a_mouse(page: Page) -> None:
     page.locator("#disagreements button").first.focus()
     page.keyboard.press("Space")
     expect_answers(page)
-    page.get_by_role("radio", name="fp32").focus()
-    page.keyboard.press("ArrowRight")
+    page.get_by_role("radio", name="fp16").focus()
+    page.keyboard.press("Space")
     expect(page.get_by_role("radio", name="fp16")).to_be_checked()
 
 
@@ -99,7 +100,7 @@ def test_the_language_without_a_mouse(page: Page) -> None:
 
 
 def test_the_focus_is_seen_on_every_tab(page: Page, tmp_path: Path) -> None:
-    upload(page, save_png(tmp_path / "red.png"))
+    upload(page, save_picture(tmp_path, "red"))
     for key in ("knowledge", "disagreements", "benchmark"):
         open_tab(page, key)
         page.locator("#language button").first.focus()

@@ -9,7 +9,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from browser.conftest import Demo, Watched
-from browser.samples import CLASSES, MANY_CLASSES, save_png
+from browser.samples import CLASSES, MANY_CLASSES, save_picture
 from browser.visitor import ROLES, choose_model, open_tab, read_bars, read_probabilities, upload
 from toolkit.demo.texts import TEXTS
 from toolkit.modeldir import ModelDir, Role
@@ -43,7 +43,7 @@ def move(page: Page, position: float) -> None:
 
 @pytest.fixture
 def picture(page: Page, tmp_path: Path) -> Path:
-    picture = save_png(tmp_path / "blue.png", 2)
+    picture = save_picture(tmp_path, "blue")
     upload(page, picture)
     open_tab(page, "knowledge")
     return picture
@@ -103,7 +103,7 @@ def test_without_a_picture_it_says_what_to_do(page: Page) -> None:
 
 
 def test_of_many_classes_the_likeliest_are_drawn(page: Page, demo: Demo, tmp_path: Path) -> None:
-    picture = save_png(tmp_path / "red.png", 0)
+    picture = save_picture(tmp_path, "red")
     choose_model(page, demo.bare.name)
     upload(page, picture)
     open_tab(page, "knowledge")

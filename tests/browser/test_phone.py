@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page
 
 from browser.conftest import Demo
-from browser.samples import save_png
+from browser.samples import save_picture
 from browser.visitor import TABS, OpenPage, choose_model, open_tab, upload
 from toolkit.demo.texts import Language
 
@@ -32,7 +32,7 @@ def test_nothing_is_wider_than_a_phone(
 ) -> None:
     page = open_page(locale=locale, width=WIDTH)
     expect_no_overflow(page, "empty page")
-    upload(page, save_png(tmp_path / "blue.png", 2))
+    upload(page, save_picture(tmp_path, "blue"))
     for model in (demo.full.name, demo.bare.name):
         choose_model(page, model)
         for key in TABS:

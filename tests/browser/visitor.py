@@ -23,7 +23,7 @@ def upload(page: Page, picture: Path) -> None:
 
 def choose_file(page: Page, path: Path) -> None:
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Drop an image file here to upload").click()
+        page.locator("#picture button[aria-dropeffect]").click()
     chooser.value.set_files(path)
 
 
@@ -33,8 +33,13 @@ def expect_answers(page: Page) -> None:
 
 
 def open_tab(page: Page, key: str, language: Language = "en") -> None:
-    tab = page.get_by_role("tab", name=TEXTS[language][key], exact=True)
-    tab.click()
+    name = TEXTS[language][key]
+    tab = page.get_by_role("tab", name=name, exact=True)
+    if not tab.is_visible():  # on a phone some are behind a menu
+        page.locator(".overflow-menu > button").click()
+        page.locator(".overflow-dropdown").get_by_text(name, exact=True).click()
+    else:
+        tab.click()
     expect(tab).to_have_attribute("aria-selected", "true")
 
 
@@ -42,7 +47,7 @@ def read_bars(column: Locator) -> list[tuple[str, str]]:
     """Names and values of a column's bars, as they are written."""
     bars = column.locator(".kd-bar")
     names, values = (bars.locator(f".kd-{part}").all_inner_texts() for part in ("name", "value"))
-    return list(zip(names, values, strict=True))
+    return [(name, value.replace("\xa0", " ")) for name, value in zip(names, values, strict=True)]
 
 
 def read_probabilities(column: Locator) -> dict[str, float]:

@@ -179,18 +179,16 @@ def files_below(folder: Path) -> set[Path]:
 
 
 def test_too_large_a_file_is_refused_and_not_kept(url: str, server: Server) -> None:
-    largest = uploaded(post_file(url, bytes(10_000_000)))
+    largest = uploaded(post_file(url, bytes(10 * 2**20)))
     folder = Path(largest).parents[1]
     before = files_below(folder)
     for size, told in (
-        (10_000_001, b"File size exceeded maximum allowed size of 10000000 bytes."),  # as gradio says it
-        (10_200_000, b'{"detail":"the file is too large; give one of at most 10 MB"}'),
+        (10 * 2**20 + 1, b"File size exceeded maximum allowed size of 10485760 bytes."),  # as gradio says it
+        (10_600_000, b'{"detail":"the file is too large; give one of at most 10 MB"}'),
         (40_000_000, b'{"detail":"the file is too large; give one of at most 10 MB"}'),
     ):
         reply = post_file(url, bytes(size))
         assert (reply.status, reply.body) == (413, told)
-    unsaid = post_file(url, b"", headers={"Transfer-Encoding": "chunked", "Content-Length": ""})
-    assert unsaid.status >= 400
     assert files_below(folder) == before
     assert "Traceback" not in server.log.read_text()
 
@@ -275,6 +273,19 @@ def test_what_is_not_json_is_refused(url: str, server: Server) -> None:
     assert "Traceback" not in server.log.read_text()
 
 
+def test_a_stream_that_is_not_known_ends_with_its_reason(url: str, server: Server) -> None:
+    """As after a restart of the server, when a page that is still open asks on."""
+    for path in ("/gradio_api/queue/data?session_hash=gone", f"{PREDICT}/gone"):
+        assert b"404: Not Found" in request(url, path).body
+    assert request(url, "/?page=gone").status == 200
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_the_progress_of_no_upload_is_no_error(url: str) -> None:
+    reply = request(url, "/gradio_api/upload_progress?upload_id=none")
+    assert (reply.status, reply.body) == (200, b'data: {"msg": "done"}\n\n')
+
+
 def spellings(path: str) -> Iterator[str]:
     """What a server might take for `path`."""
     yield quote(path)
@@ -334,6 +345,7 @@ def test_nobody_sees_which_files_others_have_uploaded(url: str) -> None:
     [
         ("POST", "/gradio_api/run/predict"),  # past the queue
         ("POST", "/gradio_api/api/predict"),
+        ("POST", "/gradio_api/call/look"),
         ("POST", "/gradio_api/component_server"),
         ("POST", "/gradio_api/process_recording"),
         ("POST", "/gradio_api/vibe-edit"),
@@ -455,9 +467,13 @@ HOSTILE = {
 def guarded(model_dirs: list[ModelDir], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """With a login, and an environment by which Gradio could be told to open what nobody asked this demo to open."""
     login = {"KD_TOOLKIT_USER": USER, "KD_TOOLKIT_PASSWORD": PASSWORD}
-    log = tmp_path_factory.mktemp("guarded") / "stderr"
-    server = Server.start(model_dirs, log, environment={**HOSTILE, **login})
+    folder = tmp_path_factory.mktemp("guarded")
+    # onnxruntime keeps its reports below HOME until they are sent; it makes none where CI is set.
+    places = {"HOME": str(folder), "XDG_CACHE_HOME": "", "CI": ""}
+    log = folder / "stderr"
+    server = Server.start(model_dirs, log, environment={**HOSTILE, **login, **places})
     yield server
+    assert not list(folder.rglob("*onnxruntime*"))
     assert server.stop(signal.SIGINT) == LAST_WORDS  # Ctrl-C ends it, too
     assert server.process.returncode == 0
     assert log.read_text() == "the demo has ended\n"
@@ -477,7 +493,8 @@ def test_without_the_login_there_is_only_its_page(guarded: Server, tmp_path: Pat
     page = request(guarded.url, "/")
     assert page.status == 200
     assert b'"auth_required":true' in page.body.replace(b" ", b"")
-    assert b"predict" not in page.body  # nor what can be asked for
+    for name in (b"second", b"magenta"):  # models and classes
+        assert name not in page.body
     assert request(guarded.url, "/healthz").body == b"ok"
     for cookie in ("", "access-token-x=y; access-token-unsecure-x=", "None=None"):
         for path in (
@@ -497,7 +514,7 @@ def test_a_program_signs_in(guarded: Server, model_dirs: list[ModelDir], tmp_pat
     (expected,) = predict_files(model_dirs[0].path, [picture], provider="cpu")
     assert expected.answer is not None
     assert as_pairs(ask(client, picture)["student"]) == list(expected.answer.top)
-    with pytest.raises(AuthenticationError):
+    with pytest.raises(ValueError, match="Could not login"):
         connect(guarded.url, auth=(USER, "wrong"))
     with pytest.raises(AuthenticationError):
         connect(guarded.url)

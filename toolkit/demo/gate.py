@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,14 +24,19 @@ FOR_ALL = re.compile(
 FOR_USERS = re.compile(
     r"(GET|HEAD) /(config|gradio_api/file=.+)"
     r"|GET /gradio_api/(info|openapi\.json|user|app_id|startup-events|upload_progress|queue/data)"
-    r"|GET /gradio_api/(heartbeat/\w+|call/(v2/)?\w+/\w+)"
-    r"|POST /gradio_api/(upload|queue/join|cancel|reset|call/(v2/)?\w+)"
+    r"|GET /gradio_api/(heartbeat/\w+|call/(v2/)?predict/\w+)"
+    r"|POST /gradio_api/(upload|queue/join|cancel|reset|call/(v2/)?predict)"
 )
 
 MAX_CALL_BYTES = 1_000_000
 """A call names an uploaded picture and does not carry one."""
+MB = 2**20
+"""As Gradio's page counts what is too large."""
 ENVELOPE_BYTES = 65_536
 """What an upload holds beside the file: names and boundaries. Gradio counts the file itself."""
+
+NO_PROGRESS = 'data: {"msg": "done"}\n\n'
+"""Gradio would look for an upload for three seconds, and fail where the page has refused a file as too large."""
 
 # Nothing that the page holds, not even a visitor's own file, can make a browser ask another host. Gradio runs what it
 # compiles from strings, and its components carry their styles.
@@ -71,12 +77,23 @@ class Gate:
             return
         try:
             self._check_route(request, path)
+            if path == "/gradio_api/upload_progress":
+                await PlainTextResponse(NO_PROGRESS, media_type="text/event-stream")(scope, receive, send)
+                return
             if request.method == "POST":
                 receive = await self._check_body(request, path)
         except Refusal as refusal:
             await refusal.response(scope, receive, send)
             return
-        await self.app(scope, receive, send)
+        if path == "/":
+            scope["query_string"] = b""  # by which Gradio would look for pages that there are not
+        try:
+            await self.app(scope, receive, send)
+        except RuntimeError as error:
+            if not isinstance(error.__cause__, HTTPException):
+                raise
+            # So Gradio ends a stream of events that it does not know (any more), once it has said so in the stream.
+            await send({"type": "http.response.body"})
 
     def _inner_path(self, path: str) -> str:
         """Without the prefix under which a proxy serves the page (GRADIO_ROOT_PATH), as Gradio's router sees it."""
@@ -103,7 +120,7 @@ class Gate:
         except (KeyError, ValueError):
             raise Refusal(411, "say how long the request is: Content-Length") from None
         if path == "/gradio_api/upload":
-            if length > self.max_upload_mb * 1_000_000 + ENVELOPE_BYTES:
+            if length > self.max_upload_mb * MB + ENVELOPE_BYTES:
                 raise Refusal(413, f"the file is too large; give one of at most {self.max_upload_mb} MB")
             return request.receive
         if length > MAX_CALL_BYTES:

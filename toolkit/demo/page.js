@@ -56,7 +56,7 @@
     if (!value) return `<p class="kd-hint">${say("hint")}</p>`;
     if (value.problem) {
       const { reason, message } = value.problem;
-      return `<p class="kd-problem" role="alert">${texts[reason] ? say(reason) : escape(message)}</p>`;
+      return `<p class="kd-problem" role="alert">${texts[reason] ? say(reason, value.problem) : escape(message)}</p>`;
     }
     const [teacher, student] = ["teacher", "student"].map((role) => value[role].top[0].class);
     const verdict = value.agree ? say("agree", { answer: teacher }) : say("differ", { teacher, student });
@@ -213,7 +213,29 @@
       document.querySelector("h1").scrollIntoView({ block: "nearest" }); // on a phone the answers are far above
     });
 
+  /** Gradio refuses such files in English, in a corner and for a moment; here they are told where answers stand. */
+  const refuse = (event) => {
+    if (!event.target.closest?.("#picture")) return;
+    const file = (event.type === "drop" ? event.dataTransfer : event.target).files?.[0];
+    const most = window.gradio_config.max_file_size;
+    const reason =
+      file && (!file.type.startsWith("image/") ? "not_picture" : most && file.size > most ? "too_heavy" : "");
+    if (!reason) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    if (event.type === "change") event.target.value = "";
+    kd.answersProps.value = { problem: { reason, name: file.name, mb: Math.floor(most / 2 ** 20) } };
+  };
+  const onAnswers = (props) => {
+    kd.answersProps = props;
+    for (const type of ["change", "drop"]) document.addEventListener(type, refuse, true);
+  };
+  // Gradio names its upload button otherwise than it reads, which misleads who speaks to the page.
+  new MutationObserver(() => {
+    document.querySelectorAll("#picture button[aria-dropeffect][aria-label]").forEach((b) => b.removeAttribute("aria-label"));
+  }).observe(document.documentElement, { childList: true, subtree: true });
+
   // Where Gradio draws anew, what the slider needs is at hand.
   const remember = (value) => knowledge((kd.compared = value));
-  Object.assign(kd, { header, answers, seen, knowledge: remember, setTemperature, examples, disagreements, report, plots, speak, onTile });
+  Object.assign(kd, { header, answers, seen, knowledge: remember, setTemperature, examples, disagreements, report, plots, speak, onTile, onAnswers });
 })();

@@ -201,12 +201,19 @@ def _precision_radio(pair: Pair, *, update: bool = False) -> Any:
     )
 
 
+ON_LOAD = {
+    "examples": "kd.onTile(element, trigger)",
+    "disagreements": "kd.onTile(element, trigger)",
+    "answers": "kd.onAnswers(props)",
+}
+
+
 def _drawing(name: str, value: Any) -> gradio.HTML:
     """What page.js draws: `kd.name(value)`."""
     return gradio.HTML(
         value,
         html_template="${kd." + name + "(value)}",
-        js_on_load="kd.onTile(element, trigger)" if name in ("examples", "disagreements") else None,
+        js_on_load=ON_LOAD.get(name),
         apply_default_css=False,
         elem_id=name,
     )

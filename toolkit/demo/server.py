@@ -4,6 +4,7 @@ Gradio is imported while it starts, and not before: it reads its environment the
 """
 
 import contextlib
+import ctypes
 import logging
 import os
 import secrets
@@ -19,7 +20,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from toolkit import console
-from toolkit.demo.gate import Gate
+from toolkit.demo.gate import MB, Gate
 from toolkit.errors import ToolkitError
 from toolkit.modeldir import ModelDir
 
@@ -48,6 +49,7 @@ def serve(
     DeviceError as build_app.
     """
     login = read_login(os.environ)
+    _give_memory_back()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a container or a service is a Ctrl-C, too
     try:
         # The address first: what is wrong with it is known before the models are loaded. Who asks meanwhile, waits.
@@ -64,13 +66,13 @@ def serve(
 
 def read_login(environment: Mapping[str, str]) -> Login | None:
     """The check of user and password, None where nobody needs to sign in."""
-    values = [environment.get(name, "").strip() for name in LOGIN]
-    if not any(values):
+    name, word = (environment.get(variable, "") for variable in LOGIN)
+    if not name and not word:
         return None
-    if not all(values):
-        given, missing = LOGIN if values[0] else reversed(LOGIN)
+    if not name or not word:
+        given, missing = LOGIN if name else reversed(LOGIN)
         raise ToolkitError(f"{given} is set and {missing} is not", "set both, so that visitors sign in, or neither")
-    user, password = (value.encode() for value in values)
+    user, password = name.strip().encode(), word.encode()  # Gradio strips the name that is given, and not the password
 
     def check(given_user: str, given_password: str) -> bool:
         # Both, and in constant time: how long a refusal takes tells nothing.
@@ -78,6 +80,13 @@ def read_login(environment: Mapping[str, str]) -> Login | None:
         return secrets.compare_digest(given_password.encode(), password) and same_user
 
     return check
+
+
+def _give_memory_back() -> None:
+    """Let glibc return what a large picture took; by default each thread that has read one keeps some of it."""
+    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h: blocks from this size on are not reused
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have no such setting
+        ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 20)
 
 
 @contextlib.contextmanager
@@ -99,6 +108,7 @@ def _set_environment(uploads: Path) -> None:
         if name.startswith("GRADIO_") and name != "GRADIO_ROOT_PATH":
             del os.environ[name]
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports to its makers, from 1.29 on
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(uploads)  # by default a folder in the current one, and served
 
@@ -115,7 +125,8 @@ def _make_app(blocks: Any, uploads: Path, login: Login | None, max_upload_mb: in
         path="/",
         app_kwargs={"middleware": [Middleware(SpeakLanguage)], "openapi_url": None},
         auth=login,
-        max_file_size=max_upload_mb * 1_000_000,
+        max_file_size=max_upload_mb * MB,
+        show_error=False,  # of bugs; what a visitor can mend is told in any case
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
