@@ -19,8 +19,8 @@ from toolkit.bench import report as report_module
 from toolkit.bench import speed, timing
 from toolkit.bench.card import MADE_BY
 from toolkit.bench.comparison import compare_with_teacher, describe_difference, find_contradictions
-from toolkit.bench.probe import FirstUse
 from toolkit.bench.examples import Examples
+from toolkit.bench.probe import FirstUse
 from toolkit.bench.report import print_table, run_bench, written_files
 from toolkit.bench.rows import Row, choose_images, open_rows
 from toolkit.bench.table import render_markdown

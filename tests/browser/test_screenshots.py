@@ -14,6 +14,7 @@ from playwright.sync_api import Page, expect
 from browser.conftest import Demo, serve
 from browser.visitor import OpenPage, expect_answers, open_tab
 from toolkit.demo.texts import Language
+from toolkit.modeldir import ModelDir
 
 pytestmark = pytest.mark.browser
 
