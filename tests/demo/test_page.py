@@ -78,6 +78,13 @@ def test_a_bad_file_ends_in_a_clear_message_and_no_traceback(
     assert "Traceback" not in server.log.read_text()
 
 
+@pytest.mark.parametrize("image", [None, {}, "a.png"], ids=repr)
+def test_a_call_without_a_picture_is_told_what_to_pass(client: Client, server: Server, image: Any) -> None:
+    with pytest.raises(AppError, match=r"upload"):
+        client.predict(image, api_name="/predict")
+    assert "Traceback" not in server.log.read_text()
+
+
 @pytest.mark.slow
 def test_a_very_large_picture_is_answered(client: Client, tmp_path: Path) -> None:
     picture = tmp_path / "large.png"

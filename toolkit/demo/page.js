@@ -230,6 +230,21 @@
     kd.answersProps = props;
     for (const type of ["change", "drop"]) document.addEventListener(type, refuse, true);
   };
+  /** Ctrl-V anywhere but in a text field: as if the picture had been chosen as a file, in place of one that is there. */
+  const paste = async (event) => {
+    const file = event.clipboardData?.files[0];
+    if (!file || event.target.closest?.("input, textarea")) return;
+    const find = () => document.querySelector("#picture input[type=file]");
+    if (!find()) document.querySelector("#picture .icon-button-wrapper button:last-child")?.click(); // removes it
+    for (let tries = 0; !find() && tries < 20; tries++) await new Promise((resolve) => setTimeout(resolve, 50));
+    const input = find();
+    if (!input) return;
+    const transfer = new DataTransfer();
+    transfer.items.add(file);
+    input.files = transfer.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+  document.addEventListener("paste", paste);
   // Gradio names its upload button otherwise than it reads, which misleads who speaks to the page.
   new MutationObserver(() => {
     document.querySelectorAll("#picture button[aria-dropeffect][aria-label]").forEach((b) => b.removeAttribute("aria-label"));

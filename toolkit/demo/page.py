@@ -6,7 +6,6 @@ page.js, which draws what Gradio has no component for.
 
 import html
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,6 @@ from toolkit.predict import PictureError
 
 KEEP_UPLOADS_S = 3600
 """s; uploaded pictures older than this are deleted, all of them when the server stops"""
-QUEUE_LENGTH = 64
-"""requests that may wait; the rest are told to come back"""
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "networks"}
 """A large picture takes much memory, and two requests at once would spoil each other's latency."""
 
@@ -58,14 +55,11 @@ class Shown:
     contents: Contents
 
 
-def build_app(
-    model_dirs: Sequence[ModelDir], provider: str = "auto", queue_length: int = QUEUE_LENGTH
-) -> gradio.Blocks:
-    """The page, with a picker where there are several model directories.
+def build_app(model_dirs: Sequence[ModelDir], provider: str = "auto", queue_length: int | None = None) -> gradio.Blocks:
+    """The page, with a picker where there are several model directories; `queue_length` requests may wait.
 
     Raises ArtifactError that names the command for a missing teacher.onnx or student.onnx, DeviceError.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     models = _open(model_dirs, provider)
     first = next(iter(models.values()))
 
@@ -179,6 +173,8 @@ def _answer(
     models: dict[str, Shown], picture: Any, model: str, precision: str, *, with_picture: bool = False
 ) -> dict[str, Any]:
     pair = _find(models, model).pair
+    if not isinstance(picture, dict) or not isinstance(picture.get("path"), str):
+        raise DataError("the image is no uploaded file", "upload a picture and pass what the upload gave")
     comparison = pair.compare(Path(picture["path"]), picture.get("orig_name") or "the picture", precision or "fp32")
     answer = {"model": model or next(iter(models)), **comparison.to_json()}
     return answer | {"src": show_pixels(comparison.seen)} if with_picture else answer
