@@ -95,7 +95,10 @@ def check_python() -> Check:
 
 
 def check_packages() -> Check:
-    """Every package that the installed toolkit asks for is there, and not too old."""
+    """Every package that the installed toolkit asks for is there, and not too old.
+
+    onnxruntime counts for onnxruntime-gpu: it has all but the CUDA provider, and that is looked at where there is a GPU.
+    """
     from packaging.requirements import Requirement
 
     try:
@@ -106,15 +109,16 @@ def check_packages() -> Check:
     for requirement in asked:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        try:
-            version = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
+        names = (requirement.name, "onnxruntime") if requirement.name == "onnxruntime-gpu" else (requirement.name,)
+        installed = environment.installed_versions(names)
+        if not installed:
             wrong.append(f"{requirement.name} is not installed")
             continue
+        name, version = next(iter(installed.items()))
         if requirement.specifier.contains(version, prereleases=True):
-            found.append(f"{requirement.name} {version}")
+            found.append(f"{name} {version}")
         else:
-            wrong.append(f"{requirement.name} is {version}, needed is {requirement.specifier}")
+            wrong.append(f"{name} is {version}, needed is {requirement.specifier}")
     if wrong:
         return Check("packages", "problem", "; ".join(wrong), f"mend it with: pip install --upgrade {DISTRIBUTION}")
     return Check("packages", "ok", ", ".join(found))
