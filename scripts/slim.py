@@ -8,8 +8,8 @@ torch's are, it can break.)
 gigabytes of NVIDIA's libraries. Here
 
 - libtorch_cuda.so keeps its host code and loses its GPU code (section .nv_fatbin): where that was, zeros are mapped;
-- a library that is asked for and not installed gets a stand-in of a few kB with just the functions that torch asks of it.
-  Nothing calls them without a GPU; one that is called says its name and ends the process.
+- a library that is asked for and not installed gets a stand-in of a few kB with just the functions that torch asks of
+  it. Nothing calls them without a GPU; one that is called says its name and ends the process.
 
 Needs readelf, as and ld (Debian's binutils).
 """
@@ -100,7 +100,7 @@ def main(site_packages: Path, without_cuda: bool) -> int:
 
 
 def cut(library: Path, unloaded: tuple[int, int] | None = None) -> None:
-    """Write `library` anew with its loaded segments alone; zeros take the place of addresses start to end of `unloaded`."""
+    """Write `library` anew with its loaded segments alone, and zeros at the addresses from start to end of `unloaded`."""
     data = library.read_bytes()
     start, count = struct.unpack_from("<Q", data, 32)[0], struct.unpack_from("<H", data, 56)[0]
     if data[:6] != b"\x7fELF\x02\x01" or start != HEADER_SIZE:
@@ -196,7 +196,9 @@ def write_library(path: Path, symbols: dict[str, str]) -> None:
     (version,) = set(symbols.values()) - {""} or {""}
     source = STOP
     for number, symbol in enumerate(sorted(symbols)):
-        source += f'.section .rodata\nname{number}: .ascii "{symbol}"\n.text\n.globl {symbol}\n.type {symbol}, @function\n'
+        source += (
+            f'.section .rodata\nname{number}: .ascii "{symbol}"\n.text\n.globl {symbol}\n.type {symbol}, @function\n'
+        )
         source += f"{symbol}:\n  leaq name{number}(%rip), %rsi\n  movl ${len(symbol)}, %edx\n  jmp stop\n"
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

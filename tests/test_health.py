@@ -15,7 +15,7 @@ def port() -> Iterator[int]:
     """The port of a server that answers /healthz with 200 and all else with 404."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+        def do_GET(self) -> None:
             self.send_response(200 if self.path == "/healthz" else 404)
             self.end_headers()
 

@@ -22,7 +22,6 @@ Status = Literal["ok", "note", "problem"]
 
 STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 DISTRIBUTION = "kd-toolkit"
-LITTLE_MEMORY_BYTES = 2 * environment.GIB
 LITTLE_DISK_BYTES = 2 * environment.GIB
 LITTLE_SHARED_MEMORY_BYTES = environment.GIB // 16
 """What containers get where nobody asks for more."""
@@ -97,7 +96,7 @@ def check_python() -> Check:
 def check_packages() -> Check:
     """Every package that the installed toolkit asks for is there, and not too old.
 
-    onnxruntime counts for onnxruntime-gpu: it has all but the CUDA provider, and that is looked at where there is a GPU.
+    onnxruntime counts for onnxruntime-gpu: all but the CUDA provider is in it, and check_providers looks at that.
     """
     from packaging.requirements import Requirement
 
@@ -149,7 +148,7 @@ def check_cores() -> Check:
 def check_memory() -> Check:
     size_bytes = environment.memory_bytes()
     finding = f"{size_bytes / environment.GIB:.1f} GiB that this process may use"
-    if size_bytes < LITTLE_MEMORY_BYTES:
+    if size_bytes < environment.LITTLE_MEMORY_BYTES:
         return Check("memory", "note", finding, "training may be killed; give it 2 GiB or more")
     return Check("memory", "ok", finding)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from toolkit import console
 from toolkit.activity import clock_mhz, load_1m, other_load_cores
+from toolkit.cgroups import LITTLE_MEMORY_BYTES as LITTLE_MEMORY_BYTES
 from toolkit.cgroups import ROOT
 from toolkit.cgroups import available_cores as available_cores
 from toolkit.cgroups import memory_bytes as memory_bytes

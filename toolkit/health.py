@@ -1,7 +1,7 @@
-"""`python -m toolkit.health`, what a container engine asks its container every few seconds: exit code 0 where it is well.
+"""`python -m toolkit.health`, what a container engine asks a container now and then: exit code 0, it is well.
 
-A demo is well when its /healthz answers 200. Any other command ends by itself, and its exit code says how: as long as it
-runs it is well, and nothing is printed.
+A demo is well when its /healthz answers 200. Any other command ends by itself, and its exit code says how: as long as
+it runs it is well, and nothing is printed.
 """
 
 import http.client
@@ -15,7 +15,7 @@ TIMEOUT_S = 4.0
 
 
 def examine(arguments: Sequence[str], port: int = PORT) -> str:
-    """What is wrong with the process of those arguments, "" if nothing; `port` is a demo's, unless they give another."""
+    """What is wrong with the process of those arguments, "" if nothing. `port` is a demo's where they give none."""
     if "demo" not in arguments:
         return ""
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
