@@ -24,7 +24,7 @@ SOURCES := toolkit tests scripts $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data run demo test lint format test-container lock clean
+.PHONY: help install data run demo test lint format test-browser test-container lock clean
 
 help:
 	@echo 'make run             train, distil, export, benchmark on Fashion-MNIST; prints the table'
@@ -32,6 +32,7 @@ help:
 	@echo 'make test            all tests'
 	@echo 'make lint            ruff, mypy, hadolint'
 	@echo 'make format          ruff format, and the fixes ruff can make'
+	@echo 'make test-browser    the demo in a real browser (Chromium), and its accessibility'
 	@echo 'make test-container  build both images and try them (needs Docker)'
 	@echo 'make data            make sure that Fashion-MNIST is on this machine'
 	@echo 'make lock            write locks/ anew, with the newest versions'
@@ -49,7 +50,7 @@ demo: $(INSTALLED)
 	$(BIN)/toolkit demo
 
 # In two processes: what tests/bench loads (OpenVINO, compilers) stays out of the others'. Exit code 5: no test chosen.
-PYTEST = $(BIN)/python -m pytest -m "not container" $(PYTEST_FLAGS)
+PYTEST = $(BIN)/python -m pytest -m "not browser and not container" $(PYTEST_FLAGS)
 test: $(INSTALLED_DEV)
 	$(PYTEST) --ignore tests/bench || [ $$? = 5 ]
 	$(PYTEST) tests/bench || [ $$? = 5 ]
@@ -65,6 +66,11 @@ lint: $(INSTALLED_DEV)
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# CHROMIUM=/path/to/chromium, where it is not on PATH. KD_TOOLKIT_DOCS=MODEL_DIR writes docs/demo-*.webp anew.
+test-browser: $(INSTALLED_DEV)
+	@scripts/prepare_browser.sh $(VENV)/axe-core
+	$(BIN)/python -m pytest -m browser -rs tests/browser $(PYTEST_FLAGS)
 
 # BASE_IMAGE, where it is set, takes the place of the image's CUDA base.
 test-container: $(INSTALLED_DEV)

@@ -100,7 +100,7 @@ def main(site_packages: Path, without_cuda: bool) -> int:
 
 
 def cut(library: Path, unloaded: tuple[int, int] | None = None) -> None:
-    """Write `library` anew with its loaded segments alone, and zeros at the addresses from start to end of `unloaded`."""
+    """Write `library` anew with its loaded segments alone, and zeros in place of addresses `unloaded`."""
     data = library.read_bytes()
     start, count = struct.unpack_from("<Q", data, 32)[0], struct.unpack_from("<H", data, 56)[0]
     if data[:6] != b"\x7fELF\x02\x01" or start != HEADER_SIZE:

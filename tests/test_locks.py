@@ -58,8 +58,8 @@ def test_no_place_is_named(name: str) -> None:
 def test_what_the_project_asks_for_is_there(name: str, system: dict[str, str]) -> None:
     versions = installed(name, system)
     extras = project()["optional-dependencies"]
-    asked = [*project()["dependencies"], *(sum(extras.values(), []) if name == "dev" else [])]
-    for text in asked:
+    optional = [text for extra in extras.values() for text in extra] if name == "dev" else []
+    for text in (*project()["dependencies"], *optional):
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate(LINUX | system):
             continue

@@ -167,7 +167,7 @@ def test_a_bad_file_does_not_stop_the_others(model: Path, tmp_path: Path, capsys
 
 
 def test_json_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    answer = Answer((("[bold]thé", 0.75), ("b", 0.25)), 1.5)
+    answer = Answer((("[bold]thé", 0.75), ("b", 0.25)), 1.5, np.zeros(2, np.float32))
     bad = DataError("x is empty", "give another")
     predictions = [Prediction(Path("a.png"), answer), Prediction(Path("x"), None, bad)]
     with pytest.raises(DataError):
@@ -187,7 +187,7 @@ def test_json_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_class_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    print_predictions([Prediction(Path("[red]a[/].png"), Answer((("[b]x", 1.0),), 0.5))])
+    print_predictions([Prediction(Path("[red]a[/].png"), Answer((("[b]x", 1.0),), 0.5, np.zeros(1, np.float32)))])
     out = capsys.readouterr().out
     assert "[b]x" in out
     assert "[red]a[/].png" in out

@@ -295,12 +295,27 @@ def demo(
         str, typer.Option("--host", envvar="KD_TOOLKIT_HOST", help="Address to listen on; 0.0.0.0 for every one.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, envvar="KD_TOOLKIT_PORT")] = 7860,
+    max_upload: Annotated[
+        int,
+        typer.Option(
+            "--max-upload",
+            min=1,
+            max=1000,
+            metavar="MB",
+            envvar="KD_TOOLKIT_MAX_UPLOAD",
+            help="Largest file that is taken.",
+        ),
+    ] = 10,
     provider: ProviderOption = "auto",
 ) -> None:
-    """Serve a page: upload a picture, see teacher and student answer side by side."""
-    from toolkit.demo.app import serve
+    """Serve a page: upload a picture, see teacher and student answer side by side.
 
-    serve([ModelDir(path) for path in models or [DEFAULT_MODEL_DIR]], host=host, port=port, provider=provider)
+    Where KD_TOOLKIT_USER and KD_TOOLKIT_PASSWORD are set, visitors sign in with them. /healthz says ok to everyone.
+    """
+    from toolkit.demo.server import serve
+
+    model_dirs = [ModelDir(path) for path in models or [DEFAULT_MODEL_DIR]]
+    serve(model_dirs, host=host, port=port, provider=provider, max_upload_mb=max_upload)
 
 
 @app.command()

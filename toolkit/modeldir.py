@@ -19,7 +19,12 @@ from toolkit.errors import ArtifactError
 Role = Literal["teacher", "student", "control"]
 Precision = Literal["fp32", "fp16", "int8"]
 
-MADE_BY = {".safetensors": "toolkit distill", ".onnx": "toolkit export --onnx", ".json": "toolkit bench"}
+MADE_BY = {
+    ".safetensors": "toolkit distill",
+    ".onnx": "toolkit export --onnx",
+    ".json": "toolkit bench",
+    ".zip": "toolkit bench",
+}
 """Suffix of an artifact → the command that makes it."""
 
 
@@ -72,6 +77,11 @@ class ModelDir:
     def card(self) -> Path:
         """The model card that bench writes."""
         return self.path / "README.md"
+
+    @property
+    def examples(self) -> Path:
+        """Test images for the demo."""
+        return self.path / "examples.zip"
 
     def plot(self, name: str) -> Path:
         return self.path / f"{name}.png"

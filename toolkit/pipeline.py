@@ -296,8 +296,8 @@ def _warn_of_little_memory() -> None:
     size_bytes = memory_bytes()
     if size_bytes < LITTLE_MEMORY_BYTES:
         console.say(
-            f"careful: {size_bytes / 2**30:.1f} GiB of memory for this process; if it ends without a word, or with exit code 137,"
-            " that was too little: give it 2 GiB, in a container with --memory 2g"
+            f"careful: {size_bytes / 2**30:.1f} GiB of memory for this process; if it ends without a word, or with exit"
+            " code 137, that was too little: give it 2 GiB, in a container with --memory 2g"
         )
 
 

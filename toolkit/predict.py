@@ -7,8 +7,9 @@ import json
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,14 @@ MAX_PIXELS = 120_000_000
 """Larger pictures are refused unread (12,000×9,000 passes): a small file can unpack to fill the memory."""
 
 
+class PictureError(DataError):
+    """A file that is no picture, or too large a one."""
+
+    def __init__(self, problem: str, remedy: str, reason: Literal["empty", "unreadable", "too_large"]) -> None:
+        super().__init__(problem, remedy)
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a network says about one picture."""
@@ -37,6 +46,8 @@ class Answer:
     """Class and probability, most probable first."""
     latency_ms: float
     """Of the network alone: reading and preprocessing the picture are not in it."""
+    logits: NDArray[np.float32] = field(compare=False, repr=False)
+    """(C,)"""
 
 
 @dataclass(frozen=True)
@@ -97,8 +108,10 @@ def read_image(path: Path, name: str = "") -> Image.Image:
     except Image.DecompressionBombError:
         raise _too_large(name, "more than Pillow opens") from None
     except UNREADABLE as error:
-        raise DataError(
-            f"cannot read {name} as an image: {why_unreadable(error)}", "give a JPEG, PNG, WebP, BMP or GIF file"
+        raise PictureError(
+            f"cannot read {name} as an image: {why_unreadable(error)}",
+            "give a JPEG, PNG, WebP, BMP or GIF file",
+            "empty" if path.stat().st_size == 0 else "unreadable",
         ) from None
 
 
@@ -108,7 +121,7 @@ def ask(predictor: Predictor, pixels: NDArray[np.uint8], k: int) -> Answer:
     start = time.perf_counter_ns()
     logits = predictor.logits(batch)
     latency_ms = (time.perf_counter_ns() - start) / 1e6
-    return Answer(tuple(top_k(softmax(logits)[0], predictor.classes, k)), latency_ms)
+    return Answer(tuple(top_k(softmax(logits)[0], predictor.classes, k)), latency_ms, logits[0])
 
 
 def print_predictions(predictions: Sequence[Prediction], *, as_json: bool = False) -> None:
@@ -157,9 +170,9 @@ def _expand(path: Path) -> list[Path]:
     return found
 
 
-def _too_large(name: str, what: str) -> DataError:
-    return DataError(
-        f"{name} is too large ({what})", f"give a picture of at most {MAX_PIXELS / 1e6:.0f} million pixels"
+def _too_large(name: str, what: str) -> PictureError:
+    return PictureError(
+        f"{name} is too large ({what})", f"give a picture of at most {MAX_PIXELS / 1e6:.0f} million pixels", "too_large"
     )
 
 

@@ -236,6 +236,9 @@ class BenchRecipe(Section):
     max_slowdown: float = Field(
         1.2, ge=1, le=100, description="how many times as slow (p50 of one image) a row may be as in its baseline"
     )
+    disagreements: int = Field(
+        24, ge=0, le=1000, description="test images, on which teacher and student differ, kept for the demo"
+    )
 
 
 class Recipe(Section):

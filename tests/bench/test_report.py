@@ -20,6 +20,7 @@ from toolkit.bench import speed, timing
 from toolkit.bench.card import MADE_BY
 from toolkit.bench.comparison import compare_with_teacher, describe_difference, find_contradictions
 from toolkit.bench.probe import FirstUse
+from toolkit.bench.examples import Examples
 from toolkit.bench.report import print_table, run_bench, written_files
 from toolkit.bench.rows import Row, choose_images, open_rows
 from toolkit.bench.table import render_markdown
@@ -292,6 +293,15 @@ def test_many_warnings_about_speed_are_cut_short(bench: Bench, capsys: pytest.Ca
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("careful: ")]
     assert told == [*(f"careful: row {i}" for i in range(4)), "careful: 5 more warnings about speed in report.md"]
     assert "row 8" in (bench.folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_test_images_are_kept_for_the_demo(bench: Bench) -> None:
+    recipe = RECIPE.with_overrides(["bench.disagreements=3"])
+    bench.run(FOUR | {("student", "torch"): 2}, recipe)
+    kept = Examples.read(bench.folder / "examples.zip")
+    numbers = np.arange(60)
+    assert kept.differing == np.sum((numbers % 10 == 0) != (numbers % 4 == 0))  # the ONNX file's, not torch's
+    assert (kept.images, len(kept.disagreements), len(kept.examples)) == (60, 3, len(COLOURS))
 
 
 def test_all_that_is_promised_is_written(bench: Bench) -> None:

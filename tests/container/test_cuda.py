@@ -34,7 +34,7 @@ OF_THE_DRIVER = {"libcuda.so.1", "libnvidia-ml.so.1"}
 
 
 def resolve_libraries(image: str, *flags: str, before: str = "true") -> dict[str, Any]:
-    """{"found": {library: [paths]}, "missing": {library: [who asks for it]}}, of CUDA's provider and torch, recursively."""
+    """{"found": {library: [paths]}, "missing": {library: [who asks for it]}}, for CUDA's provider and for torch."""
     command = ["--entrypoint", "sh", image, "-c", f'{before}; exec python -c "$0"', RESOLVE]
     found = json.loads(docker("run", "--rm", "--network", "none", *flags, *command).stdout)
     assert isinstance(found, dict)

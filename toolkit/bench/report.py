@@ -14,6 +14,7 @@ from toolkit import __version__, console
 from toolkit.bench.card import MADE_BY, render_card
 from toolkit.bench.classes import compare_classes
 from toolkit.bench.comparison import compare_with_teacher, find_contradictions, find_shipped, ship
+from toolkit.bench.examples import write_examples
 from toolkit.bench.fidelity import measure_fidelity
 from toolkit.bench.gain import measure_gain
 from toolkit.bench.gate import SCHEMA
@@ -90,6 +91,10 @@ def run_bench(
         "timing_warnings": noise,
         "license": rows[shipped].metadata.get("license", recipe.export.license),
     }
+    write_examples(
+        *(model_dir.examples, dataset.name, dataset.classes, test_pixels, chosen),
+        *(teacher, student, recipe.bench.disagreements),
+    )
     _write(model_dir, report, _draw(report, labels, teacher, student, dataset))
     return report
 
@@ -98,7 +103,7 @@ def written_files(model_dir: ModelDir) -> list[Path]:
     """What `run_bench` wrote; a README.md of somebody's own is not among it."""
     pictures = [model_dir.plot(name) for name in ("accuracy_latency", "reliability", "confusion_difference")]
     card = [model_dir.card] if MADE_BY in model_dir.card.read_text(encoding="utf-8", errors="replace") else []
-    return [model_dir.report_json, model_dir.report_markdown, *pictures, *card]
+    return [model_dir.report_json, model_dir.report_markdown, *pictures, model_dir.examples, *card]
 
 
 def _warn(contradictions: Sequence[str], noise: Sequence[str]) -> None:

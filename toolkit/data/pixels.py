@@ -55,7 +55,7 @@ class Pixels:
         height, width = sizes.max(axis=0, initial=0)
         canvas = np.zeros((len(indices), height, width, 3), dtype=np.uint8)
         for place, (index, (h, w)) in enumerate(zip(indices, sizes, strict=True)):
-            canvas[place, :h, :w] = self._image(index)
+            canvas[place, :h, :w] = self.whole(index)
         return canvas, sizes
 
     def centre(self, indices: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ class Pixels:
         if (same := self._same_size) is None:
             crops = np.empty((len(indices), side, side, 3), dtype=np.uint8)
             for place, index in enumerate(indices):
-                crops[place] = self.preprocess.centre_crop(self._image(index))
+                crops[place] = self.preprocess.centre_crop(self.whole(index))
             return crops
         top, left = (int(crop_start(length, side)) for length in same.shape[1:3])
         part = same[indices, max(top, 0) : top + side, max(left, 0) : left + side]
@@ -75,7 +75,8 @@ class Pixels:
         crops[:, max(-top, 0) :, max(-left, 0) :][:, : part.shape[1], : part.shape[2]] = part
         return crops
 
-    def _image(self, index: int) -> np.ndarray:
+    def whole(self, index: int) -> np.ndarray:
+        """One image, resized and not cropped: uint8 (H, W, 3)."""
         height, width, start = self.heights[index], self.widths[index], self.starts[index]
         return self.data[start : start + height * width * 3].reshape(height, width, 3)
 

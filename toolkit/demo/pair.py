@@ -1,22 +1,48 @@
 """A teacher and its student, ready to be asked about a picture. Knows nothing of the page that shows the answers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from toolkit.modeldir import ModelDir
+from toolkit.data.preprocess import UNREADABLE
+from toolkit.errors import DataError
+from toolkit.modeldir import ModelDir, Precision, Role
 from toolkit.predict import Answer, ask, read_image
 from toolkit.predictor import OnnxPredictor
 
 TOP_K = 5
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network and its file's size in bytes."""
+
+    precision: Precision
+    predictor: OnnxPredictor
+    size_bytes: int
+
+    def ask(self, pixels: NDArray[np.uint8]) -> Answer:
+        """The second run's answer: after a pause the first one's latency is that of threads and caches waking up."""
+        ask(self.predictor, pixels, TOP_K)
+        return ask(self.predictor, pixels, TOP_K)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What both say about one picture; `seen` is uint8 (S, S, 3), the student's view of it."""
 
+    teacher_file: Loaded
+    student_file: Loaded
+    size: tuple[int, int]
+    """The picture's width and height in px, as the file has them."""
+    notes: Mapping[str, int]
+    """What was done to an unusual picture: animated (its frames), deep, transparent, tiny."""
     seen: NDArray[np.uint8]
     teacher: Answer
     student: Answer
@@ -25,43 +51,83 @@ class Comparison:
     def agree(self) -> bool:
         return self.teacher.top[0][0] == self.student.top[0][0]
 
+    def to_json(self) -> dict[str, Any]:
+        """What the page and programs get: plain values, probabilities and logits with all their digits."""
+        return {
+            "agree": self.agree,
+            "teacher": _describe(self.teacher, self.teacher_file),
+            "student": _describe(self.student, self.student_file),
+            "classes": list(self.student_file.predictor.classes),
+            "width": self.size[0],
+            "height": self.size[1],
+            "image_size": len(self.seen),
+            "notes": dict(self.notes),
+        }
+
 
 @dataclass(frozen=True)
 class Pair:
-    """teacher.onnx and student.onnx of a model directory."""
+    """The ONNX files of a model directory, by precision; fp32 is there for both."""
 
-    teacher: OnnxPredictor
-    student: OnnxPredictor
-    teacher_bytes: int
-    student_bytes: int
+    teachers: Mapping[Precision, Loaded]
+    students: Mapping[Precision, Loaded]
 
-    def compare(self, picture: Path, name: str = "") -> Comparison:
-        """Ask both. DataError where the file is no picture, told by `name` (by default its path)."""
+    def compare(self, picture: Path, name: str = "", precision: str = "fp32") -> Comparison:
+        """Ask both. DataError where the file is no picture, told by `name` (by default its path).
+
+        `precision` is one of `students`; the teacher answers in fp32 where it has no file of that precision.
+        """
+        chosen = next((known for known in self.students if known == precision), None)
+        if chosen is None:
+            raise DataError(f"there is no student in {precision!r}", f"choose one of: {', '.join(self.students)}")
+        student, teacher = self.students[chosen], self.teachers.get(chosen, self.teachers["fp32"])
         image = read_image(picture, name)
-        seen = self.student.preprocess(image)
-        same = self.teacher.preprocess == self.student.preprocess
-        teacher_view = seen if same else self.teacher.preprocess(image)
-        return Comparison(seen, _ask_twice(self.teacher, teacher_view), _ask_twice(self.student, seen))
+        cut, cut_teacher = student.predictor.preprocess, teacher.predictor.preprocess
+        seen = cut(image)
+        teacher_view = seen if cut == cut_teacher else cut_teacher(image)
+        notes = _note(image, cut.resize or cut.image_size)
+        answers = teacher.ask(teacher_view), student.ask(seen)
+        return Comparison(teacher, student, image.size, notes, seen, *answers)
 
 
 def open_pair(model_dir: ModelDir, provider: str) -> Pair:
-    """Load and warm up both. ArtifactError names the command that makes what is missing."""
-    teacher, student = (model_dir.require(model_dir.onnx(role)) for role in ("teacher", "student"))
-    return Pair(_warmed_up(teacher, provider), _warmed_up(student, provider), _size(teacher), _size(student))
+    """Load and warm up all. ArtifactError names the command that makes what is missing, or what does not fit."""
+    return Pair(_load_all(model_dir, "teacher", provider), _load_all(model_dir, "student", provider))
 
 
-def _warmed_up(path: Path, provider: str) -> OnnxPredictor:
+def _load_all(model_dir: ModelDir, role: Role, provider: str) -> dict[Precision, Loaded]:
+    model_dir.require(model_dir.onnx(role))
+    files = {precision: model_dir.onnx(role, precision) for precision in PRECISIONS}
+    return {precision: _load(path, precision, provider) for precision, path in files.items() if path.is_file()}
+
+
+def _load(path: Path, precision: Precision, provider: str) -> Loaded:
     predictor = OnnxPredictor(path, provider)
     size = predictor.preprocess.image_size
     predictor.logits(np.zeros((1, size, size, 3), np.uint8))  # the first run is slower: it is no request's latency
-    return predictor
+    return Loaded(precision, predictor, path.stat().st_size)
 
 
-def _ask_twice(predictor: OnnxPredictor, pixels: NDArray[np.uint8]) -> Answer:
-    """The second run's answer: after a pause the first one's latency is that of threads and caches waking up."""
-    ask(predictor, pixels, TOP_K)
-    return ask(predictor, pixels, TOP_K)
+def _describe(answer: Answer, loaded: Loaded) -> dict[str, Any]:
+    return {
+        "top": [{"class": name, "probability": probability} for name, probability in answer.top],
+        "logits": [float(value) for value in answer.logits],
+        "precision": loaded.precision,
+        "latency_ms": answer.latency_ms,
+        "size_bytes": loaded.size_bytes,
+        "provider": loaded.predictor.provider,
+    }
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size
+def _note(image: Image.Image, side: int) -> dict[str, int]:
+    try:
+        frames = getattr(image, "n_frames", 1)
+    except UNREADABLE:  # later frames may be damaged: only the first one is used
+        frames = 1
+    notes = {
+        "animated": frames if frames > 1 else 0,
+        "deep": int(image.mode.startswith("I")),
+        "transparent": int(image.has_transparency_data),
+        "tiny": int(min(image.size) < side),
+    }
+    return {name: value for name, value in notes.items() if value}

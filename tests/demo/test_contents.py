@@ -1,0 +1,116 @@
+"""What a model directory has to show, and the command that makes what it lacks."""
+
+import base64
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toolkit.bench.examples import Examples, write_examples
+from toolkit.data.pixels import Pixels
+from toolkit.data.preprocess import Preprocess
+from toolkit.demo.contents import THUMBNAIL, read_contents, show_pixels
+from toolkit.errors import ArtifactError
+from toolkit.modeldir import ModelDir
+
+REPORT: dict[str, Any] = {
+    "created": "2026-01-02T03:04:05+00:00",
+    "hardware": {"cpu": "a processor", "cores": 2, "memory_gib": 8.0, "gpu": None, "driver": None},
+    "dataset": {"name": "colours", "split": "test", "images": 6, "sha256": "ab" * 32},
+    "rows": [{"model": "student", "precision": "fp32"}],
+    "distillation": {"mean": 0.0125, "seeds": [0, 1]},
+    "verdict": "Ship it.",
+}
+
+
+def fill(directory: ModelDir) -> Examples:
+    """Six pictures of 200×180 px, the two networks differing on the last two; a report and one plot."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 180, 200, 3), dtype=np.uint8)
+    pixels = Pixels(
+        tuple("abcdef"),
+        np.arange(6) % 3,
+        np.full(6, 180),
+        np.full(6, 200),
+        images.reshape(-1),
+        np.arange(6) * 180 * 200 * 3,
+        Preprocess(160, 180, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    )
+    teacher, student = np.eye(3)[np.arange(6) % 3], np.eye(3)[[0, 1, 2, 0, 2, 1]]
+    write_examples(directory.examples, "colours", ("red", "green", "blue"), pixels, np.arange(6), teacher, student, 24)
+    directory.report_json.write_text(json.dumps(REPORT))
+    Image.new("RGB", (30, 20)).save(directory.plot("accuracy_latency"))
+    return Examples.read(directory.examples)
+
+
+def decode(url: str) -> Image.Image:
+    head, _, content = url.partition(",")
+    assert head in ("data:image/png;base64", "data:image/webp;base64")
+    return Image.open(io.BytesIO(base64.b64decode(content)))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> ModelDir:
+    (tmp_path / "my model").mkdir()
+    return ModelDir(tmp_path / "my model")
+
+
+def test_an_empty_directory_names_the_command(directory: ModelDir) -> None:
+    contents = read_contents(directory)
+    command = f"toolkit bench '{directory.path}'"
+    assert contents.examples == contents.report == {"command": command}
+    assert contents.plots == {"command": command, "pictures": []}
+    assert contents.picture("examples", 0) is None
+
+
+def test_test_images_come_with_labels_and_answers(directory: ModelDir) -> None:
+    kept = fill(directory)
+    contents = read_contents(directory)
+    shown = contents.examples
+    assert (shown["dataset"], shown["images"], shown["differing"]) == ("colours", 6, 2)
+    for kind in ("examples", "disagreements"):
+        for place, (one, told) in enumerate(zip(getattr(kept, kind), shown[kind], strict=True)):
+            assert asdict(one).items() <= told.items()
+            full = contents.picture(kind, place)
+            assert full is not None
+            assert max(decode(told["src"]).size) == min(THUMBNAIL, max(full.size))
+    for place in (-1, len(kept.examples)):
+        assert contents.picture("examples", place) is None
+
+
+def test_the_report_in_short(directory: ModelDir) -> None:
+    fill(directory)
+    report = read_contents(directory).report
+    assert report["rows"] == REPORT["rows"]
+    assert (report["dataset"], report["images"], report["date"]) == ("colours", 6, "2026-01-02")
+    assert (report["gain"], report["seeds"]) == (0.0125, 2)
+    assert report["hardware"] == "a processor, 2 cores"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": 1}', json.dumps(REPORT | {"dataset": None})])
+def test_a_damaged_report_is_one_clear_line(directory: ModelDir, text: str) -> None:
+    directory.report_json.write_text(text)
+    with pytest.raises(ArtifactError, match=r"report\.json cannot be read .*; make it again with: toolkit bench"):
+        read_contents(directory)
+
+
+def test_a_report_without_distillation_has_no_gain(directory: ModelDir) -> None:
+    report: dict[str, Any] = REPORT | {"distillation": None}
+    directory.report_json.write_text(json.dumps(report))
+    assert read_contents(directory).report["gain"] is None
+
+
+def test_plots_are_those_that_are_there(directory: ModelDir) -> None:
+    fill(directory)
+    (picture,) = read_contents(directory).plots["pictures"]
+    assert picture["name"] == "accuracy_latency"
+    assert decode(picture["src"]).size == (30, 20)
+
+
+def test_pixels_come_through_unchanged() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(np.asarray(decode(show_pixels(pixels))), pixels)

@@ -1,0 +1,118 @@
+"""The page as a program uses it: one function, the same answers as `toolkit predict`, clear messages."""
+
+import threading
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from demo_server import Server, as_pairs, ask
+from demo_server import save_picture as save
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from toolkit.demo.page import build_app
+from toolkit.errors import ArtifactError
+from toolkit.modeldir import ModelDir
+from toolkit.predict import predict_files
+
+
+def test_answers_are_those_of_predict(client: Client, model_dirs: list[ModelDir], tmp_path: Path) -> None:
+    for seed in range(4):
+        picture = save(tmp_path / f"{seed}.png", seed)
+        got = ask(client, picture)
+        for role in ("teacher", "student"):
+            (expected,) = predict_files(model_dirs[0].onnx(role), [picture], provider="cpu")  # type: ignore[arg-type]
+            assert expected.answer is not None
+            assert as_pairs(got[role]) == list(expected.answer.top)
+        assert got["agree"] == (got["teacher"]["top"][0]["class"] == got["student"]["top"][0]["class"])
+        assert got["student"]["size_bytes"] == model_dirs[0].onnx("student").stat().st_size
+
+
+def test_the_picker_changes_the_model(client: Client, model_dirs: list[ModelDir], tmp_path: Path) -> None:
+    picture = save(tmp_path / "a.png")
+    for directory in model_dirs:
+        (expected,) = predict_files(directory.path, [picture], provider="cpu")
+        assert expected.answer is not None
+        got = ask(client, picture, directory.name)
+        assert got["model"] == directory.name
+        assert as_pairs(got["student"]) == list(expected.answer.top)
+    with pytest.raises(AppError, match="there is no model 'third'; there are: first, second"):
+        ask(client, picture, "third")
+    with pytest.raises(AppError, match=r"there is no model .*&lt;img&gt;"):  # gradio shows messages as HTML
+        ask(client, picture, "<img>")
+    with pytest.raises(AppError, match=r"there is no student in 'int4'; choose one of: fp32"):
+        ask(client, picture, "first", "int4")
+
+
+def huge_png() -> bytes:
+    """A header of 60,000×60,000 px over almost no data."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = (60_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("text.jpg", b"this is no picture", r"cannot read text\.jpg as an image: not a JPEG"),
+        ("empty.png", b"", r"cannot read empty\.png as an image: the file is empty"),
+        ("bomb.png", huge_png(), r"bomb\.png is too large"),
+        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"cannot read drawing\.svg as an image"),
+    ],
+    ids=["text", "empty", "bomb", "svg"],
+)
+def test_a_bad_file_ends_in_a_clear_message_and_no_traceback(
+    client: Client, server: Server, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    bad = tmp_path / name
+    bad.write_bytes(content)
+    with pytest.raises(AppError, match=message) as error:
+        ask(client, bad)
+    assert str(tmp_path) not in str(error.value)
+    assert "gradio" not in str(error.value)  # nor the server's own path of the upload
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.slow
+def test_a_very_large_picture_is_answered(client: Client, tmp_path: Path) -> None:
+    picture = tmp_path / "large.png"
+    Image.new("RGB", (12_000, 9_000), "red").save(picture)
+    got = ask(client, picture)
+    assert (got["width"], got["height"], got["teacher"]["top"][0]["class"]) == (12_000, 9_000, "red")
+
+
+def test_what_programs_may_call_is_described(client: Client) -> None:
+    (name,) = client.view_api(return_format="dict", print_info=False)["named_endpoints"]  # type: ignore[index]
+    assert name == "/predict"
+
+
+def test_a_directory_that_lacks_a_file_names_the_command(tmp_path: Path, model_dirs: list[ModelDir]) -> None:
+    with pytest.raises(ArtifactError, match="there is no model directory to show; name one: toolkit demo MODEL_DIR"):
+        build_app([])
+    with pytest.raises(ArtifactError, match=r"there is no model directory .*none; make one with: toolkit run"):
+        build_app([*model_dirs, ModelDir(tmp_path / "none")])
+
+
+def test_many_visitors_at_once_all_get_their_own_answer(
+    client: Client, model_dirs: list[ModelDir], tmp_path: Path
+) -> None:
+    pictures = [save(tmp_path / f"{seed}.png", seed) for seed in range(6)]
+    answers: dict[int, Any] = {}
+
+    def visit(seed: int) -> None:
+        answers[seed] = as_pairs(ask(client, pictures[seed])["student"])
+
+    threads = [threading.Thread(target=visit, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, picture in enumerate(pictures):
+        (expected,) = predict_files(model_dirs[0].path, [picture], provider="cpu")
+        assert expected.answer is not None
+        assert answers[seed] == list(expected.answer.top)

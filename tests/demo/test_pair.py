@@ -1,0 +1,112 @@
+"""A teacher and its student: the same answers as `toolkit predict`, in every precision that is there."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from demo_server import CLASSES, make_model_dir, save_picture
+from PIL import Image
+from tiny_onnx import save_colour_model
+
+from toolkit.demo.pair import open_pair
+from toolkit.errors import ArtifactError, DataError
+from toolkit.modeldir import ModelDir
+from toolkit.predict import predict_files
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> ModelDir:
+    return make_model_dir(tmp_path / "pair")
+
+
+def top_of(model: Path, picture: Path) -> tuple[tuple[str, float], ...]:
+    (prediction,) = predict_files(model, [picture], provider="cpu")
+    assert prediction.answer is not None
+    return prediction.answer.top
+
+
+def test_answers_are_those_of_predict(directory: ModelDir, tmp_path: Path) -> None:
+    pair = open_pair(directory, "cpu")
+    agreed = set()
+    for seed in range(3):
+        picture = save_picture(tmp_path / f"{seed}.png", seed)
+        found = pair.compare(picture)
+        assert found.teacher.top == top_of(directory.onnx("teacher"), picture)
+        assert found.student.top == top_of(directory.onnx("student"), picture)
+        assert len(found.student.top) == 5
+        assert found.agree == (found.teacher.top[0][0] == found.student.top[0][0])
+        agreed.add(found.agree)
+    assert agreed == {True, False}  # else this test has seen only half
+
+
+def test_teacher_and_student_may_see_different_crops(directory: ModelDir, tmp_path: Path) -> None:
+    save_colour_model(directory.onnx("teacher"), CLASSES, image_size=16, resize=20)
+    picture = save_picture(tmp_path / "a.png")
+    found = open_pair(directory, "cpu").compare(picture)
+    assert found.teacher.top == top_of(directory.onnx("teacher"), picture)
+    assert found.seen.shape == (32, 32, 3)
+
+
+def test_a_precision_answers_from_its_own_file(directory: ModelDir, tmp_path: Path) -> None:
+    weight = np.random.default_rng(3).uniform(0, 9, (3, len(CLASSES))).astype(np.float32)
+    save_colour_model(directory.onnx("student", "int8"), CLASSES, weight=weight)
+    picture = save_picture(tmp_path / "a.png")
+    pair = open_pair(directory, "cpu")
+    assert list(pair.students) == ["fp32", "int8"]
+    found = pair.compare(picture, precision="int8")
+    assert found.student.top == top_of(directory.onnx("student", "int8"), picture)
+    assert found.student.top != pair.compare(picture).student.top
+    told = found.to_json()
+    assert (told["student"]["precision"], told["teacher"]["precision"]) == ("int8", "fp32")  # no teacher.int8.onnx
+    assert told["student"]["size_bytes"] == directory.onnx("student", "int8").stat().st_size
+    shutil.copy(directory.onnx("teacher"), directory.onnx("teacher", "int8"))
+    again = open_pair(directory, "cpu").compare(picture, precision="int8")
+    assert again.to_json()["teacher"]["precision"] == "int8"
+    with pytest.raises(DataError, match=r"there is no student in 'fp16'; choose one of: fp32, int8"):
+        pair.compare(picture, precision="fp16")
+
+
+def test_what_programs_get_has_all_digits(directory: ModelDir, tmp_path: Path) -> None:
+    found = open_pair(directory, "cpu").compare(save_picture(tmp_path / "a.png"))
+    told = found.to_json()
+    assert told["classes"] == list(CLASSES)
+    assert (told["width"], told["height"], told["image_size"], told["notes"]) == (70, 50, 32, {})
+    logits = np.array(told["student"]["logits"], np.float64)
+    powers = np.exp(logits - logits.max())
+    for entry in told["student"]["top"]:
+        place = CLASSES.index(entry["class"])
+        assert entry["probability"] == pytest.approx(powers[place] / powers.sum(), rel=1e-12)
+    assert 0 < told["student"]["latency_ms"] < 1000
+
+
+def test_unusual_pictures_are_answered_and_noted(directory: ModelDir, tmp_path: Path) -> None:
+    red, blue = (Image.new("RGB", (40, 40), colour) for colour in ("red", "blue"))
+    red.save(tmp_path / "animated.gif", save_all=True, append_images=[blue, red])
+    Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (40, 40), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")
+    pair = open_pair(directory, "cpu")
+    found = {name: pair.compare(tmp_path / name) for name in ("animated.gif", "deep.png", "clear.png", "dot.png")}
+    assert {name: one.notes for name, one in found.items()} == {
+        "animated.gif": {"animated": 3},
+        "deep.png": {"deep": 1},
+        "clear.png": {"transparent": 1},
+        "dot.png": {"tiny": 1},
+    }
+    assert found["animated.gif"].teacher.top[0][0] == "red"
+    assert found["dot.png"].teacher.top[0][0] == "red"
+    assert (found["deep.png"].seen == 40_000 >> 8).all()
+    assert (found["clear.png"].seen == 255).all()
+
+
+def test_a_file_is_named_as_it_is_told(directory: ModelDir, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"?")
+    with pytest.raises(DataError, match=r"cannot read holiday\.jpg as"):
+        open_pair(directory, "cpu").compare(tmp_path / "x", "holiday.jpg")
+
+
+def test_a_missing_file_names_the_command(directory: ModelDir) -> None:
+    directory.onnx("teacher").unlink()
+    with pytest.raises(ArtifactError, match=r"has no teacher\.onnx; make it with: toolkit export --onnx .*pair"):
+        open_pair(directory, "cpu")

@@ -1,0 +1,107 @@
+"""What a model directory has to show besides its networks: test images, the report and its plots, as plain values.
+
+What is missing is told by the command that makes it. Nothing here is a network's answer to a visitor's picture.
+"""
+
+import base64
+import io
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from toolkit.bench.examples import Example, Examples, read_picture
+from toolkit.errors import ArtifactError
+from toolkit.modeldir import ModelDir
+
+THUMBNAIL = 160
+"""px, the longer side"""
+PLOTS = ("accuracy_latency", "learning_curves", "reliability", "confusion_difference")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Values of the page's components, as page.js takes them."""
+
+    examples: dict[str, Any]
+    report: dict[str, Any]
+    plots: dict[str, Any]
+    archive: Path
+    index: Examples | None
+
+    def picture(self, kind: str, place: int) -> Image.Image | None:
+        """A test image in full: the one at `place` of `kind`, examples or disagreements; None where there is none."""
+        kept: Sequence[Example] = getattr(self.index, kind, ())
+        return read_picture(self.archive, kept[place]) if 0 <= place < len(kept) else None
+
+
+def read_contents(model_dir: ModelDir) -> Contents:
+    """Read all that is there. ArtifactError names the command that mends a file that is there and cannot be read."""
+    command = f"toolkit bench {shlex.quote(str(model_dir.path))}"
+    archive = model_dir.examples
+    index = Examples.read(archive) if archive.is_file() else None
+    pictures = [
+        {"name": name, "src": to_url("image/png", model_dir.plot(name).read_bytes())}
+        for name in PLOTS
+        if model_dir.plot(name).is_file()
+    ]
+    return Contents(
+        {"command": command, **(_show_examples(archive, index) if index else {})},
+        {"command": command, **(_read_report(model_dir.report_json) if model_dir.report_json.is_file() else {})},
+        {"command": command, "pictures": pictures},
+        archive,
+        index,
+    )
+
+
+def show_pixels(pixels: NDArray[np.uint8]) -> str:
+    """uint8 (H, W, 3) as a URL that holds every pixel."""
+    return _image_url(Image.fromarray(pixels), "PNG")
+
+
+def to_url(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def _show_examples(archive: Path, index: Examples) -> dict[str, Any]:
+    def show(example: Example) -> dict[str, Any]:
+        picture = read_picture(archive, example)
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        return {**vars(example), "src": _image_url(picture, "WEBP")}
+
+    lists = {key: [show(example) for example in getattr(index, key)] for key in ("examples", "disagreements")}
+    return {"dataset": index.dataset, "images": index.images, "differing": index.differing, **lists}
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        gain = report["distillation"] or {}
+        return {
+            "rows": report["rows"],
+            "dataset": report["dataset"]["name"],
+            "images": report["dataset"]["images"],
+            "hardware": _name_hardware(report["hardware"]),
+            "date": report["created"][:10],
+            "verdict": report["verdict"],
+            "gain": gain.get("mean"),
+            "seeds": len(gain.get("seeds") or []),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error!r})", "make it again with: toolkit bench") from None
+
+
+def _name_hardware(hardware: dict[str, Any]) -> str:
+    return f"{hardware.get('gpu') or hardware['cpu']}, {hardware['cores']} cores"
+
+
+def _image_url(image: Image.Image, kind: str) -> str:
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return to_url(f"image/{kind.lower()}", stream.getvalue())

@@ -1,0 +1,196 @@
+"""The demo's server: where the page is served, to whom, within which limits, and how it ends.
+
+Gradio is imported while it starts, and not before: it reads its environment then.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import secrets
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from toolkit import console
+from toolkit.demo.gate import MB, Gate
+from toolkit.errors import ToolkitError
+from toolkit.modeldir import ModelDir
+
+MAX_UPLOAD_MB = 10
+QUEUE_LENGTH = 64
+"""Requests that may wait; the rest are told to come back."""
+GRACE_S = 2
+"""s that requests get to finish once the end was asked for"""
+LOGIN = ("KD_TOOLKIT_USER", "KD_TOOLKIT_PASSWORD")
+
+Login = Callable[[str, str], bool]
+
+
+def serve(
+    model_dirs: Sequence[ModelDir],
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    *,
+    provider: str = "auto",
+    max_upload_mb: int = MAX_UPLOAD_MB,
+    queue_length: int = QUEUE_LENGTH,
+) -> None:
+    """Serve the page until Ctrl-C or SIGTERM (main thread only). Only this machine sees it, unless `host` says more.
+
+    Raises ToolkitError where half a login is set, or address or temporary folder cannot be had, ArtifactError and
+    DeviceError as build_app.
+    """
+    login = read_login(os.environ)
+    _give_memory_back()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a container or a service is a Ctrl-C, too
+    try:
+        # The address first: what is wrong with it is known before the models are loaded. Who asks meanwhile, waits.
+        with _listen(host, port) as listener, _private_folder() as uploads:
+            _set_environment(uploads)
+            from toolkit.demo.page import build_app
+
+            blocks = build_app(model_dirs, provider, queue_length)
+            app = _make_app(blocks, uploads, login, max_upload_mb)
+            _Server(app, blocks, f"http://{_name(host)}:{port}/").run([listener])
+    except KeyboardInterrupt:
+        console.say("the demo has ended")
+
+
+def read_login(environment: Mapping[str, str]) -> Login | None:
+    """The check of user and password, None where nobody needs to sign in."""
+    name, word = (environment.get(variable, "") for variable in LOGIN)
+    if not name and not word:
+        return None
+    if not name or not word:
+        given, missing = LOGIN if name else reversed(LOGIN)
+        raise ToolkitError(f"{given} is set and {missing} is not", "set both, so that visitors sign in, or neither")
+    user, password = name.strip().encode(), word.encode()  # Gradio strips the name that is given, and not the password
+
+    def check(given_user: str, given_password: str) -> bool:
+        # Both, and in constant time: how long a refusal takes tells nothing.
+        same_user = secrets.compare_digest(given_user.encode(), user)
+        return secrets.compare_digest(given_password.encode(), password) and same_user
+
+    return check
+
+
+def _give_memory_back() -> None:
+    """Let glibc return what a large picture took; by default each thread that has read one keeps some of it."""
+    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h: blocks from this size on are not reused
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have no such setting
+        ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 20)
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """Where uploads are kept: of this run, only for its user, deleted with it."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="kd-toolkit-demo-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ToolkitError(
+            f"there is no folder to keep uploads in: {error.strerror}", "make /tmp writable, or set TMPDIR to a folder"
+        ) from None
+    with folder as name:
+        yield Path(name)
+
+
+def _set_environment(uploads: Path) -> None:
+    """Leave none of the variables by which Gradio can be told to share, to report or to serve more files."""
+    for name in list(os.environ):
+        if name.startswith("GRADIO_") and name != "GRADIO_ROOT_PATH":
+            del os.environ[name]
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports to its makers, from 1.29 on
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    os.environ["GRADIO_EXAMPLES_CACHE"] = str(uploads)  # by default a folder in the current one, and served
+
+
+def _make_app(blocks: Any, uploads: Path, login: Login | None, max_upload_mb: int) -> Gate:
+    import gradio
+
+    from toolkit.demo.language import SpeakLanguage
+    from toolkit.demo.page import page_style
+
+    outer = gradio.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        blocks,
+        path="/",
+        app_kwargs={"middleware": [Middleware(SpeakLanguage)], "openapi_url": None},
+        auth=login,
+        max_file_size=max_upload_mb * MB,
+        show_error=False,  # of bugs; what a visitor can mend is told in any case
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        **page_style(),
+    )
+    blocks.has_launched = True  # only then does Gradio refuse files that were not uploaded
+    (mount,) = outer.routes
+    return Gate(outer, mount.app, uploads, max_upload_mb)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        if not host:
+            raise OSError(0, "the address is empty")
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            if os.name == "posix":  # elsewhere it would let two programs have one port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()
+        except OSError:
+            listener.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ToolkitError(f"cannot serve on {host}, port {port}: {reason}", "give another --port or --host") from None
+    return listener
+
+
+def _name(host: str) -> str:
+    """What to type into this machine's browser."""
+    if host in ("0.0.0.0", "::", "[::]"):
+        return "localhost"
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+class _Server(uvicorn.Server):
+    """Says when it can be asked, and lets no open connection hold up the end."""
+
+    def __init__(self, app: Gate, blocks: Any, url: str) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="on",
+                ws="none",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+        self.gate = app
+        self.blocks = blocks
+        self.url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        console.out.print(f"the demo is at {self.url} (Ctrl-C ends it)", markup=False)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.gate.gradio_app.stop_event.set()  # ends what only tells a browser that the server is there
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what is cut off from here on is meant to be
+        await super().shutdown(sockets)
