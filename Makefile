@@ -2,21 +2,24 @@
 # Needs Python 3.11 or newer and make. Everything is installed into .venv; repeated calls install nothing anew.
 #
 #   PYTHON=python3.12       which Python makes .venv
-#   CONSTRAINTS=            install the newest versions, not those of constraints.txt
+#   LOCKS=                  install the newest versions, not those of locks/
 #   RUN_FLAGS="--seed 1"    more flags for toolkit run
 
 PYTHON ?= python3
-CONSTRAINTS ?= constraints.txt
+LOCKS ?= locks
 RUN_FLAGS ?=
 PYTEST_FLAGS ?=
 HADOLINT_VERSION := 2.15.1
+UV_VERSION := 0.13.8
 
 VENV := .venv
 BIN := $(VENV)/bin
 # Stamps: touched after an installation, so that only a change of what is asked for installs again.
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# First the packages of a lock, each file with its hash, then this project beside them.
+INSTALL = $(if $(LOCKS),$(PIP_INSTALL) --require-hashes -r $(LOCKS)/$(1).txt)
 SOURCES := toolkit tests scripts $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
@@ -30,9 +33,9 @@ help:
 	@echo 'make lint            ruff, mypy, hadolint'
 	@echo 'make format          ruff format, and the fixes ruff can make'
 	@echo 'make test-browser    the demo in a real browser (Chromium), and its accessibility'
-	@echo 'make test-container  build the image and try it (needs Docker)'
+	@echo 'make test-container  build both images and try them (needs Docker)'
 	@echo 'make data            make sure that Fashion-MNIST is on this machine'
-	@echo 'make lock            write constraints.txt anew'
+	@echo 'make lock            write locks/ anew, with the newest versions'
 	@echo 'make clean           delete .venv and what tools left; models/ and the cache stay'
 
 install: $(INSTALLED)
@@ -71,10 +74,20 @@ test-browser: $(INSTALLED_DEV)
 
 # BASE_IMAGE, where it is set, takes the place of the image's CUDA base.
 test-container: $(INSTALLED_DEV)
+	@scripts/fetch_compose.sh
 	$(BIN)/python -m pytest -m container -rs --durations=0 tests/container $(PYTEST_FLAGS)
 
-lock: $(INSTALLED)
-	$(BIN)/python scripts/lock.py constraints.txt
+# One resolution for every platform and every Python from 3.11 on; the others keep to cuda.txt, what `pip install` gets.
+# Versions stay as they are where LOCK_FLAGS is empty.
+LOCK_FLAGS ?= --upgrade
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+	--no-annotate --custom-compile-command 'make lock' $(LOCK_FLAGS) pyproject.toml
+lock: | $(BIN)/python
+	$(PIP_INSTALL) uv==$(UV_VERSION)
+	$(LOCK) -o locks/cuda.txt
+	$(LOCK) -c locks/cuda.txt --override locks/cpu.in -o locks/cpu.txt
+	$(LOCK) -c locks/cuda.txt --all-extras -o locks/dev.txt
+	$(LOCK:pyproject.toml=) --group build -o locks/build.txt
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
@@ -86,11 +99,13 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu install it with: apt install python3-venv" >&2; exit 1; }
 
-$(INSTALLED): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+$(INSTALLED): pyproject.toml $(if $(LOCKS),$(LOCKS)/cuda.txt) | $(BIN)/python
 	@echo 'installing kd-toolkit into $(VENV) (some 6 GB, one to a few minutes)'
+	$(call INSTALL,cuda)
 	$(PIP_INSTALL) -e .
 	@touch $@
 
-$(INSTALLED_DEV): $(INSTALLED)
+$(INSTALLED_DEV): $(INSTALLED) $(if $(LOCKS),$(LOCKS)/dev.txt)
+	$(call INSTALL,dev)
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@

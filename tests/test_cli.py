@@ -1,6 +1,7 @@
 """The command line: usage, exit codes, one-line errors, and that --help stays light."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import make_image
 
-from toolkit import __version__
+from toolkit import __version__, cli
+from toolkit.errors import ToolkitError
 
 COMMANDS = ("doctor", "data", "teacher", "distill", "export", "bench", "predict", "demo", "run")
 
@@ -162,3 +164,29 @@ cli.main()
     assert done.returncode == 143
     assert done.stderr == "stopped; go on with: toolkit distill --out 'x y' --resume\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_temporary_folder_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp', '/app']")
+
+    monkeypatch.setattr("tempfile.gettempdir", fail)
+    with pytest.raises(ToolkitError, match=r"no folder for temporary files .*; set TMPDIR .* --tmpfs /tmp"):
+        cli.app(["doctor"], standalone_mode=False)
+
+
+def test_onnxruntime_s_telemetry_is_off(tmp_path: Path) -> None:
+    """Where it is on, opening a model leaves an identity and a store of what is to be sent in the home folder."""
+    code = (
+        "import toolkit; from toolkit.environment import tiny_model; import onnxruntime as o;"
+        "o.InferenceSession(tiny_model(), providers=['CPUExecutionProvider'])"
+    )
+    quiet = {
+        "CI",
+        "ORT_RUNNING_UNIT_TESTS",
+        "ORT_DISABLE_TELEMETRY",
+        "XDG_CACHE_HOME",
+    }  # each turns it off, or elsewhere
+    environment = {name: value for name, value in os.environ.items() if name not in quiet} | {"HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.rglob("*")) == []

@@ -185,3 +185,12 @@ def test_the_default_data_is_found_or_said_to_be_missing(tmp_path: Path, monkeyp
     for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (folder / f"{part}-ubyte.gz").touch()
     assert doctor.check_default_data().finding == f"in {folder}"
+
+
+def test_onnxruntime_counts_for_its_twin_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda name: ["onnxruntime-gpu[cuda]>=1.31"])
+    monkeypatch.setattr(
+        environment, "installed_versions", lambda names: {n: "1.31.1" for n in names if n == "onnxruntime"}
+    )
+    check = doctor.check_packages()
+    assert (check.status, check.finding) == ("ok", "onnxruntime 1.31.1")

@@ -237,7 +237,8 @@ def test_a_gpu_that_torch_counts_and_cannot_use_does_not_count(monkeypatch: pyte
 
 def test_a_provider_is_believed_after_it_ran_and_probing_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     providers = environment.working_providers()
-    assert list(providers) == onnxruntime.get_available_providers()
+    listed = onnxruntime.get_available_providers()
+    assert list(providers) == [name for name in listed if name != "AzureExecutionProvider"]
     assert providers[CPU] == ""
     if CUDA in providers and not environment.visible_gpus():
         assert providers[CUDA].endswith("is not on this machine")

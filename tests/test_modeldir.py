@@ -1,5 +1,6 @@
 """The model directory: names, whole-or-nothing writes, and messages that name the next command."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import ArtifactError
-from toolkit.modeldir import ModelDir, sha256_file, write_atomically
+from toolkit.modeldir import ModelDir, sha256_file, unwritable, write_atomically
 
 
 def fail_halfway(path: Path) -> None:
@@ -104,3 +105,19 @@ def test_a_relative_path_that_cannot_be_written_is_one_line(tmp_path: Path, monk
     with pytest.raises(ArtifactError, match=told), write_atomically(Path("m/report.md")) as path:
         path.write_text("x")
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["report.md"]
+
+
+def test_a_folder_of_somebody_else_names_both_and_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 10001)
+    error = unwritable(tmp_path / "new" / "report.json", PermissionError(13, "Permission denied"))
+    owner = tmp_path.stat().st_uid
+    assert str(error) == (
+        f"cannot write {tmp_path}/new/report.json: Permission denied ({tmp_path} belongs to uid {owner}, and this is"
+        " uid 10001); give a directory you may write to, with space left; in a container: a folder of your own, and"
+        ' docker run --user "$(id -u):$(id -g)"'
+    )
+
+
+def test_a_read_only_place_names_the_way_out() -> None:
+    error = unwritable(Path("models/x"), OSError(errno.EROFS, "Read-only file system"))
+    assert str(error).endswith("in a container: mount one, as in docker run -v kd-models:/app/models")

@@ -15,6 +15,9 @@ from conftest import make_class_folders
 from PIL import Image
 from torchvision.models import resnet18
 
+from toolkit import pipeline
+from toolkit.errors import ArtifactError
+
 SMALL = [
     *("--set", "data.image_size=32", "--set", "data.resize=36", "--set", "distill.precision=fp32"),
     *("--set", "teacher.epochs=2", "--set", "teacher.batch_size=12", "--set", "teacher.schedule=constant"),
@@ -295,3 +298,12 @@ def test_ctrl_c_saves_says_how_to_go_on_and_leaves_nothing_half_written(class_fo
     command = shlex.join(["toolkit", *arguments, "--set", "teacher.epochs=1000", "--resume"])
     assert last.endswith(f", and saved; go on with: {command}")
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["checkpoint.pt", "metrics.jsonl"]
+
+
+def test_little_memory_is_said_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pipeline, "memory_bytes", lambda: 256 * 2**20)
+    with pytest.raises(ArtifactError, match="there is no model directory"):
+        pipeline.open_finished_job(tmp_path / "none", None, None, [])
+    assert capsys.readouterr().err.startswith("careful: 0.2 GiB of memory for this process; ")

@@ -11,6 +11,9 @@ ROOT = Path("/")
 UNLIMITED_BYTES = 2**60
 """Memory limits of cgroup v1 above this mean: none."""
 
+LITTLE_MEMORY_BYTES = 2 * 2**30
+"""With less than this the kernel may end a training: the default one took more than 1 GiB."""
+
 
 def available_cores(root: Path = ROOT) -> int:
     """Cores this process may use: the affinity mask, and any CPU quota of its cgroups (v1 and v2), rounded up.

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import FrameType
@@ -74,11 +75,14 @@ DEFAULT_MODEL_DIR = Path("models/fashion-mnist")
 
 @app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")] = False,
 ) -> None:
     if version:
         console.out.print(f"kd-toolkit {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is not None:
+        _require_temporary_folder()
 
 
 @app.command()
@@ -375,6 +379,17 @@ def main() -> None:
             resumable = sys.argv[1:2] and sys.argv[1] in RESUMABLE
             console.say(f"stopped; go on with: {resume_command()}" if resumable else "stopped")
         raise
+
+
+def _require_temporary_folder() -> None:
+    """Half of what is imported later fails without one, and with a traceback."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        raise ToolkitError(
+            "no folder for temporary files can be written, neither $TMPDIR nor /tmp",
+            "set TMPDIR to one you may write to; in a read-only container: docker run --read-only --tmpfs /tmp",
+        ) from None
 
 
 def _end(signal_number: int, frame: FrameType | None) -> None:

@@ -22,7 +22,6 @@ Status = Literal["ok", "note", "problem"]
 
 STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 DISTRIBUTION = "kd-toolkit"
-LITTLE_MEMORY_BYTES = 2 * environment.GIB
 LITTLE_DISK_BYTES = 2 * environment.GIB
 LITTLE_SHARED_MEMORY_BYTES = environment.GIB // 16
 """What containers get where nobody asks for more."""
@@ -95,7 +94,10 @@ def check_python() -> Check:
 
 
 def check_packages() -> Check:
-    """Every package that the installed toolkit asks for is there, and not too old."""
+    """Every package that the installed toolkit asks for is there, and not too old.
+
+    onnxruntime counts for onnxruntime-gpu: all but the CUDA provider is in it, and check_providers looks at that.
+    """
     from packaging.requirements import Requirement
 
     try:
@@ -106,15 +108,16 @@ def check_packages() -> Check:
     for requirement in asked:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        try:
-            version = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
+        names = (requirement.name, "onnxruntime") if requirement.name == "onnxruntime-gpu" else (requirement.name,)
+        installed = environment.installed_versions(names)
+        if not installed:
             wrong.append(f"{requirement.name} is not installed")
             continue
+        name, version = next(iter(installed.items()))
         if requirement.specifier.contains(version, prereleases=True):
-            found.append(f"{requirement.name} {version}")
+            found.append(f"{name} {version}")
         else:
-            wrong.append(f"{requirement.name} is {version}, needed is {requirement.specifier}")
+            wrong.append(f"{name} is {version}, needed is {requirement.specifier}")
     if wrong:
         return Check("packages", "problem", "; ".join(wrong), f"mend it with: pip install --upgrade {DISTRIBUTION}")
     return Check("packages", "ok", ", ".join(found))
@@ -145,7 +148,7 @@ def check_cores() -> Check:
 def check_memory() -> Check:
     size_bytes = environment.memory_bytes()
     finding = f"{size_bytes / environment.GIB:.1f} GiB that this process may use"
-    if size_bytes < LITTLE_MEMORY_BYTES:
+    if size_bytes < environment.LITTLE_MEMORY_BYTES:
         return Check("memory", "note", finding, "training may be killed; give it 2 GiB or more")
     return Check("memory", "ok", finding)
 

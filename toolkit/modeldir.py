@@ -4,6 +4,7 @@ Every stage reads and writes one directory. This is the only module that knows t
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import shlex
@@ -146,9 +147,18 @@ def sha256_file(path: Path) -> str:
 
 def unwritable(path: Path, error: OSError) -> ArtifactError:
     """The error to raise where `path` could not be written."""
-    in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
-    reason = "a file lies where a folder should be" if in_the_way else error.strerror or str(error)
-    return ArtifactError(f"cannot write {path}: {reason}", "give a directory you may write to, with space left")
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "a file lies where a folder should be"
+    else:
+        reason = error.strerror or str(error)
+    remedy = "give a directory you may write to, with space left"
+    if isinstance(error, PermissionError) and hasattr(os, "getuid"):
+        folder = next(place for place in (path, *path.absolute().parents) if place.is_dir())
+        reason += f" ({folder} belongs to uid {folder.stat().st_uid}, and this is uid {os.getuid()})"
+        remedy += '; in a container: a folder of your own, and docker run --user "$(id -u):$(id -g)"'
+    elif error.errno == errno.EROFS:
+        remedy += "; in a container: mount one, as in docker run -v kd-models:/app/models"
+    return ArtifactError(f"cannot write {path}: {reason}", remedy)
 
 
 def _umask() -> int:

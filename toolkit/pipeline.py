@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import console
+from toolkit.cgroups import LITTLE_MEMORY_BYTES, memory_bytes
 from toolkit.errors import DeviceError, RecipeError
 from toolkit.modeldir import ModelDir, Precision
 from toolkit.recipe import DEFAULT_RECIPE, Recipe, builtin_names, load_builtin
@@ -96,6 +97,7 @@ def open_training_job(
 
     `options` are the job's: force, strict, resume, tensorboard, seeds.
     """
+    _warn_of_little_memory()
     from toolkit.distill.distributed import join
 
     recipe, own_dir = _training_recipe(recipe_name, data, out)
@@ -128,6 +130,7 @@ def open_finished_job(
     force: bool = False,
 ) -> Job:
     """A job for export and bench: the recipe is the one its weights were made with, unless --recipe says otherwise."""
+    _warn_of_little_memory()
     from toolkit.networks.weights import read_info
 
     directory = ModelDir(model_dir)
@@ -286,6 +289,16 @@ def _with_source(recipe: Recipe, data: str | None) -> Recipe:
     if data is None:
         return recipe
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})})
+
+
+def _warn_of_little_memory() -> None:
+    """Before anything is loaded: where memory runs out, the kernel ends the process, and nobody is told why."""
+    size_bytes = memory_bytes()
+    if size_bytes < LITTLE_MEMORY_BYTES:
+        console.say(
+            f"careful: {size_bytes / 2**30:.1f} GiB of memory for this process; if it ends without a word, or with exit"
+            " code 137, that was too little: give it 2 GiB, in a container with --memory 2g"
+        )
 
 
 def _pick_device(name: str) -> str:
