@@ -108,7 +108,6 @@ def _set_environment(uploads: Path) -> None:
         if name.startswith("GRADIO_") and name != "GRADIO_ROOT_PATH":
             del os.environ[name]
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports to its makers, from 1.29 on
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(uploads)  # by default a folder in the current one, and served
 
