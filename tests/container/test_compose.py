@@ -30,11 +30,11 @@ def compose(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 @pytest.fixture
 def project(cuda_image: str) -> Iterator[dict[str, str]]:
     """Environment of a project of its own, on tiny budgets; taken down in the end with its volume."""
-    half = settings("data.validation_fraction=0.49", "teacher.batch_size=512", "distill.batch_size=512")
+    tiny = settings("data.image_size=16", "data.resize=16", "data.validation_fraction=0.49")
     environment = {
         "COMPOSE_PROJECT_NAME": f"kd-toolkit-{uuid.uuid4().hex[:8]}",
         "KD_TOOLKIT_IMAGE": cuda_image,
-        "DISTILL_FLAGS": " ".join([*settings(*TRAINING), *half]),
+        "DISTILL_FLAGS": " ".join([*settings(*TRAINING), *tiny]),
         "EXPORT_FLAGS": " ".join(
             settings("export.images=100", "export.max_accuracy_drop=0.05", "export.min_agreement=0.9")
         ),

@@ -74,7 +74,7 @@ def test_without_a_gpu_doctor_says_that_the_cpu_runs_and_cuda_does_not(cuda_imag
     found = {check["name"]: check for check in doctor(cuda_image)["checks"]}
     assert found["onnxruntime cpu"]["finding"] == "ran a small model"
     assert (found["onnxruntime cuda"]["status"], found["torch cpu"]["status"]) == ("note", "ok")
-    assert "libcuda.so.1 (NVIDIA driver) is not on this machine" in found["onnxruntime cuda"]["finding"]
+    assert "libcuda.so.1 (the NVIDIA driver) is not on this machine" in found["onnxruntime cuda"]["finding"]
 
 
 def test_the_engine_is_asked_for_every_gpu(cuda_image: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from toolkit.networks.weights import load_model
 
-from .engine import MEASURING, docker, run, settings
+from .engine import MEASURING, TRAINING, docker, run, settings
 
 pytestmark = pytest.mark.container
 
@@ -66,7 +66,7 @@ def test_predict_reads_a_mounted_picture(image: str, mount: Mount, pictures: Mou
 
 def test_an_interrupted_stage_ends_at_once_with_its_own_code(cpu_image: str) -> None:
     name = "kd-toolkit-interrupted"
-    docker("run", "--detach", "--name", name, "--network", "none", cpu_image, "distill")
+    docker("run", "--detach", "--name", name, "--network", "none", cpu_image, "distill", *settings(*TRAINING))
     try:
         while "teacher 1/" not in (logs := docker("logs", name).stderr):  # unbuffered: there while it runs
             assert docker("inspect", "--format", "{{.State.Running}}", name).stdout.strip() == "true", logs
