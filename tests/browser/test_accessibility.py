@@ -57,7 +57,7 @@ def test_messages_and_hints(open_page: OpenPage, demo: Demo, axe: str, tmp_path:
     page.locator("#picture input[type=file]").set_input_files(tmp_path / "bomb.png")
     page.get_by_role("alert").first.wait_for()
     found = find_violations(page, axe, "message")
-    choose_model(page, demo.bare.name)
+    choose_model(page, demo.bare)
     for key in TABS:
         open_tab(page, key)
         found += find_violations(page, axe, f"{key} of a bare directory")

@@ -42,7 +42,7 @@ def test_another_model_answers_and_brings_its_own_tabs(page: Page, demo: Demo, t
     picture = save_picture(tmp_path, "red")
     upload(page, picture)
     for directory in (demo.bare, demo.full):
-        choose_model(page, directory.name)
+        choose_model(page, directory)
         for role in ROLES:
             expected = percentages(directory.onnx(role), picture)
             column = page.locator(f"#answers [data-role={role}]")

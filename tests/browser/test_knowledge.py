@@ -104,7 +104,7 @@ def test_without_a_picture_it_says_what_to_do(page: Page) -> None:
 
 def test_of_many_classes_the_likeliest_are_drawn(page: Page, demo: Demo, tmp_path: Path) -> None:
     picture = save_picture(tmp_path, "red")
-    choose_model(page, demo.bare.name)
+    choose_model(page, demo.bare)
     upload(page, picture)
     open_tab(page, "knowledge")
     column = page.locator("#knowledge [data-role=teacher]")

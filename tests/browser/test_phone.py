@@ -33,8 +33,8 @@ def test_nothing_is_wider_than_a_phone(
     page = open_page(locale=locale, width=WIDTH)
     expect_no_overflow(page, "empty page")
     upload(page, save_picture(tmp_path, "blue"))
-    for model in (demo.full.name, demo.bare.name):
-        choose_model(page, model)
+    for directory in (demo.full, demo.bare):
+        choose_model(page, directory)
         for key in TABS:
             open_tab(page, key, language)
-            expect_no_overflow(page, f"{model}, {key}")
+            expect_no_overflow(page, f"{directory.name}, {key}")

@@ -55,7 +55,7 @@ def test_screenshot(open_page: OpenPage, shown: str, tmp_path: Path, name: str) 
     shot = tmp_path / "shot.png"
     page.screenshot(path=shot, full_page=True, animations="disabled")
     with Image.open(shot) as image:
-        image.save(file, quality=90, method=6)
+        image.save(file, quality=85, method=6)
     assert file.stat().st_size < MOST_BYTES
 
 

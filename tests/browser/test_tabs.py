@@ -83,7 +83,7 @@ def test_a_disagreement_opens_under_compare(page: Page, demo: Demo) -> None:
 
 
 def test_what_is_missing_names_its_command(page: Page, demo: Demo) -> None:
-    choose_model(page, demo.bare.name)
+    choose_model(page, demo.bare)
     command = f"toolkit bench {demo.bare.path}"
     for tab, where in (
         ("compare", "#examples"), ("disagreements", "#disagreements"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from playwright.sync_api import Locator, Page, expect
 
 from toolkit.demo.texts import TEXTS, Language
+from toolkit.modeldir import ModelDir
 
 ROLES = ("teacher", "student")
 TABS = ("compare", "knowledge", "disagreements", "benchmark")
@@ -57,6 +58,8 @@ def read_probabilities(column: Locator) -> dict[str, float]:
     return dict(zip(names, values, strict=True))
 
 
-def choose_model(page: Page, name: str) -> None:
+def choose_model(page: Page, directory: ModelDir) -> None:
     page.locator("#model input").click()
-    page.get_by_role("option", name=name).click()
+    page.get_by_role("option", name=directory.name).click()
+    precisions = len(list(directory.path.glob("student*.onnx")))
+    expect(page.get_by_role("radio")).to_have_count(precisions if precisions > 1 else 0)  # and nothing moves any more

@@ -12,11 +12,13 @@
   /** The text `key` as HTML, with {name}s filled in. */
   const say = (key, values = {}) =>
     escape(texts[key]).replace(/\{(\w+)\}/g, (_, name) => `<b>${escape(values[name])}</b>`);
+  /** A dash for what an older report does not have. */
   const number = (value, digits = 0) =>
-    value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
-  const percent = (share, digits = 1) => `${number(100 * share, digits)}\u00a0%`;
-  const signed = (value, digits) => (value < 0 ? "−" : "+") + number(Math.abs(value), digits);
+    !Number.isFinite(value) ? "–" : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const percent = (share, digits = 1) => `${number(share === null ? NaN : 100 * share, digits)}\u00a0%`;
+  const signed = (value, digits) => (!Number.isFinite(value) ? "" : value < 0 ? "−" : "+") + number(Math.abs(value), digits);
   const size = (bytes) =>
+    !Number.isFinite(bytes) ? "–" :
     bytes >= 1e6 ? `${number(bytes / 1e6, 1)}\u00a0MB` : bytes >= 1e3 ? `${number(bytes / 1e3, 1)}\u00a0kB` : `${bytes}\u00a0B`;
   const command = (text) => `<code class="kd-command" tabindex="0">${escape(text)}</code>`;
 
@@ -151,7 +153,7 @@
     if (!value.rows) return `<p class="kd-hint">${say("no_report")} ${command(value.command)}</p>`;
     const heads = ["model", "runtime", "size", "top1", "agree", "latency", "throughput", "against"];
     const rows = value.rows.map((row) => {
-      const [batch, speed] = Object.entries(row.throughput_img_s).at(-1) ?? ["", null];
+      const [batch, speed] = Object.entries(row.throughput_img_s ?? {}).at(-1) ?? ["", null];
       const better = row.vs_teacher;
       const against = better
         ? say("against", {
@@ -161,11 +163,11 @@
           })
         : "";
       const cells = [
-        `${row.runtime} · ${row.provider.replace("ExecutionProvider", "").toLowerCase()}`,
+        `${row.runtime} · ${(row.provider ?? "–").replace("ExecutionProvider", "").toLowerCase()}`,
         size(row.size_bytes),
         percent(row.accuracy_top1, 2),
         percent(row.teacher_agreement, 2),
-        `${number(row.latency_ms.p50, 2)}\u00a0ms`,
+        `${number(row.latency_ms?.p50, 2)}\u00a0ms`,
         speed === null ? "" : `${number(speed)} (×\u00a0${batch})`,
       ].map((cell) => `<td>${escape(cell)}</td>`);
       return `<tr data-role="${escape(row.model)}"><th scope="row">${say(row.model)} ${escape(row.precision)}</th>
