@@ -133,13 +133,24 @@ def open_page(browser: Browser, demo: Demo, watched: Watched) -> Iterator[OpenPa
         context.set_default_timeout(WAIT_MS)
         page = context.new_page()
         watched.watch(page)
-        page.goto(url)
-        expect(page.get_by_role("tab").first).to_be_visible()
+        _load(page, url, watched)
         return page
 
     yield open_page
     for context in contexts:
         context.close()
+
+
+def _load(page: Page, url: str, watched: Watched, tries: int = 3) -> None:
+    page.goto(url)
+    try:
+        expect(page.get_by_role("tab").first).to_be_visible()
+    except AssertionError:
+        # Chromium drops all connections when an interface of the machine comes or goes, as a container's does.
+        if tries == 1 or not any("ERR_NETWORK_CHANGED" in problem for problem in watched.problems):
+            raise
+        watched.problems.clear()
+        _load(page, url, watched, tries - 1)
 
 
 @pytest.fixture

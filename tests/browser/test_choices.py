@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 from browser.conftest import Demo, Watched, serve
@@ -61,3 +62,14 @@ def test_one_directory_with_one_precision_has_neither(open_page: OpenPage, watch
         expect(page.locator("#precision")).to_be_hidden()
         upload(page, save_picture(tmp_path, "red"))
         page.context.close()
+
+
+def test_what_is_chosen_while_a_request_runs_is_answered_in_the_end(page: Page, demo: Demo, tmp_path: Path) -> None:
+    Image.new("RGB", (6000, 5000), "red").save(tmp_path / "slow.png")
+    upload(page, tmp_path / "slow.png")
+    for precision in ("fp16", "int8"):
+        page.get_by_role("radio", name=precision).click()
+    expect(page.locator("#answers [data-role=student] .kd-facts")).to_contain_text("int8")
+    choose_model(page, demo.bare)
+    choose_model(page, demo.full)
+    expect(page.locator("#verdict")).to_contain_text("red")

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import re
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from toolkit.errors import ArtifactError
 from toolkit.modeldir import ModelDir
 
 REPORT: dict[str, Any] = {
+    "schema": 1,
     "created": "2026-01-02T03:04:05+00:00",
     "hardware": {"cpu": "a processor", "cores": 2, "memory_gib": 8.0, "gpu": None, "driver": None},
     "dataset": {"name": "colours", "split": "test", "images": 6, "sha256": "ab" * 32},
@@ -63,7 +66,7 @@ def test_an_empty_directory_names_the_command(directory: ModelDir) -> None:
     contents = read_contents(directory)
     command = f"toolkit bench '{directory.path}'"
     assert contents.examples == contents.report == {"command": command}
-    assert contents.plots == {"command": command, "pictures": []}
+    assert contents.plots == {"command": command, "pictures": [], "complete": False}
     assert contents.picture("examples", 0) is None
 
 
@@ -88,14 +91,38 @@ def test_the_report_in_short(directory: ModelDir) -> None:
     assert report["rows"] == REPORT["rows"]
     assert (report["dataset"], report["images"], report["date"]) == ("colours", 6, "2026-01-02")
     assert (report["gain"], report["seeds"]) == (0.0125, 2)
-    assert report["hardware"] == "a processor, 2 cores"
+    assert (report["hardware"], report["cores"]) == ("a processor", 2)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": 1}', json.dumps(REPORT | {"dataset": None})])
-def test_a_damaged_report_is_one_clear_line(directory: ModelDir, text: str) -> None:
+def test_a_damaged_report_is_told_and_stops_nothing(
+    directory: ModelDir, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(directory)
     directory.report_json.write_text(text)
-    with pytest.raises(ArtifactError, match=r"report\.json cannot be read .*; make it again with: toolkit bench"):
-        read_contents(directory)
+    contents = read_contents(directory)
+    assert "report.json cannot be read" in contents.report["problem"]
+    assert "rows" not in contents.report
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"careful: .*report\.json cannot be read .*; make it again with: toolkit bench", told)
+    assert contents.examples["differing"] == 2
+
+
+def test_a_damaged_picture_is_told_and_stops_nothing(directory: ModelDir) -> None:
+    kept = fill(directory)
+    with zipfile.ZipFile(directory.examples) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    last = kept.disagreements[-1].file
+    for damaged in (content[last][: len(content[last]) // 2], None):
+        with zipfile.ZipFile(directory.examples, "w") as archive:
+            for name, body in (content | {last: damaged}).items():
+                if body is not None:
+                    archive.writestr(name, body)
+        contents = read_contents(directory)
+        assert f"{last}, cannot be read" in contents.examples["problem"]
+        assert contents.report["verdict"] == "Ship it."
+        with pytest.raises(ArtifactError, match="make it again with: toolkit bench"):
+            contents.picture("disagreements", 1)
 
 
 def test_a_report_without_distillation_has_no_gain(directory: ModelDir) -> None:

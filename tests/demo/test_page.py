@@ -40,6 +40,8 @@ def test_the_picker_changes_the_model(client: Client, model_dirs: list[ModelDir]
         assert as_pairs(got["student"]) == list(expected.answer.top)
     with pytest.raises(AppError, match="there is no model 'third'; there are: first, second"):
         ask(client, picture, "third")
+    with pytest.raises(AppError, match=r"there is no model \['first'\]"):
+        ask(client, picture, ["first"])  # type: ignore[arg-type]
     with pytest.raises(AppError, match=r"there is no model .*&lt;img&gt;"):  # gradio shows messages as HTML
         ask(client, picture, "<img>")
     with pytest.raises(AppError, match=r"there is no student in 'int4'; choose one of: fp32"):

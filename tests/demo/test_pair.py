@@ -86,13 +86,18 @@ def test_unusual_pictures_are_answered_and_noted(directory: ModelDir, tmp_path: 
     Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(tmp_path / "deep.png")
     Image.new("RGBA", (40, 40), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")
+    Image.new("RGBA", (40, 40), "red").save(tmp_path / "opaque.png")
     pair = open_pair(directory, "cpu")
-    found = {name: pair.compare(tmp_path / name) for name in ("animated.gif", "deep.png", "clear.png", "dot.png")}
+    found = {
+        name: pair.compare(tmp_path / name)
+        for name in ("animated.gif", "deep.png", "clear.png", "dot.png", "opaque.png")
+    }
     assert {name: one.notes for name, one in found.items()} == {
         "animated.gif": {"animated": 3},
         "deep.png": {"deep": 1},
         "clear.png": {"transparent": 1},
         "dot.png": {"tiny": 1},
+        "opaque.png": {},
     }
     assert found["animated.gif"].teacher.top[0][0] == "red"
     assert found["dot.png"].teacher.top[0][0] == "red"

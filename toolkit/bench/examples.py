@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from toolkit.data.pixels import Pixels, spread
+from toolkit.data.preprocess import UNREADABLE, why_unreadable
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import write_atomically
 from toolkit.predictor import softmax
@@ -68,10 +69,15 @@ class Examples:
 
 
 def read_picture(path: Path, example: Example) -> Image.Image:
-    """The picture of an example in the archive `path`."""
-    with zipfile.ZipFile(path) as archive:
-        image = Image.open(io.BytesIO(archive.read(example.file)))
-        image.load()
+    """The picture of an example in the archive `path`. Raises ArtifactError where it is damaged or not there."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            image = Image.open(io.BytesIO(archive.read(example.file)))
+            image.load()
+    except (zipfile.BadZipFile, *UNREADABLE) as error:
+        raise ArtifactError(
+            f"{path}, {example.file}, cannot be read ({why_unreadable(error)})", "make it again with: toolkit bench"
+        ) from None
     return image
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from toolkit import console
 from toolkit.bench.examples import Example, Examples, read_picture
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import ModelDir
@@ -23,6 +24,7 @@ from toolkit.modeldir import ModelDir
 THUMBNAIL = 160
 """px, the longer side"""
 PLOTS = ("accuracy_latency", "learning_curves", "reliability", "confusion_difference")
+BENCH_PLOTS = {"accuracy_latency", "reliability", "confusion_difference"}
 
 
 @dataclass(frozen=True)
@@ -42,22 +44,37 @@ class Contents:
 
 
 def read_contents(model_dir: ModelDir) -> Contents:
-    """Read all that is there. ArtifactError names the command that mends a file that is there and cannot be read."""
+    """Read all that is there; a file that cannot be read is told on stderr and on its tab, and stops nothing."""
     command = f"toolkit bench {shlex.quote(str(model_dir.path))}"
     archive = model_dir.examples
-    index = Examples.read(archive) if archive.is_file() else None
+    index, examples = None, {}
+    report = {}
+    try:
+        index = Examples.read(archive) if archive.is_file() else None
+        examples = _show_examples(archive, index) if index else {}
+    except ArtifactError as error:
+        examples = _tell(error)
+    try:
+        report = _read_report(model_dir.report_json) if model_dir.report_json.is_file() else {}
+    except ArtifactError as error:
+        report = _tell(error)
     pictures = [
         {"name": name, "src": to_url("image/png", model_dir.plot(name).read_bytes())}
         for name in PLOTS
         if model_dir.plot(name).is_file()
     ]
     return Contents(
-        {"command": command, **(_show_examples(archive, index) if index else {})},
-        {"command": command, **(_read_report(model_dir.report_json) if model_dir.report_json.is_file() else {})},
-        {"command": command, "pictures": pictures},
+        {"command": command, **examples},
+        {"command": command, **report},
+        {"command": command, "pictures": pictures, "complete": {one["name"] for one in pictures} >= BENCH_PLOTS},
         archive,
         index,
     )
+
+
+def _tell(error: ArtifactError) -> dict[str, Any]:
+    console.say(f"careful: {error}")
+    return {"problem": error.problem}
 
 
 def show_pixels(pixels: NDArray[np.uint8]) -> str:
@@ -82,23 +99,24 @@ def _show_examples(archive: Path, index: Examples) -> dict[str, Any]:
 def _read_report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
+        if report["schema"] != 1:
+            raise ValueError("another schema")
         gain = report["distillation"] or {}
         return {
             "rows": report["rows"],
             "dataset": report["dataset"]["name"],
             "images": report["dataset"]["images"],
-            "hardware": _name_hardware(report["hardware"]),
+            "hardware": report["hardware"].get("gpu") or report["hardware"]["cpu"],
+            "cores": report["hardware"]["cores"],
             "date": report["created"][:10],
             "verdict": report["verdict"],
             "gain": gain.get("mean"),
             "seeds": len(gain.get("seeds") or []),
         }
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error!r})", "make it again with: toolkit bench") from None
-
-
-def _name_hardware(hardware: dict[str, Any]) -> str:
-    return f"{hardware.get('gpu') or hardware['cpu']}, {hardware['cores']} cores"
+        raise ArtifactError(
+            f"{path} cannot be read ({type(error).__name__})", "make it again with: toolkit bench"
+        ) from None
 
 
 def _image_url(image: Image.Image, kind: str) -> str:

@@ -70,7 +70,7 @@
       const facts = say("facts", { precision, ms: number(latency_ms, 2), size: size(size_bytes) });
       return column(role, `${bars(top, 1)}<p class="kd-facts">${facts}</p>`);
     });
-    return `<p id="verdict" data-agree="${value.agree}"><span aria-hidden="true">${value.agree ? "✓" : "✗"}</span>
+    return `<p id="verdict" role="status" data-agree="${value.agree}"><span aria-hidden="true">${value.agree ? "✓" : "✗"}</span>
       ${verdict}</p><div class="kd-columns">${columns.join("")}</div>${notes.join("")}`;
   };
 
@@ -86,7 +86,9 @@
   /** Both networks' softened distributions over the same classes in the same order. */
   const softened = (value) => {
     const { classes, teacher, student } = value;
-    const likeliest = [...classes.keys()].sort((a, b) => teacher.logits[b] - teacher.logits[a]).slice(0, MOST_CLASSES);
+    const byTeacher = [...classes.keys()].sort((a, b) => teacher.logits[b] - teacher.logits[a]);
+    const answer = student.logits.indexOf(Math.max(...student.logits));
+    const likeliest = byTeacher.filter((i, place) => place < MOST_CLASSES || i === answer);
     const columns = ["teacher", "student"].map((role) => {
       const probabilities = soften(value[role].logits, temperature);
       return column(role, bars(likeliest.map((i) => ({ class: classes[i], probability: probabilities[i] })), 2));
@@ -94,8 +96,8 @@
     const kl = divergence(teacher.logits, student.logits, temperature);
     const words = { kl: kl.toPrecision(3), loss: (kl * temperature ** 2).toPrecision(3) };
     const cut =
-      classes.length > MOST_CLASSES
-        ? `<p class="kd-note">${say("more_classes", { shown: MOST_CLASSES, all: number(classes.length) })}</p>`
+      classes.length > likeliest.length
+        ? `<p class="kd-note">${say("more_classes", { shown: likeliest.length, all: number(classes.length) })}</p>`
         : "";
     return `<div class="kd-columns">${columns.join("")}</div>${cut}<p class="kd-divergence">${say("divergence", words)}</p>`;
   };
@@ -135,13 +137,15 @@
       )
       .join("")}</ul>`;
 
+  /** A file that is there and cannot be read. */
+  const trouble = (value) => (value.problem ? `<p class="kd-problem">${escape(value.problem)}</p>` : "");
   const examples = (value) =>
     value.examples
       ? `<h2 class="kd-small">${say("examples")}</h2>${tiles(value.examples, false)}`
-      : `<p class="kd-hint">${say("no_examples")} ${command(value.command)}</p>`;
+      : `${trouble(value)}<p class="kd-hint">${say("no_examples")} ${command(value.command)}</p>`;
 
   const disagreements = (value) => {
-    if (!value.examples) return `<p class="kd-hint">${say("no_examples")} ${command(value.command)}</p>`;
+    if (!value.examples) return `${trouble(value)}<p class="kd-hint">${say("no_examples")} ${command(value.command)}</p>`;
     const about = { ...value, count: number(value.differing), images: number(value.images) };
     if (value.differing === 0) return `<p>${say("none_differ", about)}</p>`;
     const shown = value.disagreements.length;
@@ -150,7 +154,7 @@
   };
 
   const report = (value) => {
-    if (!value.rows) return `<p class="kd-hint">${say("no_report")} ${command(value.command)}</p>`;
+    if (!value.rows) return `${trouble(value)}<p class="kd-hint">${say("no_report")} ${command(value.command)}</p>`;
     const heads = ["model", "runtime", "size", "top1", "agree", "latency", "throughput", "against"];
     const rows = value.rows.map((row) => {
       const [batch, speed] = Object.entries(row.throughput_img_s ?? {}).at(-1) ?? ["", null];
@@ -186,14 +190,14 @@
   };
 
   const plots = (value) =>
-    value.pictures.length
+    (value.pictures.length
       ? `<div class="kd-plots">${value.pictures
           .map(
             ({ name, src }) => `<figure><img src="${src}" alt="${escape(texts[name])}" loading="lazy">
             <figcaption>${say(name)}</figcaption></figure>`,
           )
           .join("")}</div>`
-      : `<p class="kd-hint">${say("no_plots")} ${command(value.command)}</p>`;
+      : "") + (value.complete ? "" : `<p class="kd-hint">${say("no_plots")} ${command(value.command)}</p>`);
 
   const header = () => {
     const button = (code, lang, name) =>
@@ -231,11 +235,15 @@
   const onAnswers = (props) => {
     kd.answersProps = props;
     for (const type of ["change", "drop"]) document.addEventListener(type, refuse, true);
+    // Beside the box a browser would leave the page and open the file.
+    for (const type of ["dragover", "drop"])
+      document.addEventListener(type, (event) => event.target.closest?.("#picture") || event.preventDefault());
   };
   /** Ctrl-V anywhere but in a text field: as if the picture had been chosen as a file, in place of one that is there. */
   const paste = async (event) => {
     const file = event.clipboardData?.files[0];
-    if (!file || event.target.closest?.("input, textarea")) return;
+    const typed = "input:not([type=radio], [type=range], [type=file]), textarea";
+    if (!file || event.target.closest?.(typed)) return;
     const find = () => document.querySelector("#picture input[type=file]");
     if (!find()) document.querySelector("#picture .icon-button-wrapper button:last-child")?.click(); // removes it
     for (let tries = 0; !find() && tries < 20; tries++) await new Promise((resolve) => setTimeout(resolve, 50));

@@ -86,7 +86,10 @@ def build_app(model_dirs: Sequence[ModelDir], provider: str = "auto", queue_leng
 
     def choose(kind: str, model: str, event: gradio.EventData) -> Any:
         place = event._data.get("index") if isinstance(event._data, dict) else None
-        picture = _find(models, model).contents.picture(kind, place if isinstance(place, int) else -1)
+        try:
+            picture = _find(models, model).contents.picture(kind, place if isinstance(place, int) else -1)
+        except ArtifactError as error:
+            raise _message(str(error)) from None
         return gradio.skip() if picture is None else picture
 
     def choose_example(model: str, event: gradio.EventData) -> Any:
@@ -138,9 +141,10 @@ def build_app(model_dirs: Sequence[ModelDir], provider: str = "auto", queue_leng
             "preprocess": False,
             "api_visibility": "private",
             "show_progress": "minimal",
+            "trigger_mode": "always_last",  # what was chosen while a request ran is asked afterwards
             **ONE_AT_A_TIME,
         }
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
         picture.change(**looking)
         precision.input(**looking)
         outputs = [precision, examples, disagreements, report, plots]
@@ -164,7 +168,7 @@ def _open(model_dirs: Sequence[ModelDir], provider: str) -> dict[str, Shown]:
 
 
 def _find(models: dict[str, Shown], name: str) -> Shown:
-    if name and name not in models:
+    if not isinstance(name, str) or (name and name not in models):
         raise _message(f"there is no model {name!r}; there are: {', '.join(models)}")
     return models[name or next(iter(models))]
 

@@ -119,6 +119,13 @@ def _describe(answer: Answer, loaded: Loaded) -> dict[str, Any]:
     }
 
 
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether anything shows through: an alpha channel may be opaque everywhere."""
+    if "A" not in image.getbands():
+        return image.has_transparency_data
+    return int(image.getchannel("A").getextrema()[0]) < 255  # type: ignore[arg-type]
+
+
 def _note(image: Image.Image, side: int) -> dict[str, int]:
     try:
         frames = getattr(image, "n_frames", 1)
@@ -127,7 +134,7 @@ def _note(image: Image.Image, side: int) -> dict[str, int]:
     notes = {
         "animated": frames if frames > 1 else 0,
         "deep": int(image.mode.startswith("I")),
-        "transparent": int(image.has_transparency_data),
+        "transparent": int(_is_transparent(image)),
         "tiny": int(min(image.size) < side),
     }
     return {name: value for name, value in notes.items() if value}
