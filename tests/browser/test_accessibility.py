@@ -19,7 +19,7 @@ GRAVE = ("serious", "critical")
 CHECK = "() => axe.run(document, {resultTypes: ['violations'], elementRef: false})"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def axe() -> str:
     if not AXE.is_file():
         pytest.skip("axe-core IS NOT HERE (make test-browser installs it where npm is): accessibility was NOT checked")
