@@ -133,6 +133,7 @@ def open_page(browser: Browser, demo: Demo, watched: Watched) -> Iterator[OpenPa
         context.set_default_timeout(WAIT_MS)
         page = context.new_page()
         watched.watch(page)
+        page.on("filechooser", lambda _: None)  # now, since it takes a moment until the browser tells of its dialogues
         _load(page, url, watched)
         return page
 

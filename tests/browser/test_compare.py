@@ -142,7 +142,9 @@ def save_dot(path: Path) -> Path:
 
 
 def save_transparent(path: Path) -> Path:
-    make_image(0, 0).convert("RGBA").save(path)
+    picture = make_image(0, 0)
+    picture.putalpha(128)
+    picture.save(path)
     return path
 
 
