@@ -146,6 +146,7 @@ def _load(page: Page, url: str, watched: Watched, tries: int = 3) -> None:
     page.goto(url)
     try:
         expect(page.get_by_role("tab").first).to_be_visible()
+        expect(page.locator("#picture button[aria-dropeffect]")).to_be_visible()  # comes last
     except AssertionError:
         # Chromium drops all connections when an interface of the machine comes or goes, as a container's does.
         if tries == 1 or not any("ERR_NETWORK_CHANGED" in problem for problem in watched.problems):
