@@ -12,12 +12,15 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from toolkit.errors import ArtifactError
 
 Role = Literal["teacher", "student", "control"]
 Precision = Literal["fp32", "fp16", "int8"]
+
+BENCH_PLOTS = ("accuracy_latency", "reliability", "confusion_difference")
+"""Names of the pictures that the benchmark draws."""
 
 MADE_BY = {
     ".safetensors": "toolkit distill",
@@ -43,6 +46,11 @@ class ModelDir:
 
     def onnx(self, role: Role, precision: Precision = "fp32") -> Path:
         return self.path / (f"{role}.onnx" if precision == "fp32" else f"{role}.{precision}.onnx")
+
+    def onnx_files(self, role: Role) -> dict[Precision, Path]:
+        """The ONNX files of `role` that are there, by precision."""
+        files = {precision: self.onnx(role, precision) for precision in get_args(Precision)}
+        return {precision: path for precision, path in files.items() if path.is_file()}
 
     @property
     def recipe(self) -> Path:

@@ -27,7 +27,7 @@ from toolkit.data.pixels import Pixels
 from toolkit.data.sources import Dataset
 from toolkit.environment import describe_hardware, describe_versions, pick_device
 from toolkit.errors import DataError
-from toolkit.modeldir import ModelDir, write_atomically
+from toolkit.modeldir import BENCH_PLOTS, ModelDir, write_atomically
 from toolkit.recipe import Recipe
 
 __all__ = ["print_table", "run_bench"]
@@ -101,7 +101,7 @@ def run_bench(
 
 def written_files(model_dir: ModelDir) -> list[Path]:
     """What `run_bench` wrote; a README.md of somebody's own is not among it."""
-    pictures = [model_dir.plot(name) for name in ("accuracy_latency", "reliability", "confusion_difference")]
+    pictures = [model_dir.plot(name) for name in BENCH_PLOTS]
     card = [model_dir.card] if MADE_BY in model_dir.card.read_text(encoding="utf-8", errors="replace") else []
     return [model_dir.report_json, model_dir.report_markdown, *pictures, model_dir.examples, *card]
 

@@ -28,8 +28,6 @@ BATCH_PIXELS = 2**20
 LARGEST_BATCH = 256
 """images"""
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-
 
 @dataclass(frozen=True)
 class Row:
@@ -116,8 +114,7 @@ def _list_files(
 ) -> Iterator[tuple[Runtime, Precision, Path]]:
     for runtime in dict.fromkeys(runtimes):
         if runtime in ONNX_RUNTIMES:
-            files = ((precision, model_dir.onnx(role, precision)) for precision in PRECISIONS)
-            yield from ((runtime, precision, path) for precision, path in files if path.is_file())
+            yield from ((runtime, precision, path) for precision, path in model_dir.onnx_files(role).items())
         else:
             yield runtime, "fp32", model_dir.weights(role)
             if runtime == "torch" and device != "cpu":

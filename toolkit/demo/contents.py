@@ -18,13 +18,13 @@ from PIL import Image
 
 from toolkit import console
 from toolkit.bench.examples import Example, Examples, read_picture
+from toolkit.bench.gate import SCHEMA
 from toolkit.errors import ArtifactError
-from toolkit.modeldir import ModelDir
+from toolkit.modeldir import BENCH_PLOTS, ModelDir
 
 THUMBNAIL = 160
 """px, the longer side"""
 PLOTS = ("accuracy_latency", "learning_curves", "reliability", "confusion_difference")
-BENCH_PLOTS = {"accuracy_latency", "reliability", "confusion_difference"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def read_contents(model_dir: ModelDir) -> Contents:
     return Contents(
         {"command": command, **examples},
         {"command": command, **report},
-        {"command": command, "pictures": pictures, "complete": {one["name"] for one in pictures} >= BENCH_PLOTS},
+        {"command": command, "pictures": pictures, "complete": {one["name"] for one in pictures} >= set(BENCH_PLOTS)},
         archive,
         index,
     )
@@ -99,7 +99,7 @@ def _show_examples(archive: Path, index: Examples) -> dict[str, Any]:
 def _read_report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        if report["schema"] != 1:
+        if report["schema"] != SCHEMA:
             raise ValueError("another schema")
         gain = report["distillation"] or {}
         return {

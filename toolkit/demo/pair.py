@@ -16,7 +16,6 @@ from toolkit.predict import Answer, ask, read_image
 from toolkit.predictor import OnnxPredictor
 
 TOP_K = 5
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ def open_pair(model_dir: ModelDir, provider: str) -> Pair:
 
 def _load_all(model_dir: ModelDir, role: Role, provider: str) -> dict[Precision, Loaded]:
     model_dir.require(model_dir.onnx(role))
-    files = {precision: model_dir.onnx(role, precision) for precision in PRECISIONS}
-    return {precision: _load(path, precision, provider) for precision, path in files.items() if path.is_file()}
+    files = model_dir.onnx_files(role)
+    return {precision: _load(path, precision, provider) for precision, path in files.items()}
 
 
 def _load(path: Path, precision: Precision, provider: str) -> Loaded:

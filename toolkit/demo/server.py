@@ -59,7 +59,7 @@ def serve(
 
             blocks = build_app(model_dirs, provider, queue_length)
             app = _make_app(blocks, uploads, login, max_upload_mb)
-            _Server(app, blocks, f"http://{_name(host)}:{port}/").run([listener])
+            _Server(app, f"http://{_name(host)}:{port}/").run([listener])
     except KeyboardInterrupt:
         console.say("the demo has ended")
 
@@ -168,7 +168,7 @@ def _name(host: str) -> str:
 class _Server(uvicorn.Server):
     """Says when it can be asked, and lets no open connection hold up the end."""
 
-    def __init__(self, app: Gate, blocks: Any, url: str) -> None:
+    def __init__(self, app: Gate, url: str) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -182,7 +182,6 @@ class _Server(uvicorn.Server):
             )
         )
         self.gate = app
-        self.blocks = blocks
         self.url = url
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
