@@ -12,6 +12,7 @@
 ARG FLAVOUR=cuda
 ARG BASE_IMAGE=nvidia/cuda:13.2.1-base-ubuntu24.04
 
+# DL3006: what BASE_IMAGE names has a tag.
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE} AS base
 # DL3008: the base pins Debian's packages by its release; a version named here would be gone with their next security fix.
@@ -28,6 +29,7 @@ RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends binutils python3-venv \
     && rm -rf /var/lib/apt/lists/*
 COPY locks/build.txt /locks/
+# DL3042: pip's cache is a mount, in no layer.
 # hadolint ignore=DL3042
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /build && /build/bin/pip install --require-hashes -r /locks/build.txt
@@ -90,6 +92,7 @@ FROM image AS cpu
 ENV NVIDIA_VISIBLE_DEVICES=void \
     CUDA_VISIBLE_DEVICES=""
 
+# DL3006: a stage of this file has no tag.
 # hadolint ignore=DL3006
 FROM ${FLAVOUR}
 ARG FLAVOUR

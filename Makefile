@@ -75,7 +75,7 @@ test-browser: $(INSTALLED_DEV)
 # BASE_IMAGE, where it is set, takes the place of the image's CUDA base.
 test-container: $(INSTALLED_DEV)
 	@scripts/fetch_compose.sh
-	$(BIN)/python -m pytest -m container -rs --durations=0 tests/container $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m container -rs --durations=15 tests/container $(PYTEST_FLAGS)
 
 # One resolution for every platform and every Python from 3.11 on; the others keep to cuda.txt, what `pip install` gets.
 # Versions stay as they are where LOCK_FLAGS is empty.

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from demo_server import CLASSES, make_model_dir, save_picture
-from PIL import Image
+from PIL import Image, ImageOps
 from tiny_onnx import save_colour_model
 
 from toolkit.demo.pair import open_pair
@@ -103,6 +103,16 @@ def test_unusual_pictures_are_answered_and_noted(directory: ModelDir, tmp_path: 
     assert found["dot.png"].teacher.top[0][0] == "red"
     assert (found["deep.png"].seen == 40_000 >> 8).all()
     assert (found["clear.png"].seen == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_upright_picture(directory: ModelDir, tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (70, 50), "red").save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        upright = ImageOps.exif_transpose(image).size
+    assert open_pair(directory, "cpu").compare(tmp_path / "a.jpg").size == upright
 
 
 def test_a_file_is_named_as_it_is_told(directory: ModelDir, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 
 def open_image(path: Path) -> Image.Image:
@@ -66,7 +67,8 @@ def decode_rgb(image: Image.Image) -> Image.Image:
     if image.tell() != 0:
         image.seek(0)
     image.load()
-    image = _turn_upright(image)
+    turn = _find_turn(image)
+    image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         image = Image.fromarray((values.clip(0, 0xFFFF) >> 8).astype(np.uint8))
@@ -168,10 +170,15 @@ class Preprocess:
         return cls(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
-def _turn_upright(image: Image.Image) -> Image.Image:
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in px after EXIF rotation."""
+    on_its_side = _find_turn(image) in _ON_ITS_SIDE
+    return image.size[::-1] if on_its_side else image.size
+
+
+def _find_turn(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except UNREADABLE:  # damaged EXIF is no damage to the picture; such files are shown unrotated everywhere
-        return image
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+        return None
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None

@@ -22,13 +22,7 @@
     bytes >= 1e6 ? `${number(bytes / 1e6, 1)}\u00a0MB` : bytes >= 1e3 ? `${number(bytes / 1e3, 1)}\u00a0kB` : `${bytes}\u00a0B`;
   const command = (text) => `<code class="kd-command" tabindex="0">${escape(text)}</code>`;
 
-  /** Softmax of logits / T. */
-  const soften = (logits, T) => {
-    const largest = Math.max(...logits);
-    const powers = logits.map((logit) => Math.exp((logit - largest) / T));
-    const sum = powers.reduce((a, b) => a + b, 0);
-    return powers.map((power) => power / sum);
-  };
+  /** Logarithm of the softmax of logits / T. */
   const logSoften = (logits, T) => {
     const largest = Math.max(...logits);
     const sum = logits.reduce((a, logit) => a + Math.exp((logit - largest) / T), 0);
@@ -77,7 +71,7 @@
   const seen = (value) =>
     value
       ? `<figure><img src="${value.src}" alt="${escape(texts.seen_alt)}"><figcaption>${say("seen", {
-          side: value.side,
+          side: value.image_size,
           width: number(value.width),
           height: number(value.height),
         })}</figcaption></figure>`
@@ -90,7 +84,7 @@
     const answer = student.logits.indexOf(Math.max(...student.logits));
     const likeliest = byTeacher.filter((i, place) => place < MOST_CLASSES || i === answer);
     const columns = ["teacher", "student"].map((role) => {
-      const probabilities = soften(value[role].logits, temperature);
+      const probabilities = logSoften(value[role].logits, temperature).map(Math.exp);
       return column(role, bars(likeliest.map((i) => ({ class: classes[i], probability: probabilities[i] })), 2));
     });
     const kl = divergence(teacher.logits, student.logits, temperature);
@@ -110,8 +104,10 @@
     return `<div class="kd-temperature">
         <img src="${value.src}" alt="${escape(texts.seen_alt)}">
         <label for="temperature">${say("temperature")}</label>
+        <span aria-hidden="true">1</span>
         <input type="range" id="temperature" min="0" max="1" step="0.01" value="${position.toFixed(2)}"
           aria-valuetext="${shownTemperature()}" oninput="kd.setTemperature(this)">
+        <span aria-hidden="true">${LARGEST_T}</span>
         <output for="temperature">${shownTemperature()}</output>
       </div><div class="kd-softened">${softened(value)}</div>${why}`;
   };
@@ -172,7 +168,7 @@
         percent(row.accuracy_top1, 2),
         percent(row.teacher_agreement, 2),
         `${number(row.latency_ms?.p50, 2)}\u00a0ms`,
-        speed === null ? "" : `${number(speed)} (×\u00a0${batch})`,
+        speed === null ? "" : texts.at_batch.replace("{speed}", number(speed)).replace("{batch}", batch),
       ].map((cell) => `<td>${escape(cell)}</td>`);
       return `<tr data-role="${escape(row.model)}"><th scope="row">${say(row.model)} ${escape(row.precision)}</th>
         ${cells.join("")}<td class="kd-words">${against}</td></tr>`;
@@ -193,7 +189,7 @@
     (value.pictures.length
       ? `<div class="kd-plots">${value.pictures
           .map(
-            ({ name, src }) => `<figure><img src="${src}" alt="${escape(texts[name])}" loading="lazy">
+            ({ name, src }) => `<figure data-plot="${name}"><img src="${src}" alt="${escape(texts[name])}" loading="lazy">
             <figcaption>${say(name)}</figcaption></figure>`,
           )
           .join("")}</div>`
@@ -235,6 +231,9 @@
   const onAnswers = (props) => {
     kd.answersProps = props;
     for (const type of ["change", "drop"]) document.addEventListener(type, refuse, true);
+    // A file that is no picture: the message stands beside it, and a broken frame would say less.
+    for (const type of ["error", "load"])
+      document.addEventListener(type, ({ target }) => target.matches?.("#picture img") && (target.hidden = type === "error"), true);
     // Beside the box a browser would leave the page and open the file.
     for (const type of ["dragover", "drop"])
       document.addEventListener(type, (event) => event.target.closest?.("#picture") || event.preventDefault());
@@ -255,10 +254,6 @@
     input.dispatchEvent(new Event("change", { bubbles: true }));
   };
   document.addEventListener("paste", paste);
-  // Gradio names its upload button otherwise than it reads, which misleads who speaks to the page.
-  new MutationObserver(() => {
-    document.querySelectorAll("#picture button[aria-dropeffect][aria-label]").forEach((b) => b.removeAttribute("aria-label"));
-  }).observe(document.documentElement, { childList: true, subtree: true });
 
   // Where Gradio draws anew, what the slider needs is at hand.
   const remember = (value) => knowledge((kd.compared = value));

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from toolkit.data.preprocess import UNREADABLE
+from toolkit.data.preprocess import UNREADABLE, upright_size
 from toolkit.errors import DataError
 from toolkit.modeldir import ModelDir, Precision, Role
 from toolkit.predict import Answer, ask, read_image
@@ -39,7 +39,7 @@ class Comparison:
     teacher_file: Loaded
     student_file: Loaded
     size: tuple[int, int]
-    """The picture's width and height in px, as the file has them."""
+    """The picture's width and height in px, upright."""
     notes: Mapping[str, int]
     """What was done to an unusual picture: animated (its frames), deep, transparent, tiny."""
     seen: NDArray[np.uint8]
@@ -86,7 +86,7 @@ class Pair:
         teacher_view = seen if cut == cut_teacher else cut_teacher(image)
         notes = _note(image, cut.resize or cut.image_size)
         answers = teacher.ask(teacher_view), student.ask(seen)
-        return Comparison(teacher, student, image.size, notes, seen, *answers)
+        return Comparison(teacher, student, upright_size(image), notes, seen, *answers)
 
 
 def open_pair(model_dir: ModelDir, provider: str) -> Pair:

@@ -1,0 +1,112 @@
+"""What the page's events and programs ask for, and what they get: no layout here."""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio
+
+from toolkit.demo.contents import Contents, read_contents, show_pixels
+from toolkit.demo.pair import Pair, open_pair
+from toolkit.errors import ArtifactError, DataError
+from toolkit.modeldir import ModelDir
+from toolkit.predict import PictureError
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A model directory on the page."""
+
+    pair: Pair
+    contents: Contents
+
+
+def open_models(model_dirs: Sequence[ModelDir], provider: str) -> dict[str, Shown]:
+    """By name, or by path where two are called alike. Raises ArtifactError, DeviceError."""
+    if not model_dirs:
+        raise ArtifactError("there is no model directory to show", "name one: toolkit demo MODEL_DIR")
+    names = [directory.name for directory in model_dirs]
+    return {
+        str(directory.path) if names.count(directory.name) > 1 else directory.name: Shown(
+            open_pair(directory, provider), read_contents(directory)
+        )
+        for directory in model_dirs
+    }
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """One method an event; what they return are values of components, in the order in which page.py lists these."""
+
+    models: Mapping[str, Shown]
+
+    def predict(self, image: gradio.FileData, model: str = "", precision: str = "fp32") -> dict[str, Any]:
+        """Ask teacher and student about a picture; the first model where none is named."""
+        try:
+            return self._answer(image, model, precision)
+        except DataError as error:
+            raise _message(str(error)) from None
+
+    def look(self, picture: dict[str, Any] | None, model: str, precision: str) -> tuple[Any, ...]:
+        """Answers, what the networks saw, and the value of the tab of dark knowledge."""
+        if picture is None:
+            return None, None, None
+        try:
+            answer = self._answer(picture, model, precision, with_picture=True)
+        except DataError as error:
+            reason = error.reason if isinstance(error, PictureError) else ""
+            return {"problem": {"reason": reason, "message": str(error)}}, None, None
+        seen = {name: answer[name] for name in ("src", "image_size", "width", "height")}
+        return answer, seen, answer
+
+    def pick(self, model: str) -> tuple[Any, ...]:
+        """The precisions of another model, and what its tabs show."""
+        chosen = self._find(model)
+        return (gradio.update(**precision_choices(chosen.pair)), *tab_values(chosen.contents))
+
+    def choose_example(self, model: str, event: gradio.EventData) -> Any:
+        """The picture of a tile, in full."""
+        return self._picture("examples", model, event)
+
+    def choose_disagreement(self, model: str, event: gradio.EventData) -> tuple[Any, Any]:
+        """The picture of a tile, and the tab on which it is shown."""
+        return self._picture("disagreements", model, event), gradio.Tabs(selected="compare")
+
+    def _picture(self, kind: str, model: str, event: gradio.EventData) -> Any:
+        place = event._data.get("index") if isinstance(event._data, dict) else None
+        try:
+            picture = self._find(model).contents.picture(kind, place if isinstance(place, int) else -1)
+        except ArtifactError as error:
+            raise _message(str(error)) from None
+        return gradio.skip() if picture is None else picture
+
+    def _find(self, name: str) -> Shown:
+        if not isinstance(name, str) or (name and name not in self.models):
+            raise _message(f"there is no model {name!r}; there are: {', '.join(self.models)}")
+        return self.models[name or next(iter(self.models))]
+
+    def _answer(self, picture: Any, model: str, precision: str, *, with_picture: bool = False) -> dict[str, Any]:
+        pair = self._find(model).pair
+        if not isinstance(picture, dict) or not isinstance(picture.get("path"), str):
+            raise DataError("the image is no uploaded file", "upload a picture and pass what the upload gave")
+        comparison = pair.compare(Path(picture["path"]), picture.get("orig_name") or "the picture", precision or "fp32")
+        answer = {"model": model or next(iter(self.models)), **comparison.to_json()}
+        return answer | {"src": show_pixels(comparison.seen)} if with_picture else answer
+
+
+def precision_choices(pair: Pair) -> dict[str, Any]:
+    """Settings of the switch: hidden where there is nothing to choose."""
+    choices = list(pair.students)
+    return {"choices": choices, "value": choices[0], "visible": len(choices) > 1}
+
+
+def tab_values(contents: Contents) -> tuple[Any, ...]:
+    """Values for examples, disagreements, report and plots."""
+    return contents.examples, contents.examples, contents.report, contents.plots
+
+
+def _message(text: str) -> gradio.Error:
+    """A message to a program or on the page; names in it are the visitor's, and gradio shows messages as HTML."""
+    return gradio.Error(html.escape(text, quote=False), duration=None, print_exception=False)
