@@ -34,13 +34,8 @@ def expect_answers(page: Page) -> None:
 
 
 def open_tab(page: Page, key: str, language: Language = "en") -> None:
-    name = TEXTS[language][key]
-    tab = page.get_by_role("tab", name=name, exact=True)
-    if not tab.is_visible():  # on a phone some are behind a menu
-        page.locator(".overflow-menu > button").click()
-        page.locator(".overflow-dropdown").get_by_text(name, exact=True).click()
-    else:
-        tab.click()
+    tab = page.get_by_role("tab", name=TEXTS[language][key], exact=True)
+    tab.click()
     expect(tab).to_have_attribute("aria-selected", "true")
 
 

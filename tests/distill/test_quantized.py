@@ -185,6 +185,7 @@ def test_the_work_is_that_of_all_epochs_or_of_the_stored_views(choose: Chooser) 
 
     assert work(epochs=10) == pytest.approx(360)
     assert work(epochs=10, teacher_views=2) == pytest.approx(72)
+    assert work(epochs=2, teacher_views=10) == pytest.approx(72)
 
 
 def test_processes_agree_on_whether_int8_is_worth_a_try(choose: Chooser, monkeypatch: pytest.MonkeyPatch) -> None:

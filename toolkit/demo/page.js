@@ -189,7 +189,7 @@
     (value.pictures.length
       ? `<div class="kd-plots">${value.pictures
           .map(
-            ({ name, src }) => `<figure data-plot="${name}"><img src="${src}" alt="${escape(texts[name])}" loading="lazy">
+            ({ name, src }) => `<figure><img src="${src}" alt="${escape(texts[name])}" loading="lazy">
             <figcaption>${say(name)}</figcaption></figure>`,
           )
           .join("")}</div>`

@@ -138,7 +138,7 @@ def _work_s(
     images = views.render(_some_images(views)[:8], view=1)
     seconds = least_times({"float": lambda: _answer(teacher, images, precision)}, clock)["float"]
     share = len(views) / distributed.world_size()
-    return seconds / len(images) * share * (section.teacher_views or section.epochs)
+    return seconds / len(images) * share * min(section.teacher_views or section.epochs, section.epochs)
 
 
 def _answer(network: Classifier, images: Tensor, precision: FloatPrecision) -> Tensor:
