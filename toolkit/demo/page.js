@@ -104,10 +104,10 @@
     return `<div class="kd-temperature">
         <img src="${value.src}" alt="${escape(texts.seen_alt)}">
         <label for="temperature">${say("temperature")}</label>
-        <span aria-hidden="true">1</span>
-        <input type="range" id="temperature" min="0" max="1" step="0.01" value="${position.toFixed(2)}"
-          aria-valuetext="${shownTemperature()}" oninput="kd.setTemperature(this)">
-        <span aria-hidden="true">${LARGEST_T}</span>
+        <span class="kd-scale"><span aria-hidden="true">1</span>
+          <input type="range" id="temperature" min="0" max="1" step="0.01" value="${position.toFixed(2)}"
+            aria-valuetext="${shownTemperature()}" oninput="kd.setTemperature(this)">
+          <span aria-hidden="true">${LARGEST_T}</span></span>
         <output for="temperature">${shownTemperature()}</output>
       </div><div class="kd-softened">${softened(value)}</div>${why}`;
   };
@@ -189,7 +189,7 @@
     (value.pictures.length
       ? `<div class="kd-plots">${value.pictures
           .map(
-            ({ name, src }) => `<figure><img src="${src}" alt="${escape(texts[name])}" loading="lazy">
+            ({ name, src }) => `<figure data-plot="${name}"><img src="${src}" alt="${escape(texts[name])}" loading="lazy">
             <figcaption>${say(name)}</figcaption></figure>`,
           )
           .join("")}</div>`
