@@ -53,12 +53,13 @@ def run(
 
 
 def test_training_learns_and_returns_its_best_epoch(splits: Splits, tmp_path: Path) -> None:
-    result = run(splits, tmp_path, epochs=6)
+    # Slow and long enough that it learns whatever the rounding of this CPU's vector instructions does to its path.
+    result = run(splits, tmp_path, epochs=16, learning_rate=0.005)
     lines = read_lines(tmp_path / "metrics.jsonl")
-    assert [line["epoch"] for line in lines] == list(range(6))
+    assert [line["epoch"] for line in lines] == list(range(16))
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
     assert result.best.valid_accuracy == max(line["valid_accuracy"] for line in lines) >= 0.9
-    assert (result.epochs, result.images_seen) == (6, 6 * 36)
+    assert (result.epochs, result.images_seen) == (16, 16 * 36)
 
     restored = make_student(seed=9).classifier
     restored.network.load_state_dict(result.state_dict)
