@@ -125,6 +125,18 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     assert "ZeroDivisionError: a bug" in result.stderr
 
 
+def test_ctrl_c_while_the_command_loads_is_one_word(tmp_path: Path) -> None:
+    code = (
+        "import sys, toolkit.__main__\n"
+        "class Impatient:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Impatient()); toolkit.__main__.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "stopped\n")
+
+
 def test_data_counts_as_json_and_strict_names_the_broken_file(tmp_path: Path) -> None:
     for split, count in (("train", 6), ("val", 3), ("test", 3)):
         for name, label in (("a", 0), ("b", 1)):

@@ -1,5 +1,18 @@
-"""`python -m toolkit`, the same as the `toolkit` command."""
+"""The `toolkit` command, also as `python -m toolkit`: a Ctrl-C that comes while it still loads ends it in one word."""
 
-from toolkit.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command; from its first line on, it has its own way to end (`toolkit.cli`)."""
+    try:
+        from toolkit import cli
+
+        cli.main()
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
