@@ -2,6 +2,8 @@
 
 import os
 import signal
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,16 @@ def make_image(label: int, seed: int, size: tuple[int, int] = (48, 40)) -> Image
     noise = np.random.default_rng(seed).integers(0, 120, (size[1], size[0], 3), dtype=np.uint8)
     noise[..., label % 3] += 100
     return Image.fromarray(noise)
+
+
+def make_png(width: int, height: int, rows: bytes = b"", depth: int = 8, colour: int = 2) -> bytes:
+    """A PNG file of any header, written chunk by chunk; `rows` begin with their filter's byte. Colour type 2 is RGB."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def make_class_folders(root: Path, images_a_class: tuple[int, int, int] = (12, 4, 4)) -> Path:

@@ -4,12 +4,13 @@ import io
 import json
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_png
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tiny_onnx import save_colour_model
 
 from toolkit import predict
@@ -95,14 +96,20 @@ def test_a_one_pixel_picture_is_answered(model: Path, tmp_path: Path) -> None:
     assert prediction.answer.top[0][0] == "green"
 
 
-def huge_png(width: int, height: int) -> bytes:
-    """A valid header of that size over almost no data."""
+def png_with_large_text() -> bytes:
+    buffer, text = io.BytesIO(), PngInfo()
+    text.add_text("comment", "a" * 2_000_000, zip=True)
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=text)
+    return buffer.getvalue()
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
 
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+def jpeg_of_many_scans(scans: int) -> bytes:
+    """A progressive one whose last scan comes again and again."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    last, own = content[content.rindex(b"\xff\xda") : -2], content.count(b"\xff\xda")
+    return content[:-2] + last * (scans - own) + content[-2:]
 
 
 def half_a_jpeg() -> bytes:
@@ -117,12 +124,14 @@ def half_a_jpeg() -> bytes:
         ("empty.png", b"", "the file is empty"),
         ("text.jpg", b"hello, this is text", "not a JPEG, PNG, WebP, BMP or GIF image"),
         ("half.jpg", half_a_jpeg(), "image file is truncated"),
-        ("broken.png", huge_png(8, 8), "cannot read"),
+        ("broken.png", make_png(8, 8), "cannot read"),
         ("document.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG"),
-        ("bomb.png", huge_png(12_001, 10_000), "is too large (12001×10000 px)"),
-        ("bigger_bomb.png", huge_png(60_000, 60_000), "is too large"),
+        ("bomb.png", make_png(12_001, 10_000), "is too large (12001×10000 px)"),
+        ("bigger_bomb.png", make_png(60_000, 60_000), "is too large"),
+        ("text.png", png_with_large_text(), "the text or colour profile packed into it is too large"),
+        ("scans.jpg", jpeg_of_many_scans(101), "it is a JPEG in more than 100 passes"),
     ],
-    ids=["empty", "text", "half", "broken", "postscript", "bomb", "bigger bomb"],
+    ids=["empty", "text", "half", "broken", "postscript", "bomb", "bigger bomb", "large text", "scans"],
 )
 def test_a_bad_file_is_named_with_the_reason(
     model: Path, tmp_path: Path, name: str, content: bytes, message: str
@@ -136,9 +145,16 @@ def test_a_bad_file_is_named_with_the_reason(
     assert "\n" not in str(prediction.error)
 
 
+def test_a_jpeg_of_as_many_passes_as_may_be_is_answered(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg_of_many_scans(100))
+    (prediction,) = predict_files(model, [tmp_path / "a.jpg"], k=1)
+    assert prediction.answer is not None
+    assert prediction.answer.top[0][0] == "red"
+
+
 def test_a_missing_file_and_an_empty_folder(model: Path, tmp_path: Path) -> None:
     (prediction,) = predict_files(model, [tmp_path / "nowhere.png"])
-    assert "there is no file" in str(prediction.error)
+    assert str(prediction.error) == f"{tmp_path / 'nowhere.png'} is not there; check the path"
     with pytest.raises(DataError, match=r"there is no image in .*; files that count end in \.bmp"):
         predict_files(model, [tmp_path])
     with pytest.raises(DataError, match="is a directory"):

@@ -100,7 +100,7 @@ def read_image(path: Path, name: str = "") -> Image.Image:
         image.load()
         return image
     except FileNotFoundError:
-        raise DataError(f"there is no file {name}", "check the path") from None
+        raise DataError(f"{name} is not there", "check the path") from None
     except IsADirectoryError:
         raise DataError(f"{name} is a directory", "give an image file") from None
     except PermissionError:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -64,16 +63,6 @@ def save_picture(folder: Path, colour: str) -> Path:
     path = folder / f"{colour}.png"
     make_image(COLOURS.index(colour), 0, (70, 50)).save(path)
     return path
-
-
-def make_bomb() -> bytes:
-    """A PNG's header of 60,000×60,000 px over almost no data."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-
-    header = (60_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def make_damaged() -> bytes:

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import make_png
 from playwright.sync_api import Page, expect
 
 from browser.conftest import Demo
-from browser.samples import make_bomb, save_picture
+from browser.samples import save_picture
 from browser.visitor import TABS, OpenPage, choose_model, open_tab, upload
 from toolkit.demo.texts import Language
 
@@ -53,7 +54,7 @@ def test_every_tab(open_page: OpenPage, axe: str, tmp_path: Path, locale: str, l
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_messages_and_hints(open_page: OpenPage, demo: Demo, axe: str, tmp_path: Path, scheme: str) -> None:
     page = open_page(scheme=scheme, width=390)
-    (tmp_path / "bomb.png").write_bytes(make_bomb())
+    (tmp_path / "bomb.png").write_bytes(make_png(60_000, 60_000))
     page.locator("#picture input[type=file]").set_input_files(tmp_path / "bomb.png")
     page.get_by_role("alert").first.wait_for()
     found = find_violations(page, axe, "message")

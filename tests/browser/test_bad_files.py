@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from conftest import make_png
 from playwright.sync_api import expect
 
-from browser.samples import make_bomb, make_damaged, save_picture
+from browser.samples import make_damaged, save_picture
 from browser.visitor import OpenPage, expect_answers
 from toolkit.demo.texts import Language
 
@@ -16,7 +17,7 @@ BAD_FILES = {
     "text.jpg": (b"this is no picture", "cannot read text.jpg as an image", "无法读取这张图片"),
     "notes.txt": (b"this is no picture", "notes.txt", "无法读取这张图片"),
     "empty.png": (b"", "the file is empty", "这个文件是空的"),
-    "bomb.png": (make_bomb(), "bomb.png is too large", "图片太大"),
+    "bomb.png": (make_png(60_000, 60_000), "bomb.png is too large", "图片太大"),
     "damaged.jpg": (make_damaged(), "cannot read damaged.jpg as an image", "无法读取这张图片"),
     "big.png": (b"\x89PNG" + bytes(10_500_000), "10 MB", "10 MB"),
 }

@@ -1,16 +1,14 @@
 """Decoding against independent expectations, resize and crop against torchvision."""
 
-import io
 import json
 import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_image
+from conftest import make_image, make_png
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
@@ -67,9 +65,7 @@ def test_16_bit_grey_keeps_the_upper_byte(tmp_path: Path) -> None:
 
 def test_16_bit_rgb_keeps_the_upper_byte(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    path.write_bytes(
-        _png(width=2, height=1, depth=16, colour=2, rows=bytes([0]) + bytes.fromhex("12345678abcd00ff80007fff"))
-    )
+    path.write_bytes(make_png(2, 1, bytes([0]) + bytes.fromhex("12345678abcd00ff80007fff"), depth=16))
     assert np.asarray(decode_rgb(open_image(path))).tolist() == [[[0x12, 0x56, 0xAB], [0x00, 0x80, 0x7F]]]
 
 
@@ -249,16 +245,3 @@ def test_from_recipe_takes_the_data_section() -> None:
 def test_importing_it_does_not_import_torch() -> None:
     code = "import sys, toolkit.data.preprocess; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def _png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    """A PNG file written chunk by chunk; Pillow itself cannot write 16-bit RGB."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    with io.BytesIO() as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        file.write(chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)))
-        file.write(chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
-        return file.getvalue()

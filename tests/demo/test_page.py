@@ -1,11 +1,11 @@
 """The page as a program uses it: one function, the same answers as `toolkit predict`, clear messages."""
 
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import make_png
 from demo_server import Server, as_pairs, ask, connect
 from demo_server import save_picture as save
 from gradio_client import Client
@@ -48,22 +48,12 @@ def test_the_picker_changes_the_model(client: Client, model_dirs: list[ModelDir]
         ask(client, picture, "first", "int4")
 
 
-def huge_png() -> bytes:
-    """A header of 60,000×60,000 px over almost no data."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-
-    header = (60_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("text.jpg", b"this is no picture", r"cannot read text\.jpg as an image: not a JPEG"),
         ("empty.png", b"", r"cannot read empty\.png as an image: the file is empty"),
-        ("bomb.png", huge_png(), r"bomb\.png is too large"),
+        ("bomb.png", make_png(60_000, 60_000), r"bomb\.png is too large"),
         ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"cannot read drawing\.svg as an image"),
     ],
     ids=["text", "empty", "bomb", "svg"],

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_png
 from demo_server import CLASSES, make_model_dir, save_picture
 from PIL import Image, ImageOps
 from tiny_onnx import save_colour_model
@@ -84,17 +85,20 @@ def test_unusual_pictures_are_answered_and_noted(directory: ModelDir, tmp_path: 
     red, blue = (Image.new("RGB", (40, 40), colour) for colour in ("red", "blue"))
     red.save(tmp_path / "animated.gif", save_all=True, append_images=[blue, red])
     Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    rows = [bytes([0]) + np.full(40 * 3, 40_000, ">u2").tobytes()] * 40
+    (tmp_path / "deep_colours.png").write_bytes(make_png(40, 40, b"".join(rows), depth=16))
     Image.new("RGBA", (40, 40), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")
     Image.new("RGBA", (40, 40), "red").save(tmp_path / "opaque.png")
     pair = open_pair(directory, "cpu")
     found = {
         name: pair.compare(tmp_path / name)
-        for name in ("animated.gif", "deep.png", "clear.png", "dot.png", "opaque.png")
+        for name in ("animated.gif", "deep.png", "deep_colours.png", "clear.png", "dot.png", "opaque.png")
     }
     assert {name: one.notes for name, one in found.items()} == {
         "animated.gif": {"animated": 3},
         "deep.png": {"deep": 1},
+        "deep_colours.png": {"deep": 1},
         "clear.png": {"transparent": 1},
         "dot.png": {"tiny": 1},
         "opaque.png": {},
@@ -102,6 +106,7 @@ def test_unusual_pictures_are_answered_and_noted(directory: ModelDir, tmp_path: 
     assert found["animated.gif"].teacher.top[0][0] == "red"
     assert found["dot.png"].teacher.top[0][0] == "red"
     assert (found["deep.png"].seen == 40_000 >> 8).all()
+    assert (found["deep_colours.png"].seen == 40_000 >> 8).all()
     assert (found["clear.png"].seen == 255).all()
 
 

@@ -37,6 +37,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from toolkit.cli import app
+from toolkit.demo.gate import INPUTS
 from toolkit.demo.server import read_login, serve
 from toolkit.errors import ToolkitError
 from toolkit.modeldir import ModelDir
@@ -270,6 +271,37 @@ def test_what_is_not_json_is_refused(url: str, server: Server) -> None:
     for body in (b"", b"{", b"\xff\xfe", b"[" * 500_000, b"NaN,", b'{"data": [], "fn_index": 0'):
         reply = request(url, PREDICT, "POST", body, {"Content-Type": "application/json"})
         assert (reply.status, reply.body) == (400, b'{"detail":"the request is not JSON"}')
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_call_without_all_its_inputs_is_told_what_they_are(
+    url: str, client: Client, server: Server, tmp_path: Path
+) -> None:
+    (endpoint,) = client.view_api(return_format="dict")["named_endpoints"].values()
+    assert [parameter["parameter_name"] for parameter in endpoint["parameters"]] == list(INPUTS)
+    path = uploaded(post_file(url, save_picture(tmp_path / "a.png").read_bytes()))
+    picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    for call in ([], {}, {"data": picture}, {"data": [picture]}, {"data": [picture, "", "", ""]}):
+        reply = post_json(url, PREDICT, call)
+        assert reply.status == 422
+        assert json.loads(reply.body)["detail"].startswith('give {"data": [image, model, precision]}; ')
+    for call in ([], {}, {"picture": picture}, {"image": picture, "size": 3}):
+        reply = post_json(url, "/gradio_api/call/v2/predict", call)
+        assert reply.status == 422
+        assert json.loads(reply.body) == {"detail": "name the image; what can be named: image, model, precision"}
+    assert post_json(url, "/gradio_api/call/v2/predict", {"image": picture}).status == 200
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_who_leaves_while_sending_leaves_no_trace(url: str, server: Server) -> None:
+    host, _, port = url.removeprefix("http://").partition(":")
+    for path, kind in (("/gradio_api/upload", "multipart/form-data; boundary=b"), (PREDICT, "application/json")):
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\nContent-Length: 9000\r\n\r\n"
+            connection.sendall(head.encode() + b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n')
+            time.sleep(0.2)  # so that it is being read
+    assert request(url, "/healthz").status == 200
+    time.sleep(0.2)
     assert "Traceback" not in server.log.read_text()
 
 

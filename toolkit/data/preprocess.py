@@ -42,12 +42,21 @@ _UPRIGHT = {
 _ON_ITS_SIDE = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 
+_JPEG_SCAN = b"\xff\xda"
+"""Marks where a scan of a JPEG begins; the pixels' own bytes never hold it."""
+_MAX_JPEG_SCANS = 100
+"""Progressive JPEGs have ten or so. A scan of a few bytes takes as long as a pass over all pixels."""
+
+
 def open_image(path: Path) -> Image.Image:
     """Open an image file of a known format; it is closed at once. Raises one of UNREADABLE, as decoding may too."""
     content = path.read_bytes()
     if not content:
         raise ValueError("the file is empty")
-    return Image.open(io.BytesIO(content), formats=FORMATS)
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if image.format == "JPEG" and content.count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
+        raise ValueError(f"it is a JPEG in more than {_MAX_JPEG_SCANS} passes")
+    return image
 
 
 def why_unreadable(error: BaseException) -> str:
@@ -55,6 +64,8 @@ def why_unreadable(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not a JPEG, PNG, WebP, BMP or GIF image, or damaged at its start"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if "MAX_TEXT_CHUNK" in text:
+        return "the text or colour profile packed into it is too large"
     return " ".join(text.split()) or type(error).__name__
 
 

@@ -4,6 +4,7 @@ Gradio serves more than this page needs: it fetches addresses that a visitor nam
 recordings. So what is not named here does not exist, whatever a newer Gradio adds.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,6 +35,9 @@ MB = 2**20
 """As Gradio's page counts what is too large."""
 ENVELOPE_BYTES = 65_536
 """What an upload holds beside the file: names and boundaries. Gradio counts the file itself."""
+
+INPUTS = ("image", "model", "precision")
+"""Of a call, in its order: the parameters of `Handlers.predict`."""
 
 NO_PROGRESS = 'data: {"msg": "done"}\n\n'
 """Gradio would look for an upload for three seconds, and fail where the page has refused a file as too large."""
@@ -75,6 +79,10 @@ class Gate:
         if path == "/healthz":
             await PlainTextResponse("ok")(scope, receive, send)
             return
+        with contextlib.suppress(ClientDisconnect):  # who leaves while sending is no fault, and waits for no answer
+            await self._pass_on(request, path, scope, receive, send)
+
+    async def _pass_on(self, request: Request, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._check_route(request, path)
             if path == "/gradio_api/upload_progress":
@@ -127,10 +135,10 @@ class Gate:
             raise Refusal(413, "the call is too large; upload the picture first: POST /gradio_api/upload")
         body = await request.body()
         if path != "/login":  # which is a form
-            self._check_files(body)
+            _check_inputs(path, self._read_call(body))
         return _replay(body, request.receive)
 
-    def _check_files(self, body: bytes) -> None:
+    def _read_call(self, body: bytes) -> Any:
         """Gradio would fetch a picture from any address, and does not check the files of every kind of call."""
 
         def check(item: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +149,7 @@ class Gate:
             return item
 
         try:
-            json.loads(body, object_hook=check)
+            return json.loads(body, object_hook=check)
         except (ValueError, RecursionError):
             raise Refusal(400, "the request is not JSON") from None
 
@@ -150,6 +158,17 @@ class Gate:
             return isinstance(path, str) and Path(os.path.realpath(path)).is_relative_to(self.uploads)
         except (ValueError, OSError):  # a name that no file can have
             return False
+
+
+def _check_inputs(path: str, call: Any) -> None:
+    """Gradio would fail on a call that leaves one out, without a word to the caller."""
+    named = call if isinstance(call, dict) else {}
+    if path == "/gradio_api/call/predict":
+        data = named.get("data")
+        if not isinstance(data, list) or len(data) != len(INPUTS):
+            raise Refusal(422, f'give {{"data": [{", ".join(INPUTS)}]}}; "" takes the default of model and precision')
+    elif path == "/gradio_api/call/v2/predict" and not {"image"} <= set(named) <= {*INPUTS}:
+        raise Refusal(422, f"name the image; what can be named: {', '.join(INPUTS)}")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

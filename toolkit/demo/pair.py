@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from toolkit.data.preprocess import UNREADABLE, upright_size
+from toolkit.data.preprocess import UNREADABLE, open_image, upright_size
 from toolkit.errors import DataError
 from toolkit.modeldir import ModelDir, Precision, Role
 from toolkit.predict import Answer, ask, read_image
@@ -84,7 +84,7 @@ class Pair:
         cut, cut_teacher = student.predictor.preprocess, teacher.predictor.preprocess
         seen = cut(image)
         teacher_view = seen if cut == cut_teacher else cut_teacher(image)
-        notes = _note(image, cut.resize or cut.image_size)
+        notes = _note(image, _is_deep(picture), cut.resize or cut.image_size)
         answers = teacher.ask(teacher_view), student.ask(seen)
         return Comparison(teacher, student, upright_size(image), notes, seen, *answers)
 
@@ -125,14 +125,20 @@ def _is_transparent(image: Image.Image) -> bool:
     return int(image.getchannel("A").getextrema()[0]) < 255  # type: ignore[arg-type]
 
 
-def _note(image: Image.Image, side: int) -> dict[str, int]:
+def _is_deep(picture: Path) -> bool:
+    """Whether a channel has 16 bits; of colours Pillow can tell before it decodes them, and not afterwards."""
+    image = open_image(picture)
+    return image.mode.startswith("I") or any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+
+
+def _note(image: Image.Image, is_deep: bool, side: int) -> dict[str, int]:
     try:
         frames = getattr(image, "n_frames", 1)
     except UNREADABLE:  # later frames may be damaged: only the first one is used
         frames = 1
     notes = {
         "animated": frames if frames > 1 else 0,
-        "deep": int(image.mode.startswith("I")),
+        "deep": int(is_deep),
         "transparent": int(_is_transparent(image)),
         "tiny": int(min(image.size) < side),
     }
