@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import gradio
 import pytest
 from conftest import make_png
 from demo_server import Server, as_pairs, ask, connect
@@ -12,7 +13,9 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from toolkit.demo.handlers import Handlers, Shown, open_models
 from toolkit.demo.page import build_app
+from toolkit.demo.pair import Pair
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import ModelDir
 from toolkit.predict import predict_files
@@ -42,7 +45,7 @@ def test_the_picker_changes_the_model(client: Client, model_dirs: list[ModelDir]
         ask(client, picture, "third")
     with pytest.raises(AppError, match=r"there is no model \['first'\]"):
         ask(client, picture, ["first"])  # type: ignore[arg-type]
-    with pytest.raises(AppError, match=r"there is no model .*&lt;img&gt;"):  # gradio shows messages as HTML
+    with pytest.raises(AppError, match=r"there is no model '<img>'; there are"):  # as it is: only a page shows HTML
         ask(client, picture, "<img>")
     with pytest.raises(AppError, match=r"there is no student in 'int4'; choose one of: fp32"):
         ask(client, picture, "first", "int4")
@@ -108,3 +111,15 @@ def test_many_programs_at_once_all_get_their_own_answer(url: str, model_dirs: li
     for answer, expected in zip(answers, predict_files(model_dirs[0].path, pictures, provider="cpu"), strict=True):
         assert expected.answer is not None
         assert answer == list(expected.answer.top)
+
+
+def test_another_model_keeps_the_precision_where_it_has_it(model_dirs: list[ModelDir]) -> None:
+    handlers = Handlers(open_models(model_dirs, "cpu"))
+    first, second = handlers.models.values()
+    both = Pair(second.pair.teachers, {**second.pair.students, "int8": second.pair.students["fp32"]})
+    handlers = Handlers({"first": first, "second": Shown(both, second.contents)})
+    for model, wanted, got in (("second", "int8", "int8"), ("second", "fp16", "fp32"), ("first", "int8", "fp32")):
+        switch, *tabs = handlers.pick(model, wanted)
+        assert (switch["value"], switch["visible"], len(tabs)) == (got, model == "second", 4)
+    with pytest.raises(gradio.Error, match="there is no model '&lt;b&gt;'; there are: first, second"):  # on a page
+        handlers.pick("<b>", "fp32")

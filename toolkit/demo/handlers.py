@@ -46,8 +46,8 @@ class Handlers:
         """Ask teacher and student about a picture; the first model where none is named."""
         try:
             return self._answer(image, model, precision)
-        except DataError as error:
-            raise _message(str(error)) from None
+        except DataError as error:  # a program gets the words as they are; `_message` is for the page
+            raise gradio.Error(str(error), print_exception=False) from None
 
     def look(self, picture: dict[str, Any] | None, model: str, precision: str) -> tuple[Any, ...]:
         """Answers, what the networks saw, and the value of the tab of dark knowledge."""
@@ -61,10 +61,13 @@ class Handlers:
         seen = {name: answer[name] for name in ("src", "image_size", "width", "height")}
         return answer, seen, answer
 
-    def pick(self, model: str) -> tuple[Any, ...]:
-        """The precisions of another model, and what its tabs show."""
-        chosen = self._find(model)
-        return (gradio.update(**precision_choices(chosen.pair)), *tab_values(chosen.contents))
+    def pick(self, model: str, precision: str) -> tuple[Any, ...]:
+        """The precisions of another model, with the one chosen before where it has that too, and what its tabs show."""
+        try:
+            chosen = self._find(model)
+        except DataError as error:
+            raise _message(str(error)) from None
+        return (gradio.update(**precision_choices(chosen.pair, precision)), *tab_values(chosen.contents))
 
     def choose_example(self, model: str, event: gradio.EventData) -> Any:
         """The picture of a tile, in full."""
@@ -78,13 +81,13 @@ class Handlers:
         place = event._data.get("index") if isinstance(event._data, dict) else None
         try:
             picture = self._find(model).contents.picture(kind, place if isinstance(place, int) else -1)
-        except ArtifactError as error:
+        except (ArtifactError, DataError) as error:
             raise _message(str(error)) from None
         return gradio.skip() if picture is None else picture
 
     def _find(self, name: str) -> Shown:
         if not isinstance(name, str) or (name and name not in self.models):
-            raise _message(f"there is no model {name!r}; there are: {', '.join(self.models)}")
+            raise DataError(f"there is no model {name!r}", f"there are: {', '.join(self.models)}")
         return self.models[name or next(iter(self.models))]
 
     def _answer(self, picture: Any, model: str, precision: str, *, with_picture: bool = False) -> dict[str, Any]:
@@ -96,10 +99,10 @@ class Handlers:
         return answer | {"src": show_pixels(comparison.seen)} if with_picture else answer
 
 
-def precision_choices(pair: Pair) -> dict[str, Any]:
-    """Settings of the switch: hidden where there is nothing to choose."""
+def precision_choices(pair: Pair, wanted: str = "") -> dict[str, Any]:
+    """Settings of the switch: at `wanted`, where it can be; hidden where there is nothing to choose."""
     choices = list(pair.students)
-    return {"choices": choices, "value": choices[0], "visible": len(choices) > 1}
+    return {"choices": choices, "value": wanted if wanted in choices else choices[0], "visible": len(choices) > 1}
 
 
 def tab_values(contents: Contents) -> tuple[Any, ...]:
@@ -108,5 +111,5 @@ def tab_values(contents: Contents) -> tuple[Any, ...]:
 
 
 def _message(text: str) -> gradio.Error:
-    """A message to a program or on the page; names in it are the visitor's, and gradio shows messages as HTML."""
+    """A message on the page; names in it are the visitor's, and gradio shows messages as HTML."""
     return gradio.Error(html.escape(text, quote=False), duration=None, print_exception=False)

@@ -127,7 +127,7 @@
   const tiles = (pictures, captions) =>
     `<ul class="kd-tiles ${captions ? "kd-captioned" : ""}">${pictures
       .map(
-        (picture, index) => `<li><button type="button" data-index="${index}" title="${escape(picture.name)}">
+        (picture, index) => `<li><button type="button" data-index="${index}" title="${escape(`${picture.label} (${picture.name})`)}">
           <img src="${picture.src}" alt="${captions ? "" : escape(picture.label)}" loading="lazy">
           ${captions ? caption(picture) : `<span class="kd-truth">${escape(picture.label)}</span>`}</button></li>`,
       )
