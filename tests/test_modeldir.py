@@ -113,8 +113,8 @@ def test_a_folder_of_somebody_else_names_both_and_the_way_out(tmp_path: Path, mo
     owner = tmp_path.stat().st_uid
     assert str(error) == (
         f"cannot write {tmp_path}/new/report.json: Permission denied ({tmp_path} belongs to uid {owner}, and this is"
-        " uid 10001); give a directory you may write to, with space left; in a container: a folder of your own, and"
-        ' docker run --user "$(id -u):$(id -g)"'
+        " uid 10001); give a directory you may write to, with space left; in a container: a volume without"
+        ' --user, or a folder of your own with --user "$(id -u):$(id -g)"'
     )
 
 

@@ -163,7 +163,7 @@ def unwritable(path: Path, error: OSError) -> ArtifactError:
     if isinstance(error, PermissionError) and hasattr(os, "getuid"):
         folder = next(place for place in (path, *path.absolute().parents) if place.is_dir())
         reason += f" ({folder} belongs to uid {folder.stat().st_uid}, and this is uid {os.getuid()})"
-        remedy += '; in a container: a folder of your own, and docker run --user "$(id -u):$(id -g)"'
+        remedy += '; in a container: a volume without --user, or a folder of your own with --user "$(id -u):$(id -g)"'
     elif error.errno == errno.EROFS:
         remedy += "; in a container: mount one, as in docker run -v kd-models:/app/models"
     return ArtifactError(f"cannot write {path}: {reason}", remedy)

@@ -94,7 +94,16 @@ def test_the_report_in_short(directory: ModelDir) -> None:
     assert (report["hardware"], report["cores"]) == ("a processor", 2)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": 1}', json.dumps(REPORT | {"dataset": None})])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"rows": 1}'),
+        *(
+            json.dumps(REPORT | change)
+            for change in ({"dataset": None}, {"rows": "abc"}, {"rows": [1, {}]}, {"verdict": None})
+        ),
+    ],
+)
 def test_a_damaged_report_is_told_and_stops_nothing(
     directory: ModelDir, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,10 @@ def _read_report(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
         if report["schema"] != SCHEMA:
             raise ValueError("another schema")
+        if not isinstance(report["rows"], list) or not isinstance(report["verdict"], str):
+            raise TypeError("another kind of value")
+        for row in report["rows"]:
+            _ = row["model"], row["precision"]
         gain = report["distillation"] or {}
         return {
             "rows": report["rows"],

@@ -133,15 +133,18 @@
       )
       .join("")}</ul>`;
 
-  /** A file that is there and cannot be read. */
-  const trouble = (value) => (value.problem ? `<p class="kd-problem">${escape(value.problem)}</p>` : "");
+  /** What is not there, or cannot be read, and the command that makes it. */
+  const lacking = (value, hint) =>
+    value.problem
+      ? `<p class="kd-problem">${escape(value.problem)}</p><p class="kd-hint">${command(value.command)}</p>`
+      : `<p class="kd-hint">${say(hint)} ${command(value.command)}</p>`;
   const examples = (value) =>
     value.examples
       ? `<h2 class="kd-small">${say("examples")}</h2>${tiles(value.examples, false)}`
-      : `${trouble(value)}<p class="kd-hint">${say("no_examples")} ${command(value.command)}</p>`;
+      : lacking(value, "no_examples");
 
   const disagreements = (value) => {
-    if (!value.examples) return `${trouble(value)}<p class="kd-hint">${say("no_examples")} ${command(value.command)}</p>`;
+    if (!value.examples) return lacking(value, "no_examples");
     const about = { ...value, count: number(value.differing), images: number(value.images) };
     if (value.differing === 0) return `<p>${say("none_differ", about)}</p>`;
     const shown = value.disagreements.length;
@@ -150,7 +153,7 @@
   };
 
   const report = (value) => {
-    if (!value.rows) return `${trouble(value)}<p class="kd-hint">${say("no_report")} ${command(value.command)}</p>`;
+    if (!value.rows) return lacking(value, "no_report");
     const heads = ["model", "runtime", "size", "top1", "agree", "latency", "throughput", "against"];
     const rows = value.rows.map((row) => {
       const [batch, speed] = Object.entries(row.throughput_img_s ?? {}).at(-1) ?? ["", null];

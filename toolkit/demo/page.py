@@ -41,7 +41,7 @@ def page_style() -> dict[str, Any]:
         "css": f":root {{ {colours} }}\n" + (beside / "page.css").read_text(encoding="utf-8"),
         "head": f"<script>window.kd = {{ texts: {texts} }};\n{script}</script>",
         "i18n": words,
-        "footer_links": ["api"],
+        "footer_links": [],  # Gradio's page of the API asks for what is not there and names settings that do nothing
     }
 
 
