@@ -52,6 +52,7 @@ def test_any_other_answer_is_not(port: int, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("command", ["distill", "export", "bench", "doctor"])
 def test_a_stage_is_well_while_it_runs(command: str) -> None:
     assert health.examine([*TOOLKIT, command], 1) == ""
+    assert health.examine([*TOOLKIT, command, "models/x", "--data", "demo"], 1) == ""
 
 
 def test_the_container_asks_its_first_process() -> None:

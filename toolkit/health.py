@@ -8,6 +8,7 @@ import http.client
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 PORT = 7860
@@ -16,7 +17,8 @@ TIMEOUT_S = 4.0
 
 def examine(arguments: Sequence[str], port: int = PORT) -> str:
     """What is wrong with the process of those arguments, "" if nothing. `port` is a demo's where they give none."""
-    if "demo" not in arguments:
+    commands = [after for before, after in pairwise(arguments) if Path(before).name == "toolkit"]
+    if commands[:1] != ["demo"]:
         return ""
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, joined = flag.partition("=")

@@ -4,6 +4,7 @@ N images, S px their side, C classes.
 """
 
 import contextlib
+import importlib
 import io
 import logging
 import warnings
@@ -54,6 +55,7 @@ def build_graph(classifier: Classifier, image_size: int, opset: int) -> onnx.Mod
             f"the network's weights ({size_bytes / 1e9:.1f} GB) do not fit into one ONNX file, which holds 2.1 GB",
             "export a smaller architecture",
         )
+    importlib.import_module("torch._dynamo")  # torch swallows a Ctrl-C while it imports this, and fails afterwards
     example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     try:
         with _silence():
