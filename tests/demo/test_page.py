@@ -13,9 +13,8 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from toolkit.demo.handlers import Handlers, Shown, open_models
+from toolkit.demo.handlers import Handlers, open_models
 from toolkit.demo.page import build_app
-from toolkit.demo.pair import Pair
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import ModelDir
 from toolkit.predict import predict_files
@@ -113,13 +112,6 @@ def test_many_programs_at_once_all_get_their_own_answer(url: str, model_dirs: li
         assert answer == list(expected.answer.top)
 
 
-def test_another_model_keeps_the_precision_where_it_has_it(model_dirs: list[ModelDir]) -> None:
-    handlers = Handlers(open_models(model_dirs, "cpu"))
-    first, second = handlers.models.values()
-    both = Pair(second.pair.teachers, {**second.pair.students, "int8": second.pair.students["fp32"]})
-    handlers = Handlers({"first": first, "second": Shown(both, second.contents)})
-    for model, wanted, got in (("second", "int8", "int8"), ("second", "fp16", "fp32"), ("first", "int8", "fp32")):
-        switch, *tabs = handlers.pick(model, wanted)
-        assert (switch["value"], switch["visible"], len(tabs)) == (got, model == "second", 4)
-    with pytest.raises(gradio.Error, match="there is no model '&lt;b&gt;'; there are: first, second"):  # on a page
-        handlers.pick("<b>", "fp32")
+def test_a_model_that_is_not_there_is_told_on_the_page(model_dirs: list[ModelDir]) -> None:
+    with pytest.raises(gradio.Error, match="there is no model '&lt;b&gt;'; there are: first, second"):
+        Handlers(open_models(model_dirs, "cpu")).pick("<b>")

@@ -61,13 +61,13 @@ class Handlers:
         seen = {name: answer[name] for name in ("src", "image_size", "width", "height")}
         return answer, seen, answer
 
-    def pick(self, model: str, precision: str) -> tuple[Any, ...]:
-        """The precisions of another model, with the one chosen before where it has that too, and what its tabs show."""
+    def pick(self, model: str) -> tuple[Any, ...]:
+        """The precisions of another model, and what its tabs show."""
         try:
             chosen = self._find(model)
         except DataError as error:
             raise _message(str(error)) from None
-        return (gradio.update(**precision_choices(chosen.pair, precision)), *tab_values(chosen.contents))
+        return (gradio.update(**precision_choices(chosen.pair)), *tab_values(chosen.contents))
 
     def choose_example(self, model: str, event: gradio.EventData) -> Any:
         """The picture of a tile, in full."""
@@ -99,10 +99,10 @@ class Handlers:
         return answer | {"src": show_pixels(comparison.seen)} if with_picture else answer
 
 
-def precision_choices(pair: Pair, wanted: str = "") -> dict[str, Any]:
-    """Settings of the switch: at `wanted`, where it can be; hidden where there is nothing to choose."""
+def precision_choices(pair: Pair) -> dict[str, Any]:
+    """Settings of the switch: hidden where there is nothing to choose."""
     choices = list(pair.students)
-    return {"choices": choices, "value": wanted if wanted in choices else choices[0], "visible": len(choices) > 1}
+    return {"choices": choices, "value": choices[0], "visible": len(choices) > 1}
 
 
 def tab_values(contents: Contents) -> tuple[Any, ...]:

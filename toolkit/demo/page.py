@@ -134,7 +134,7 @@ def _connect(page: Layout, handlers: Handlers) -> None:
     page.picture.change(**looking)
     page.precision.input(**looking)
     filled = [page.precision, page.examples, page.disagreements, page.report, page.plots]
-    page.model.input(handlers.pick, [page.model, page.precision], filled, **quiet).then(**looking)
+    page.model.input(handlers.pick, page.model, filled, **quiet).then(**looking)
     page.examples.select(handlers.choose_example, page.model, page.picture, **quiet)
     page.disagreements.select(handlers.choose_disagreement, page.model, [page.picture, page.tabs], **quiet)
     gradio.api(handlers.predict, api_name="predict", **ONE_AT_A_TIME)
