@@ -55,6 +55,10 @@ def test_tab_reaches_everything_in_the_order_of_the_page(page: Page) -> None:
 def test_a_tab_an_example_and_the_slider_without_a_mouse(page: Page) -> None:
     tab_to(page, "green")
     page.keyboard.press("Enter")
+    try:
+        expect(page.locator("#answers [data-role=student] .kd-bar")).to_have_count(5, timeout=5000)
+    except AssertionError:  # a page that is just there may not listen yet
+        page.keyboard.press("Enter")
     expect_answers(page)
     page.get_by_role("tab", name="Compare").focus()
     page.keyboard.press("Tab")
