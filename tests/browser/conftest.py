@@ -5,7 +5,7 @@ The browser is the system's Chromium, driven by Playwright; `make test-browser` 
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,9 +72,9 @@ class Watched:
 
 
 @contextmanager
-def serve(*model_dirs: ModelDir, log: Path) -> Iterator[str]:
+def serve(*model_dirs: ModelDir, log: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
     """The demo's address; it must have had no trouble, have asked no other host, and end well."""
-    server = Server.start(model_dirs, log)
+    server = Server.start(model_dirs, log, environment=environment)
     try:
         yield server.url
     finally:

@@ -3,13 +3,14 @@
 import re
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from conftest import make_png
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from browser.conftest import Demo
-from browser.samples import save_picture
+from browser.conftest import Demo, serve
+from browser.samples import make_bare_dir, save_picture
 from browser.visitor import TABS, OpenPage, choose_model, open_tab, upload
 from toolkit.demo.texts import Language
 
@@ -62,6 +63,24 @@ def test_messages_and_hints(open_page: OpenPage, demo: Demo, axe: str, tmp_path:
     for key in TABS:
         open_tab(page, key)
         found += find_violations(page, axe, f"{key} of a bare directory")
+    assert found == [], "\n".join(found)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_signing_in(browser: Browser, axe: str, tmp_path: Path, scheme: Literal["light", "dark"]) -> None:
+    login = {"KD_TOOLKIT_USER": "guest", "KD_TOOLKIT_PASSWORD": "a word"}
+    with serve(make_bare_dir(tmp_path / "bare"), log=tmp_path / "log", environment=login) as url:
+        page = browser.new_page(color_scheme=scheme)
+        page.goto(url)
+        expect(page.locator("button")).to_be_visible()
+        assert page.title() == "kd-toolkit"
+        found = find_violations(page, axe, "login")
+        for field, value in zip(page.locator("input").all(), login.values(), strict=True):
+            field.fill(value)
+        page.locator("button").click()
+        expect(page.get_by_role("tab").first).to_be_visible()
+        assert page.title() == "kd-toolkit: teacher and student"
+        page.close()
     assert found == [], "\n".join(found)
 
 

@@ -1,7 +1,7 @@
 """Which language the page speaks: the one that was chosen with its switch, else the browser's.
 
 Gradio takes its own words' language from `navigator.language`; so that the whole page speaks one language, a script
-that sets it goes first in the page's head.
+that sets it goes first in the page's head. It names the page, too: that on which visitors sign in has no other title.
 """
 
 from http.cookies import CookieError, SimpleCookie
@@ -73,7 +73,7 @@ class SpeakLanguage:
 def _speak(page: bytes, language: Language) -> bytes:
     locale = LOCALES[language]
     script = (
-        f'<script>document.documentElement.lang="{locale}";for(const [name,value] of '
+        f'<script>document.documentElement.lang="{locale}";document.title="kd-toolkit";for(const [name,value] of '
         f'[["language","{locale}"],["languages",["{locale}"]]])'
         "Object.defineProperty(navigator,name,{get:()=>value});</script>"
     )

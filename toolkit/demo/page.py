@@ -23,6 +23,12 @@ KEEP_UPLOADS_S = 3600
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "networks"}
 """A large picture takes much memory, and two requests at once would spoil each other's latency."""
 
+# White on Gradio's orange is too faint to read; the page on which visitors sign in has such a button.
+PARTS = ("", "_dark", "_hover", "_hover_dark")
+SIGN_IN = {f"button_primary_background_fill{part}": "#c2410c" for part in PARTS}
+    f"button_primary_background_fill{state}{dark}": "#c2410c" for state in ("", "_hover") for dark in ("", "_dark")
+}
+
 SANS = ("ui-sans-serif", "system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
 
@@ -37,7 +43,7 @@ def page_style() -> dict[str, Any]:
     texts = json.dumps(TEXTS, ensure_ascii=False).replace("<", "\\u003c")
     script = (beside / "page.js").read_text(encoding="utf-8")
     return {
-        "theme": gradio.themes.Default(font=SANS, font_mono=MONO),
+        "theme": gradio.themes.Default(font=SANS, font_mono=MONO).set(**SIGN_IN),
         "css": f":root {{ {colours} }}\n" + (beside / "page.css").read_text(encoding="utf-8"),
         "head": f"<script>window.kd = {{ texts: {texts} }};\n{script}</script>",
         "i18n": words,
