@@ -26,8 +26,6 @@ ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "netw
 # White on Gradio's orange is too faint to read; the page on which visitors sign in has such a button.
 PARTS = ("", "_dark", "_hover", "_hover_dark")
 SIGN_IN = {f"button_primary_background_fill{part}": "#c2410c" for part in PARTS}
-    f"button_primary_background_fill{state}{dark}": "#c2410c" for state in ("", "_hover") for dark in ("", "_dark")
-}
 
 SANS = ("ui-sans-serif", "system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
