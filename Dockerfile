@@ -69,6 +69,7 @@ ENV PATH=/opt/kd-toolkit/bin:$PATH \
     USER=toolkit \
     KD_TOOLKIT_CACHE=/tmp/kd-toolkit \
     KD_TOOLKIT_HOST=0.0.0.0 \
+    KD_TOOLKIT_VOLUME=/app/models \
     GRADIO_ANALYTICS_ENABLED=False \
     PYTHONUNBUFFERED=1 \
     TORCH_LOGS=-torch.utils.flop_counter

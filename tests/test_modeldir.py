@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from toolkit import modeldir
 from toolkit.errors import ArtifactError
-from toolkit.modeldir import ModelDir, sha256_file, unwritable, write_atomically
+from toolkit.modeldir import ModelDir, missing_volume, sha256_file, unwritable, write_atomically
 
 
 def fail_halfway(path: Path) -> None:
@@ -91,6 +92,30 @@ def test_a_missing_directory_names_the_command_that_makes_it(tmp_path: Path) -> 
     directory = ModelDir(tmp_path / "none")
     with pytest.raises(ArtifactError, match=r"there is no model directory .*; make one with: toolkit run --out"):
         directory.require(directory.weights("student"))
+
+
+MOUNTS_INSIDE = """\
+612 570 0:52 / / rw,relatime master:281 - overlay overlay rw,lowerdir=/l/A:/l/B
+613 612 0:55 / /proc rw,nosuid - proc proc rw
+620 612 254:1 /volumes/kd/_data {volume} rw,relatime - ext4 /dev/vda rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("mounted", "missing"), [("/app/models", None), ("/app/models/fashion-mnist", None), ("/data", "/app/models")]
+)
+def test_a_volume_that_was_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounted: str, missing: str | None
+) -> None:
+    (tmp_path / "mountinfo").write_text(MOUNTS_INSIDE.format(volume=mounted))
+    monkeypatch.setattr(modeldir, "MOUNTS", tmp_path / "mountinfo")
+    there = Path("/app/models/fashion-mnist")
+    assert missing_volume(there) is None  # not in the image
+    monkeypatch.setenv("KD_TOOLKIT_VOLUME", "/app/models")
+    assert missing_volume(there) == missing
+    with pytest.raises(ArtifactError) as told:
+        ModelDir(there).require(there / "student.onnx")
+    assert ("docker run -v kd-models:/app/models" in str(told.value)) == (missing is not None)
 
 
 def test_sha256(tmp_path: Path) -> None:

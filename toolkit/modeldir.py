@@ -22,6 +22,12 @@ Precision = Literal["fp32", "fp16", "int8"]
 BENCH_PLOTS = ("accuracy_latency", "reliability", "confusion_difference")
 """Names of the pictures that the benchmark draws."""
 
+VOLUME = "KD_TOOLKIT_VOLUME"
+"""The environment variable by which the image names the folder where a volume belongs."""
+
+MOUNTS = Path("/proc/self/mountinfo")
+"""Linux's list of mounts; the fifth field of a line is where (proc_pid_mountinfo(5))."""
+
 MADE_BY = {
     ".safetensors": "toolkit distill",
     ".onnx": "toolkit export --onnx",
@@ -106,10 +112,10 @@ class ModelDir:
     def require(self, artifact: Path) -> Path:
         """`artifact` if it is there; else an ArtifactError naming the command that makes it."""
         if not self.path.is_dir():
-            raise ArtifactError(
-                f"there is no model directory {self.path}",
-                f"make one with: toolkit run --out {shlex.quote(str(self.path))}",
-            )
+            remedy = f"make one with: toolkit run --out {shlex.quote(str(self.path))}"
+            if volume := missing_volume(self.path):
+                remedy = f"mount the volume that has it: docker run -v kd-models:{volume}"
+            raise ArtifactError(f"there is no model directory {self.path}", remedy)
         if not artifact.is_file():
             smaller = artifact.suffixes[-2] if artifact.suffix == ".onnx" and len(artifact.suffixes) > 1 else ""
             command = MADE_BY.get(artifact.suffix, "toolkit run") + smaller.replace(".", " --")
@@ -151,6 +157,16 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of the file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def missing_volume(path: Path) -> str | None:
+    """In the image, the folder where a volume would keep `path`, if nothing is mounted on the way to it; else None."""
+    volume = os.environ.get(VOLUME)
+    if not volume or not MOUNTS.is_file():
+        return None
+    mounted = {Path(line.split()[4]) for line in MOUNTS.read_text(errors="replace").splitlines()} - {Path("/")}
+    place = path.resolve()
+    return None if mounted.intersection((place, *place.parents)) else volume
 
 
 def unwritable(path: Path, error: OSError) -> ArtifactError:

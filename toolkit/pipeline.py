@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit import console
 from toolkit.cgroups import LITTLE_MEMORY_BYTES, memory_bytes
 from toolkit.errors import DeviceError, RecipeError
-from toolkit.modeldir import ModelDir, Precision
+from toolkit.modeldir import ModelDir, Precision, missing_volume
 from toolkit.recipe import DEFAULT_RECIPE, Recipe, builtin_names, load_builtin
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def open_training_job(
     recipe = _with_source(recipe, data).with_overrides(overrides)
     model_dir = ModelDir(out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
     model_dir.make()
+    _warn_of_no_volume(model_dir.path)
     device = _pick_device(device)
     join(device)
     return Job(recipe, model_dir, device, **options)
@@ -298,6 +299,15 @@ def _warn_of_little_memory() -> None:
         console.say(
             f"careful: {size_bytes / 2**30:.1f} GiB of memory for this process; if it ends without a word, or with exit"
             " code 137, that was too little: give it 2 GiB, in a container with --memory 2g"
+        )
+
+
+def _warn_of_no_volume(path: Path) -> None:
+    """Before hours of work, whose results nobody could reach."""
+    if volume := missing_volume(path):
+        console.say(
+            f"careful: {path} lies in this container and is deleted with it; to keep it, mount a volume:"
+            f" docker run -v kd-models:{volume}"
         )
 
 

@@ -39,6 +39,7 @@ def test_a_stage_works_on_a_named_volume(cpu_image: str, pictures: Mount, volume
     done = run(cpu_image, *SMALL, flags=(*flags, *pictures[1], "--volume", f"{volume}:/app/models"))
     assert "wrote models/small/student.safetensors" in done.stdout
     assert "Warning" not in done.stderr
+    assert "is deleted with it" not in done.stderr
 
 
 @pytest.mark.parametrize("flags", [(), HARDENED, ("--user", "54321:54321"), ("--cap-drop", "ALL")], ids=" ".join)
@@ -94,6 +95,15 @@ def test_as_its_owner_it_works(cpu_image: str, pictures: Mount, tmp_path: Path) 
     flags = ("--user", f"{owner[0]}:{owner[1]}", "--volume", f"{tmp_path}:/app/models", *pictures[1])
     run(cpu_image, *SMALL, flags=flags)
     assert (tmp_path / "small" / "student.safetensors").stat().st_uid == owner[0]
+
+
+def test_a_forgotten_volume_is_said(cpu_image: str, pictures: Mount, volume: str) -> None:
+    told = "lies in this container and is deleted with it; to keep it, mount a volume: docker run -v kd-models:"
+    done = run(cpu_image, *SMALL, flags=pictures[1])
+    assert f"careful: models/small {told}/app/models" in done.stderr
+    assert_one_line(run(cpu_image, "export", "--onnx", check=False), 1, "docker run -v kd-models:/app/models")
+    done = run(cpu_image, "export", "--onnx", flags=("--volume", f"{volume}:/app/models"), check=False)
+    assert_one_line(done, 1, "make one with: toolkit run")
 
 
 def test_a_read_only_container_without_a_volume_is_one_line(cpu_image: str) -> None:
