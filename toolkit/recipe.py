@@ -106,6 +106,9 @@ class TeacherRecipe(TrainingRecipe):
     weights: str = Field("", description="empty: from scratch; imagenet, food-11 or a file")
     mean: Channels | None = Field(None, description="the teacher's own; absent: its weights', else [data]'s")
     std: Spread | None = Field(None, description="see mean")
+    enlarge: int | None = Field(
+        None, ge=1, le=16, description="times; it sees each image so much larger; absent: its weights' own, else 1"
+    )
     epochs: int = Field(30, ge=1, le=10_000)
 
 

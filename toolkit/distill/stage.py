@@ -22,6 +22,7 @@ from toolkit.distill.teaching import Teaching
 from toolkit.distill.trainer import Records, train
 from toolkit.errors import ArtifactError, RecipeError, TrainingError
 from toolkit.modeldir import ModelDir, Role, write_atomically
+from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import ModelInfo, read_info, save_model
 from toolkit.recipe import Recipe, TrainingRecipe
@@ -182,6 +183,7 @@ class Job:
             dataset_sha256=self.settings["dataset_sha256"],
             teacher_sha256=self.settings.get("teacher_sha256"),
             toolkit_version=__version__,
+            enlarge=registry.enlargement(learner.classifier.network),
             extra=extra,
         )
         if distributed.is_main():

@@ -105,6 +105,7 @@ def _new_network(
         base=recipe.student.base,
         width_mult=recipe.student.width_mult,
         image_size=recipe.data.image_size,
+        enlarge=section.enlarge or 1,
     )
     if imagenet:
         _load_imagenet_body(network, section.architecture)

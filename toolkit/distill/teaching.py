@@ -28,6 +28,7 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.precision import Precision, autocast
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import write_atomically
+from toolkit.networks.small_maps import place
 
 LAYOUT_VERSION = 1
 """Goes into the store's key; raised whenever the meaning of what is kept changes."""
@@ -69,7 +70,8 @@ class LiveTeacher:
     def __init__(
         self, network: TappedNetwork, views: TrainingViews, valid_pixels: Pixels, precision: Precision
     ) -> None:
-        self._network = network.to(views.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        place(network, views.device)
+        self._network = network.eval()
         self._views, self._valid_pixels, self._precision = views, valid_pixels, precision
 
     def answer(self, indices: np.ndarray, view: int, student_images: Tensor) -> Answers:

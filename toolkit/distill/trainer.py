@@ -30,7 +30,7 @@ from toolkit.distill.step import Stepper
 from toolkit.distill.teaching import Answers, Teaching
 from toolkit.errors import Interrupted, TrainingError
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.small_maps import use_small_map_convolutions
+from toolkit.networks.small_maps import place
 
 CHECK_STEPS = 20
 """Steps between two looks at whether the loss is finite, and at most between two agreements of several processes."""
@@ -99,8 +99,7 @@ class _Run:
         request: StopRequest,
     ) -> None:
         torch.manual_seed(plan.seed)
-        learner.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        use_small_map_convolutions(learner)
+        place(learner, plan.device)
         self._learner, self._objective, self._views, self._valid_pixels = learner, objective, views, valid_pixels
         self._plan, self._records, self._request = plan, records, request
         self._valid_teacher = Answers(teaching.valid_logits()) if teaching else None

@@ -5,7 +5,8 @@ import functools
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from toolkit.errors import RecipeError
 from toolkit.networks.student import DepthwiseStudent
@@ -20,21 +21,39 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Builder arguments that some torchvision classifiers need."""
 
 
+class Enlarge:
+    """A hook before a network: float images (N, 3, S, S) → (N, 3, kS, kS), bilinear."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def __call__(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        return F.interpolate(inputs[0], scale_factor=float(self.times), mode="bilinear", align_corners=False)
+
+
 def build(
-    architecture: str, num_classes: int, *, base: int = 16, width_mult: float = 1.0, image_size: int | None = None
+    architecture: str,
+    num_classes: int,
+    *,
+    base: int = 16,
+    width_mult: float = 1.0,
+    image_size: int | None = None,
+    enlarge: int = 1,
 ) -> nn.Module:
     """A network with random weights: float images (N, 3, S, S) → logits (N, num_classes).
 
-    `base` and `width_mult` shape `depthwise` alone. With `image_size` (px, S) the network is proven to take them,
+    `base` and `width_mult` shape `depthwise` alone. `enlarge` k lets the network see images of kS px: those made for
+    large pictures keep too little of small ones. With `image_size` (px, S) the network is proven to take them,
     and the few that are built for one size are built for that one (vit_*, maxvit_t: 224 px without it). Raises
     RecipeError for an unknown name or a size that the network refuses.
     """
     if architecture != DEPTHWISE and architecture not in _classifiers():  # depthwise alone does without torchvision
         raise _unknown(architecture)
     if image_size is None:
-        return _make(architecture, num_classes, base, width_mult, {})
+        return _enlarging(_make(architecture, num_classes, base, width_mult, {}), enlarge)
     try:
-        network = _make(architecture, num_classes, base, width_mult, _size_setting(architecture, image_size))
+        settings = _size_setting(architecture, image_size * enlarge)
+        network = _enlarging(_make(architecture, num_classes, base, width_mult, settings), enlarge)
         _try_once(network, image_size)
     except (AssertionError, RuntimeError, ValueError) as error:  # whatever torchvision's networks say no with
         reason = str(error).splitlines()[0].split(". ")[0].rstrip("!.")
@@ -49,6 +68,11 @@ def build(
 def architectures() -> list[str]:
     """Every name that `build` knows."""
     return [DEPTHWISE, *_classifiers()]
+
+
+def enlargement(network: nn.Module) -> int:
+    """The k that `network` was built with."""
+    return next((hook.times for hook in network._forward_pre_hooks.values() if isinstance(hook, Enlarge)), 1)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -70,6 +94,12 @@ def _make(architecture: str, num_classes: int, base: int, width_mult: float, set
 
     settings = {"weights": None, "num_classes": num_classes} | SETTINGS.get(architecture, {}) | settings
     network: nn.Module = models.get_model(architecture, **settings)
+    return network
+
+
+def _enlarging(network: nn.Module, times: int) -> nn.Module:
+    if times > 1:
+        network.register_forward_pre_hook(Enlarge(times))
     return network
 
 

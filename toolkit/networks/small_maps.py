@@ -56,6 +56,13 @@ class SmallMapConv2d(nn.Conv2d):
         return (height, width, *self.kernel_size, *self.stride, *self.padding)  # type: ignore[return-value]
 
 
+def place(network: nn.Module, device: str) -> None:
+    """Move `network` to `device`, channels last in memory, and on a CPU let it take the quicker way on small maps."""
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device == "cpu":
+        use_small_map_convolutions(network)
+
+
 def use_small_map_convolutions(network: nn.Module) -> None:
     """Let every convolution of `network` that allows it take the quicker way on small maps. Its state dict stays."""
     for module in network.modules():
@@ -104,7 +111,7 @@ class _DenseProduct(torch.autograd.Function):
         matrix = matrix.view(math.prod(size) * outputs, -1)
         rows = _rows(maps).flatten(1)
         ctx.save_for_backward(rows, matrix)
-        ctx.geometry, ctx.weight_shape = geometry, weight.shape
+        ctx.geometry, ctx.weight_shape, ctx.weight_dtype = geometry, weight.shape, weight.dtype
         return (rows @ matrix.t()).view(len(maps), *size, outputs).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -118,7 +125,7 @@ class _DenseProduct(torch.autograd.Function):
             of_maps = (gradients @ matrix).view(-1, height, width, inputs).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[1]:
             of_matrix = (gradients.t() @ rows).view(-1, outputs, height * width, inputs)
-            by_element = torch.zeros(outputs, kernel_h, kernel_w, inputs)
+            by_element = torch.zeros(outputs, kernel_h, kernel_w, inputs, dtype=ctx.weight_dtype)
             for q, p, i, j in pair_places(ctx.geometry):
                 by_element[:, i, j] += of_matrix[p, :, q]
             of_weight = by_element.permute(0, 3, 1, 2)
@@ -126,15 +133,15 @@ class _DenseProduct(torch.autograd.Function):
 
 
 class _DepthwiseProduct(torch.autograd.Function):
-    """(N, I, H, W) and weights (I, 1, k, k) → (N, I, ...), in float32 for each channel by itself."""
+    """(N, I, H, W) and weights (I, 1, k, k) → (N, I, ...), each channel by itself, in the weights' arithmetic."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
         size = output_size(geometry)
-        factors = torch.zeros(geometry[0] * geometry[1], math.prod(size), len(weight))
+        factors = weight.new_zeros(geometry[0] * geometry[1], math.prod(size), len(weight))
         for q, p, i, j in pair_places(geometry):
             factors[q, p] = weight[:, 0, i, j]
-        rows = _rows(maps).float()
+        rows = _rows(maps).to(weight.dtype)
         ctx.save_for_backward(rows, factors)
         ctx.geometry, ctx.weight_shape, ctx.dtype = geometry, weight.shape, maps.dtype
         output = _add_products(rows, factors)
@@ -143,7 +150,7 @@ class _DepthwiseProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         rows, factors = ctx.saved_tensors
-        gradients = _rows(gradient).float()
+        gradients = _rows(gradient).to(rows.dtype)
         of_maps = of_weight = None
         if ctx.needs_input_grad[0]:
             height, width = ctx.geometry[:2]
@@ -151,7 +158,7 @@ class _DepthwiseProduct(torch.autograd.Function):
             of_maps = products.view(-1, height, width, rows.shape[2]).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[1]:
             of_factors = torch.stack([(rows[:, q : q + 1] * gradients).sum(0) for q in range(rows.shape[1])])
-            of_weight = torch.zeros(ctx.weight_shape)
+            of_weight = rows.new_zeros(ctx.weight_shape)
             for q, p, i, j in pair_places(ctx.geometry):
                 of_weight[:, 0, i, j] += of_factors[q, p]
         return of_maps, of_weight, None

@@ -32,7 +32,10 @@ WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a weights file says about itself. `extra` holds JSON values such as valid_accuracy."""
+    """What a weights file says about itself. `extra` holds JSON values such as valid_accuracy.
+
+    `enlarge`: times; how much larger than its images the network sees them (registry.build).
+    """
 
     role: Role
     architecture: str
@@ -45,6 +48,7 @@ class ModelInfo:
     dataset_sha256: str
     teacher_sha256: str | None
     toolkit_version: str
+    enlarge: int = 1
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -78,6 +82,7 @@ def load_model(path: Path) -> tuple[Classifier, ModelInfo]:
         base=info.base,
         width_mult=info.width_mult,
         image_size=info.preprocess.image_size,
+        enlarge=info.enlarge,
     )
     load_into(network, read_state_dict(path), path, len(info.classes))
     return Classifier(network, info.preprocess.mean, info.preprocess.std).float().eval(), info
@@ -155,7 +160,7 @@ def import_teacher(
 ) -> tuple[nn.Module, Channels, Channels]:
     """The recipe's teacher network with the file's weights, and the mean and std that go with them.
 
-    Mean and std are `recipe.teacher`'s where given, else those that the file carries, else `recipe.data`'s. `classes`,
+    Mean and std, and how much the network enlarges its images, are `recipe.teacher`'s where given, else those that the file carries, else `recipe.data`'s. `classes`,
     where given, must be the file's own if it names any. Raises WeightsError where the file does not fit.
     """
     architecture = recipe.teacher.architecture
@@ -171,6 +176,7 @@ def import_teacher(
         base=recipe.student.base,
         width_mult=recipe.student.width_mult,
         image_size=recipe.data.image_size,
+        enlarge=recipe.teacher.enlarge or (info.enlarge if info else 1),
     )
     load_into(network, read_state_dict(path), path, num_classes)
     if info is not None and classes is not None and info.classes != classes:
