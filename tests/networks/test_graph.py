@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from small_networks import MEAN, STD, settled_network
@@ -14,6 +15,7 @@ from toolkit.errors import ArtifactError, GateError
 from toolkit.networks import graph
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.graph import build_graph, check_graph, set_metadata
+from toolkit.networks.registry import Enlarge
 
 SIDE = 16
 
@@ -33,6 +35,20 @@ def model(built: onnx.ModelProto) -> onnx.ModelProto:
 def test_the_opset_is_the_one_asked_for(model: onnx.ModelProto) -> None:
     check_graph(model, SIDE, 4)
     assert model.opset_import[0].version == 18
+
+
+def test_a_network_that_enlarges_its_images_takes_them_as_they_are() -> None:
+    network = settled_network("depthwise")
+    network.register_forward_pre_hook(Enlarge(2))
+    classifier = Classifier(network, MEAN, STD).eval()
+    model = build_graph(classifier, SIDE, opset=20)
+    check_graph(model, SIDE, 4)
+    pixels = torch.randint(256, (3, SIDE, SIDE, 3), dtype=torch.uint8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"image": pixels.numpy()})
+    with torch.no_grad():
+        wanted = classifier(pixels.permute(0, 3, 1, 2) / 255)
+    torch.testing.assert_close(torch.from_numpy(logits), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_metadata_replaces_what_was_there(model: onnx.ModelProto) -> None:

@@ -1,10 +1,12 @@
 """Networks by name."""
 
+import copy
+
 import pytest
 import torch
 
 from toolkit.errors import RecipeError
-from toolkit.networks.registry import architectures, build, count_parameters
+from toolkit.networks.registry import architectures, build, count_parameters, enlargement
 
 
 def test_known_names() -> None:
@@ -18,6 +20,25 @@ def test_resnet18_is_torchvisions() -> None:
     network = build("resnet18", 11)
     assert count_parameters(network) == 11_689_512 - 513 * 1000 + 513 * 11  # torchvision's count, with another head
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 11)
+
+
+def test_an_enlarging_network_sees_each_image_so_much_larger() -> None:
+    torch.manual_seed(0)
+    network = build("resnet18", 3, image_size=16, enlarge=2).eval()
+    images = torch.rand(2, 3, 16, 16)
+    larger = torch.nn.functional.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False)
+    plain = build("resnet18", 3).eval()
+    plain.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), plain(larger))
+    assert enlargement(network) == enlargement(copy.deepcopy(network)) == 2
+    assert enlargement(plain) == 1
+
+
+def test_a_network_of_one_size_is_built_for_the_enlarged_one() -> None:
+    with torch.device("meta"):
+        network = build("vit_b_32", 5, image_size=32, enlarge=2)
+        assert network(torch.rand(2, 3, 32, 32)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("architecture", ["googlenet", "inception_v3"])

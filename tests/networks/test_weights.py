@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, WeightsError
-from toolkit.networks.registry import build
+from toolkit.networks.registry import build, enlargement
 from toolkit.networks.student import DepthwiseStudent, infer_student
 from toolkit.networks.weights import (
     METADATA_KEY,
@@ -113,7 +113,22 @@ class TestSaveAndLoad:
 
         monkeypatch.setattr("toolkit.networks.weights.build", spy)
         load_model(saved)
-        assert asked == {"base": 2, "width_mult": 0.5, "image_size": 32}
+        assert asked == {"base": 2, "width_mult": 0.5, "image_size": 32, "enlarge": 1}
+
+    def test_a_network_that_enlarges_its_images_comes_back_as_one(self, tmp_path: Path) -> None:
+        network = build("depthwise", 3, base=2, width_mult=0.5, image_size=32, enlarge=2).eval()
+        path = tmp_path / "teacher.safetensors"
+        save_model(path, network, make_info(enlarge=2))
+        loaded, info = load_model(path)
+        assert info.enlarge == enlargement(loaded.network) == 2
+        images = torch.rand(2, 3, 32, 32)
+        with torch.no_grad():
+            assert torch.equal(loaded.network(images), network(images))
+
+    def test_files_of_earlier_versions_enlarge_nothing(self) -> None:
+        values = json.loads(make_info().to_json())
+        del values["enlarge"]
+        assert ModelInfo.from_json(json.dumps(values)).enlarge == 1
 
     def test_an_unwritable_place(self, student: DepthwiseStudent, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
@@ -313,6 +328,12 @@ class TestImportTeacher:
 
     def test_the_recipes_normalisation_comes_first(self, saved: Path) -> None:
         assert import_teacher(saved, self.recipe(*self.OWN), 3)[1:] == ((0.7,) * 3, (0.9,) * 3)
+
+    def test_the_files_own_enlargement_unless_the_recipe_has_one(self, student: DepthwiseStudent, saved: Path) -> None:
+        assert enlargement(import_teacher(saved, self.recipe(), 3)[0]) == 1
+        save_model(saved, student, make_info(enlarge=2))
+        assert enlargement(import_teacher(saved, self.recipe(), 3)[0]) == 2
+        assert enlargement(import_teacher(saved, self.recipe("teacher.enlarge=3"), 3)[0]) == 3
 
     def test_another_architecture_or_other_classes(self, saved: Path) -> None:
         with pytest.raises(

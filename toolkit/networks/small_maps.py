@@ -53,7 +53,7 @@ class SmallMapConv2d(nn.Conv2d):
 
     def _geometry(self, input: Tensor) -> Geometry:
         height, width = input.shape[2:]
-        return (height, width, *self.kernel_size, *self.stride, *self.padding)  # type: ignore[return-value]
+        return (height, width, *self.kernel_size, *self.stride, *self.padding)
 
 
 def place(network: nn.Module, device: str) -> None:

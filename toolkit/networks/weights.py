@@ -160,8 +160,9 @@ def import_teacher(
 ) -> tuple[nn.Module, Channels, Channels]:
     """The recipe's teacher network with the file's weights, and the mean and std that go with them.
 
-    Mean and std, and how much the network enlarges its images, are `recipe.teacher`'s where given, else those that the file carries, else `recipe.data`'s. `classes`,
-    where given, must be the file's own if it names any. Raises WeightsError where the file does not fit.
+    Mean and std, and how much the network enlarges its images, are `recipe.teacher`'s where given, else those that the
+    file carries, else `recipe.data`'s and none. `classes`, where given, must be the file's own if it names any. Raises
+    WeightsError where the file does not fit.
     """
     architecture = recipe.teacher.architecture
     info = _find_info(path)
