@@ -1,8 +1,11 @@
 /* Preloaded into a process on Linux and x86-64, it hides AVX-512, VNNI and AMX from all that asks this CPU what it has.
  *
+ *     cc -O1 -shared -fPIC -o without_avx512.so without_avx512.c -ldl
+ *     LD_PRELOAD=./without_avx512.so python ...
+ *
  * arch_prctl(ARCH_SET_CPUID, 0) makes every CPUID instruction fault (arch_prctl(2)); the answers are given here, less
- * those bits. Programs see a CPU of AVX2 and use the kernels that they have for one. Exit code 77 where neither this
- * CPU nor its virtual machine can do that. Bits: Intel SDM volume 2A, CPUID, leaf 7.
+ * those bits. Programs see a CPU of AVX2 and use the kernels that they have for one. Exit code 77 if this CPU, or its
+ * virtual machine, cannot do that. Bits: Intel SDM volume 2A, CPUID, leaf 7.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
