@@ -1,14 +1,20 @@
 """Int8 graphs: close to the float graph, in the form that was asked for, and float where it was asked for."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from small_networks import MEAN, SIDE, STD, settled_network
+import torch
+from avx2_cpu import run_python_on_avx2
+from numpy.typing import NDArray
+from small_networks import CLASSES, MEAN, SIDE, STD, settled_network
+from torch import Tensor, nn
 
+from toolkit.networks import quantize as module
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.graph import build_graph, check_graph, set_metadata
 from toolkit.networks.quantize import BETWEEN, Quantizer, _stride
@@ -33,9 +39,11 @@ def quantizer(model: onnx.ModelProto) -> Iterator[Quantizer]:
         yield quantizer
 
 
-def answer(model: onnx.ModelProto) -> np.ndarray:
+def answer(model: onnx.ModelProto, *, exact: bool = False) -> np.ndarray:
+    """Logits; `exact` makes onnxruntime's products exact on every CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.x64quantprecision", str(int(exact)))
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(["logits"], {"image": IMAGES})[0])
 
@@ -146,3 +154,143 @@ def test_types_between_are_known_to_the_quantizer() -> None:
 @pytest.mark.parametrize(("images", "stride"), [(1, 1), (3, 3), (8, 8), (15, 5), (20, 5), (23, 1), (128, 8)])
 def test_no_image_is_left_out(images: int, stride: int) -> None:
     assert _stride(images) == stride
+
+
+class TestWithoutVnni:
+    """A CPU without VNNI adds every two products in 16 bits and saturates: weights of 7 bits leave room for both."""
+
+    def test_no_two_products_of_any_layer_saturate(self, int8: onnx.ModelProto) -> None:
+        weights = int8_weights(int8)
+        assert len(weights) > 2
+        for values in weights.values():
+            assert 60 <= np.abs(values.astype(int)).max() <= 64, "all of the range, and no more"
+        assert np.iinfo(np.int16).max >= 2 * 255 * 64
+
+    def test_in_the_worst_case_a_layer_is_exact_where_8_bits_are_not(
+        self, int8: onnx.ModelProto, eight_bits: onnx.ModelProto
+    ) -> None:
+        for model, exact in ((int8, True), (eight_bits, False)):
+            as_matrices = [values.reshape(len(values), -1).T for values in int8_weights(model).values()]
+            matrix = max(as_matrices, key=len)
+            matrix = matrix[: len(matrix) // 2 * 2]
+            whites = np.full((1, len(matrix)), 255, np.uint8)
+            sums = saturating_products(whites, matrix)
+            assert np.array_equal(sums, whites.astype(int) @ matrix.astype(int)) is exact
+
+    def test_that_is_how_onnxruntime_multiplies_there(self, tmp_path: Path) -> None:
+        random = np.random.default_rng(1)
+        rows, weights = random.integers(0, 256, (9, 64), np.uint8), random.integers(-128, 128, (64, 24), np.int8)
+        nodes = [onnx.helper.make_node("MatMulInteger", ["image", "weights"], ["sums"])]
+        sums = answer_on_avx2(as_model(nodes, onnx.numpy_helper.from_array(weights, "weights")), tmp_path, rows)
+        assert np.array_equal(sums, saturating_products(rows, weights))
+        assert not np.array_equal(sums, rows.astype(int) @ weights.astype(int))
+
+    def test_products_of_two_activations_are_exact_there(self, tmp_path: Path) -> None:
+        """Attention multiplies uint8 with uint8, whose products onnxruntime widens before it adds them."""
+        rows = np.full((9, 64), 255, np.uint8)
+        nodes = [
+            onnx.helper.make_node("Transpose", ["image"], ["turned"]),
+            onnx.helper.make_node("MatMulInteger", ["image", "turned"], ["sums"]),
+        ]
+        assert np.all(answer_on_avx2(as_model(nodes), tmp_path, rows) == 64 * 255 * 255)
+
+    def test_answers_need_no_exact_products(self, int8: onnx.ModelProto) -> None:
+        assert np.array_equal(answer(int8), answer(int8, exact=True))
+
+    def test_answers_are_those_of_a_cpu_with_vnni(self, int8: onnx.ModelProto, tmp_path: Path) -> None:
+        exact = answer(int8, exact=True)
+        assert np.abs(answer_on_avx2(int8, tmp_path, IMAGES) - exact).max() <= 0.005 * np.ptp(exact)
+
+    def test_weights_of_8_bits_would_answer_otherwise(self, eight_bits: onnx.ModelProto, tmp_path: Path) -> None:
+        exact = answer(eight_bits, exact=True)
+        assert np.abs(answer_on_avx2(eight_bits, tmp_path, IMAGES) - exact).max() > 0.03 * np.ptp(exact)
+
+
+class Attention(nn.Module):
+    """Patches that look at each other: products of activations with activations, as in torchvision's transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 32, 8, 8)
+        self.attention = nn.MultiheadAttention(32, 2, batch_first=True)
+        self.head = nn.Linear(32, len(CLASSES))
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        attended, _ = self.attention(patches, patches, patches, need_weights=False)
+        logits: Tensor = self.head((patches + attended).mean(1))
+        return logits
+
+
+@pytest.fixture(scope="module", params=["depthwise", "attention"])
+def network(request: pytest.FixtureRequest) -> onnx.ModelProto:
+    made = Attention() if request.param == "attention" else settled_network(request.param)
+    return build_graph(Classifier(made, MEAN, STD).eval(), SIDE, opset=20)
+
+
+@pytest.fixture(scope="module")
+def int8(network: onnx.ModelProto) -> onnx.ModelProto:
+    with Quantizer(network, IMAGES, "minmax") as quantizer:
+        return quantizer.quantize()
+
+
+@pytest.fixture(scope="module")
+def eight_bits(network: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
+    """The same with weights of int8's whole range."""
+    with pytest.MonkeyPatch.context() as patch, Quantizer(network, IMAGES, "minmax") as quantizer:
+        patch.setattr(module, "REDUCE_RANGE", False)
+        yield quantizer.quantize()
+
+
+def int8_weights(model: onnx.ModelProto) -> dict[str, NDArray[np.int8]]:
+    """Weights of all layers, by the layer's name; every product is of uint8 with them, or of uint8 with uint8."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            factors = [makers[name] for name in node.input[:2]]
+            assert [factor.op_type for factor in factors] == ["DequantizeLinear"] * 2
+            types = [constants[factor.input[2]].data_type for factor in factors]
+            assert types[0] == onnx.TensorProto.UINT8
+            if types[1] == onnx.TensorProto.INT8:
+                found[node.name] = onnx.numpy_helper.to_array(constants[factors[1].input[0]])
+            else:
+                assert types[1] == onnx.TensorProto.UINT8
+    return found
+
+
+def saturating_products(rows: NDArray[np.uint8], weights: NDArray[np.int8]) -> NDArray[np.int64]:
+    """(M, K) × (K, N) → (M, N) as `vpmaddubsw` and `vpmaddwd` do: every two products are added within 16 bits.
+
+    Intel SDM volume 2B, PMADDUBSW. K is even.
+    """
+    products = rows.astype(np.int64)[:, :, np.newaxis] * weights
+    return np.clip(products[:, ::2] + products[:, 1::2], -(2**15), 2**15 - 1).sum(1)
+
+
+def as_model(nodes: list[onnx.NodeProto], *constants: onnx.TensorProto) -> onnx.ModelProto:
+    """From `image` uint8 (M, K) by these nodes to int32 `sums`, which are the float `logits`."""
+    nodes = [*nodes, onnx.helper.make_node("Cast", ["sums"], ["logits"], to=onnx.TensorProto.FLOAT)]
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["M", "K"])
+    logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["M", "N"])
+    graph = onnx.helper.make_graph(nodes, "products", [image], [logits], constants)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+
+
+def answer_on_avx2(model: onnx.ModelProto, folder: Path, images: NDArray[np.uint8]) -> np.ndarray:
+    onnx.save(model, str(folder / "model.onnx"))
+    np.save(folder / "images.npy", images)
+    run_python_on_avx2(folder, "-c", ANSWER, folder / "model.onnx", folder / "images.npy", folder / "logits.npy")
+    return np.asarray(np.load(folder / "logits.npy"))
+
+
+ANSWER = """
+import sys
+import numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+numpy.save(sys.argv[3], session.run(["logits"], {"image": numpy.load(sys.argv[2])})[0])
+"""

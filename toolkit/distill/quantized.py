@@ -37,9 +37,9 @@ WORTH_S = 60.0
 class QuantizedClassifier(Classifier):
     """A classifier's stand-in on the CPU: float images (B, 3, S, S) in 0..1 → float32 logits (B, C), computed in int8.
 
-    Images are rounded to uint8 first, as the graph is the one that `toolkit export --int8` writes; weights and
-    activations are quantized with ranges calibrated on view 0 of some training images. It cannot be trained, and
-    only takes images of the size it was made for.
+    Images are rounded to uint8 first, as the graph is the one that `toolkit export --int8` writes; weights (7 bits, so
+    that answers are alike on every CPU) and activations are quantized with ranges calibrated on view 0 of some training
+    images. It cannot be trained, and only takes images of the size it was made for.
     """
 
     def __init__(self, classifier: Classifier, views: TrainingViews) -> None:

@@ -1,7 +1,8 @@
 """Static int8 quantization of an ONNX graph: QDQ format, weights per channel, ranges calibrated on images.
 
 Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient inference" (arXiv:1806.08342), by
-onnxruntime's quantizer. N images, S px their side.
+onnxruntime's quantizer. Weights have 7 bits, so that a graph answers alike on every CPU (see REDUCE_RANGE). N images,
+S px their side.
 """
 
 import contextlib
@@ -33,14 +34,25 @@ BETWEEN = (
 )  # fmt: skip
 """Node types between them that are quantized too, so that data stays int8 from layer to layer."""
 
+REDUCE_RANGE = True
+"""Weights are whole numbers from -64 to 64, not -127 to 127.
+
+A CPU without VNNI multiplies uint8 activations with int8 weights by `vpmaddubsw`, which adds every two products in 16
+bits and saturates (Intel SDM volume 2B, PMADDUBSW). The largest sum is then 2·255·64 = 32,640, within 32,767; 8 bits
+reach 2·255·127 = 64,770. On a CPU with VNNI sums have 32 bits, so without this a file proven there is wrong elsewhere.
+onnxruntime multiplies two activations, as in attention, in 32 bits everywhere.
+"""
+
 STRIDE = 8
 """images whose activations are held at a time while ranges are found, at most"""
 
 
 class Quantizer:
-    """Makes int8 versions of one float32 graph. Ranges are calibrated once, by the first version.
+    """Makes int8 versions of one float32 graph, which answer alike on CPUs with and without VNNI.
 
-    A context manager, as it keeps the ranges in a temporary folder::
+    Ranges are calibrated once, by the first version.
+
+    A context manager, as it keeps them in a temporary folder::
 
         with Quantizer(model, images, "minmax") as quantizer:
             model_int8 = quantizer.quantize(keep_float={"node_linear"})
@@ -86,6 +98,7 @@ class Quantizer:
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                reduce_range=REDUCE_RANGE,
                 nodes_to_exclude=in_float,
                 calibrate_method=self._method,
                 extra_options={
