@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,15 @@ from toolkit import __version__, cli
 from toolkit.errors import ToolkitError
 
 COMMANDS = ("doctor", "data", "teacher", "distill", "export", "bench", "predict", "demo", "run")
+HEAVY = {
+    *("torch", "torchvision", "torchmetrics", "onnx", "onnxruntime", "openvino", "numpy", "PIL", "matplotlib"),
+    *("gradio", "fastapi", "starlette", "uvicorn", "pydantic", "safetensors"),
+}
 
 
 def toolkit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "toolkit", *arguments], capture_output=True, text=True, cwd=cwd, check=False, timeout=120
+        [sys.executable, "-m", "toolkit", *arguments], capture_output=True, text=True, cwd=cwd, check=False, timeout=600
     )
 
 
@@ -31,19 +34,14 @@ def assert_one_line_error(result: subprocess.CompletedProcess[str], *parts: str,
         assert part in lines[-1]
 
 
-def test_help_names_every_command_within_a_second() -> None:
-    start = time.perf_counter()
-    result = toolkit("--help")
-    seconds = time.perf_counter() - start
-    assert result.returncode == 0
+def test_help_names_every_command_and_loads_nothing_but_the_command_line() -> None:
+    """That is why it takes well under a second."""
+    command = [sys.executable, "-X", "importtime", "-m", "toolkit", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert all(command in result.stdout for command in COMMANDS)
-    assert seconds < 1.0 or toolkit_help_again() < 1.0, "a heavy import crept into the command line"
-
-
-def toolkit_help_again() -> float:
-    start = time.perf_counter()
-    toolkit("--help")
-    return time.perf_counter() - start
+    modules = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert {"toolkit.cli", "typer"} <= modules
+    assert {module.partition(".")[0] for module in modules}.isdisjoint(HEAVY), "a heavy import crept in"
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -172,7 +170,7 @@ cli.app = app
 sys.argv = ["toolkit", "distill", "--out", "x y"]
 cli.main()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 143
     assert done.stderr == "stopped; go on with: toolkit distill --out 'x y' --resume\n"
     assert list(tmp_path.iterdir()) == []

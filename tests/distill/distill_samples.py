@@ -127,7 +127,7 @@ class Running:
     def said(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def wait_for(self, *texts: str, timeout_s: float = 60) -> None:
+    def wait_for(self, *texts: str, timeout_s: float = 600) -> None:
         """Wait until it has said one of `texts`."""
         end = time.monotonic() + timeout_s
         while not any(text in self.said for text in texts):
@@ -139,7 +139,7 @@ class Running:
         assert self.process.pid is not None
         os.kill(self.process.pid, signal_number)
 
-    def end(self, code: int = 0, timeout_s: float = 120) -> str:
+    def end(self, code: int = 0, timeout_s: float = 600) -> str:
         """Wait for its end; everything it said."""
         self.process.join(timeout_s)
         if self.process.is_alive():

@@ -36,6 +36,7 @@ from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import Objective, learn_from_labels
 from toolkit.distill.plan import Plan, Training
+from toolkit.distill.step import Stepper
 from toolkit.distill.teaching import Answers
 from toolkit.distill.trainer import train
 from toolkit.errors import ArtifactError, Interrupted
@@ -470,14 +471,21 @@ def test_a_stopped_command_says_where_it_stopped_and_how_to_go_on(
     assert [line["epoch"] for line in read_lines(out / "metrics.jsonl") if line["stage"] == "distill"] == [*range(12)]
 
 
+def take_a_step_without_end() -> None:
+    def step(self: Stepper, *arguments: Any) -> Any:
+        print("taking a step", flush=True)  # noqa: T201 - into the log
+        while True:
+            time.sleep(1)
+
+    Stepper.take = step  # type: ignore[method-assign]
+
+
 def test_a_second_ctrl_c_stops_the_command_without_saving(
     toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path
 ) -> None:
-    flags = ["--data", class_folders, *SMALL, "--set", "data.image_size=256", "--set", "student.base=32"]
-    slow_step = ["--set", "teacher.batch_size=36", "--set", "teacher.architecture=resnet18"]
-    running = toolkit.start("teacher", *flags, *slow_step, "--out", tmp_path / "m", "--resume")
-    running.wait_for("no state was saved")
-    time.sleep(0.3)
+    flags = ["--data", class_folders, *SMALL, "--out", tmp_path / "m", "--resume"]
+    running = toolkit.start("teacher", *flags, prepare=take_a_step_without_end)
+    running.wait_for("taking a step")
     running.send(signal.SIGINT)
     running.wait_for("stopping after this step; once more to stop at once")
     running.send(signal.SIGINT)
