@@ -38,7 +38,7 @@ def test_the_load_average(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Second:
-    """A sleep in which the kernel's counters grow; on its clock a second passes, of which this process works `own_s`."""
+    """A sleep in which the kernel's counters grow; a second passes on its clock, `own_s` of it in this process."""
 
     def __init__(self, root: Path, *columns: int, own_s: float = 0.0) -> None:
         self.root, self.columns, self.own_s = root, columns, own_s
