@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from limits import count_forward_flop, measure_limits
+from limits import ELEMENT_BYTES, count_forward_flop, measure_limits
 from notebook_loop import NotebookLoop, subset
 from torch import nn
 
@@ -57,8 +57,6 @@ from toolkit.recipe import Recipe
 BATCH_SIZE = 64
 EPOCHS = 15
 """of the training that is stood for: the live teacher's arithmetic is chosen as for all of them"""
-INT8_COST = 0.5
-"""time of an int8 product where a bfloat16 one takes 1: a vector register holds twice as many numbers"""
 NO_NORMALISATION = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -116,9 +114,10 @@ def measure_speed(
     }
     student = registry.build("depthwise", len(dataset.classes))
     teacher_flop = count_forward_flop(teacher.cpu(), options.size)
-    limits = measure_limits(student, options.size, device)
-    as_bf16 = teacher_flop * (INT8_COST if engine.teacher_precision == "int8" else 1)
-    with_teacher = measure_limits(student, options.size, device, as_bf16)
+    limits = measure_limits(student, options.size, device, engine.precision)
+    # a vector register holds twice as many numbers of half the size, so that the teacher's products take half as long
+    teacher_cost = ELEMENT_BYTES[engine.teacher_precision] / ELEMENT_BYTES[engine.precision]
+    with_teacher = replace(limits, flop=limits.flop + teacher_cost * teacher_flop)
     return {
         "precision": engine.precision,
         "teacher_precision": engine.teacher_precision,

@@ -95,7 +95,7 @@ def request(
 ) -> Reply:
     """Exactly this path: clients that are kinder would mend `..`."""
     host, port = url.removeprefix("http://").rstrip("/").split(":")
-    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=30)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=600)) as connection:
         connection.request(method, path, body, dict(headers or {}))
         response = connection.getresponse()
         names = {name.lower(): value for name, value in response.getheaders()}
@@ -145,7 +145,7 @@ class Server:
         url = f"http://127.0.0.1:{settings['port']}"
         line = process.stdout.readline()
         if not line.startswith("the demo is at "):
-            process.wait(10)
+            process.wait(600)
             raise AssertionError(log.read_text())
         return cls(process, url, log)
 
@@ -153,7 +153,7 @@ class Server:
         """End it as a service manager does; what it printed after its first line."""
         os.kill(self.process.pid, by)
         try:
-            output, _ = self.process.communicate(timeout=20)
+            output, _ = self.process.communicate(timeout=600)
         finally:
             self.process.kill()
         return output

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,24 +37,34 @@ def test_the_load_average(monkeypatch: pytest.MonkeyPatch) -> None:
     assert activity.load_1m() is None
 
 
-def later(root: Path, *columns: int) -> Callable[[float], None]:
-    """A sleep of 0.1 s in which the kernel's counters grow."""
+class Second:
+    """A sleep in which the kernel's counters grow; a second passes on its clock, `own_s` of it in this process."""
 
-    def sleep(seconds: float) -> None:
-        time.sleep(0.1)
-        write_stat(root, *columns)
+    def __init__(self, root: Path, *columns: int, own_s: float = 0.0) -> None:
+        self.root, self.columns, self.own_s = root, columns, own_s
+        self.passed = 0
+        write_stat(root, *[0] * len(columns))
 
-    return sleep
+    def other_load_cores(self) -> float | None:
+        return activity.other_load_cores(
+            self.root, sleep=self.sleep, clock=lambda: self.passed, own_clock=lambda: self.passed * self.own_s
+        )
+
+    def sleep(self, seconds: float) -> None:
+        self.passed += 1
+        write_stat(self.root, *self.columns)
 
 
 def test_idle_time_is_no_load_and_stolen_time_is(tmp_path: Path) -> None:
     tick = os.sysconf("SC_CLK_TCK")
-    write_stat(tmp_path, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    idle = later(tmp_path, 0, 0, 0, 50 * tick, 50 * tick, 0, 0, 0, 0, 0)
-    assert activity.other_load_cores(tmp_path, sleep=idle) == 0.0
-    write_stat(tmp_path, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    busy = later(tmp_path, tick, 0, tick, 0, 0, 0, 0, tick, 0, 0)  # three seconds of work in a tenth of one
-    assert activity.other_load_cores(tmp_path, sleep=busy) == pytest.approx(30, rel=0.3)
+    assert Second(tmp_path, 0, 0, 0, 50 * tick, 50 * tick, 0, 0, 0, 0, 0).other_load_cores() == 0.0
+    assert Second(tmp_path, tick, 0, tick, 0, 0, 0, 0, tick, 0, 0).other_load_cores() == 3.0
+
+
+def test_own_work_is_not_others(tmp_path: Path) -> None:
+    columns = (2 * os.sysconf("SC_CLK_TCK"), 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    assert Second(tmp_path, *columns, own_s=0.5).other_load_cores() == 1.5
+    assert Second(tmp_path, *columns, own_s=2.01).other_load_cores() == 0.0, "clocks are not of one mind"
 
 
 def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
@@ -66,21 +75,25 @@ def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="needs /proc/stat")
-def test_own_work_is_not_others_and_another_process_is() -> None:
-    def compute(seconds: float) -> None:
-        end = time.process_time() + seconds
-        while time.process_time() < end:
-            pass
-
-    # other work on this machine can only make these larger: several tries
-    own = min(activity.other_load_cores(seconds=0.3, sleep=compute) or 0.0 for _ in range(5))
+def test_another_process_that_computes_is_seen_in_the_kernel_s_own_file() -> None:
+    """However much else the machine does: no share of its cores is less than none."""
     spin = "import time\nwhile True: pass"
     other = subprocess.Popen([sys.executable, "-c", spin])
+
+    def until_it_has_worked(seconds: float) -> None:
+        end = cpu_seconds(other.pid) + seconds
+        while cpu_seconds(other.pid) < end:
+            time.sleep(0.05)
+
     try:
-        time.sleep(0.2)
-        theirs = max(activity.other_load_cores(seconds=0.3) or 0.0 for _ in range(5))
+        theirs = activity.other_load_cores(seconds=0.5, sleep=until_it_has_worked, clock=iter((0.0, 1.0)).__next__)
     finally:
         other.kill()
         other.wait()
-    assert theirs > 0.3
-    assert own < theirs
+    assert theirs is not None
+    assert theirs >= 0.4  # of the second that the clock says, it worked half; counters move by hundredths
+
+
+def cpu_seconds(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

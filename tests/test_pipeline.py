@@ -33,7 +33,7 @@ def toolkit(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert result.returncode == code, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
     assert "Traceback" not in result.stderr
@@ -288,7 +288,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_leaves_nothing_half_written(class_fo
         said += line
     process.send_signal(signal.SIGINT)
     try:
-        said += process.communicate(timeout=60)[1]
+        said += process.communicate(timeout=600)[1]
     finally:
         process.kill()
     assert process.returncode == 130

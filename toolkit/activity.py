@@ -32,15 +32,19 @@ def load_1m() -> float | None:
 
 
 def other_load_cores(
-    root: Path = ROOT, seconds: float = 0.25, sleep: Callable[[float], None] = time.sleep
+    root: Path = ROOT,
+    seconds: float = 0.25,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.perf_counter,
+    own_clock: Callable[[], float] = time.process_time,
 ) -> float | None:
     """How many cores other processes keep busy, measured over `seconds`; None where the system does not tell."""
-    before, start, own = _busy_s(root), time.perf_counter(), time.process_time()
+    before, start, own = _busy_s(root), clock(), own_clock()
     sleep(seconds)
-    after, end = _busy_s(root), time.perf_counter()
+    after, end = _busy_s(root), clock()
     if before is None or after is None:
         return None
-    others_s = after - before - (time.process_time() - own)
+    others_s = after - before - (own_clock() - own)
     return round(max(0.0, others_s / (end - start)), 2)
 
 

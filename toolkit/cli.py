@@ -7,13 +7,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Annotated
 
 import typer
 
 from toolkit import __version__, console
-from toolkit.errors import Interrupted, ToolkitError
+from toolkit.errors import Interrupted, ToolkitError, TrainingError
 from toolkit.modeldir import ModelDir, Precision
 from toolkit.options import (
     BaselineOption,
@@ -67,8 +67,8 @@ INTERRUPTED, TERMINATED = 130, 143
 RESUMABLE = ("teacher", "distill", "run")
 """Commands that --resume goes on with."""
 
-OTHERS_WAIT_S = 5.0
-"""s that an error of one of several processes is kept back, as it is most likely the main one's too."""
+OTHERS_WAIT_S = 30.0
+"""s that an error of one of several processes is kept back, as it may be the main one's too, or the stop of all."""
 
 DEFAULT_MODEL_DIR = Path("models/fashion-mnist")
 
@@ -364,21 +364,56 @@ def main() -> None:
         console.out.quiet = console.err.quiet = True
     signal.signal(signal.SIGTERM, _end)
     try:
-        app()
+        _run_command()
+    except Interrupted as stop:
+        console.say(f"stopped in {stop.where}, and saved; go on with: {resume_command()}")
+        _part()
+        sys.exit(stop.exit_code)
+    except SystemExit as ending:
+        if ending.code in (INTERRUPTED, TERMINATED):
+            resumable = sys.argv[1:2] and sys.argv[1] in RESUMABLE
+            console.say(f"stopped; go on with: {resume_command()}" if resumable else "stopped")
+        elif not ending.code:
+            _part()
+        raise
+
+
+def _run_command() -> None:
+    try:
+        try:
+            app()
+        except RuntimeError as error:
+            _tell_lost_peer(error)
+            raise
     except ToolkitError as error:
         if console.err.quiet:  # where the main process says the same, torchrun ends this one meanwhile
             time.sleep(OTHERS_WAIT_S)
             console.err.quiet = False
         console.say(f"error: {error}")
         sys.exit(error.exit_code)
-    except Interrupted as stop:
-        console.say(f"stopped in {stop.where}, and saved; go on with: {resume_command()}")
-        sys.exit(stop.exit_code)
-    except SystemExit as ending:
-        if ending.code in (INTERRUPTED, TERMINATED):
-            resumable = sys.argv[1:2] and sys.argv[1] in RESUMABLE
-            console.say(f"stopped; go on with: {resume_command()}" if resumable else "stopped")
-        raise
+
+
+def _tell_lost_peer(error: RuntimeError) -> None:
+    """TrainingError where another process has ended, unless all are being stopped and this one hears of it now."""
+    distributed = _distributed()
+    if distributed is None or not distributed.is_peer_lost(error):
+        return
+    if not console.err.quiet:  # one that is quiet waits before it tells any error
+        time.sleep(OTHERS_WAIT_S)
+    raise TrainingError(
+        f"another of the {distributed.world_size()} processes has ended ({str(error).splitlines()[0]})",
+        f"see what it said, then go on with: {resume_command()}",
+    ) from None
+
+
+def _part() -> None:
+    if distributed := _distributed():
+        distributed.part()
+
+
+def _distributed() -> ModuleType | None:
+    """toolkit.distill.distributed where this is one of several processes and has loaded it; it takes torch with it."""
+    return sys.modules.get("toolkit.distill.distributed") if "RANK" in os.environ else None
 
 
 def _require_temporary_folder() -> None:

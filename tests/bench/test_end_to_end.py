@@ -1,7 +1,6 @@
 """End to end: the same bytes, the same pixels and the same probabilities as elsewhere, and times that add up."""
 
 import io
-import time
 from pathlib import Path
 from typing import Any
 
@@ -63,42 +62,54 @@ def test_what_is_timed_is_the_answer_of_predict(folder: Path, tmp_path: Path) ->
         assert told == dict(zip(predictor.classes, probabilities.tolist(), strict=True))
 
 
-class Sleeper:
-    """A predictor that takes 4 ms and remembers what it saw."""
+class FakeClock:
+    """ns, moved by what is timed alone."""
+
+    now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+class FakePredictor:
+    """A predictor that takes 4 ms on a clock and remembers what it saw."""
 
     classes = ("a",)
     preprocess = PREPROCESS
     runtime, provider, threads = "fake", "none", 1
 
-    def __init__(self) -> None:
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
         self.seen: list[NDArray[np.uint8]] = []
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        time.sleep(0.004)
+        self.clock.now_ns += 4_000_000
         self.seen.append(images)
         return np.zeros((len(images), 1), np.float32)
 
 
 def test_an_answer_takes_its_preprocessing_and_its_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SETTLE_MS", 0.0)
-    real, sleeper = prepare_image, Sleeper()
+    clock = FakeClock()
+    real, predictor = prepare_image, FakePredictor(clock)
 
     def slow(content: bytes, preprocess: Preprocess) -> Any:
-        time.sleep(0.006)
+        clock.now_ns += 6_000_000
         return real(content, preprocess)
 
     monkeypatch.setattr(end_to_end, "prepare_image", slow)
     contents = [(folder / name).read_bytes() for name in of_files(folder).names]
     turns: list[int] = []
-    result = time_end_to_end(PREPROCESS, [sleeper, Sleeper()], contents, 12, 0.5, advance=turns.append)
-    assert 6 <= result.preprocess_ms.p50 < 10
+    predictors = [predictor, FakePredictor(clock)]
+    result = time_end_to_end(PREPROCESS, predictors, contents, 12, 0.5, clock=clock, advance=turns.append)
+    assert result.preprocess_ms.p50 == result.preprocess_ms.p95 == 6
     assert len(result.end_to_end_ms) == 2
     for whole in result.end_to_end_ms:
-        assert 10 <= whole.p50 <= whole.p95
+        assert whole.p50 == whole.p95 == 10
         assert whole.n >= 12
     assert sum(turns) == count_turns(2)
-    np.testing.assert_array_equal(sleeper.seen[0][0], real(contents[0], PREPROCESS))
-    np.testing.assert_array_equal(sleeper.seen[4][0], real(contents[1], PREPROCESS))
+    np.testing.assert_array_equal(predictor.seen[0][0], real(contents[0], PREPROCESS))
+    np.testing.assert_array_equal(predictor.seen[4][0], real(contents[1], PREPROCESS))
 
 
 def test_preprocessing_alone_where_no_row_reads_onnx(folder: Path) -> None:

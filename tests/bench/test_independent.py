@@ -28,8 +28,10 @@ from toolkit.recipe import Recipe
 
 SIDE, THREADS = 128, 1
 TOLERANCE = 0.1
-TRIES = 5
+TRIES = 20
 """Other programs on this machine may disturb one of the two measurements, but hardly every time."""
+CLOCK = time.thread_time_ns
+"""The time that this thread computes, as a session of one thread does: what others take of the machine is not in it."""
 
 
 def open_session(path: Path) -> Any:
@@ -55,9 +57,9 @@ def time_plainly(session: Any, images: NDArray[np.uint8], runs: int = 200) -> fl
     durations = []
     for run in range(50 + runs):
         image = images[run % len(images)][np.newaxis]
-        start = time.perf_counter()
+        start = CLOCK()
         session.run(["logits"], {"image": image})
-        durations.append(1000 * (time.perf_counter() - start))
+        durations.append((CLOCK() - start) / 1e6)
     return statistics.median(durations[50:])
 
 
@@ -68,7 +70,7 @@ def test_p50_agrees_with_a_plain_loop_in_this_process(network_file: Path) -> Non
     ratios = []
     for _ in range(TRIES):
         before = time_plainly(session, images)
-        (timed,) = time_rows([predictor], images, 200, 10, (1,))
+        (timed,) = time_rows([predictor], images, 200, 10, (1,), clock=CLOCK)
         after = time_plainly(session, images)
         ratios.append(timed.latency_ms.p50 / statistics.fmean((before, after)))
         if abs(ratios[-1] - 1) <= TOLERANCE:
@@ -84,7 +86,7 @@ def test_rows_that_take_turns_do_not_disturb_each_other(network_file: Path, tmp_
     rows.append(OnnxPredictor(save_colour_model(tmp_path / "other.onnx", image_size=SIDE), "cpu", THREADS))
     ratios = []
     for _ in range(TRIES):
-        medians = [timed.latency_ms.p50 for timed in time_rows(rows, images, 200, 10, (1,))[:3]]
+        medians = [timed.latency_ms.p50 for timed in time_rows(rows, images, 200, 10, (1,), clock=CLOCK)[:3]]
         ratios.append(max(medians) / min(medians))
         if ratios[-1] <= 1 + TOLERANCE:
             return

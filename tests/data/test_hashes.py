@@ -251,7 +251,7 @@ def test_processes_that_hash_at_once_do_not_disturb_each_other(root: Path, cache
     )
     command = [sys.executable, "-c", code, str(root), *NAMES]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    answers = {process.communicate(timeout=60)[0] for process in running}
+    answers = {process.communicate(timeout=600)[0] for process in running}
     assert [process.returncode for process in running] == [0, 0, 0]
     assert answers == {b"".join(hash_files(root, NAMES)).hex()}
     opened.clear()

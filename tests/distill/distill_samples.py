@@ -4,9 +4,10 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -126,7 +127,7 @@ class Running:
     def said(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def wait_for(self, *texts: str, timeout_s: float = 60) -> None:
+    def wait_for(self, *texts: str, timeout_s: float = 600) -> None:
         """Wait until it has said one of `texts`."""
         end = time.monotonic() + timeout_s
         while not any(text in self.said for text in texts):
@@ -138,7 +139,7 @@ class Running:
         assert self.process.pid is not None
         os.kill(self.process.pid, signal_number)
 
-    def end(self, code: int = 0, timeout_s: float = 120) -> str:
+    def end(self, code: int = 0, timeout_s: float = 600) -> str:
         """Wait for its end; everything it said."""
         self.process.join(timeout_s)
         if self.process.is_alive():
@@ -151,9 +152,8 @@ class Running:
 def other_processes() -> Any:
     """multiprocessing whose processes are forked from one that has imported torch: 0.1 s instead of 3 s."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["toolkit.cli", "toolkit.pipeline", "toolkit.distill.student", "toolkit.distill.teacher", "distill_samples"]
-    )
+    modules = ["toolkit.cli", "toolkit.pipeline", "toolkit.distill.student", "toolkit.distill.teacher"]
+    context.set_forkserver_preload([*modules, "torch._dynamo", "distill_samples"])  # dynamo: of DistributedDataParallel
     return context
 
 
@@ -167,13 +167,18 @@ class ToolkitCommands:
         self.run("--version")  # the process that others are forked from takes seconds to start
 
     def start(
-        self, *arguments: str | Path, save_seconds: float | None = None, environment: dict[str, str] | None = None
+        self,
+        *arguments: str | Path,
+        save_seconds: float | None = None,
+        environment: dict[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
     ) -> Running:
+        """`prepare`, a function of a module, runs in that process before the command."""
         self._count += 1
         log = self._folder / f"{self._count}.log"
         words = [str(argument) for argument in arguments]
         settings = {"KD_TOOLKIT_CACHE": os.environ["KD_TOOLKIT_CACHE"]} | (environment or {})
-        process = self._context.Process(target=_be_toolkit, args=(words, log, save_seconds, settings))
+        process = self._context.Process(target=_be_toolkit, args=(words, log, save_seconds, settings, prepare))
         process.start()
         return Running(process, log)
 
@@ -182,7 +187,30 @@ class ToolkitCommands:
         return self.start(*arguments).end(code)
 
 
-def _be_toolkit(arguments: list[str], log: Path, save_seconds: float | None, environment: dict[str, str]) -> None:
+def start_two(
+    toolkit: ToolkitCommands,
+    command: Sequence[str | Path],
+    main: Callable[[], None] | None = None,
+    other: Callable[[], None] | None = None,
+) -> tuple[Running, Running]:
+    """Two processes of one command as torchrun starts them, each prepared; but a signal can go to either alone."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [both | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    return (
+        toolkit.start(*command, environment=ranks[0], prepare=main),
+        toolkit.start(*command, environment=ranks[1], prepare=other),
+    )
+
+
+def _be_toolkit(
+    arguments: list[str],
+    log: Path,
+    save_seconds: float | None,
+    environment: dict[str, str],
+    prepare: Callable[[], None] | None,
+) -> None:
     os.environ.update(environment)
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -194,5 +222,7 @@ def _be_toolkit(arguments: list[str], log: Path, save_seconds: float | None, env
     environment.available_cores = lambda: 1  # one thread, so that results repeat to the bit
     if save_seconds is not None:
         trainer.SAVE_SECONDS = save_seconds
+    if prepare is not None:
+        prepare()
     sys.argv = ["toolkit", *arguments]
     cli.main()

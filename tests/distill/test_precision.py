@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from toolkit.distill.precision import autocast, choose_precision
+from toolkit.distill.precision import autocast, choose_precision, has_fast_bf16
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.student import DepthwiseStudent
 
@@ -61,3 +61,15 @@ def test_autocast_computes_in_the_precision_asked_for() -> None:
         assert layer(images).dtype == torch.bfloat16
     with autocast("cpu", "fp32"):
         assert layer(images).dtype == torch.float32
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_cpu_has_bfloat16_where_onednn_has_instructions_for_it(monkeypatch: pytest.MonkeyPatch, has_it: bool) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_it)
+    assert has_fast_bf16("cpu") is has_it
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_gpu_that_only_emulates_bfloat16_does_not_count(monkeypatch: pytest.MonkeyPatch, has_it: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it or including_emulation)
+    assert has_fast_bf16("cuda:0") is has_it

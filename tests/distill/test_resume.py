@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ from distill_samples import (
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from toolkit.distill import trainer
+from toolkit.distill import interruption, trainer
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import Objective, learn_from_labels
 from toolkit.distill.plan import Plan, Training
+from toolkit.distill.step import Stepper
 from toolkit.distill.teaching import Answers
 from toolkit.distill.trainer import train
 from toolkit.errors import ArtifactError, Interrupted
@@ -204,6 +206,90 @@ def test_a_second_signal_stops_at_once_and_handlers_come_back(splits: Splits, tm
         go_on(CASES["dropout, adamw, cosine, growing images"], splits, tmp_path, interrupting(2, times=2))
     assert not (tmp_path / "checkpoint.pt").exists()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.fixture
+def one_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process as torchrun would have started it; the other one is not needed. Handlers come back."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("one_of_two")
+def test_one_of_several_processes_takes_a_signal_that_comes_twice_for_one(splits: Splits, tmp_path: Path) -> None:
+    case = CASES["dropout, adamw, cosine, growing images"]
+    with pytest.raises(Interrupted, match="distill, epoch 1, step 2"):
+        go_on(case, splits, tmp_path, interrupting(2, signal.SIGTERM, times=3))
+    assert (tmp_path / "checkpoint.pt").exists()
+    # all is saved, and torchrun may send one more as the others end
+    assert [signal.getsignal(number) for number in interruption.SIGNALS] == [signal.SIG_IGN] * 2
+
+
+@pytest.mark.usefixtures("one_of_two")
+def test_one_of_several_processes_stops_at_once_at_a_signal_that_comes_later(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interruption, "REPEAT_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        go_on(CASES["dropout, adamw, cosine, growing images"], splits, tmp_path, interrupting(2, times=2))
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), SystemExit(1), RuntimeError("reentrant call")])
+def test_a_signal_is_obeyed_though_nobody_can_be_told(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Ctrl-C also ends what the output is piped to."""
+
+    def say(text: str) -> None:
+        if "stopping" in text:
+            raise error
+
+    monkeypatch.setattr(interruption.console, "say", say)
+    with pytest.raises(Interrupted):
+        go_on(CASES["dropout, adamw, cosine, growing images"], splits, tmp_path, interrupting(2))
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+def end_after_a_signal(error: Exception | None) -> None:
+    with interruption.stop_request():
+        signal.raise_signal(signal.SIGINT)
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("[gloo/transport/tcp/pair.cc:549] Connection closed by peer")])
+def test_a_signal_that_comes_too_late_to_be_obeyed_is_not_forgotten(error: Exception | None) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        end_after_a_signal(error)
+
+
+def test_an_error_is_told_though_a_signal_came() -> None:
+    with pytest.raises(RuntimeError, match="a bug"):
+        end_after_a_signal(RuntimeError("a bug"))
+
+
+def test_a_long_epoch_is_saved_before_its_validation(
+    case: tuple[Any, Plan], splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation may outlast the patience of whoever sent the signal."""
+    go_on(case, splits, tmp_path / "whole")
+    monkeypatch.setattr(trainer, "SAVE_SECONDS_AT_END", 0.0)
+
+    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+        if not student.logits.requires_grad:
+            raise PowerCut
+        return LABELS(student, target, teacher)
+
+    with pytest.raises(PowerCut):
+        go_on(case, splits, tmp_path / "cut", objective)
+    progress = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["progress"]
+    assert (progress["epoch"], progress["step"]) == (0, STEPS_AN_EPOCH)
+    go_on(case, splits, tmp_path / "cut")
+    assert_same_result(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_patience_counts_across_a_stop(splits: Splits, tmp_path: Path) -> None:
@@ -385,14 +471,21 @@ def test_a_stopped_command_says_where_it_stopped_and_how_to_go_on(
     assert [line["epoch"] for line in read_lines(out / "metrics.jsonl") if line["stage"] == "distill"] == [*range(12)]
 
 
+def take_a_step_without_end() -> None:
+    def step(self: Stepper, *arguments: Any) -> Any:
+        print("taking a step", flush=True)  # noqa: T201 - into the log
+        while True:
+            time.sleep(1)
+
+    Stepper.take = step  # type: ignore[method-assign]
+
+
 def test_a_second_ctrl_c_stops_the_command_without_saving(
     toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path
 ) -> None:
-    flags = ["--data", class_folders, *SMALL, "--set", "data.image_size=256", "--set", "student.base=32"]
-    slow_step = ["--set", "teacher.batch_size=36", "--set", "teacher.architecture=resnet18"]
-    running = toolkit.start("teacher", *flags, *slow_step, "--out", tmp_path / "m", "--resume")
-    running.wait_for("no state was saved")
-    time.sleep(0.3)
+    flags = ["--data", class_folders, *SMALL, "--out", tmp_path / "m", "--resume"]
+    running = toolkit.start("teacher", *flags, prepare=take_a_step_without_end)
+    running.wait_for("taking a step")
     running.send(signal.SIGINT)
     running.wait_for("stopping after this step; once more to stop at once")
     running.send(signal.SIGINT)

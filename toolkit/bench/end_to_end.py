@@ -5,13 +5,14 @@ the model's own preprocess, logits, softmax. Reading the disk is left out: the b
 """
 
 import io
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from toolkit.bench.timing import ROUNDS, Rounds, Work, time_in_turns
+from toolkit.bench.timing import ROUNDS, Clock, Rounds, Work, time_in_turns
 from toolkit.data.dataset import Images
 from toolkit.data.preprocess import FORMATS, Preprocess
 from toolkit.predictor import Predictor, softmax
@@ -55,6 +56,7 @@ def time_end_to_end(
     samples: int,
     seconds: float,
     *,
+    clock: Clock = time.perf_counter_ns,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> EndToEnd:
     """Time preprocessing and every predictor's whole answer in turns, one file of `contents` after the other.
@@ -66,7 +68,7 @@ def time_end_to_end(
         Work(_choose(contents), lambda content: prepare_image(content, preprocess)),
         *(Work(_choose(contents), _answer_with(predictor)) for predictor in predictors),
     ]
-    preprocessing, *answers = time_in_turns(works, samples, seconds, advance=advance)
+    preprocessing, *answers = time_in_turns(works, samples, seconds, clock=clock, advance=advance)
     return EndToEnd(Duration.of(preprocessing), [Duration.of(rounds) for rounds in answers])
 
 

@@ -7,7 +7,9 @@ import atexit
 import contextlib
 import gc
 import os
+import signal
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 Value = TypeVar("Value")
+
+PART_SECONDS = 30.0
+"""s that a process waits for the others before it ends; as long as torchrun waits before it kills"""
 
 
 def launched() -> bool:
@@ -55,7 +60,24 @@ def join(device: str) -> None:
     atexit.register(_leave)
 
 
+def part() -> None:
+    """The last thing before a process ends as all of them do: wait for the others, so that none asks one that is gone.
+
+    Those that are through may be gone while this one still waits: from here on that is no error.
+    """
+    if world_size() > 1:
+        with contextlib.suppress(RuntimeError):
+            dist.barrier(async_op=True).wait(timedelta(seconds=PART_SECONDS))
+
+
+def is_peer_lost(error: BaseException) -> bool:
+    """Whether a collective failed since another process has ended, as far as gloo and nccl tell."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def _leave() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # torchrun ends those that are left as soon as one has failed
+        signal.signal(number, signal.SIG_IGN)
     gc.collect()  # DistributedDataParallel is part of cycles and holds on to the group, whose threads must end first
     dist.destroy_process_group()
 

@@ -1,33 +1,54 @@
-"""Ctrl-C and SIGTERM while a network trains: the step is finished and saved before the process ends."""
+"""Ctrl-C and SIGTERM while a network trains: the step is finished and saved before the process ends.
+
+One of several processes may be sent one signal twice: by whoever stops them all, and by torchrun, which passes on what
+it was sent. torchrun also ends those that are left as soon as one has ended.
+"""
 
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 from toolkit import console
+from toolkit.distill import distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+REPEAT_SECONDS = 5.0
+"""s after a signal in which, for one of several processes, another one is the same"""
 
 
 class StopRequest:
-    """Which signal asked to stop, 0 as long as none did."""
+    """Which signal asked to stop, 0 as long as none did; `obeyed` once the state is saved and all are to end."""
 
     def __init__(self) -> None:
         self.signal_number = 0
+        self.obeyed = False
+        self._asked_at = 0.0
 
     def __call__(self, signal_number: int, frame: FrameType | None) -> None:
+        if self.obeyed or self._is_repeat():
+            return
         if self.signal_number:  # asked twice: at once, without saving
             raise KeyboardInterrupt
-        self.signal_number = signal_number
-        console.say("stopping after this step; once more to stop at once")
+        self.signal_number, self._asked_at = signal_number, time.monotonic()
+        pause = f", {REPEAT_SECONDS:.0f} s later," if distributed.launched() else ""
+        # nobody may listen any more, or a line is being written: no reason to lose the step
+        with contextlib.suppress(OSError, RuntimeError, SystemExit):
+            console.say(f"stopping after this step; once more{pause} to stop at once")
+
+    def _is_repeat(self) -> bool:
+        late = time.monotonic() - self._asked_at
+        return bool(self.signal_number) and distributed.launched() and late < REPEAT_SECONDS
 
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
     """Note Ctrl-C and SIGTERM instead of obeying them; what was in force before comes back at the end.
 
+    Then a signal is sent again that came too late for the body to obey, or when another process was gone already.
+    After a stop that was obeyed, one of several processes has only its end before it, and is not to be disturbed.
     A signal that was ignored (as a shell does for Ctrl-C in its background jobs) stays so. Only a process's main thread
     can do this; elsewhere nothing is noted.
     """
@@ -38,8 +59,16 @@ def stop_request() -> Iterator[StopRequest]:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, request)
+    pass_on = False
     try:
         yield request
+        pass_on = True
+    except RuntimeError as error:
+        pass_on = distributed.is_peer_lost(error)
+        raise
     finally:
+        ending = request.obeyed and distributed.launched()
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ending else handler)
+        if pass_on and request.signal_number:
+            signal.raise_signal(request.signal_number)

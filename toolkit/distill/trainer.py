@@ -38,6 +38,8 @@ AGREE_SECONDS = 5.0
 """s between two agreements on stopping, about; whoever sends SIGTERM does not wait long before SIGKILL"""
 SAVE_SECONDS = 120.0
 """s between two checkpoints within an epoch; every epoch ends with one."""
+SAVE_SECONDS_AT_END = 10.0
+"""s after which an epoch is also saved before its validation, which may take minutes and sees to no signal"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def train(
     Interrupted after Ctrl-C or SIGTERM, with the state saved.
     """
     with stop_request() as request:
+        distributed.barrier()  # from here on no process ends at a signal on its own, while others ask it
         return _Run(learner, objective, views, valid_pixels, plan, records, teaching, request).to_end()
 
 
@@ -104,7 +107,8 @@ class _Run:
         self._plan, self._records, self._request = plan, records, request
         self._valid_teacher = Answers(teaching.valid_logits()) if teaching else None
         self._optimizer = make_optimizer(learner, plan.section)
-        scheduler = make_scheduler(self._optimizer, plan.section, plan.section.epochs * self._steps_an_epoch())
+        self._last_step = self._steps_an_epoch()
+        scheduler = make_scheduler(self._optimizer, plan.section, plan.section.epochs * self._last_step)
         self._average = make_average(learner.classifier.network, plan.section)
         self._stepper = Stepper(learner, objective, views, teaching, plan, self._optimizer, scheduler, self._average)
         self._progress = _Progress()
@@ -234,9 +238,10 @@ class _Run:
         """After a step: save and stop where a signal asked for it, save where the last time is long ago."""
         step = self._progress.step
         asked = self._request.signal_number
-        late = time.perf_counter() - self._saved_at > SAVE_SECONDS
+        at_end = step == self._last_step
+        late = time.perf_counter() - self._saved_at > min(SAVE_SECONDS, SAVE_SECONDS_AT_END if at_end else math.inf)
         if distributed.world_size() > 1:
-            if step % self._agree_steps:
+            if step % self._agree_steps and not at_end:
                 return
             wishes = torch.tensor([asked, int(late)], device=self._plan.device)
             asked, late = distributed.greatest(wishes).tolist()
@@ -246,6 +251,7 @@ class _Run:
                 self._stop_not_finite("weight", step, self._rate())
             self._save()
         if asked:
+            self._request.obeyed = True
             epoch = self._progress.epoch
             place = f"epoch {epoch + 1}, step {step}" if step else f"after epoch {epoch}"
             raise Interrupted(f"{self._plan.stage}, {place}", asked)
@@ -312,7 +318,7 @@ class _Run:
         """After how many steps processes agree on stopping: after each, until an epoch has told how long one takes."""
         if not self._history:
             return 1
-        step_s = len(self._views) / self._history[-1].train_img_s / self._steps_an_epoch()
+        step_s = len(self._views) / self._history[-1].train_img_s / self._last_step
         return distributed.agree(max(1, min(CHECK_STEPS, int(AGREE_SECONDS / step_s))))
 
     def _steps_an_epoch(self) -> int:
