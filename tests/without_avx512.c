@@ -54,12 +54,17 @@ static void on_fault(int number, siginfo_t *info, void *context) {
     }
 }
 
-/* faulthandler sets a handler of its own for this signal, which must not replace ours. */
+/* faulthandler and compilers set handlers of their own for this signal, which must not replace ours. */
 int sigaction(int number, const struct sigaction *action, struct sigaction *before) {
     if (number != SIGSEGV) return ((setter *)dlsym(RTLD_NEXT, "sigaction"))(number, action, before);
     if (before) *before = others;
     if (action) others = *action;
     return 0;
+}
+
+void (*signal(int number, void (*handler)(int)))(int) {
+    struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART}, before;
+    return sigaction(number, &action, &before) ? SIG_ERR : before.sa_handler;
 }
 
 __attribute__((constructor)) static void hide(void) {
