@@ -48,15 +48,16 @@ def left_to_pictures(recipe: Recipe) -> list[str]:
 def follow_pictures(recipe: Recipe, images: Images) -> tuple[Recipe, str]:
     """`recipe` with all of `left_to_pictures` stated, and a line that says what was chosen and why.
 
-    Where no image can be read, the constants stay, and the line is empty: decoding will say so.
+    The line is empty where nothing is left. It also is where no image can be read: the constants stay, and decoding
+    will say so.
     """
-    pictures = measure_pictures(images)
+    pictures = measure_pictures(images) if left_to_pictures(recipe) else None
     if pictures is None:
         return recipe, ""
     settings = [f"{name}={value}" for name, value in choose_settings(recipe, pictures).items()]
     line = (
-        f"{' '.join(settings)}: chosen for {pictures.count:,} training images whose median shorter side is"
-        f" {pictures.side_px} px ({pictures.looked_at:,} were looked at); --set changes any of them"
+        f"settings that follow the pictures: {' '.join(settings)} (of {pictures.count:,} training images"
+        f" {pictures.looked_at:,} were looked at: median shorter side {pictures.side_px} px; --set changes each)"
     )
     return recipe.with_overrides(settings), line
 
