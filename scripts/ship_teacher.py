@@ -74,7 +74,8 @@ class Answers:
         same = (self.trained.argmax(1) == self.shipped.argmax(1)).float().mean().item()
         difference = (self.trained - self.shipped).abs().max().item()
         accuracies = [percent(self.accuracy(logits)) for logits in (self.trained, self.shipped)]
-        return [self.split, f"{len(self.labels):,}", *accuracies, percent(same), f"{difference:.4f}"]
+        name = "validation" if self.split == "valid" else self.split
+        return [name, f"{len(self.labels):,}", *accuracies, percent(same), f"{difference:.4f}"]
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def write_card(shipment: Shipment) -> str:
 A given teacher: {info.architecture} for {data["source"]}, {classes} classes, trained by this toolkit.
 A recipe takes it with `teacher.weights = "{shipment.path.parent.name}"`.
 
-{markdown_table(("what", ""), facts(shipment), left=(0, 1))}
+{markdown_table(("what", "value"), facts(shipment), left=(0, 1))}
 
 ## Accuracy
 
@@ -283,7 +284,8 @@ def facts(shipment: Shipment) -> list[list[str]]:
         ["date", shipment.trained_on.isoformat()],
         [
             "time",
-            f"{console.duration(extra['seconds'])} for {extra['epochs']} epochs, {extra['train_img_s']:,.0f} images/s",
+            f"{console.duration(extra['seconds'])} for {console.count(extra['epochs'], 'epoch')},"
+            f" {extra['train_img_s']:,.0f} training images/s",
         ],
         ["version", f"kd-toolkit {info.toolkit_version}"],
     ]

@@ -94,10 +94,10 @@ def test_its_accuracies_are_those_of_the_file_that_ships(script: ModuleType, tra
     card = path.with_suffix(".md").read_text(encoding="utf-8")
     classifier, info = load_model(path)
     dataset = load_dataset(Recipe.from_dict(info.recipe, "it").data)
-    for split in ("valid", "test"):
+    for split, name in (("valid", "validation"), ("test", "test")):
         pixels = load_pixels(dataset, split, info.preprocess)  # type: ignore[arg-type]
         right = (compute_logits(classifier, pixels, "fp32", "cpu").argmax(1) == torch.from_numpy(pixels.labels)).sum()
-        row = re.search(rf"^\| {split} \| 12 \| ([\d.]+) % \| ([\d.]+) % \|", card, re.MULTILINE)
+        row = re.search(rf"^\| {name} \| 12 \| ([\d.]+) % \| ([\d.]+) % \|", card, re.MULTILINE)
         assert row is not None
         assert float(row[2]) == pytest.approx(100 * int(right) / 12, abs=0.01)
     assert f"Of the first 12 test images, {int(right)} get the right answer." in card
