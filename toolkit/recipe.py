@@ -315,6 +315,11 @@ class Recipe(Section):
         section, _, key = setting.partition(".")
         return key in getattr(self, section).model_fields_set
 
+    def value_of(self, setting: str) -> Any:
+        """The value of `section.key`."""
+        section, _, key = setting.partition(".")
+        return getattr(getattr(self, section), key)
+
     def with_overrides(self, overrides: Iterable[str]) -> Self:
         """A copy with every `section.key=value` applied; values are read as TOML, bare words as strings.
 

@@ -66,7 +66,7 @@ def test_photographs_get_the_defaults_of_the_recipe() -> None:
     recipe = Recipe()
     chosen = choose(512, 5000)
     assert {name: chosen[name] for name in PHOTOGRAPHS} == PHOTOGRAPHS
-    assert {name: getattr(getattr(recipe, name.split(".")[0]), name.split(".")[1]) for name in chosen} == chosen
+    assert {name: recipe.value_of(name) for name in chosen} == chosen
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,9 @@ class TestImport:
 
 class TestSeenImages:
     def warn(self, teacher: Path, recipe: Recipe, dataset: Dataset) -> None:
-        warn_of_seen_images("it", find_training_images(read_info(teacher)), recipe, dataset)
+        trained_on = find_training_images(read_info(teacher))
+        assert trained_on is not None
+        warn_of_seen_images("it", trained_on, recipe, dataset)
 
     @pytest.mark.parametrize(
         "changed", ["data.split_seed=3", "data.validation_fraction=0.3", "data.test_fraction=0.4", ""]
@@ -244,4 +246,7 @@ class TestSeenImages:
         first = find_training_images(info)
         imported = replace(info, dataset_sha256="f" * 64, extra={"trained_on": first})
         assert find_training_images(imported) == first
+        assert first is not None
         assert first["dataset_sha256"] == folders[0].sha256
+        assert find_training_images(replace(imported, extra={"trained_on": None})) is None, "a bare state dict's import"
+        assert find_training_images(replace(info, recipe={})) is None

@@ -75,14 +75,18 @@ def require_same_classes(classes: tuple[str, ...], dataset: Dataset, who: str, r
             raise WeightsError(f"{who} calls class {number} {theirs!r}, {dataset.name} {ours!r}", remedy)
 
 
-def find_training_images(info: ModelInfo) -> dict[str, Any]:
-    """`dataset_sha256` and SPLIT_SETTINGS of the images that the weights were trained on.
+def find_training_images(info: ModelInfo) -> dict[str, Any] | None:
+    """`dataset_sha256` and SPLIT_SETTINGS of the images that the weights were trained on; None where they are not known.
 
-    A file that was imported once says of itself what it was imported for; what was known then is passed on.
+    A file that was imported says of itself what it was imported for; what was known of it then is passed on.
     """
-    passed_on: dict[str, Any] | None = info.extra.get("trained_on")
-    own = {key: info.recipe["data"][key] for key in SPLIT_SETTINGS}
-    return passed_on or {"dataset_sha256": info.dataset_sha256} | own
+    if "trained_on" in info.extra:
+        passed_on: dict[str, Any] | None = info.extra["trained_on"]
+        return passed_on
+    data = info.recipe.get("data", {})
+    if any(key not in data for key in SPLIT_SETTINGS):
+        return None
+    return {"dataset_sha256": info.dataset_sha256} | {key: data[key] for key in SPLIT_SETTINGS}
 
 
 def warn_of_seen_images(who: str, trained_on: dict[str, Any], recipe: Recipe, dataset: Dataset) -> None:
