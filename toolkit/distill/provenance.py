@@ -76,7 +76,7 @@ def require_same_classes(classes: tuple[str, ...], dataset: Dataset, who: str, r
 
 
 def find_training_images(info: ModelInfo) -> dict[str, Any] | None:
-    """`dataset_sha256` and SPLIT_SETTINGS of the images that the weights were trained on; None where they are not known.
+    """`dataset_sha256` and SPLIT_SETTINGS of the images that the weights were trained on; None where nobody knows.
 
     A file that was imported says of itself what it was imported for; what was known of it then is passed on.
     """
