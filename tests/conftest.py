@@ -14,6 +14,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real photographs and the notebook's student, where they are beside the checkout."""
 
 
+USERS_CACHE = Path(os.environ.get("KD_TOOLKIT_CACHE") or Path.home() / ".cache" / "kd-toolkit")
+"""Read for the real Fashion-MNIST, and nothing else of it."""
+
+
 def shared(*parts: str) -> Path:
     """A path in ../shared; the test is skipped where it is not there."""
     path = SHARED.joinpath(*parts)
@@ -24,7 +28,7 @@ def shared(*parts: str) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or fills the user's own cache."""
+    """No test fills the user's own cache, nor reads decoded images or hashes from it."""
     os.environ["KD_TOOLKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -42,6 +46,20 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fashion_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real Fashion-MNIST, where it is on this machine; else the test is skipped."""
+    from toolkit.data import named
+    from toolkit.data.idx import find_idx_files
+
+    own = USERS_CACHE / "fashion-mnist"
+    places = (own, own / "FashionMNIST" / "raw", named.FASHION_MNIST_SYSTEM_FOLDER)
+    folder = next((place for place in places if find_idx_files(place)), None)
+    if folder is None:
+        pytest.skip("Fashion-MNIST is not on this machine: make data")
+    monkeypatch.setattr(named, "FASHION_MNIST_SYSTEM_FOLDER", folder)
 
 
 def make_image(label: int, seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from toolkit.errors import RecipeError
-from toolkit.recipe import Recipe, builtin_names, load_builtin
+from toolkit.recipe import FOLLOW_PICTURES, Recipe, builtin_names, load_builtin
 
 
 def write(path: Path, text: str) -> Path:
@@ -177,8 +177,10 @@ def settings_tables() -> str:
         properties = schemas[f"{name.capitalize()}Recipe"]
         lines += [f"### `[{name}]`", "", "| key | default | allowed | what it is |", "|---|---|---|---|"]
         for key, field in properties["properties"].items():
-            default = getattr(getattr(Recipe(), name), key)
-            lines.append(f"| `{key}` | `{json.dumps(default)}` | {allowed(field)} | {field.get('description', '')} |")
+            default = f"`{json.dumps(getattr(getattr(Recipe(), name), key))}`"
+            if f"{name}.{key}" in FOLLOW_PICTURES:
+                default += " for photographs" if name == "data" else " for up to 10,000 images"
+            lines.append(f"| `{key}` | {default} | {allowed(field)} | {field.get('description', '')} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -108,16 +108,21 @@ def data(
 ) -> None:
     """Count and check a data set: classes, sizes, unreadable files, images that stand in two splits."""
     from toolkit.data.check import check_dataset
+    from toolkit.data.defaults import follow_pictures
     from toolkit.data.sources import load_dataset
     from toolkit.errors import DataError
+    from toolkit.pipeline import BUILTIN_RECIPE_OF_SET
     from toolkit.recipe import Recipe
 
     recipe = Recipe().with_overrides([f"data.source={json.dumps(source)}", *(overrides or [])])
-    report = check_dataset(load_dataset(recipe.data))
+    dataset = load_dataset(recipe.data)
+    report = check_dataset(dataset)
     if as_json:
         print_json(report.to_json())
     else:
         report.print_table()
+        if source not in BUILTIN_RECIPE_OF_SET and (line := follow_pictures(recipe, dataset.train)[1]):
+            console.out.print(line, markup=False)
     if strict and report.unreadable:
         first = report.unreadable[0]
         raise DataError(
@@ -133,7 +138,11 @@ def teacher(
     out: OutOption = None,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", metavar="FILE", help="Import .safetensors or .pt/.bin, or fine-tune `imagenet`."),
+        typer.Option(
+            "--weights",
+            metavar="FILE_OR_NAME",
+            help="Import a file or what ships (fashion-mnist), or fine-tune `imagenet`.",
+        ),
     ] = None,
     device: DeviceOption = "auto",
     seed: SeedOption = None,

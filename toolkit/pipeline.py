@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,8 @@ def open_training_job(
 ) -> Job:
     """A job for teacher, distill and run; its recipe: --recipe, the data's own, OUT's, its teacher's, the default.
 
-    `options` are the job's: force, strict, resume, tensorboard, seeds.
+    What that and --set leave to the pictures is chosen, said and from then on stated in the job's recipe. `options` are
+    the job's: force, strict, resume, tensorboard, seeds.
     """
     _warn_of_little_memory()
     from toolkit.distill.distributed import join
@@ -107,7 +108,7 @@ def open_training_job(
     _warn_of_no_volume(model_dir.path)
     device = _pick_device(device)
     join(device)
-    return Job(recipe, model_dir, device, **options)
+    return _follow_pictures(Job(recipe, model_dir, device, **options))
 
 
 def refuse_several_processes() -> None:
@@ -141,12 +142,14 @@ def open_finished_job(
         else Recipe.from_dict(read_info(directory.require(directory.weights("student"))).recipe, "student.safetensors")
     )
     directory.make()  # it is there: this proves that it can be written to, before any work
-    return Job(_with_source(recipe, data).with_overrides(overrides), directory, _pick_device(device), force)
+    recipe = _with_source(recipe, data).with_overrides(overrides)
+    return _follow_pictures(Job(recipe, directory, _pick_device(device), force))
 
 
 def make_teacher(job: Job) -> "Made":
-    from toolkit.distill import teacher
+    from toolkit.distill import provenance, teacher
 
+    provenance.require_fitting(job.recipe, job.dataset)  # before anything is downloaded or decoded
     return teacher.make_teacher(job.recipe, job.model_dir, job.images, job.options)
 
 
@@ -213,6 +216,7 @@ def export_weights(
     directory = ModelDir(out or weights.parent)
     directory.make()
     job = Job(_with_source(recipe, data).with_overrides(overrides), directory, "cpu", force)
+    job = _follow_pictures(job) if data else job
     classes = job.dataset.classes if data else None
     return export_weights_file(weights, directory.path, _wanted(job, smaller, with_images=bool(data)), classes)
 
@@ -290,6 +294,20 @@ def _with_source(recipe: Recipe, data: str | None) -> Recipe:
     if data is None:
         return recipe
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})})
+
+
+def _follow_pictures(job: Job) -> Job:
+    """The same job, with what its recipe leaves to the pictures chosen and said; its data set is read only for that."""
+    from toolkit.data.defaults import follow_pictures, left_to_pictures
+
+    if not left_to_pictures(job.recipe):
+        return job
+    recipe, line = follow_pictures(job.recipe, job.dataset.train)
+    if line:
+        console.say(line)
+    resolved = replace(job, recipe=recipe)
+    vars(resolved)["dataset"] = job.dataset  # nothing that was chosen changes it, and reading takes a while
+    return resolved
 
 
 def _warn_of_little_memory() -> None:

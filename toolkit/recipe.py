@@ -1,8 +1,9 @@
 """The recipe: every setting of every stage, with its unit, range and default, declared once.
 
 A recipe is read from TOML (one table a section) and changed on the command line with `--set section.key=value`.
-Without a file, the defaults below hold; they are meant for folders of photographs. The recipes that ship with the
-toolkit (`fashion-mnist`, the default, and `food11`, the notebook's settings) are `recipe.toml` files under `models/`.
+Without a file, the defaults below hold. They are meant for photographs; what FOLLOW_PICTURES names is chosen from the
+pictures instead, where it is left to itself (toolkit/data/defaults.py). The recipes that ship with the toolkit
+(`fashion-mnist`, the default, and `food11`, the notebook's settings) are `recipe.toml` files under `models/`.
 """
 
 import difflib
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from toolkit import shipped
 from toolkit.errors import RecipeError
 
 DEFAULT_RECIPE = "fashion-mnist"
@@ -22,6 +24,12 @@ DEFAULT_RECIPE = "fashion-mnist"
 
 NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights", "distill.control"}
 """Where things lie, how fast they are read, and what is trained besides; what lies there has its own SHA-256."""
+
+FOLLOW_PICTURES = ("data.image_size", "data.resize", "data.crop_padding", "teacher.epochs", "distill.epochs")
+"""Settings that are chosen from the training images where nobody states them; their defaults suit photographs."""
+
+IMAGENET, FOOD_11 = "imagenet", "food-11"
+"""What `teacher.weights` may name besides a file and what ships with the toolkit: torchvision's, the notebook's."""
 
 OF_TEACHING = {
     "method", "temperature", "alpha", "standardize", "dkd_target_weight", "dkd_other_weight", "dist_inter_weight",
@@ -59,11 +67,23 @@ class DataRecipe(Section):
     """`[data]`: which images, and what a network sees of them."""
 
     source: str = Field("fashion-mnist", min_length=1, description="a named data set, or a directory of images")
-    image_size: int = Field(160, ge=8, le=2048, description="px; side of the square a network sees")
-    resize: int = Field(176, ge=0, le=4096, description="px; the shorter side is resized to this, 0 keeps it")
+    image_size: int = Field(
+        160, ge=8, le=2048, description="px; side of the square a network sees; absent: follows the pictures"
+    )
+    resize: int = Field(
+        176,
+        ge=0,
+        le=4096,
+        description="px; the shorter side is resized to this, 0 keeps it; absent: follows the pictures",
+    )
     mean: Channels = Field((0.485, 0.456, 0.406), description="subtracted from RGB in 0..1 by the student")
     std: Spread = Field((0.229, 0.224, 0.225), description="RGB is divided by this after the mean is subtracted")
-    crop_padding: int = Field(0, ge=0, le=512, description="px; added on every side before the random training crop")
+    crop_padding: int = Field(
+        0,
+        ge=0,
+        le=512,
+        description="px; added on every side before the random training crop; absent: follows resize, else 0",
+    )
     padding_mode: Literal["symmetric", "constant"] = Field("symmetric", description="mirror the border, or fill with 0")
     flip: bool = Field(True, description="mirror half of the training views left to right")
     rotation_degrees: float = Field(0.0, ge=0, le=180, description="degrees; views turn by up to this, either way")
@@ -80,7 +100,9 @@ class DataRecipe(Section):
 class TrainingRecipe(Section):
     """What every training stage has: the budget, the optimiser, and what keeps a network from learning by heart."""
 
-    epochs: int = Field(60, ge=1, le=10_000)
+    epochs: int = Field(
+        60, ge=1, le=10_000, description="times every training image is shown; absent: follows their number"
+    )
     batch_size: int = Field(64, ge=1, le=65_536, description="images a step, over all processes")
     optimizer: Optimizer = "sgd"
     learning_rate: float = Field(0.05, gt=0, le=10, description="peak of the schedule")
@@ -103,13 +125,19 @@ class TeacherRecipe(TrainingRecipe):
     """`[teacher]`: the network that teaches, trained here, fine-tuned or imported."""
 
     architecture: str = Field("resnet18", description="a torchvision classifier, or `depthwise`")
-    weights: str = Field("", description="empty: from scratch; imagenet, food-11 or a file")
+    weights: str = Field(
+        "",
+        description="empty: from scratch; a file, beside the recipe or from where the command runs; `fashion-mnist`: "
+        "the one that ships under that name; `food-11`: the notebook's; `imagenet`: torchvision's, fine-tuned",
+    )
     mean: Channels | None = Field(None, description="the teacher's own; absent: its weights', else [data]'s")
     std: Spread | None = Field(None, description="see mean")
     enlarge: int | None = Field(
         None, ge=1, le=16, description="times; it sees each image so much larger; absent: its weights' own, else 1"
     )
-    epochs: int = Field(30, ge=1, le=10_000)
+    epochs: int = Field(
+        30, ge=1, le=10_000, description="times every training image is shown; absent: follows their number"
+    )
 
 
 class StudentRecipe(Section):
@@ -274,6 +302,7 @@ class Recipe(Section):
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:
+        """The recipe in `path`; a teacher's file that lies beside it is named as seen from where the command runs."""
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
@@ -281,11 +310,25 @@ class Recipe(Section):
             raise RecipeError(f"cannot read the recipe {path}: {reason}", "give --recipe a TOML file") from None
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"{path} is not valid TOML: {error}", "mend that line") from None
+        _find_weights_beside(path, values)
         return cls.from_dict(values, str(path))
 
+    def states(self, setting: str) -> bool:
+        """Whether `section.key` was given, by a file or an override, and not left to its default."""
+        section, _, key = setting.partition(".")
+        return key in getattr(self, section).model_fields_set
+
+    def value_of(self, setting: str) -> Any:
+        """The value of `section.key`."""
+        section, _, key = setting.partition(".")
+        return getattr(getattr(self, section), key)
+
     def with_overrides(self, overrides: Iterable[str]) -> Self:
-        """A copy with every `section.key=value` applied; values are read as TOML, bare words as strings."""
-        values = self.model_dump(mode="json")
+        """A copy with every `section.key=value` applied; values are read as TOML, bare words as strings.
+
+        What was left to its default stays so.
+        """
+        values = self.model_dump(mode="json", exclude_unset=True)
         for override in overrides:
             path, separator, text = override.partition("=")
             section, dot, key = path.strip().partition(".")
@@ -315,18 +358,22 @@ class Recipe(Section):
 
 def builtin_names() -> list[str]:
     """Names of the recipes that ship with the toolkit."""
-    return sorted(_builtin_files())
+    return sorted(shipped.recipe_files())
 
 
 def load_builtin(name: str) -> Recipe:
-    return Recipe.from_toml(_builtin_files()[name])
+    return Recipe.from_toml(shipped.recipe_files()[name])
 
 
-def _builtin_files() -> dict[str, Path]:
-    package = Path(__file__).parent
-    installed = {path.stem: path for path in (package / "recipes").glob("*.toml")}
-    in_checkout = {path.parent.name: path for path in (package.parent / "models").glob("*/recipe.toml")}
-    return installed or in_checkout
+def _find_weights_beside(recipe: Path, values: dict[str, Any]) -> None:
+    """Turn `teacher.weights` into the path of the file beside `recipe` that it names, if it does."""
+    teacher = values.get("teacher")
+    weights = teacher.get("weights") if isinstance(teacher, dict) else None
+    if not isinstance(teacher, dict) or not isinstance(weights, str):
+        return  # checked later, with everything else
+    is_name = weights in (IMAGENET, FOOD_11, *shipped.weights_files())
+    if not is_name and (beside := recipe.parent / weights).is_file():
+        teacher["weights"] = str(beside)
 
 
 def _toml_value(text: str) -> Any:

@@ -15,6 +15,7 @@ from report_samples import make_report, make_row
 from tiny_onnx import save_colour_model
 
 from toolkit.bench.card import HUB_LICENSES, render_card, reproduce
+from toolkit.data.defaults import left_to_pictures
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import NAMED
 from toolkit.recipe import Recipe, builtin_names, load_builtin
@@ -195,6 +196,13 @@ def test_the_command_gives_the_same_recipe(recipe: Recipe) -> None:
     line = reproduce(recipe)
     assert read_command(line) == recipe
     assert line in render_card(make_report(recipe=recipe), "mit")
+
+
+def test_the_command_states_what_would_follow_the_pictures() -> None:
+    """160 px was stated for pictures of 32 px, and is the constant for photographs."""
+    recipe = Recipe().with_overrides(["data.source=tiny", "data.image_size=160", "data.resize=176"])
+    assert left_to_pictures(read_command(reproduce(recipe))) == []
+    assert read_command(reproduce(recipe)) == recipe
 
 
 def test_several_seeds_are_asked_for_again() -> None:

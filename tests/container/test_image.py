@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import toolkit
+from toolkit import shipped
 
 from .engine import ROOT, docker, doctor, inspect, run, run_python
 
@@ -42,6 +43,11 @@ def test_it_describes_itself(image: str) -> None:
     assert (labels["title"], labels["version"], labels["licenses"]) == ("kd-toolkit", toolkit.__version__, "MIT")
     assert f"({flavour(image)})" in labels["description"]
     assert inspect(image, ".Config.StopSignal") == "SIGINT"
+
+
+def test_the_recipes_and_teachers_that_ship_are_inside(image: str) -> None:
+    code = "from toolkit import shipped as s; print(sorted(s.recipe_files()), sorted(s.weights_files()))"
+    assert run_python(image, code) == f"{sorted(shipped.recipe_files())} {sorted(shipped.weights_files())}"
 
 
 def test_no_compiler_installer_or_cache_is_inside(image: str) -> None:

@@ -103,6 +103,23 @@ class TestSaveAndLoad:
         header = json.loads(saved.read_bytes()[8 : 8 + struct.unpack("<Q", saved.read_bytes()[:8])[0]])
         assert list(header["__metadata__"]) == [METADATA_KEY]  # several entries come out in any order
 
+    def test_halved_files_answer_alike_and_keep_what_half_precision_cannot_hold(
+        self, student: DepthwiseStudent, saved: Path, tmp_path: Path
+    ) -> None:
+        student.cnn[0][1].running_var.fill_(1e6)  # half precision ends at 65,504
+        for halved in (False, True):
+            save_model(tmp_path / f"{halved}.safetensors", student, make_info(), halved=halved)
+        whole, smaller = (read_state_dict(tmp_path / f"{halved}.safetensors") for halved in (False, True))
+        assert {value.dtype for value in smaller.values() if value.ndim > 1} == {torch.float16}
+        assert all(torch.equal(value, whole[name]) for name, value in smaller.items() if value.ndim < 2)
+        networks = [load_model(tmp_path / f"{halved}.safetensors")[0] for halved in (False, True)]
+        assert {parameter.dtype for parameter in networks[1].parameters()} == {torch.float32}
+        images = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            logits = [network(images) for network in networks]
+        assert 0 < (logits[0] - logits[1]).abs().max() < 0.01
+        assert (logits[0].argmax(1) == logits[1].argmax(1)).float().mean() > 0.95
+
     def test_networks_are_rebuilt_at_their_image_size(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A vision transformer's position embedding depends on it; 32 px is not torchvision's default."""
         asked: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from toolkit.bench.comparison import ReportRow, find_shipped, name_model
 from toolkit.bench.gain import describe_gain
 from toolkit.bench.markdown import bullets, markdown_table, percent
 from toolkit.bench.table import Report, short_count
+from toolkit.data.defaults import left_to_pictures
 from toolkit.recipe import Recipe, builtin_names, load_builtin
 
 HUB_DATASETS = {
@@ -123,8 +124,9 @@ def reproduce(recipe: Recipe, seeds: Sequence[int] | None = None) -> str:
     starts = [(["--recipe", name], load_builtin(name)) for name in names]
     lines = []
     for flags, base in starts or [(["--data", recipe.data.source], Recipe())]:
-        changes = [(name, now) for name, now, _ in _changed_settings(recipe, base) if name != "data.source"]
-        overrides = [f"{name}={json.dumps(now, ensure_ascii=False)}" for name, now in changes]
+        changes = {name: recipe.value_of(name) for name in left_to_pictures(base)}  # they may have been stated
+        changes |= {name: now for name, now, _ in _changed_settings(recipe, base) if name != "data.source"}
+        overrides = [f"{name}={json.dumps(now, ensure_ascii=False)}" for name, now in changes.items()]
         line = ["toolkit", "run", *flags, *(part for override in overrides for part in ("--set", override))]
         lines.append((base.with_overrides(overrides) != recipe, len(line), line))
     line = min(lines)[2]

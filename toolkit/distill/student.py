@@ -4,7 +4,6 @@ import torch
 
 from toolkit import console
 from toolkit.data.batches import TrainingViews
-from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork, default_tap, tap_channels
@@ -12,15 +11,18 @@ from toolkit.distill.metrics import Stage
 from toolkit.distill.objective import learn_from_labels, learn_from_teacher
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import Precision
+from toolkit.distill.provenance import require_same_classes
 from toolkit.distill.quantized import choose_teacher
 from toolkit.distill.stage import Images, Job, Made, Options, prove_size
 from toolkit.distill.teaching import LiveTeacher, Teaching, find_stored, open_store
-from toolkit.errors import WeightsError
 from toolkit.modeldir import ModelDir, sha256_file
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
+
+OTHER_CLASSES = "give --data what the teacher was trained on, or train one here with `toolkit teacher --force`"
+"""What to do about a teacher that knows other classes than the data."""
 
 
 def distill_student(
@@ -43,7 +45,7 @@ def distill_student(
         return kept
     state = job.saved_state()
     teacher, teacher_info = load_model(teacher_file)
-    _require_same_classes(teacher_info, images.dataset, teacher_file.name)
+    require_same_classes(teacher_info.classes, images.dataset, teacher_file.name, OTHER_CLASSES)
     _require_same_size(teacher, teacher_info, recipe.data.image_size, teacher_file.name)
     teacher.requires_grad_(False)
     learner, tapped_teacher = _tap(recipe, _new_student(job), teacher)
@@ -171,14 +173,3 @@ def _require_same_size(teacher: Classifier, info: ModelInfo, image_size: int, fi
         f"use --set data.image_size={trained}, or train a teacher at {image_size} px with toolkit teacher --force",
     )
     console.say(f"careful: {file_name} was trained at {trained} px and teaches at {image_size} px")
-
-
-def _require_same_classes(teacher: ModelInfo, dataset: Dataset, file_name: str) -> None:
-    remedy = "give --data what the teacher was trained on, or train one here with `toolkit teacher --force`"
-    if len(teacher.classes) != len(dataset.classes):
-        raise WeightsError(
-            f"{file_name} knows {len(teacher.classes)} classes, {dataset.name} has {len(dataset.classes)}", remedy
-        )
-    for number, (theirs, ours) in enumerate(zip(teacher.classes, dataset.classes, strict=True)):
-        if theirs != ours:
-            raise WeightsError(f"{file_name} calls class {number} {theirs!r}, {dataset.name} {ours!r}", remedy)

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from toolkit import console
-from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
-from toolkit.distill import distributed
+from toolkit.distill import distributed, provenance
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import learn_from_labels
@@ -20,21 +19,27 @@ from toolkit.modeldir import ModelDir, sha256_file
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import import_teacher
-from toolkit.recipe import Recipe
+from toolkit.recipe import IMAGENET, Recipe
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+TRAINED_BY = ("teacher", "distill.seed", "distill.precision")
+"""Settings, beside the data's, that decide what a teacher is that is trained here..."""
+IMPORTED_BY = ("teacher.architecture", "teacher.mean", "teacher.std")
+"""...and one that is imported; the file itself is known by its SHA-256."""
 
 
 def make_teacher(recipe: Recipe, model_dir: ModelDir, images: Images, options: Options) -> Made:
     """Write teacher.safetensors; an existing one from the same settings and data is kept as it is.
 
-    `recipe.teacher.weights` decides: empty trains from scratch, `imagenet` fine-tunes torchvision's weights, a path is
-    imported without training (its normalisation comes along). Raises WeightsError where weights do not fit.
+    `recipe.teacher.weights` decides: empty trains from scratch, `imagenet` fine-tunes torchvision's weights, anything
+    else names a file, which is imported without training (its normalisation comes along). Raises WeightsError where
+    weights do not fit.
     """
-    source = _weights_file(recipe)
+    source = provenance.find_weights(recipe)
     settings = {
-        "recipe_sha256": recipe.fingerprint("data", "teacher", "distill.seed", "distill.precision"),
+        "recipe_sha256": recipe.fingerprint("data", *(IMPORTED_BY if source else TRAINED_BY)),
         "dataset_sha256": images.dataset.sha256,
         "weights": sha256_file(source) if source else recipe.teacher.weights,
     }
@@ -43,14 +48,11 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, images: Images, options: O
         return kept
     if source:
         network, mean, std = import_teacher(source, recipe, images.num_classes, images.dataset.classes)
-        learner = TappedNetwork(Classifier(network, mean, std), ())
-        extra = _measure(learner.classifier, images.valid, options.device)
-        console.say(f"teacher: imported {source}, validation accuracy {extra['valid_accuracy']:.4f}")
     else:
         network, mean, std = _new_network(recipe, images.num_classes)
         network = distributed.synchronize_batch_norms(network, options.device)
-        learner = TappedNetwork(Classifier(network, mean, std), ())
-        extra = _fit(learner, job)
+    learner = TappedNetwork(Classifier(network, mean, std), ())
+    extra = _measure_import(source, learner.classifier, job) if source else _fit(learner, job)
     preprocess = Preprocess(recipe.data.image_size, recipe.data.resize, mean, std)
     return job.save(learner, extra | {"weights": settings["weights"]}, preprocess)
 
@@ -70,26 +72,21 @@ def _fit(learner: TappedNetwork, job: Job) -> dict[str, Any]:
     return job.train(learner, learn_from_labels(section.label_smoothing), job.views(), plan, state)
 
 
-def _measure(classifier: Classifier, valid_pixels: Pixels, device: str) -> dict[str, Any]:
+def _measure_import(source: Path, classifier: Classifier, job: Job) -> dict[str, Any]:
+    """Its accuracy on this job's validation images, and what is known of those that it was trained on."""
+    recipe, valid, device = job.recipe, job.images.valid, job.options.device
+    info = provenance.describe(source)
+    trained_on = provenance.find_training_images(info) if info else None
+    if info and (info.preprocess.image_size, info.preprocess.resize) != (recipe.data.image_size, recipe.data.resize):
+        sizes = [f"{it.image_size} px (resize {it.resize})" for it in (info.preprocess, recipe.data)]
+        console.say(f"warning: {source.name} was trained at {sizes[0]} and teaches at {sizes[1]}")
+    if trained_on:
+        provenance.warn_of_seen_images(source.name, trained_on, recipe, job.images.dataset)
     classifier.to(device)
-    predicted = compute_logits(classifier, valid_pixels, "fp32", device).argmax(1).cpu()
-    return {"valid_accuracy": (predicted == torch.from_numpy(valid_pixels.labels)).float().mean().item()}
-
-
-def _weights_file(recipe: Recipe) -> Path | None:
-    if recipe.teacher.weights in ("", "imagenet"):
-        return None
-    if recipe.teacher.weights == "food-11":
-        from toolkit.data.food11 import teacher_weights
-
-        return teacher_weights()
-    path = Path(recipe.teacher.weights)
-    if not path.is_file():
-        raise WeightsError(
-            f"teacher.weights: there is no file {path}",
-            "give a .safetensors or .pt/.bin file, `imagenet`, `food-11`, or leave it empty to train from scratch",
-        )
-    return path
+    predicted = compute_logits(classifier, valid, "fp32", device).argmax(1).cpu()
+    accuracy = (predicted == torch.from_numpy(valid.labels)).float().mean().item()
+    console.say(f"teacher: imported {source}, validation accuracy {accuracy:.4f}")
+    return {"valid_accuracy": accuracy, "trained_on": trained_on}
 
 
 def _new_network(
@@ -98,7 +95,7 @@ def _new_network(
     """An untrained network, or torchvision's ImageNet one with a new head; with the normalisation that goes with it."""
     section = recipe.teacher
     torch.manual_seed(recipe.distill.seed)
-    imagenet = section.weights == "imagenet"
+    imagenet = section.weights == IMAGENET
     network = registry.build(
         section.architecture,
         num_classes,

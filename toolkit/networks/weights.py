@@ -62,13 +62,19 @@ class ModelInfo:
         return cls(**values | {"classes": tuple(values["classes"]), "preprocess": preprocess})
 
 
-def save_model(path: Path, network: nn.Module, info: ModelInfo) -> None:
-    """Write the network's state dict (bare keys, on the CPU) and `info` as safetensors, whole or not at all."""
+def save_model(path: Path, network: nn.Module, info: ModelInfo, *, halved: bool = False) -> None:
+    """Write the network's state dict (bare keys, on the CPU) and `info` as safetensors, whole or not at all.
+
+    `halved` stores filters and matrices in half precision, which `load_model` makes float32 again. Vectors stay as they
+    are: they take a few kB, and a batch norm's variances need not fit between half precision's 6e-8 and 65,504.
+    """
     tensors = {
         # clone: tied weights must not share memory in safetensors; contiguous: nor lie in channels-last order
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in network.state_dict().items()
     }
+    if halved:
+        tensors = {name: value.half() if value.ndim > 1 else value for name, value in tensors.items()}
     with write_atomically(path) as temporary:
         temporary.write_bytes(save(tensors, {METADATA_KEY: info.to_json()}))
 

@@ -1,0 +1,252 @@
+"""Given teachers: where their files are found, which data they are refused for, and what they have seen of it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+from conftest import make_class_folders, make_image
+from small_networks import settled_network
+
+from toolkit import pipeline, shipped
+from toolkit.data import food11
+from toolkit.data.dataset import Dataset
+from toolkit.data.preprocess import Preprocess
+from toolkit.data.sources import load_dataset
+from toolkit.distill.provenance import find_training_images, find_weights, require_fitting, warn_of_seen_images
+from toolkit.errors import WeightsError
+from toolkit.networks.weights import ModelInfo, read_info, save_model
+from toolkit.recipe import DataRecipe, Recipe
+
+ARCHITECTURE = ("teacher.architecture=depthwise", "student.base=4")
+SMALL = [*ARCHITECTURE, "data.image_size=32", "data.resize=36", "distill.precision=fp32", "distill.epochs=1"]
+WAY_OUT = "train a teacher here: --set 'teacher.weights=\"\"', or give the data that this one was trained on"
+
+
+def make_unsplit(root: Path) -> Path:
+    """root/{blue,green,red}/*.png, 20 each, without splits."""
+    for label, name in ((2, "blue"), (1, "green"), (0, "red")):
+        (root / name).mkdir(parents=True)
+        for i in range(20):
+            make_image(label, label * 1000 + i).save(root / name / f"{i}.png")
+    return root
+
+
+def save_teacher(path: Path, dataset: Dataset, recipe: Recipe, halved: bool = False) -> Path:
+    """A teacher that says it was trained on `dataset` by `recipe`."""
+    info = ModelInfo(
+        role="teacher",
+        architecture="depthwise",
+        base=4,
+        width_mult=1.0,
+        classes=dataset.classes,
+        preprocess=Preprocess.from_recipe(recipe.data),
+        recipe=recipe.model_dump(mode="json"),
+        recipe_sha256="a" * 64,
+        dataset_sha256=dataset.sha256,
+        teacher_sha256=None,
+        toolkit_version="0.0",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(path, settled_network("depthwise", num_classes=len(dataset.classes)), info, halved=halved)
+    return path
+
+
+@pytest.fixture
+def folders(class_folders: Path) -> tuple[Dataset, Recipe]:
+    recipe = Recipe().with_overrides([*SMALL, f"data.source={class_folders}"])
+    return load_dataset(recipe.data), recipe
+
+
+@pytest.fixture
+def shipped_teacher(folders: tuple[Dataset, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A half-precision teacher of the three colours, which ships as `colours`."""
+    path = save_teacher(tmp_path / "models" / "colours" / "teacher-depthwise.safetensors", *folders, halved=True)
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "toolkit")
+    return path
+
+
+def no_download() -> NoReturn:
+    raise AssertionError("a download was tried")
+
+
+def named(*classes: str) -> Dataset:
+    """A data set of which only names are looked at."""
+    return Dataset("other", classes, *[None] * 3, "0" * 64)  # type: ignore[arg-type]
+
+
+class TestFindWeights:
+    def test_by_name_by_path_and_none_to_train_one(self, shipped_teacher: Path) -> None:
+        def find(weights: str) -> Path | None:
+            return find_weights(Recipe().with_overrides([f'teacher.weights="{weights}"']))
+
+        assert find("") is None
+        assert find("imagenet") is None
+        assert find("colours") == shipped_teacher
+        assert find(str(shipped_teacher)) == shipped_teacher
+
+    @pytest.mark.usefixtures("shipped_teacher")
+    def test_a_file_that_is_not_there_names_what_is(self) -> None:
+        told = r"there is no file colors; did you mean colours\? give a .* file, one of colours, food-11, imagenet, or"
+        with pytest.raises(WeightsError, match=told):
+            find_weights(Recipe().with_overrides(["teacher.weights=colors"]))
+
+    def test_the_notebooks_is_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(food11, "teacher_weights", lambda: Path("fetched.bin"))
+        assert find_weights(Recipe().with_overrides(["teacher.weights=food-11"])) == Path("fetched.bin")
+
+    @pytest.mark.parametrize("where", [".", "sub/folder"])
+    def test_beside_the_recipe(self, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path(where).mkdir(parents=True, exist_ok=True)
+        (Path(where) / "mine.safetensors").touch()
+        recipe = Path(where) / "recipe.toml"
+        recipe.write_text('[teacher]\nweights = "mine.safetensors"\n')
+        found = find_weights(Recipe.from_toml(recipe))
+        assert found is not None
+        assert found.samefile(Path(where) / "mine.safetensors")
+        recipe.write_text('[teacher]\nweights = "other.safetensors"\n')
+        Path("other.safetensors").touch()
+        assert find_weights(Recipe.from_toml(recipe)) == Path("other.safetensors"), "from where the command runs"
+
+    def test_a_name_is_no_file_beside_the_recipe(self, tmp_path: Path) -> None:
+        (tmp_path / "imagenet").touch()
+        (tmp_path / "recipe.toml").write_text('[teacher]\nweights = "imagenet"\n')
+        assert Recipe.from_toml(tmp_path / "recipe.toml").teacher.weights == "imagenet"
+
+
+class TestRequireFitting:
+    def require(self, weights: Path | str, *classes: str) -> None:
+        require_fitting(Recipe().with_overrides([f'teacher.weights="{weights}"']), named(*classes))
+
+    @pytest.fixture(autouse=True)
+    def _offline(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(food11, "teacher_weights", no_download)
+
+    def test_the_notebooks_teacher_knows_its_eleven_classes(self) -> None:
+        self.require("food-11", *food11.CLASSES)
+        self.require("food-11", *map(str, range(11)))
+        self.require("food-11", *(name.replace("/", "-") for name in food11.CLASSES))
+        told = 'teacher.weights = "food-11" knows 11 classes, other has 2; '
+        with pytest.raises(WeightsError) as caught:
+            self.require("food-11", "cat", "dog")
+        assert str(caught.value) == told + WAY_OUT
+        with pytest.raises(WeightsError, match="calls class 1 'Dairy product', other 'Rose'"):
+            self.require("food-11", "Bread", "Rose", *food11.CLASSES[2:])
+
+    def test_a_shipped_one_and_a_file_name_theirs(self, shipped_teacher: Path) -> None:
+        for weights in ("colours", str(shipped_teacher)):
+            self.require(weights, "blue", "green", "red")
+            with pytest.raises(WeightsError) as caught:
+                self.require(weights, "blue", "green", "scarlet")
+            assert str(caught.value) == (
+                f"teacher.weights = \"{weights}\" calls class 2 'red', other 'scarlet'; {WAY_OUT}"
+            )
+
+    def test_what_names_no_classes_or_gets_a_new_head_is_not_refused(self, tmp_path: Path) -> None:
+        torch.save(settled_network("depthwise").state_dict(), tmp_path / "bare.bin")
+        for weights in ("", "imagenet", tmp_path / "bare.bin"):
+            self.require(weights, "a", "b", "c")
+
+    def test_the_command_refuses_before_it_downloads_or_decodes(self, class_folders: Path, tmp_path: Path) -> None:
+        job = pipeline.open_training_job("food11-fast", str(class_folders), tmp_path / "m", [], device="cpu")
+        with pytest.raises(WeightsError, match=r"knows 11 classes, .* has 3; train a teacher here: --set"):
+            pipeline.distill_student(job)
+        assert not {"train_pixels", "valid_pixels"} & set(vars(job))
+        assert list((tmp_path / "m").iterdir()) == []
+
+
+class TestImport:
+    def test_a_shipped_teacher_teaches_in_half_precision(
+        self, shipped_teacher: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        settings = [*SMALL, "teacher.weights=colours"]
+        job = pipeline.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+        pipeline.distill_student(job)
+        said = capsys.readouterr().err
+        assert f"teacher: imported {shipped_teacher}, validation accuracy " in said
+        assert "warning" not in said
+        info = read_info(tmp_path / "m" / "teacher.safetensors")
+        assert info.extra["trained_on"] == find_training_images(read_info(shipped_teacher))
+        assert info.recipe["teacher"]["weights"] == "colours"
+
+    def test_what_does_not_decide_an_imported_teacher_makes_no_other_one(
+        self, shipped_teacher: Path, class_folders: Path, tmp_path: Path
+    ) -> None:
+        def make(*overrides: str) -> bool:
+            settings = [*SMALL, *overrides]
+            job = pipeline.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+            return pipeline.make_teacher(job).new
+
+        copy = tmp_path / "copy.safetensors"
+        copy.write_bytes(shipped_teacher.read_bytes())
+        assert make("teacher.weights=colours")
+        assert not make("teacher.weights=colours", "distill.seed=5", "teacher.epochs=3")
+        assert not make(f'teacher.weights="{copy}"'), "the same bytes"
+
+    def test_another_size_is_said(
+        self, shipped_teacher: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        settings = [*SMALL, f'teacher.weights="{shipped_teacher}"', "data.image_size=40", "data.resize=40"]
+        job = pipeline.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+        pipeline.make_teacher(job)
+        told = (
+            "warning: teacher-depthwise.safetensors was trained at 32 px (resize 36) and teaches at 40 px (resize 40)"
+        )
+        assert told in capsys.readouterr().err
+
+
+class TestSeenImages:
+    def warn(self, teacher: Path, recipe: Recipe, dataset: Dataset) -> None:
+        trained_on = find_training_images(read_info(teacher))
+        assert trained_on is not None
+        warn_of_seen_images("it", trained_on, recipe, dataset)
+
+    @pytest.mark.parametrize(
+        "changed", ["data.split_seed=3", "data.validation_fraction=0.3", "data.test_fraction=0.4", ""]
+    )
+    def test_another_split_is_counted(self, changed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        then = Recipe().with_overrides([*SMALL, f"data.source={make_unsplit(tmp_path / 'data')}"])
+        before = load_dataset(then.data)
+        teacher = save_teacher(tmp_path / "teacher.safetensors", before, then)
+        now = then.with_overrides([changed] if changed else [])
+        dataset = load_dataset(now.data)
+        self.warn(teacher, now, dataset)
+        said = capsys.readouterr().err
+        seen = set(before.train.names)
+        for split, images in (("validation", dataset.valid), ("test", dataset.test)):
+            count = sum(name in seen for name in images.names)
+            assert (f"{count} of these {len(images)} {split} images" in said) == bool(count), said
+        assert bool(changed) == said.startswith("warning: it was trained on "), said
+        assert len(said.splitlines()) == bool(changed)
+
+    def test_other_splits_of_a_set_with_its_own_do_not_matter(
+        self, folders: tuple[Dataset, Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        dataset, recipe = folders
+        teacher = save_teacher(tmp_path / "teacher.safetensors", dataset, recipe)
+        self.warn(teacher, recipe.with_overrides(["data.split_seed=1"]), dataset)
+        assert capsys.readouterr().err == ""
+
+    def test_other_images_are_said(
+        self, folders: tuple[Dataset, Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        dataset, recipe = folders
+        teacher = save_teacher(tmp_path / "teacher.safetensors", dataset, recipe)
+        data = DataRecipe(source=str(make_class_folders(tmp_path / "other", (5, 3, 3))))
+        self.warn(teacher, recipe, load_dataset(data))
+        told = "warning: it was trained on other images; whether it has seen any of these is not known\n"
+        assert capsys.readouterr().err == told
+
+    def test_an_import_of_an_import_knows_what_the_first_knew(
+        self, folders: tuple[Dataset, Recipe], tmp_path: Path
+    ) -> None:
+        info = read_info(save_teacher(tmp_path / "teacher.safetensors", *folders))
+        first = find_training_images(info)
+        imported = replace(info, dataset_sha256="f" * 64, extra={"trained_on": first})
+        assert find_training_images(imported) == first
+        assert first is not None
+        assert first["dataset_sha256"] == folders[0].sha256
+        assert find_training_images(replace(imported, extra={"trained_on": None})) is None, "a bare state dict's import"
+        assert find_training_images(replace(info, recipe={})) is None

@@ -1,0 +1,116 @@
+"""Where a given teacher's weights lie, which images they have seen, and whether they fit the data they are to teach on.
+
+Given is what is not trained here: a file, a teacher that ships with the toolkit, or the notebook's. `imagenet` is not:
+its head is new.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from toolkit import console, shipped
+from toolkit.data import food11
+from toolkit.data.dataset import Dataset
+from toolkit.data.sources import load_dataset
+from toolkit.errors import WeightsError
+from toolkit.networks.weights import ModelInfo, carries_info, read_info
+from toolkit.recipe import FOOD_11, IMAGENET, Recipe
+
+SPLIT_SETTINGS = ("split_seed", "validation_fraction", "test_fraction")
+"""Keys of [data] that decide which images are held out of training."""
+
+TRAIN_ONE = "train a teacher here: --set 'teacher.weights=\"\"', or give the data that this one was trained on"
+
+
+def find_weights(recipe: Recipe) -> Path | None:
+    """The file that `teacher.weights` names; None where the teacher is to be trained here.
+
+    The notebook's is downloaded where it is not in the cache. Raises WeightsError where there is no such file.
+    """
+    weights = recipe.teacher.weights
+    if weights in ("", IMAGENET):
+        return None
+    if weights == FOOD_11:
+        return food11.teacher_weights()
+    path = shipped.weights_files().get(weights) or Path(weights)
+    if not path.is_file():
+        names = [*shipped.weights_files(), FOOD_11, IMAGENET]
+        near = difflib.get_close_matches(weights, names, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise WeightsError(
+            f"teacher.weights: there is no file {path}",
+            f"{guess}give a .safetensors or .pt/.bin file, one of {', '.join(names)}, or leave it empty to train one",
+        )
+    return path
+
+
+def describe(path: Path) -> ModelInfo | None:
+    """What a weights file says about itself; None where it says nothing. Raises WeightsError if it is damaged."""
+    return read_info(path) if carries_info(path) else None
+
+
+def require_fitting(recipe: Recipe, dataset: Dataset) -> None:
+    """WeightsError where the given teacher's classes are known and are not the data's; nothing is downloaded for that.
+
+    A file that does not name its classes is left to the import, which counts them.
+    """
+    weights = recipe.teacher.weights
+    who = f"teacher.weights = {json.dumps(weights)}"
+    if weights == FOOD_11:
+        classes = food11.CLASSES
+        if tuple(map(_letters, dataset.classes)) in (tuple(map(_letters, classes)), _numbers(len(classes))):
+            return  # the notebook's flat files have numbers for names, and its archive has Noodles-Pasta
+        require_same_classes(classes, dataset, who, TRAIN_ONE)
+    elif (path := find_weights(recipe)) and (info := describe(path)):
+        require_same_classes(info.classes, dataset, who, TRAIN_ONE)
+
+
+def require_same_classes(classes: tuple[str, ...], dataset: Dataset, who: str, remedy: str) -> None:
+    """WeightsError unless `classes`, which the teacher `who` knows, are the data's, in their order."""
+    if len(classes) != len(dataset.classes):
+        raise WeightsError(f"{who} knows {len(classes)} classes, {dataset.name} has {len(dataset.classes)}", remedy)
+    for number, (theirs, ours) in enumerate(zip(classes, dataset.classes, strict=True)):
+        if theirs != ours:
+            raise WeightsError(f"{who} calls class {number} {theirs!r}, {dataset.name} {ours!r}", remedy)
+
+
+def find_training_images(info: ModelInfo) -> dict[str, Any] | None:
+    """`dataset_sha256` and SPLIT_SETTINGS of the images that the weights were trained on; None where nobody knows.
+
+    A file that was imported says of itself what it was imported for; what was known of it then is passed on.
+    """
+    if "trained_on" in info.extra:
+        passed_on: dict[str, Any] | None = info.extra["trained_on"]
+        return passed_on
+    data = info.recipe.get("data", {})
+    if any(key not in data for key in SPLIT_SETTINGS):
+        return None
+    return {"dataset_sha256": info.dataset_sha256} | {key: data[key] for key in SPLIT_SETTINGS}
+
+
+def warn_of_seen_images(who: str, trained_on: dict[str, Any], recipe: Recipe, dataset: Dataset) -> None:
+    """Say how many validation and test images the teacher was trained on, where another split was held out then."""
+    if trained_on["dataset_sha256"] != dataset.sha256:
+        console.say(f"warning: {who} was trained on other images; whether it has seen any of these is not known")
+        return
+    theirs = {key: trained_on[key] for key in SPLIT_SETTINGS}
+    if theirs == {key: getattr(recipe.data, key) for key in SPLIT_SETTINGS}:
+        return
+    seen = set(load_dataset(recipe.data.model_copy(update=theirs)).train.names)
+    counts = [
+        f"{count:,} of these {len(images):,} {split} images"
+        for split, images in (("validation", dataset.valid), ("test", dataset.test))
+        if (count := len(seen.intersection(images.names)))
+    ]
+    if counts:
+        settings = " ".join(f"--set data.{key}={value}" for key, value in theirs.items())
+        console.say(f"warning: {who} was trained on {' and '.join(counts)}; it held out those of {settings}")
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
+
+
+def _numbers(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
