@@ -18,6 +18,7 @@ from toolkit.errors import WeightsError
 from toolkit.modeldir import ModelDir, sha256_file
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.small_maps import place
 from toolkit.networks.weights import import_teacher
 from toolkit.recipe import IMAGENET, Recipe
 
@@ -26,7 +27,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 TRAINED_BY = ("teacher", "distill.seed", "distill.precision")
 """Settings, beside the data's, that decide what a teacher is that is trained here..."""
-IMPORTED_BY = ("teacher.architecture", "teacher.mean", "teacher.std")
+IMPORTED_BY = ("teacher.architecture", "teacher.mean", "teacher.std", "teacher.enlarge")
 """...and one that is imported; the file itself is known by its SHA-256."""
 
 
@@ -82,7 +83,7 @@ def _measure_import(source: Path, classifier: Classifier, job: Job) -> dict[str,
         console.say(f"warning: {source.name} was trained at {sizes[0]} and teaches at {sizes[1]}")
     if trained_on:
         provenance.warn_of_seen_images(source.name, trained_on, recipe, job.images.dataset)
-    classifier.to(device)
+    place(classifier, device)
     predicted = compute_logits(classifier, valid, "fp32", device).argmax(1).cpu()
     accuracy = (predicted == torch.from_numpy(valid.labels)).float().mean().item()
     console.say(f"teacher: imported {source}, validation accuracy {accuracy:.4f}")
