@@ -18,6 +18,7 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import Objective
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatPrecision, choose_precision
+from toolkit.distill.quantized import views_to_answer
 from toolkit.distill.teaching import Teaching
 from toolkit.distill.trainer import Records, train
 from toolkit.errors import ArtifactError, RecipeError, TrainingError
@@ -121,7 +122,8 @@ class Job:
         return self.recipe.teacher if self.role == "teacher" else self.recipe.distill
 
     def choose_precision(self, classifier: Classifier, *, training: bool = True) -> FloatPrecision:
-        """Measured with `classifier` here and now, where the recipe does not say."""
+        """Measured with `classifier`, where the recipe does not say."""
+        shown = self.section.epochs if training else views_to_answer(self.recipe.distill)
         return choose_precision(
             self.recipe.distill.precision,
             classifier,
@@ -129,6 +131,7 @@ class Job:
             self.recipe.data.image_size,
             self.options.device,
             training=training,
+            images=len(self.images.train) * shown / distributed.world_size(),
         )
 
     def views(self) -> TrainingViews:
