@@ -13,7 +13,7 @@ from conftest import make_image
 from toolkit import __version__, cli
 from toolkit.errors import ToolkitError
 
-COMMANDS = ("doctor", "data", "teacher", "distill", "export", "bench", "predict", "demo", "run")
+COMMANDS = ("doctor", "data", "teacher", "distill", "export", "bench", "predict", "demo", "plan", "run")
 
 
 def toolkit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

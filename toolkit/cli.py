@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,6 +50,10 @@ from toolkit.printing import (
     training_flags,
 )
 
+if TYPE_CHECKING:
+    from toolkit.forecast.facts import Command
+    from toolkit.pipeline import Job
+
 app = typer.Typer(
     name="toolkit",
     help="Distil an image classifier into a small one, export it to ONNX with proof, benchmark it, show it.",
@@ -69,6 +73,9 @@ RESUMABLE = ("teacher", "distill", "run")
 
 OTHERS_WAIT_S = 5.0
 """s that an error of one of several processes is kept back, as it is most likely the main one's too."""
+
+Flags = dict[str, Any]
+"""What open_training_job passes on to the job."""
 
 DEFAULT_MODEL_DIR = Path("models/fashion-mnist")
 
@@ -151,6 +158,7 @@ def teacher(
     extra = [f"teacher.weights={json.dumps(weights)}"] if weights is not None else []
     options = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard}
     job = open_training_job(recipe, data, out, _overrides(seed, overrides, extra), device=device, **options)
+    _say_plan(job, "teacher")
     made = make_teacher(job)
     same = training_flags(recipe, data, _overrides(seed, overrides), job.model_dir.path)
     print_weights("teacher", made, start, command("distill", *same), as_json)
@@ -175,8 +183,9 @@ def distill(
     from toolkit.pipeline import distill_student, open_training_job
 
     start = time.perf_counter()
-    options = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
+    options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, **options)
+    _say_plan(job, "distill")
     made = distill_student(job)
     print_weights("student", made, start, command("export", "--onnx", job.model_dir.path), as_json)
 
@@ -319,6 +328,37 @@ def demo(
 
 
 @app.command()
+def plan(
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    provider: ProviderOption = "auto",
+    seed: SeedOption = None,
+    seeds: SeedsOption = 1,
+    overrides: SetOption = None,
+    resume: ResumeOption = False,
+    tensorboard: TensorboardOption = False,
+    force: ForceOption = False,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What `toolkit run` would do with the same flags, and how long it would take; nothing is made."""
+    from toolkit.pipeline import forecast, open_training_job, refuse_several_processes
+
+    refuse_several_processes()
+    options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
+    settings = _overrides(seed, overrides)
+    job = open_training_job(recipe, data, out, settings, device=device, writes=False, **options)
+    planned = forecast(job, "run")
+    if as_json:
+        print_json(planned.to_json())
+        return
+    planned.print_to(console.out)
+    console.out.print(f"next: {command('run', *sys.argv[2:])}", markup=False)
+
+
+@app.command()
 def run(
     recipe: RecipeOption = None,
     data: DataOption = None,
@@ -340,8 +380,9 @@ def run(
 
     refuse_several_processes()
     start = time.perf_counter()
-    options = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
+    options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, **options)
+    _say_plan(job, "run")
     report = run_all(job, provider)
     if as_json:
         print_json(report)
@@ -395,6 +436,13 @@ def _require_temporary_folder() -> None:
 def _end(signal_number: int, frame: FrameType | None) -> None:
     """End on SIGTERM as on Ctrl-C, so that nothing half-written stays; training has a way of its own."""
     raise SystemExit(TERMINATED)
+
+
+def _say_plan(job: "Job", name: "Command") -> None:
+    """Before the first image is decoded: what is about to happen, on stderr."""
+    from toolkit.pipeline import forecast
+
+    forecast(job, name).print_to(console.err)
 
 
 def _overrides(seed: int | None, overrides: list[str] | None, extra: list[str] | None = None) -> list[str]:

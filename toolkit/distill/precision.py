@@ -138,7 +138,7 @@ def least_times(
             seconds = distributed.agree(clock() - start)
             spent += seconds
             times[name] = min(seconds / batch, times.get(name, math.inf))
-            if seconds / batch > GIVE_UP * min(times.values()):
+            if times[name] > GIVE_UP * min(times.values()):
                 left.remove(name)
         left = [name for name in left if not warm or warm[name] <= GIVE_UP * min(warm.values())]
         if len(left) == 1 < len(works):
