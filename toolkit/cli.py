@@ -25,6 +25,7 @@ from toolkit.options import (
     JsonOption,
     MaxDropOption,
     MaxSlowdownOption,
+    MinutesOption,
     ModelDirArgument,
     OutOption,
     PrecisionOption,
@@ -52,6 +53,7 @@ from toolkit.printing import (
 
 if TYPE_CHECKING:
     from toolkit.forecast.facts import Command
+    from toolkit.forecast.forecast import Forecast
     from toolkit.pipeline import Job
 
 app = typer.Typer(
@@ -145,6 +147,7 @@ def teacher(
     device: DeviceOption = "auto",
     seed: SeedOption = None,
     overrides: SetOption = None,
+    minutes: MinutesOption = None,
     resume: ResumeOption = False,
     tensorboard: TensorboardOption = False,
     force: ForceOption = False,
@@ -152,13 +155,13 @@ def teacher(
     as_json: JsonOption = False,
 ) -> None:
     """Train the teacher, fine-tune it from ImageNet, or import one with --weights."""
+    start = time.perf_counter()
     from toolkit.pipeline import make_teacher, open_training_job
 
-    start = time.perf_counter()
     extra = [f"teacher.weights={json.dumps(weights)}"] if weights is not None else []
     options = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard}
     job = open_training_job(recipe, data, out, _overrides(seed, overrides, extra), device=device, **options)
-    _say_plan(job, "teacher")
+    job = _say_plan(job, "teacher", minutes, start)
     made = make_teacher(job)
     same = training_flags(recipe, data, _overrides(seed, overrides), job.model_dir.path)
     print_weights("teacher", made, start, command("distill", *same), as_json)
@@ -173,6 +176,7 @@ def distill(
     seed: SeedOption = None,
     seeds: SeedsOption = 1,
     overrides: SetOption = None,
+    minutes: MinutesOption = None,
     resume: ResumeOption = False,
     tensorboard: TensorboardOption = False,
     force: ForceOption = False,
@@ -185,7 +189,7 @@ def distill(
     start = time.perf_counter()
     options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, **options)
-    _say_plan(job, "distill")
+    job = _say_plan(job, "distill", minutes, start)
     made = distill_student(job)
     print_weights("student", made, start, command("export", "--onnx", job.model_dir.path), as_json)
 
@@ -337,6 +341,7 @@ def plan(
     seed: SeedOption = None,
     seeds: SeedsOption = 1,
     overrides: SetOption = None,
+    minutes: MinutesOption = None,
     resume: ResumeOption = False,
     tensorboard: TensorboardOption = False,
     force: ForceOption = False,
@@ -344,13 +349,14 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """What `toolkit run` would do with the same flags, and how long it would take; nothing is made."""
-    from toolkit.pipeline import forecast, open_training_job, refuse_several_processes
+    from toolkit.pipeline import open_training_job, refuse_several_processes
 
+    start = time.perf_counter()
     refuse_several_processes()
     options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     settings = _overrides(seed, overrides)
     job = open_training_job(recipe, data, out, settings, device=device, writes=False, **options)
-    planned = forecast(job, "run")
+    _, planned = _make_plan(job, "run", minutes, start, writes=False)
     if as_json:
         print_json(planned.to_json())
         return
@@ -368,6 +374,7 @@ def run(
     seed: SeedOption = None,
     seeds: SeedsOption = 1,
     overrides: SetOption = None,
+    minutes: MinutesOption = None,
     resume: ResumeOption = False,
     tensorboard: TensorboardOption = False,
     force: ForceOption = False,
@@ -375,14 +382,14 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """The whole way: teacher, student and its control, ONNX, report."""
+    start = time.perf_counter()
     from toolkit.bench.report import print_table, written_files
     from toolkit.pipeline import open_training_job, refuse_several_processes, run_all
 
     refuse_several_processes()
-    start = time.perf_counter()
     options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, **options)
-    _say_plan(job, "run")
+    job = _say_plan(job, "run", minutes, start)
     report = run_all(job, provider)
     if as_json:
         print_json(report)
@@ -438,11 +445,23 @@ def _end(signal_number: int, frame: FrameType | None) -> None:
     raise SystemExit(TERMINATED)
 
 
-def _say_plan(job: "Job", name: "Command") -> None:
-    """Before the first image is decoded: what is about to happen, on stderr."""
-    from toolkit.pipeline import forecast
+def _say_plan(job: "Job", name: "Command", minutes: float | None, start: float) -> "Job":
+    """Before the first image is decoded: what is about to happen, on stderr; the job, fitted into `minutes`."""
+    job, planned = _make_plan(job, name, minutes, start)
+    planned.print_to(console.err)
+    return job
 
-    forecast(job, name).print_to(console.err)
+
+def _make_plan(
+    job: "Job", name: "Command", minutes: float | None, start: float, *, writes: bool = True
+) -> "tuple[Job, Forecast]":
+    if minutes is None:
+        from toolkit.pipeline import forecast
+
+        return job, forecast(job, name)
+    from toolkit.forecast.minutes import fit_job
+
+    return fit_job(job, name, minutes, start, writes=writes)
 
 
 def _overrides(seed: int | None, overrides: list[str] | None, extra: list[str] | None = None) -> list[str]:

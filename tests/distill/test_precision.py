@@ -119,9 +119,9 @@ def test_what_is_chosen_is_remembered_for_the_same_network_size_batch_and_use(
 
 class TestTime:
     def test_no_call_begins_after_a_few_seconds(self) -> None:
-        steps = Steps(a=0.3, b=0.31)
+        steps = Steps(a=0.2, b=0.21)
         least_times(steps.works(), 2, 8, clock=steps.clock)
-        longest = 8 * 0.31
+        longest = 8 * 0.21
         assert CHOICE_S <= steps.now < CHOICE_S + longest
         assert steps.calls == [("a", 2), ("b", 2), ("a", 8), ("b", 8)]
 

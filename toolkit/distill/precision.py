@@ -21,7 +21,7 @@ ROUNDS = 3
 """timed calls of a candidate, at most"""
 GIVE_UP = 2.0
 """times the best candidate's time an image; one call that takes longer is a candidate's last"""
-CHOICE_S, CHOICE_SHARE = 4.0, 0.02
+CHOICE_S, CHOICE_SHARE = 3.0, 0.02
 """s that a choice may take, and share of the work that it is for: no call begins where either is spent"""
 
 MAX_BATCH = 128
@@ -60,27 +60,29 @@ def choose_precision(
     training: bool = True,
     images: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
+    say: bool = True,
 ) -> FloatPrecision:
     """`wanted`, or for `auto` the faster of the two for a step of `network`: forward, and backward where `training`.
 
     bfloat16 is only tried where the device has instructions for it. `images` is how many are to come: what is chosen
     for few is chosen quickly (`least_times`). Several processes take the main one's choice. The network's weights and
-    statistics are left as they were.
+    statistics are left as they were. What was measured is said once, to the first who wants to hear it (`say`).
     """
     if wanted != "auto":
         return wanted
     if not has_fast_bf16(device):
-        _say_once(f"precision: fp32, as {device} has no instructions for bfloat16")
+        if say:
+            _say_once(f"precision: fp32, as {device} has no instructions for bfloat16")
         return "fp32"
     key = _key(network, batch_size, image_size, device, training)
     if key not in _chosen:
         choices: tuple[FloatPrecision, ...] = ("fp32", "bf16")
         times = _time_steps(network, choices, batch_size, image_size, device, training, images, clock)
         _chosen[key] = min(times, key=lambda choice: times[choice])
-        told = [f"{times[choice] * 1e3:.3g} ms in {choice}" for choice in choices if choice in times]
-        console.say(
-            f"precision: {_chosen[key]} to {'train' if training else 'teach'} (an image takes {', '.join(told)})"
-        )
+        _told[key] = f"an image takes {', '.join(f'{times[choice] * 1e3:.3g} ms in {choice}' for choice in times)}"
+    if say and key in _told:
+        purpose = f"to train {_name(network)}" if training else f"for {_name(network)} to teach"
+        console.say(f"precision: {_chosen[key]} {purpose} ({_told.pop(key)})")
     return _chosen[key]
 
 
@@ -105,6 +107,7 @@ def step_seconds(
 def forget() -> None:
     """Forget what was measured and said: for tests, which have clocks of their own."""
     _chosen.clear()
+    _told.clear()
     _step_s.clear()
     _say_once.cache_clear()
 
@@ -153,6 +156,8 @@ def _comparable(left: list[Name], cold: dict[Name, float], warm: dict[Name, floa
 
 
 _chosen: dict[tuple[object, ...], FloatPrecision] = {}
+_told: dict[tuple[object, ...], str] = {}
+"""What was measured and nobody has heard of yet."""
 _step_s: dict[tuple[object, ...], float] = {}
 """s an image of a step"""
 
@@ -160,6 +165,10 @@ _step_s: dict[tuple[object, ...], float] = {}
 def _key(network: Classifier, *settings: object) -> tuple[object, ...]:
     """What a step's time depends on: of the network its layers and their sizes, not its weights."""
     return (repr(network), *settings)
+
+
+def _name(network: Classifier) -> str:
+    return type(network.network).__name__
 
 
 def _time_steps(

@@ -46,8 +46,8 @@ class Facts:
     epochs_done: Mapping[Network, int] = field(default_factory=dict)
 
     def with_nothing_done(self) -> "Facts":
-        """The same work by another recipe: what was made by this one is of no use to it, but for a given teacher."""
-        kept = frozenset(network for network in self.there if network[0] == "teacher" and self.given_teacher)
+        """The same work by another recipe for the student: what was made by this one is of no use, but the teacher."""
+        kept = frozenset(network for network in self.there if network[0] == "teacher")
         return replace(self, there=kept, stored=frozenset(), epochs_done={})
 
 

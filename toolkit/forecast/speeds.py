@@ -118,6 +118,7 @@ class MeasuredSpeeds:
             training=training,
             images=images,
             clock=self._clock,
+            say=False,
         )
 
     def _share(self, epochs: int) -> float:
