@@ -117,6 +117,17 @@ def test_what_is_chosen_is_remembered_for_the_same_network_size_batch_and_use(
     assert len(steps.calls) > asked
 
 
+def test_what_was_called_once_is_called_again_where_its_time_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(fp32=0.16, bf16=0.15)
+    steps.stand_for(monkeypatch)
+    assert choose_precision("auto", network(), 8, 256, "cpu", clock=steps.clock) == "bf16"
+    assert steps.calls.count(("bf16", 8)) == 1
+    steps.image_s["bf16"] = 0.1
+    for _ in range(2):
+        assert step_seconds(network(), "bf16", 8, 256, "cpu", clock=steps.clock) == pytest.approx(0.1)
+    assert steps.calls[-4:] == [("bf16", 2), ("bf16", 8), ("bf16", 8), ("bf16", 8)]
+
+
 class TestTime:
     def test_no_call_begins_after_a_few_seconds(self) -> None:
         steps = Steps(a=0.2, b=0.21)

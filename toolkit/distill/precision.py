@@ -19,6 +19,8 @@ from toolkit.networks.classifier import Classifier
 
 ROUNDS = 3
 """timed calls of a candidate, at most"""
+ENOUGH_CALLS = 2
+"""timed calls of a step whose time others reckon with"""
 GIVE_UP = 2.0
 """times the best candidate's time an image; one call that takes longer is a candidate's last"""
 CHOICE_S, CHOICE_SHARE = 3.0, 0.02
@@ -97,10 +99,14 @@ def step_seconds(
     images: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """s an image of such a step in `precision`: as `choose_precision` measured it, or else measured now."""
+    """s an image of such a step in `precision`: as `choose_precision` measured it, or else measured now.
+
+    What a choice called only once is called again: that is enough to choose by, but not to reckon with.
+    """
     key = (*_key(network, batch_size, image_size, device, training), precision)
-    if key not in _step_s:
+    if _calls.get(key, 0) < ENOUGH_CALLS:
         _time_steps(network, (precision,), batch_size, image_size, device, training, images, clock)
+        _calls[key] = ENOUGH_CALLS  # or as many as there was time for
     return _step_s[key]
 
 
@@ -109,6 +115,7 @@ def forget() -> None:
     _chosen.clear()
     _told.clear()
     _step_s.clear()
+    _calls.clear()
     _say_once.cache_clear()
 
 
@@ -160,6 +167,8 @@ _told: dict[tuple[object, ...], str] = {}
 """What was measured and nobody has heard of yet."""
 _step_s: dict[tuple[object, ...], float] = {}
 """s an image of a step"""
+_calls: dict[tuple[object, ...], int] = {}
+"""How many warm calls that is the least of."""
 
 
 def _key(network: Classifier, *settings: object) -> tuple[object, ...]:
@@ -190,12 +199,21 @@ def _time_steps(
     views = torch.rand(many, 3, image_size, image_size, device=device)
     views = views.contiguous(memory_format=torch.channels_last)
     network.train(training)
-    works = {choice: partial(_step, network, views, choice, device, training) for choice in choices}
+    counts = dict.fromkeys(choices, 0)
+
+    def work(choice: FloatPrecision, count: int) -> None:
+        counts[choice] += 1
+        _step(network, views, choice, device, training, count)
+
+    works = {choice: partial(work, choice) for choice in choices}
     times = least_times(works, few, many, images=images, clock=clock)
     network.load_state_dict(state)
     network.zero_grad(set_to_none=True)
     key = _key(network, batch_size, image_size, device, training)
-    _step_s.update({(*key, choice): seconds for choice, seconds in times.items()})
+    for choice, seconds in times.items():
+        step = (*key, choice)
+        _step_s[step] = min(seconds, _step_s.get(step, math.inf)) if _calls.get(step) else seconds
+        _calls[step] = _calls.get(step, 0) + counts[choice] - 1
     return times
 
 
