@@ -14,7 +14,7 @@ from conftest import make_image
 from toolkit import __version__, cli
 from toolkit.errors import ToolkitError
 
-COMMANDS = ("doctor", "data", "teacher", "distill", "export", "bench", "predict", "demo", "run")
+COMMANDS = ("doctor", "data", "teacher", "distill", "export", "bench", "predict", "demo", "plan", "run")
 HEAVY = {
     *("torch", "torchvision", "torchmetrics", "onnx", "onnxruntime", "openvino", "numpy", "PIL", "matplotlib"),
     *("gradio", "fastapi", "starlette", "uvicorn", "pydantic", "safetensors"),

@@ -1,5 +1,6 @@
 """Recipes: what is read, what is refused and how the refusal reads."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from toolkit.errors import RecipeError
-from toolkit.recipe import FOLLOW_PICTURES, Recipe, builtin_names, load_builtin
+from toolkit.recipe import FOLLOW_PICTURES, NOT_IN_FINGERPRINT, Recipe, builtin_names, load_builtin
 
 
 def write(path: Path, text: str) -> Path:
@@ -221,3 +222,13 @@ def test_a_single_layer_s_name_is_told_how_to_be_a_list() -> None:
 def test_a_seed_that_no_generator_takes() -> None:
     with pytest.raises(RecipeError, match=r"distill\.seed = 9223372036854775808 is not allowed"):
         Recipe().with_overrides([f"distill.seed={2**63}"])
+
+
+def test_all_of_the_training_images_is_what_a_recipe_without_a_share_means() -> None:
+    """Files that were made before there was such a setting stay up to date."""
+    whole, half = Recipe().with_overrides(["data.share=1.0"]), Recipe().with_overrides(["data.share=0.5"])
+    assert whole.fingerprint("data") == Recipe().fingerprint("data") != half.fingerprint("data")
+    values = {f"data.{key}": value for key, value in Recipe().data.model_dump(mode="json").items()}
+    without = {key: value for key, value in values.items() if key not in {"data.share", *NOT_IN_FINGERPRINT}}
+    expected = hashlib.sha256(json.dumps(without, sort_keys=True).encode()).hexdigest()
+    assert Recipe().fingerprint("data") == expected

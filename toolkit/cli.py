@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,7 @@ from toolkit.options import (
     JsonOption,
     MaxDropOption,
     MaxSlowdownOption,
+    MinutesOption,
     ModelDirArgument,
     OutOption,
     PrecisionOption,
@@ -50,6 +51,11 @@ from toolkit.printing import (
     training_flags,
 )
 
+if TYPE_CHECKING:
+    from toolkit.forecast.facts import Command
+    from toolkit.forecast.forecast import Forecast
+    from toolkit.pipeline import Job
+
 app = typer.Typer(
     name="toolkit",
     help="Distil an image classifier into a small one, export it to ONNX with proof, benchmark it, show it.",
@@ -69,6 +75,9 @@ RESUMABLE = ("teacher", "distill", "run")
 
 OTHERS_WAIT_S = 30.0
 """s that an error of one of several processes is kept back, as it may be the main one's too, or the stop of all."""
+
+Flags = dict[str, Any]
+"""What open_training_job passes on to the job."""
 
 DEFAULT_MODEL_DIR = Path("models/fashion-mnist")
 
@@ -147,6 +156,7 @@ def teacher(
     device: DeviceOption = "auto",
     seed: SeedOption = None,
     overrides: SetOption = None,
+    minutes: MinutesOption = None,
     resume: ResumeOption = False,
     tensorboard: TensorboardOption = False,
     force: ForceOption = False,
@@ -154,12 +164,13 @@ def teacher(
     as_json: JsonOption = False,
 ) -> None:
     """Train the teacher, fine-tune it from ImageNet, or import one with --weights."""
+    start = time.perf_counter()
     from toolkit.pipeline import make_teacher, open_training_job
 
-    start = time.perf_counter()
     extra = [f"teacher.weights={json.dumps(weights)}"] if weights is not None else []
     options = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard}
     job = open_training_job(recipe, data, out, _overrides(seed, overrides, extra), device=device, **options)
+    job = _say_plan(job, "teacher", minutes, start)
     made = make_teacher(job)
     same = training_flags(recipe, data, _overrides(seed, overrides), job.model_dir.path)
     print_weights("teacher", made, start, command("distill", *same), as_json)
@@ -174,6 +185,7 @@ def distill(
     seed: SeedOption = None,
     seeds: SeedsOption = 1,
     overrides: SetOption = None,
+    minutes: MinutesOption = None,
     resume: ResumeOption = False,
     tensorboard: TensorboardOption = False,
     force: ForceOption = False,
@@ -184,8 +196,9 @@ def distill(
     from toolkit.pipeline import distill_student, open_training_job
 
     start = time.perf_counter()
-    options = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
+    options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, **options)
+    job = _say_plan(job, "distill", minutes, start)
     made = distill_student(job)
     print_weights("student", made, start, command("export", "--onnx", job.model_dir.path), as_json)
 
@@ -328,6 +341,39 @@ def demo(
 
 
 @app.command()
+def plan(
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    provider: ProviderOption = "auto",
+    seed: SeedOption = None,
+    seeds: SeedsOption = 1,
+    overrides: SetOption = None,
+    minutes: MinutesOption = None,
+    resume: ResumeOption = False,
+    tensorboard: TensorboardOption = False,
+    force: ForceOption = False,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What `toolkit run` would do with the same flags, and how long it would take; nothing is made."""
+    from toolkit.pipeline import open_training_job, refuse_several_processes
+
+    start = time.perf_counter()
+    refuse_several_processes()
+    options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
+    settings = _overrides(seed, overrides)
+    job = open_training_job(recipe, data, out, settings, device=device, writes=False, **options)
+    _, planned = _make_plan(job, "run", minutes, start, writes=False)
+    if as_json:
+        print_json(planned.to_json())
+        return
+    planned.print_to(console.out)
+    console.out.print(f"next: {command('run', *sys.argv[2:])}", markup=False)
+
+
+@app.command()
 def run(
     recipe: RecipeOption = None,
     data: DataOption = None,
@@ -337,6 +383,7 @@ def run(
     seed: SeedOption = None,
     seeds: SeedsOption = 1,
     overrides: SetOption = None,
+    minutes: MinutesOption = None,
     resume: ResumeOption = False,
     tensorboard: TensorboardOption = False,
     force: ForceOption = False,
@@ -344,13 +391,14 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """The whole way: teacher, student and its control, ONNX, report."""
+    start = time.perf_counter()
     from toolkit.bench.report import print_table, written_files
     from toolkit.pipeline import open_training_job, refuse_several_processes, run_all
 
     refuse_several_processes()
-    start = time.perf_counter()
-    options = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
+    options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, **options)
+    job = _say_plan(job, "run", minutes, start)
     report = run_all(job, provider)
     if as_json:
         print_json(report)
@@ -439,6 +487,25 @@ def _require_temporary_folder() -> None:
 def _end(signal_number: int, frame: FrameType | None) -> None:
     """End on SIGTERM as on Ctrl-C, so that nothing half-written stays; training has a way of its own."""
     raise SystemExit(TERMINATED)
+
+
+def _say_plan(job: "Job", name: "Command", minutes: float | None, start: float) -> "Job":
+    """Before the first image is decoded: what is about to happen, on stderr; the job, fitted into `minutes`."""
+    job, planned = _make_plan(job, name, minutes, start)
+    planned.print_to(console.err)
+    return job
+
+
+def _make_plan(
+    job: "Job", name: "Command", minutes: float | None, start: float, *, writes: bool = True
+) -> "tuple[Job, Forecast]":
+    if minutes is None:
+        from toolkit.pipeline import forecast
+
+        return job, forecast(job, name)
+    from toolkit.forecast.minutes import fit_job
+
+    return fit_job(job, name, minutes, start, writes=writes)
 
 
 def _overrides(seed: int | None, overrides: list[str] | None, extra: list[str] | None = None) -> list[str]:

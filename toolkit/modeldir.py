@@ -71,6 +71,11 @@ class ModelDir:
         """Where an interrupted training stage goes on from."""
         return self.path / "checkpoint.pt"
 
+    @property
+    def minutes(self) -> Path:
+        """What --minutes chose."""
+        return self.path / "minutes.json"
+
     def of_seed(self, seed: int) -> "ModelDir":
         """The directory of one more student and control, trained from another seed with this directory's teacher."""
         return ModelDir(self.path / "seeds" / str(seed))

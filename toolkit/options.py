@@ -35,6 +35,15 @@ SeedsOption = Annotated[
     int,
     typer.Option("--seeds", min=1, max=100, help="Train student and control from N seeds, for mean ± deviation."),
 ]
+MinutesOption = Annotated[
+    float | None,
+    typer.Option(
+        "--minutes",
+        min=0.1,
+        metavar="M",
+        help="Fit the work into M minutes: fewer epochs and, if need be, views, pixels, images.",
+    ),
+]
 MaxDropOption = Annotated[
     float | None,
     typer.Option("--max-drop", min=0, max=1, metavar="D", help="Top-1 accuracy that may be lost (0.01 is one point)."),

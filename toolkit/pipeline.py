@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from toolkit.data.sources import Dataset
     from toolkit.distill.stage import Images, Made, Options
     from toolkit.export.export import ExportResult, Wanted
+    from toolkit.forecast.facts import Command
+    from toolkit.forecast.forecast import Forecast
 
 MODELS = Path("models")
 """Where model directories lie, seen from where the command is run."""
@@ -91,12 +93,14 @@ def open_training_job(
     overrides: list[str],
     *,
     device: str = "auto",
+    writes: bool = True,
     **options: Any,
 ) -> Job:
     """A job for teacher, distill and run; its recipe: --recipe, the data's own, OUT's, its teacher's, the default.
 
     What that and --set leave to the pictures is chosen, said and from then on stated in the job's recipe. `options` are
-    the job's: force, strict, resume, tensorboard, seeds.
+    the job's: force, strict, resume, tensorboard, seeds. Without `writes` no model directory is
+    made.
     """
     _warn_of_little_memory()
     from toolkit.distill.distributed import join
@@ -104,11 +108,24 @@ def open_training_job(
     recipe, own_dir = _training_recipe(recipe_name, data, out)
     recipe = _with_source(recipe, data).with_overrides(overrides)
     model_dir = ModelDir(out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
-    model_dir.make()
-    _warn_of_no_volume(model_dir.path)
+    if writes:
+        model_dir.make()
+        _warn_of_no_volume(model_dir.path)
     device = _pick_device(device)
     join(device)
     return _follow_pictures(Job(recipe, model_dir, device, **options))
+
+
+def forecast(job: Job, command: "Command") -> "Forecast":
+    """What `command` is about to do with the job, stage by stage, from a few steps that are measured now."""
+    from toolkit.forecast.estimate import estimate
+    from toolkit.forecast.facts import find_facts
+    from toolkit.forecast.speeds import MeasuredSpeeds
+
+    facts = find_facts(job, command)
+    speeds = MeasuredSpeeds(job.dataset, facts, job.device)
+    result = estimate(job.recipe, facts, speeds)
+    return replace(result, measured=speeds.describe())
 
 
 def refuse_several_processes() -> None:
@@ -164,9 +181,7 @@ def distill_student(job: Job, *, control: bool = False) -> "Made":
     if not job.model_dir.weights("teacher").exists():
         console.say(f"{job.model_dir.path} has no teacher yet: making it first")
         make_teacher(job)
-    with_control = job.recipe.distill.control
-    if with_control is None:
-        with_control = control or job.seeds > 1
+    also_control = with_control(job, by_default=control)
     first = job.recipe.distill.seed
     made = None
     for seed in range(first, first + job.seeds):
@@ -177,10 +192,16 @@ def distill_student(job: Job, *, control: bool = False) -> "Made":
         directory.make()
         one = student.distill_student(recipe, directory, job.images, job.options, job.model_dir)
         made = made or one
-        if with_control:
+        if also_control:
             student.train_control(recipe, directory, job.images, job.options)
     assert made is not None
     return made
+
+
+def with_control(job: Job, *, by_default: bool) -> bool:
+    """Whether the control is trained too; see distill_student."""
+    wanted = job.recipe.distill.control
+    return (by_default or job.seeds > 1) if wanted is None else wanted
 
 
 def export_models(job: Job, smaller: tuple[Precision, ...] = ()) -> "list[ExportResult]":

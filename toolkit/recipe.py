@@ -94,6 +94,9 @@ class DataRecipe(Section):
         0.2, gt=0, lt=0.5, description="of all images, held out where a directory has no splits at all"
     )
     split_seed: int = Field(0, ge=0, description="seeds those two splits")
+    share: float = Field(
+        1.0, gt=0, le=1, description="of the training images of each class, drawn by split_seed; 1 takes all"
+    )
     workers: int = Field(0, ge=0, le=256, description="threads that decode, 0: the cores it may use")
 
 
@@ -348,6 +351,8 @@ class Recipe(Section):
             for key, value in table.items()
             if (section in parts or f"{section}.{key}" in parts) and f"{section}.{key}" not in NOT_IN_FINGERPRINT
         }
+        if values.get("data.share") == 1:
+            del values["data.share"]  # as it was before there was such a setting
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def control_fingerprint(self) -> str:

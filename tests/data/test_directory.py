@@ -258,6 +258,19 @@ def test_no_training_split(tmp_path: Path) -> None:
     expect_error(flat(tmp_path, "val", "test"), "has test/, val/ but no training images")
 
 
+def test_a_share_of_the_training_images_is_the_same_each_time_and_of_each_class(tmp_path: Path) -> None:
+    for split, count in (("train", 8), ("val", 3), ("test", 3)):
+        put(tmp_path, *(f"{split}/{name}/{i}.png" for name in ("a", "b") for i in range(count)))
+    put(tmp_path, "train/c/only.png", "val/c/1.png", "test/c/1.png")
+    whole, half = load(tmp_path), load(tmp_path, share=0.5)
+    assert Counter(half.train.labels.tolist()) == {0: 4, 1: 4, 2: 1}
+    assert list(half.train.names) == [name for name in whole.train.names if name in set(half.train.names)]
+    assert load(tmp_path, share=0.5).train.names == half.train.names
+    assert load(tmp_path, share=0.5, split_seed=1).train.names != half.train.names
+    assert (half.valid.names, half.test.names, half.sha256) == (whole.valid.names, whole.test.names, whole.sha256)
+    assert "train: 9 of 17 images, drawn at random from each class alike (data.share)" in half.notes
+
+
 def test_a_class_too_small_to_hold_out(tmp_path: Path) -> None:
     put(tmp_path, "cat/1.png", *(f"dog/{i}.png" for i in range(5)))
     expect_error(tmp_path, "class 'cat' has 1 image, too few to hold one out")

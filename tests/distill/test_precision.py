@@ -1,11 +1,20 @@
 """fp32 or bfloat16: the clock decides, and the network comes out as it went in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
 
-from toolkit.distill.precision import autocast, choose_precision, has_fast_bf16
+from toolkit.distill import precision
+from toolkit.distill.precision import (
+    CHOICE_S,
+    autocast,
+    choose_precision,
+    has_fast_bf16,
+    least_times,
+    step_seconds,
+)
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.student import DepthwiseStudent
 
@@ -15,29 +24,145 @@ def network() -> Classifier:
     return Classifier(DepthwiseStudent(3, base=4), (0.5,) * 3, (0.5,) * 3)
 
 
-def clock_of(fp32_s: float, bf16_s: float) -> Callable[[], float]:
-    """A clock on which every fp32 step takes `fp32_s` and every bf16 step `bf16_s`; fp32 comes first in each round."""
-    now, calls = 0.0, 0
-
-    def clock() -> float:
-        nonlocal now, calls
-        if calls % 2:
-            now += (fp32_s, bf16_s)[calls // 2 % 2]
-        calls += 1
-        return now
-
-    return clock
+@pytest.fixture(autouse=True)
+def _nothing_is_known_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    precision.forget()
+    monkeypatch.setattr(precision, "has_fast_bf16", lambda device: True)
+    yield
+    precision.forget()
 
 
-@pytest.mark.parametrize(("fp32_s", "bf16_s", "expected"), [(2.0, 1.0, "bf16"), (1.0, 2.0, "fp32")])
+class Steps:
+    """Steps on which a clock of their own goes on by so many s an image; `calls` are (name, images)."""
+
+    def __init__(self, **image_s: float) -> None:
+        self.now, self.image_s, self.calls = 0.0, image_s, list[tuple[str, int]]()
+
+    def clock(self) -> float:
+        return self.now
+
+    def works(self) -> dict[str, Callable[[int], object]]:
+        return {name: partial(self.take, name) for name in self.image_s}
+
+    def take(self, name: str, images: int) -> None:
+        self.calls.append((name, images))
+        self.now += images * self.image_s[name]
+
+    def stand_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let them be the steps that choose_precision takes."""
+        monkeypatch.setattr(
+            precision, "_step", lambda network, views, choice, device, training, n: self.take(choice, n)
+        )
+
+
+@pytest.mark.parametrize(("fp32_s", "bf16_s", "expected"), [(0.02, 0.015, "bf16"), (0.01, 0.015, "fp32")])
 @pytest.mark.parametrize("training", [True, False])
 def test_auto_takes_the_faster(
-    fp32_s: float, bf16_s: float, expected: str, training: bool, capsys: pytest.CaptureFixture[str]
+    fp32_s: float,
+    bf16_s: float,
+    expected: str,
+    training: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chosen = choose_precision("auto", network(), 4, 32, "cpu", training=training, clock=clock_of(fp32_s, bf16_s))
+    steps = Steps(fp32=fp32_s, bf16=bf16_s)
+    steps.stand_for(monkeypatch)
+    chosen = choose_precision("auto", network(), 4, 32, "cpu", training=training, clock=steps.clock)
     assert chosen == expected
-    told = capsys.readouterr().err
-    assert f"{fp32_s * 1e3:.0f} ms in fp32, {bf16_s * 1e3:.0f} ms in bf16" in told
+    assert f"{fp32_s * 1e3:.3g} ms in fp32, {bf16_s * 1e3:.3g} ms in bf16" in capsys.readouterr().err
+    assert steps.calls == [("fp32", 4), ("bf16", 4)] * (1 + precision.ROUNDS)
+
+
+def test_bfloat16_is_not_tried_where_there_are_no_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(precision, "has_fast_bf16", lambda device: False)
+    monkeypatch.setattr(precision, "_step", never)
+    assert [choose_precision("auto", network(), 4, 32, "cpu", training=kind) for kind in (True, False)] == ["fp32"] * 2
+    assert capsys.readouterr().err == "precision: fp32, as cpu has no instructions for bfloat16\n"
+
+
+def test_a_candidate_is_given_up_after_one_call_on_few_images(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = Steps(fp32=0.1, bf16=1.5)
+    steps.stand_for(monkeypatch)
+    assert choose_precision("auto", network(), 64, 256, "cpu", clock=steps.clock) == "fp32"
+    assert steps.calls == [("fp32", 2), ("bf16", 2)]
+    assert "100 ms in fp32)" in capsys.readouterr().err
+
+
+def test_the_first_one_is_given_up_too() -> None:
+    steps = Steps(slow=1e-3, fast=1e-4)
+    assert least_times(steps.works(), 2, 8, clock=steps.clock) == {"fast": pytest.approx(1e-4)}
+    assert [name for name, _ in steps.calls] == ["slow", "fast"] * 2
+
+
+def test_a_call_that_is_slow_by_chance_is_not_held_against_the_last_candidate() -> None:
+    steps = Steps(a=0.001)
+    works = {"a": lambda n: steps.take("a", n * (50 if len(steps.calls) == 2 else 1))}
+    assert least_times(works, 2, 8, clock=steps.clock) == {"a": pytest.approx(0.001)}
+
+
+def test_what_is_chosen_is_remembered_for_the_same_network_size_batch_and_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = Steps(fp32=0.02, bf16=0.015)
+    steps.stand_for(monkeypatch)
+    for _ in range(2):
+        assert choose_precision("auto", network(), 4, 32, "cpu", clock=steps.clock) == "bf16"
+    assert capsys.readouterr().err.count("precision:") == 1
+    asked = len(steps.calls)
+    assert step_seconds(network(), "bf16", 4, 32, "cpu", clock=steps.clock) == pytest.approx(0.015)
+    assert len(steps.calls) == asked, "the choice has measured that"
+    wider = Classifier(DepthwiseStudent(3, base=8), (0.5,) * 3, (0.5,) * 3)
+    for other in ((network(), 8, 32), (network(), 4, 48), (wider, 4, 32)):
+        choose_precision("auto", *other, "cpu", clock=steps.clock)
+        assert len(steps.calls) > asked
+        asked = len(steps.calls)
+    choose_precision("auto", network(), 4, 32, "cpu", training=False, clock=steps.clock)
+    assert len(steps.calls) > asked
+
+
+def test_what_was_called_once_is_called_again_where_its_time_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(fp32=0.16, bf16=0.15)
+    steps.stand_for(monkeypatch)
+    assert choose_precision("auto", network(), 8, 256, "cpu", clock=steps.clock) == "bf16"
+    assert steps.calls.count(("bf16", 8)) == 1
+    steps.image_s["bf16"] = 0.1
+    for _ in range(2):
+        assert step_seconds(network(), "bf16", 8, 256, "cpu", clock=steps.clock) == pytest.approx(0.1)
+    assert steps.calls[-4:] == [("bf16", 2), ("bf16", 8), ("bf16", 8), ("bf16", 8)]
+
+
+class TestTime:
+    def test_no_call_begins_after_a_few_seconds(self) -> None:
+        steps = Steps(a=0.2, b=0.21)
+        least_times(steps.works(), 2, 8, clock=steps.clock)
+        longest = 8 * 0.21
+        assert CHOICE_S <= steps.now < CHOICE_S + longest
+        assert steps.calls == [("a", 2), ("b", 2), ("a", 8), ("b", 8)]
+
+    def test_nor_after_two_percent_of_what_is_to_come(self) -> None:
+        steps = Steps(a=0.001, b=0.001)
+        least_times(steps.works(), 2, 8, images=1000, clock=steps.clock)
+        assert sum(images for _, images in steps.calls) == 20 == 0.02 * 1000
+
+    def test_where_next_to_nothing_is_to_come_the_first_is_taken_untimed_against_others(self) -> None:
+        steps = Steps(a=0.002, b=0.001)
+        assert list(least_times(steps.works(), 2, 8, images=10, clock=steps.clock)) == ["a"]
+        assert steps.calls == [("a", 2)]
+
+    def test_cold_times_are_not_held_against_warm_ones(self) -> None:
+        """`a` is timed on many images, for `b` there is no time: both are judged by their first tries."""
+        steps = Steps(a=0.5, b=0.6)
+        times = least_times(steps.works(), 2, 8, clock=steps.clock)
+        assert times == {"a": pytest.approx(0.5), "b": pytest.approx(0.6)}
+        assert steps.calls == [("a", 2), ("b", 2), ("a", 8)]
+
+
+def never(*arguments: object) -> None:
+    raise AssertionError("not to be called")
 
 
 def test_a_wish_is_granted_without_timing() -> None:
@@ -51,6 +176,7 @@ def test_the_network_is_left_as_it_was() -> None:
     subject = network()
     before = {name: value.clone() for name, value in subject.state_dict().items()}
     choose_precision("auto", subject, 4, 32, "cpu")
+    step_seconds(subject, "fp32", 4, 48, "cpu")
     assert all(torch.equal(before[name], value) for name, value in subject.state_dict().items())
     assert all(parameter.grad is None for parameter in subject.parameters())
 

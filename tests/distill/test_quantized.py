@@ -11,7 +11,7 @@ from small_networks import settled_network
 from torch import Tensor
 
 from toolkit.data.batches import TrainingViews
-from toolkit.distill import quantized
+from toolkit.distill import precision, quantized
 from toolkit.distill.precision import FloatPrecision
 from toolkit.distill.quantized import QuantizedClassifier, choose_teacher, mean_distance
 from toolkit.errors import DeviceError, RecipeError
@@ -105,6 +105,8 @@ class Chooser:
 @pytest.fixture
 def choose(teacher: Classifier, views: TrainingViews, monkeypatch: pytest.MonkeyPatch) -> Chooser:
     monkeypatch.setattr(quantized, "FARTHEST", 0.06)
+    monkeypatch.setattr(precision, "CHOICE_S", 1000.0)
+    quantized.forget()
     return Chooser(teacher, views, monkeypatch)
 
 
@@ -114,8 +116,28 @@ class TestAuto:
         assert isinstance(network, QuantizedClassifier)
         assert precision == "int8"
         assert (
-            "teacher in int8: 36 images take 36000 ms in bf16, 18000 ms in int8, whose prob" in capsys.readouterr().err
+            "teacher in int8: an image takes 1000 ms in bf16, 500 ms in int8; in int8 its prob"
+            in capsys.readouterr().err
         )
+
+    def test_the_choice_is_remembered_for_the_same_teacher_and_work(
+        self, choose: Chooser, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert choose()[1] == "int8"
+        now = choose.now
+        network, precision = choose()
+        assert isinstance(network, QuantizedClassifier)
+        assert precision == "int8"
+        assert choose.now == now
+        assert capsys.readouterr().err.count("teacher in int8") == 1
+        choose(epochs=9)
+        assert choose.now > now
+
+    def test_and_so_is_one_against_it(self, choose: Chooser, monkeypatch: pytest.MonkeyPatch) -> None:
+        choose.int8_s = 1.5
+        assert choose()[1] == "bf16"
+        monkeypatch.setattr(quantized, "QuantizedClassifier", never)
+        assert choose()[1] == "bf16"
 
     def test_not_where_it_is_slower(self, choose: Chooser, capsys: pytest.CaptureFixture[str]) -> None:
         choose.int8_s = 1.5

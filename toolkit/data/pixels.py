@@ -16,7 +16,7 @@ import numpy as np
 from toolkit.console import say
 from toolkit.data.cache import cache_folder
 from toolkit.data.dataset import Dataset, Split
-from toolkit.data.decode import LAYOUT_VERSION, Index, decode_split, read_index
+from toolkit.data.decode import LAYOUT_VERSION, Index, decode_split, estimate_bytes, read_index
 from toolkit.data.preprocess import Preprocess, crop_start
 from toolkit.errors import DataError
 
@@ -98,14 +98,10 @@ def load_pixels(
     out; with `strict` they are a DataError, and so is a class of which none can be read. A split that is too large for
     the cache's disk or the user's limit is one too (disk.py).
     """
-    images = dataset.splits[split]
-    least_long_side = preprocess.image_size if preprocess.resize * 2 < preprocess.image_size else 0
-    if preprocess.resize == 0:
-        least_long_side = preprocess.image_size
-    path = cache_folder("pixels", f"{_key(dataset, split, preprocess.resize, least_long_side)}.rgb")
+    images, path = dataset.splits[split], _map_of(dataset, split, preprocess)
     index = read_index(path)
     if index is None:
-        index = decode_split(images, split, path, preprocess, least_long_side, workers)
+        index = decode_split(images, split, path, preprocess, least_long_side(preprocess), workers)
     _report_unreadable(dataset, split, index, strict)
     sizes = index.heights * index.widths * 3
     return Pixels(
@@ -119,9 +115,26 @@ def load_pixels(
     )
 
 
+def bytes_to_decode(dataset: Dataset, split: Split, preprocess: Preprocess) -> int:
+    """About how many bytes `load_pixels` will write; 0 where it finds them in the cache."""
+    if read_index(_map_of(dataset, split, preprocess)) is not None:
+        return 0
+    return estimate_bytes(dataset.splits[split], preprocess, least_long_side(preprocess))
+
+
+def least_long_side(preprocess: Preprocess) -> int:
+    """px that `keep_middle` leaves of an image's longer side at least, so that the network's square is filled."""
+    return preprocess.image_size if preprocess.resize * 2 < preprocess.image_size else 0
+
+
 def spread(available: int, wanted: int) -> np.ndarray:
     """int64 indices of `wanted` images, of all where there are fewer, evenly over a split, as classes may be sorted."""
     return np.unique(np.linspace(0, available - 1, min(wanted, available)).round().astype(np.int64))
+
+
+def _map_of(dataset: Dataset, split: Split, preprocess: Preprocess) -> Path:
+    """Where the split's pixels lie, or will."""
+    return cache_folder("pixels", f"{_key(dataset, split, preprocess.resize, least_long_side(preprocess))}.rgb")
 
 
 def _key(dataset: Dataset, split: Split, resize: int, least_long_side: int) -> str:

@@ -6,12 +6,14 @@ the splits that are missing, dataset.py says what a data set is.
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.data.dataset import SPLITS, Dataset, Images, Split
 from toolkit.data.directory import load_directory
 from toolkit.data.food11 import load_food11
 from toolkit.data.named import load_cifar, load_fashion_mnist, load_food101
+from toolkit.data.splits import take_share
 from toolkit.errors import DataError
 from toolkit.recipe import DataRecipe
 
@@ -28,7 +30,19 @@ NAMED: dict[str, Callable[[DataRecipe], Dataset]] = {
 
 
 def load_dataset(recipe: DataRecipe) -> Dataset:
-    """The data set that `recipe.source` names, or the directory it is. Raises DataError."""
+    """The data set that `recipe.source` names, or the directory it is, with `recipe.share` of its training images.
+
+    Raises DataError.
+    """
+    dataset = _load_whole(recipe)
+    if recipe.share == 1:
+        return dataset
+    train = take_share(dataset.train, recipe.share, recipe.split_seed)
+    note = f"train: {len(train):,} of {len(dataset.train):,} images, drawn at random from each class alike (data.share)"
+    return replace(dataset, train=train, notes=(*dataset.notes, note))
+
+
+def _load_whole(recipe: DataRecipe) -> Dataset:
     if load := NAMED.get(recipe.source):
         return load(recipe)
     folder = Path(recipe.source).expanduser()

@@ -28,6 +28,16 @@ def hold_out(images: Images, fraction: float, seed: int, classes: Sequence[str])
     return images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held))
 
 
+def take_share(images: Images, share: float, seed: int) -> Images:
+    """`share` (0..1] of each class's images, rounded, but at least one; in their old order, the same every time."""
+    draw = np.random.default_rng([seed, round(share * 1_000_000), 1])
+    kept = np.zeros(len(images), dtype=bool)
+    for label in np.unique(images.labels):
+        members = np.flatnonzero(images.labels == label)
+        kept[draw.permutation(members)[: max(round(len(members) * share), 1)]] = True
+    return images.subset(np.flatnonzero(kept))
+
+
 def describe_hold_out(split: str, count: int, total: int, what: str, seed: int) -> str:
     """The note that records a drawn split."""
     return f"{split}: {count:,} of {total:,} {what}, held out at random from each class alike (split_seed {seed})"

@@ -76,6 +76,10 @@ class Checkpoint:
         except ArtifactError:
             return False
 
+    def epochs_done(self) -> int:
+        """Whole epochs that a state of this very stage and settings has behind it; 0 where there is none."""
+        return int(self._read()["epoch"]) if self.is_own() else 0
+
     def discard_own(self) -> None:
         """Delete a state of this very stage and settings: its result is there already."""
         if self.is_own():

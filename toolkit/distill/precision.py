@@ -1,5 +1,10 @@
-"""fp32 or bfloat16: measured on this device with this network, not assumed (int8: quantized.py)."""
+"""fp32 or bfloat16: measured on this device with this network, not assumed (int8: quantized.py).
 
+What was measured is remembered for the rest of the process: no stage, no seed and no forecast measures it again.
+"""
+
+import functools
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -10,12 +15,24 @@ import torch
 
 from toolkit import console
 from toolkit.distill import distributed
+from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.small_maps import place
 
 ROUNDS = 3
+"""timed calls of a candidate, at most"""
+ENOUGH_CALLS = 2
+"""timed calls of a step whose time others reckon with"""
+GIVE_UP = 2.0
+"""times the best candidate's time an image; one call that takes longer is a candidate's last"""
+CHOICE_S, CHOICE_SHARE = 3.0, 0.02
+"""s that a choice may take, and share of the work that it is for: no call begins where either is spent"""
+
 MAX_BATCH = 128
-BATCH_PIXELS = 2**21
-"""px in the timed batch: 32 images of 256 px, so that the choice takes seconds at any size"""
+BATCH_PIXELS, GPU_BATCH_PIXELS = 2**19, 2**21
+"""px in the timed batch, 8 or 32 images of 256 px: no fewer are as fast an image, and no more are needed"""
+FIRST_PIXELS = 2**17
+"""px in the first try, 2 images of 256 px: a candidate that takes fifteen times as long as the other costs seconds"""
 
 FloatPrecision = Literal["fp32", "bf16"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -45,50 +62,175 @@ def choose_precision(
     device: str,
     *,
     training: bool = True,
+    images: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
+    say: bool = True,
 ) -> FloatPrecision:
     """`wanted`, or for `auto` the faster of the two for a step of `network`: forward, and backward where `training`.
 
-    Timed in turn, the best of 3 after a warm-up; several processes take the main one's choice. The network's weights
-    and statistics are left as they were.
+    bfloat16 is only tried where the device has instructions for it. `images` is how many are to come: what is chosen
+    for few is chosen quickly (`least_times`). Several processes take the main one's choice. The network's weights and
+    statistics are left as they were. What was measured is said once, to the first who wants to hear it (`say`).
     """
     if wanted != "auto":
         return wanted
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = {name: value.clone() for name, value in network.state_dict().items()}
-    batch_size = min(batch_size, MAX_BATCH, max(8, BATCH_PIXELS // image_size**2))
-    views = torch.rand(batch_size, 3, image_size, image_size, device=device)
-    views = views.contiguous(memory_format=torch.channels_last)
-    network.train(training)
-    choices: tuple[FloatPrecision, ...] = ("fp32", "bf16")
-    least = least_times({choice: partial(_step, network, views, choice, device, training) for choice in choices}, clock)
-    network.load_state_dict(state)
-    network.zero_grad(set_to_none=True)
-    faster = distributed.agree(min(choices, key=lambda choice: least[choice]))
-    console.say(
-        f"precision: {faster} to {'train' if training else 'teach'} ({len(views)} images take"
-        f" {least['fp32'] * 1e3:.0f} ms in fp32, {least['bf16'] * 1e3:.0f} ms in bf16)"
-    )
-    return faster
+    if not has_fast_bf16(device):
+        if say:
+            _say_once(f"precision: fp32, as {device} has no instructions for bfloat16")
+        return "fp32"
+    place(network, device)
+    key = _key(network, batch_size, image_size, device, training)
+    if key not in _chosen:
+        choices: tuple[FloatPrecision, ...] = ("fp32", "bf16")
+        times = _time_steps(network, choices, batch_size, image_size, device, training, images, clock)
+        _chosen[key] = min(times, key=lambda choice: times[choice])
+        _told[key] = f"an image takes {', '.join(f'{times[choice] * 1e3:.3g} ms in {choice}' for choice in times)}"
+    if say and key in _told:
+        purpose = f"to train {_name(network)}" if training else f"for {_name(network)} to teach"
+        console.say(f"precision: {_chosen[key]} {purpose} ({_told.pop(key)})")
+    return _chosen[key]
+
+
+def step_seconds(
+    network: Classifier,
+    precision: FloatPrecision,
+    batch_size: int,
+    image_size: int,
+    device: str,
+    *,
+    training: bool = True,
+    images: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """s an image of such a step in `precision`: as `choose_precision` measured it, or else measured now.
+
+    What a choice called only once is called again: that is enough to choose by, but not to reckon with.
+    """
+    place(network, device)
+    key = (*_key(network, batch_size, image_size, device, training), precision)
+    if _calls.get(key, 0) < ENOUGH_CALLS:
+        _time_steps(network, (precision,), batch_size, image_size, device, training, images, clock)
+        _calls[key] = ENOUGH_CALLS  # or as many as there was time for
+    return _step_s[key]
+
+
+def forget() -> None:
+    """Forget what was measured and said: for tests, which have clocks of their own."""
+    _chosen.clear()
+    _told.clear()
+    _step_s.clear()
+    _calls.clear()
+    _say_once.cache_clear()
 
 
 def least_times(
-    steps: Mapping[Name, Callable[[], object]], clock: Callable[[], float] = time.perf_counter
+    works: Mapping[Name, Callable[[int], object]],
+    few: int,
+    many: int,
+    *,
+    images: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Name, float]:
-    """Seconds that each step takes: the least of 3, as other work on the machine can only add; in turns, warmed up."""
-    times: dict[Name, list[float]] = {name: [] for name in steps}
-    for _ in range(ROUNDS + 1):
-        for name, step in steps.items():
+    """s an image of each work, which is called with a number of images; those that were given up are not in it.
+
+    Each is tried once on `few` images, which warms it up, then up to 3 times, in turns, on `many`; the least counts, as
+    other work on the machine can only add. A candidate is given up after one call that took more than twice the best,
+    and no call begins after CHOICE_S, or CHOICE_SHARE of the time that `images` to come will take. Several processes
+    see the main one's clock, and so make the same calls.
+    """
+    cold: dict[Name, float] = {}
+    warm: dict[Name, float] = {}
+    left, spent = list(works), 0.0
+    for number in range(1 + ROUNDS):
+        times, batch = (warm, many) if number else (cold, few)
+        for name in tuple(left):
+            best = min((warm or cold).values(), default=math.inf)
+            if cold and spent >= min(CHOICE_S, CHOICE_SHARE * images * best):
+                return _comparable(left, cold, warm)
             start = clock()
-            step()
-            times[name].append(clock() - start)
-    return {name: min(values[1:]) for name, values in times.items()}
+            works[name](batch)
+            seconds = distributed.agree(clock() - start)
+            spent += seconds
+            times[name] = min(seconds / batch, times.get(name, math.inf))
+            if times[name] > GIVE_UP * min(times.values()):
+                left.remove(name)
+        left = [name for name in left if not warm or warm[name] <= GIVE_UP * min(warm.values())]
+        if len(left) == 1 < len(works):
+            break  # nothing is left to choose
+    return _comparable(left, cold, warm)
 
 
-def _step(network: Classifier, views: torch.Tensor, precision: FloatPrecision, device: str, training: bool) -> None:
+def _comparable(left: list[Name], cold: dict[Name, float], warm: dict[Name, float]) -> dict[Name, float]:
+    """Times of those that are left, of warm calls if all of them had one."""
+    times = warm if all(name in warm for name in left) else cold
+    return {name: times[name] for name in left if name in times}
+
+
+_chosen: dict[tuple[object, ...], FloatPrecision] = {}
+_told: dict[tuple[object, ...], str] = {}
+"""What was measured and nobody has heard of yet."""
+_step_s: dict[tuple[object, ...], float] = {}
+"""s an image of a step"""
+_calls: dict[tuple[object, ...], int] = {}
+"""How many warm calls that is the least of."""
+
+
+def _key(network: Classifier, *settings: object) -> tuple[object, ...]:
+    """What a step's time depends on: of the network its layers and their sizes, not its weights."""
+    return (repr(network), registry.enlargement(network.network), *settings)
+
+
+def _name(network: Classifier) -> str:
+    return type(network.network).__name__
+
+
+def _time_steps(
+    network: Classifier,
+    choices: tuple[FloatPrecision, ...],
+    batch_size: int,
+    image_size: int,
+    device: str,
+    training: bool,
+    images: float,
+    clock: Callable[[], float],
+) -> dict[FloatPrecision, float]:
+    """s an image in each of `choices` that was not given up, remembered; the network is left as it was."""
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    most_pixels = BATCH_PIXELS if device == "cpu" else GPU_BATCH_PIXELS
+    many = min(batch_size, MAX_BATCH, max(8, most_pixels // image_size**2))
+    few = min(many, max(2, FIRST_PIXELS // image_size**2))
+    views = torch.rand(many, 3, image_size, image_size, device=device)
+    views = views.contiguous(memory_format=torch.channels_last)
+    network.train(training)
+    counts = dict.fromkeys(choices, 0)
+
+    def work(choice: FloatPrecision, count: int) -> None:
+        counts[choice] += 1
+        _step(network, views, choice, device, training, count)
+
+    works = {choice: partial(work, choice) for choice in choices}
+    times = least_times(works, few, many, images=images, clock=clock)
+    network.load_state_dict(state)
+    network.zero_grad(set_to_none=True)
+    key = _key(network, batch_size, image_size, device, training)
+    for choice, seconds in times.items():
+        step = (*key, choice)
+        _step_s[step] = min(seconds, _step_s.get(step, math.inf)) if _calls.get(step) else seconds
+        _calls[step] = _calls.get(step, 0) + counts[choice] - 1
+    return times
+
+
+def _step(
+    network: Classifier, views: torch.Tensor, precision: FloatPrecision, device: str, training: bool, images: int
+) -> None:
     with torch.set_grad_enabled(training), autocast(device, precision):
-        logits = network(views)
+        logits = network(views[:images])
     if training:
         logits.float().square().mean().backward()
     if device != "cpu":
         torch.cuda.synchronize(device)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    console.say(text)

@@ -45,6 +45,15 @@ def find_weights(recipe: Recipe) -> Path | None:
     return path
 
 
+def enlargement(recipe: Recipe) -> int:
+    """How much larger than the data's images the teacher sees them, as the recipe or its given file says."""
+    if recipe.teacher.enlarge or recipe.teacher.weights == FOOD_11:
+        return recipe.teacher.enlarge or 1
+    path = find_weights(recipe)
+    info = describe(path) if path else None
+    return info.enlarge if info else 1
+
+
 def describe(path: Path) -> ModelInfo | None:
     """What a weights file says about itself; None where it says nothing. Raises WeightsError if it is damaged."""
     return read_info(path) if carries_info(path) else None

@@ -3,6 +3,7 @@
 B images of a batch, C classes, S px the side of an image.
 """
 
+import hashlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +30,12 @@ CALIBRATION_IMAGES = 64
 
 FARTHEST = 0.03
 """Mean total variation distance of int8's probabilities from the float network's that `auto` puts up with."""
+
+INT8_SHARE = 0.5
+"""of the float teacher's time that it takes in int8, for a forecast: 0.3 to 0.6 was seen"""
+
+FEW, MANY = 2, 32
+"""images of the batches that both are timed on"""
 
 WORTH_S = 60.0
 """s of a float teacher's work below which `auto` does not try int8, as making it takes some seconds itself"""
@@ -80,37 +87,81 @@ def choose_teacher(
                 f"distill.teacher_precision: an int8 teacher runs on the CPU, not on {views.device}",
                 "use auto, fp32 or bf16",
             )
-        quantized = QuantizedClassifier(teacher, views)
+        wished = QuantizedClassifier(teacher, views)
         if chosen is None:
-            distance = _distance(quantized, teacher, views.render(_some_images(views), view=1), "fp32")
+            distance = _distance(wished, teacher, views.render(_some_images(views), view=1), "fp32")
             console.say(f"teacher in int8: its probabilities are {distance:.1%} away")
-        return quantized, "int8"
+        return wished, "int8"
     if wanted != "auto":
         return teacher, wanted
     precision = choose_float()
-    allowed = section.precision == "auto" and section.logit_method and not section.feature_method
-    if not allowed or views.device != "cpu":
+    if not may_answer_in_int8(section, views.device):
         return teacher, precision
-    if not distributed.agree(_work_s(section, teacher, views, precision, clock) >= WORTH_S):
-        return teacher, precision
-    made = _quantize_or_none(teacher, views)
-    if distributed.greatest(torch.tensor(int(made is None))).item() or made is None:
-        return teacher, precision
-    quantized, images = made, views.render(_some_images(views), view=1)
-    steps = {name: partial(_answer, who, images, precision) for name, who in (("float", teacher), ("int8", quantized))}
-    times = least_times(steps, clock)
-    distance = _distance(quantized, teacher, images, precision)
-    faster = distributed.agree(times["int8"] < times["float"] and distance <= FARTHEST)
-    console.say(
-        f"teacher in {'int8' if faster else precision}: {len(images)} images take {times['float'] * 1e3:.0f} ms in"
-        f" {precision}, {times['int8'] * 1e3:.0f} ms in int8, whose probabilities are {distance:.1%} away"
-    )
-    return (quantized, "int8") if faster else (teacher, precision)
+    key = (_fingerprint(teacher), views.data.image_size, len(views), views_to_answer(section), precision)
+    if (remembered := _in_int8.get(key)) is None:
+        quantized = _try_int8(section, teacher, views, precision, clock)
+    else:
+        quantized = _quantize_or_none(teacher, views) if remembered else None
+    _in_int8[key] = quantized is not None
+    return (quantized, "int8") if quantized is not None else (teacher, precision)
+
+
+def may_answer_in_int8(section: DistillRecipe, device: str) -> bool:
+    """Whether `auto` may try it at all: no wish for another precision, a method of logits alone, on the CPU."""
+    no_wish = section.teacher_precision == section.precision == "auto"
+    return device == "cpu" and no_wish and bool(section.logit_method) and not section.feature_method
+
+
+def views_to_answer(section: DistillRecipe) -> int:
+    """How many views of each image the teacher is asked about."""
+    return min(section.teacher_views or section.epochs, section.epochs)
 
 
 def mean_distance(logits: Tensor, other_logits: Tensor) -> float:
     """Mean over images of the total variation distance, ½·Σ|p − q|, of two networks' softmax; 0 to 1."""
     return (logits.double().softmax(1) - other_logits.double().softmax(1)).abs().sum(1).mean().item() / 2
+
+
+def forget() -> None:
+    """Forget what was chosen: for tests, which have clocks of their own."""
+    _in_int8.clear()
+
+
+_in_int8: dict[tuple[object, ...], bool] = {}
+"""What was chosen for a teacher, the size and number of its images, its views and its float arithmetic."""
+
+
+def _try_int8(
+    section: DistillRecipe,
+    teacher: Classifier,
+    views: TrainingViews,
+    precision: FloatPrecision,
+    clock: Callable[[], float],
+) -> QuantizedClassifier | None:
+    """The teacher in int8 if that is worth its making, faster and near enough; said, if it was made."""
+    work_s = _work_s(section, teacher, views, precision, clock)
+    if not distributed.agree(work_s >= WORTH_S):
+        return None
+    made = _quantize_or_none(teacher, views)
+    if distributed.greatest(torch.tensor(int(made is None))).item() or made is None:
+        return None
+    images = views.render(_some_images(views), view=1)
+    networks: dict[str, Classifier] = {"float": teacher, "int8": made}
+    works = {name: partial(_answer_some, network, images, precision) for name, network in networks.items()}
+    few, many = min(FEW, len(images)), min(MANY, len(images))
+    to_come = len(views) * views_to_answer(section) / distributed.world_size()
+    times = least_times(works, few, many, images=to_come, clock=clock)
+    distance = _distance(made, teacher, images, precision)
+    faster = min(times, key=lambda name: times[name]) == "int8"
+    taken = distributed.agree(faster and distance <= FARTHEST)
+    told = [
+        f"{times[name] * 1e3:.4g} ms in {precision if name == 'float' else name}" for name in works if name in times
+    ]
+    console.say(
+        f"teacher in {'int8' if taken else precision}: an image takes {', '.join(told)}; in int8 its probabilities are"
+        f" {distance:.1%} away"
+    )
+    return made if taken else None
 
 
 def _quantize_or_none(teacher: Classifier, views: TrainingViews) -> QuantizedClassifier | None:
@@ -135,10 +186,23 @@ def _work_s(
     clock: Callable[[], float],
 ) -> float:
     """s that the float teacher will take for all that this process is going to ask it."""
-    images = views.render(_some_images(views)[:8], view=1)
-    seconds = least_times({"float": lambda: _answer(teacher, images, precision)}, clock)["float"]
-    share = len(views) / distributed.world_size()
-    return seconds / len(images) * share * min(section.teacher_views or section.epochs, section.epochs)
+    images = views.render(_some_images(views)[: 4 * FEW], view=1)
+    share = len(views) / distributed.world_size() * views_to_answer(section)
+    works = {"float": partial(_answer_some, teacher, images, precision)}
+    return least_times(works, min(FEW, len(images)), len(images), images=share, clock=clock)["float"] * share
+
+
+def _fingerprint(teacher: Classifier) -> str:
+    """SHA-256 of the weights: how near int8 comes depends on them."""
+    total = hashlib.sha256()
+    for name, value in teacher.state_dict().items():
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().numpy().data)
+    return total.hexdigest()
+
+
+def _answer_some(network: Classifier, images: Tensor, precision: FloatPrecision, count: int) -> None:
+    _answer(network, images[:count], precision)
 
 
 def _answer(network: Classifier, images: Tensor, precision: FloatPrecision) -> Tensor:

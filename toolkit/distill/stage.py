@@ -18,6 +18,7 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import Objective
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatPrecision, choose_precision
+from toolkit.distill.quantized import views_to_answer
 from toolkit.distill.teaching import Teaching
 from toolkit.distill.trainer import Records, train
 from toolkit.errors import ArtifactError, RecipeError, TrainingError
@@ -88,18 +89,10 @@ class Job:
         Raises ArtifactError where another run's file lies there and --force was not given. With --force everything is
         made again, except while an interrupted --force is being resumed.
         """
-        anew = self.options.force and (not self.options.resume or self.checkpoint.is_own())
-        if not self.destination.exists() or anew:
+        if self._is_made_anew():
             return None
         info = read_info(self.destination)
-        known = {
-            "recipe_sha256": info.recipe_sha256,
-            "dataset_sha256": info.dataset_sha256,
-            "teacher_sha256": info.teacher_sha256,
-            **info.extra,
-        }
-        differing = [name.removesuffix("_sha256") for name, value in self.settings.items() if known.get(name) != value]
-        if not differing:
+        if not (differing := self._differing(info)):
             console.say(f"{self.destination} is up to date (same settings, data and teacher); --force makes it again")
             self.checkpoint.discard_own()
             return Made(self.destination, new=False, info=info)
@@ -109,6 +102,24 @@ class Job:
             f"{self.destination} was made from another {' and '.join(differing)}",
             "choose another directory with --out, or replace it with --force",
         )
+
+    def is_up_to_date(self) -> bool:
+        """Whether `kept` will find the file that is there good enough; nothing is said or raised."""
+        return not self._is_made_anew() and not self._differing(read_info(self.destination))
+
+    def _is_made_anew(self) -> bool:
+        anew = self.options.force and (not self.options.resume or self.checkpoint.is_own())
+        return anew or not self.destination.exists()
+
+    def _differing(self, info: ModelInfo) -> list[str]:
+        """What the file was made from that is not what it would be made from now."""
+        known = {
+            "recipe_sha256": info.recipe_sha256,
+            "dataset_sha256": info.dataset_sha256,
+            "teacher_sha256": info.teacher_sha256,
+            **info.extra,
+        }
+        return [name.removesuffix("_sha256") for name, value in self.settings.items() if known.get(name) != value]
 
     def saved_state(self) -> State | None:
         """What an interrupted run of this very stage left to go on from."""
@@ -122,7 +133,8 @@ class Job:
         return self.recipe.teacher if self.role == "teacher" else self.recipe.distill
 
     def choose_precision(self, classifier: Classifier, *, training: bool = True) -> FloatPrecision:
-        """Measured with `classifier` here and now, where the recipe does not say."""
+        """Measured with `classifier`, where the recipe does not say."""
+        shown = self.section.epochs if training else views_to_answer(self.recipe.distill)
         return choose_precision(
             self.recipe.distill.precision,
             classifier,
@@ -130,6 +142,7 @@ class Job:
             self.recipe.data.image_size,
             self.options.device,
             training=training,
+            images=len(self.images.train) * shown / distributed.world_size(),
         )
 
     def views(self) -> TrainingViews:

@@ -1,9 +1,13 @@
 """The distillation stage: the student learns from labels and a frozen teacher, its control from labels alone."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from toolkit import console
 from toolkit.data.batches import TrainingViews
+from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork, default_tap, tap_channels
@@ -35,11 +39,7 @@ def distill_student(
     """
     teachers = teacher_dir or model_dir
     teacher_file = teachers.require(teachers.weights("teacher"))
-    settings = {
-        "recipe_sha256": recipe.fingerprint("data", "student", "distill"),
-        "dataset_sha256": images.dataset.sha256,
-        "teacher_sha256": sha256_file(teacher_file),
-    }
+    settings = student_settings(recipe, images.dataset, teacher_file)
     job = Job("student", recipe, model_dir, images, settings, options)
     if kept := job.kept():
         return kept
@@ -52,7 +52,7 @@ def distill_student(
     precision = state["precision"] if state else job.choose_precision(learner.classifier)
     views = job.views()
     chosen = state["teacher_precision"] if state else None
-    teacher_precision = _find_stored(job, views, chosen)
+    teacher_precision = find_stored_answers(job, views, chosen)
     if teacher_precision is None:
         answering, teacher_precision = choose_teacher(
             recipe.distill, lambda: job.choose_precision(teacher, training=False), teacher, views, chosen=chosen
@@ -70,7 +70,7 @@ def train_control(recipe: Recipe, model_dir: ModelDir, images: Images, options: 
 
     What its accuracy lacks to the student's is what the teacher was worth.
     """
-    settings = {"recipe_sha256": recipe.control_fingerprint(), "dataset_sha256": images.dataset.sha256}
+    settings = control_settings(recipe, images.dataset)
     job = Job("control", recipe, model_dir, images, settings, options)
     if kept := job.kept():
         return kept
@@ -84,6 +84,20 @@ def train_control(recipe: Recipe, model_dir: ModelDir, images: Images, options: 
     objective = learn_from_labels(recipe.distill.label_smoothing)
     extra = job.train(learner, objective, job.views(), plan, state)
     return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
+
+
+def student_settings(recipe: Recipe, dataset: Dataset, teacher_file: Path) -> dict[str, Any]:
+    """What decides the student: the same settings make the same one."""
+    return {
+        "recipe_sha256": recipe.fingerprint("data", "student", "distill"),
+        "dataset_sha256": dataset.sha256,
+        "teacher_sha256": sha256_file(teacher_file),
+    }
+
+
+def control_settings(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+    """What decides the control."""
+    return {"recipe_sha256": recipe.control_fingerprint(), "dataset_sha256": dataset.sha256}
 
 
 def _plan(job: Job, stage: Stage, precision: Precision, teacher_precision: Precision = "fp32") -> Plan:
@@ -134,16 +148,16 @@ def _tap(recipe: Recipe, student: Classifier, teacher: Classifier) -> tuple[Tapp
 
 def _open_teaching(job: Job, teacher: TappedNetwork, views: TrainingViews, precision: Precision) -> Teaching:
     valid = job.images.valid
-    if num_views := _stored_views(job):
+    if num_views := stored_views(job):
         return open_store(teacher, *_shas(job), views, valid, num_views, precision)
     if job.recipe.distill.teacher_views:
         console.say("a teacher's layers are not stored: it runs live, on the same views")
     return LiveTeacher(teacher, views, valid, precision)
 
 
-def _find_stored(job: Job, views: TrainingViews, chosen: Precision | None) -> Precision | None:
+def find_stored_answers(job: Job, views: TrainingViews, chosen: Precision | None) -> Precision | None:
     """The arithmetic of stored logits that may be replayed: that spares choosing one, and filling another store."""
-    section, num_views = job.recipe.distill, _stored_views(job)
+    section, num_views = job.recipe.distill, stored_views(job)
     if not num_views:
         return None
     wishes = (chosen, section.teacher_precision, section.precision)
@@ -151,7 +165,7 @@ def _find_stored(job: Job, views: TrainingViews, chosen: Precision | None) -> Pr
     return find_stored(*_shas(job), views, job.images.valid, num_views, precisions or ("bf16", "int8", "fp32"))
 
 
-def _stored_views(job: Job) -> int:
+def stored_views(job: Job) -> int:
     """How many views' logits are stored, no more than are shown; 0 for a live teacher."""
     section = job.recipe.distill
     return 0 if section.feature_method else min(section.teacher_views, section.epochs)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from toolkit import console
+from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed, provenance
 from toolkit.distill.evaluation import compute_logits
@@ -38,12 +39,7 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, images: Images, options: O
     else names a file, which is imported without training (its normalisation comes along). Raises WeightsError where
     weights do not fit.
     """
-    source = provenance.find_weights(recipe)
-    settings = {
-        "recipe_sha256": recipe.fingerprint("data", *(IMPORTED_BY if source else TRAINED_BY)),
-        "dataset_sha256": images.dataset.sha256,
-        "weights": sha256_file(source) if source else recipe.teacher.weights,
-    }
+    source, settings = teacher_settings(recipe, images.dataset)
     job = Job("teacher", recipe, model_dir, images, settings, options)
     if kept := job.kept():
         return kept
@@ -56,6 +52,21 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, images: Images, options: O
     extra = _measure_import(source, learner.classifier, job) if source else _fit(learner, job)
     preprocess = Preprocess(recipe.data.image_size, recipe.data.resize, mean, std)
     return job.save(learner, extra | {"weights": settings["weights"]}, preprocess)
+
+
+def teacher_settings(recipe: Recipe, dataset: Dataset) -> tuple[Path | None, dict[str, Any]]:
+    """The file that is imported, None to train; and what decides the teacher: the same settings make the same one."""
+    source = provenance.find_weights(recipe)
+    return source, {
+        "recipe_sha256": recipe.fingerprint("data", *(IMPORTED_BY if source else TRAINED_BY)),
+        "dataset_sha256": dataset.sha256,
+        "weights": sha256_file(source) if source else recipe.teacher.weights,
+    }
+
+
+def is_given(recipe: Recipe) -> bool:
+    """Whether the teacher is imported and not trained here; nothing is looked for."""
+    return recipe.teacher.weights not in ("", IMAGENET)
 
 
 def _fit(learner: TappedNetwork, job: Job) -> dict[str, Any]:

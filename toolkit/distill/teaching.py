@@ -39,7 +39,7 @@ ELEMENT_BYTES = 4
 FILL_BATCH_PIXELS = 2**22
 """px in a batch of the filling pass: 64 images of 256 px, 256 of 128 px"""
 
-NOT_IN_VIEWS = {"source", "workers", "validation_fraction", "test_fraction", "split_seed", "mean", "std"}
+NOT_IN_VIEWS = {"source", "workers", "validation_fraction", "test_fraction", "split_seed", "share", "mean", "std"}
 """[data] settings that do not change a view; which images there are is in the key by itself."""
 
 

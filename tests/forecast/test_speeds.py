@@ -1,0 +1,240 @@
+"""Measuring and forecasting on a clock that goes on with what the networks really do, and real files."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from toolkit import pipeline
+from toolkit.data.batches import TrainingViews
+from toolkit.distill import precision, quantized
+from toolkit.errors import ArtifactError
+from toolkit.forecast import minutes, speeds
+from toolkit.forecast.estimate import THERE, estimate
+from toolkit.forecast.facts import Command, find_facts
+from toolkit.forecast.forecast import Forecast
+from toolkit.forecast.speeds import MeasuredSpeeds
+from toolkit.networks.classifier import Classifier
+from toolkit.networks.student import DepthwiseStudent
+
+SMALL = [
+    *("data.image_size=32", "data.resize=36", "distill.precision=fp32", "distill.teacher_precision=fp32"),
+    *("teacher.epochs=3", "teacher.batch_size=12", "distill.epochs=5", "distill.batch_size=6", "student.base=4"),
+]
+
+
+class Work:
+    """A clock that goes on by 1 µs a pixel for a forward pass of the teacher, 0.1 µs for one of the student and 0.05 µs
+    for a rendered view; with the backward pass three times as much."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        forward, render = Classifier.forward, TrainingViews.render
+
+        def classify(network: Classifier, images: Tensor) -> Tensor:
+            cost = 1e-7 if isinstance(network.network, DepthwiseStudent) else 1e-6
+            self.now += images.shape[0] * images.shape[-1] ** 2 * cost * (3 if torch.is_grad_enabled() else 1)
+            return forward(network, images)
+
+        def show(views: TrainingViews, indices: Any, view: int, side: int | None = None) -> Tensor:
+            self.now += len(indices) * (side or views.data.image_size) ** 2 * 5e-8
+            return render(views, indices, view, side)
+
+        monkeypatch.setattr(Classifier, "forward", classify)
+        monkeypatch.setattr(TrainingViews, "render", show)
+
+    def clock(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
+    precision.forget()
+    quantized.forget()
+    monkeypatch.setattr(speeds, "WRITE_BYTES_S", 1e15)
+    yield Work(monkeypatch)
+    precision.forget()
+
+
+def open_job(class_folders: Path, out: Path, *overrides: str, **options: Any) -> pipeline.Job:
+    return pipeline.open_training_job(None, str(class_folders), out, [*SMALL, *overrides], device="cpu", **options)
+
+
+def forecast(job: pipeline.Job, work: Work, command: Command = "distill") -> Forecast:
+    facts = find_facts(job, command)
+    return estimate(job.recipe, facts, MeasuredSpeeds(job.dataset, facts, "cpu", work.clock))
+
+
+def seconds_of(planned: Forecast, *names: str) -> float:
+    return sum(stage.seconds for stage in planned.stages if stage.name in names)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("distill.teacher_views=2",),
+        ("distill.start_image_size=16", "teacher.start_image_size=16", "distill.ema=0.9"),
+        ("distill.mixup=0.2", "distill.control=true"),
+    ],
+)
+def test_what_follows_takes_as_long_as_was_forecast_within_a_quarter(
+    class_folders: Path, tmp_path: Path, work: Work, overrides: tuple[str, ...]
+) -> None:
+    if "distill.start_image_size=16" in overrides:
+        overrides = (*overrides, "student.architecture=resnet18", "student.base=16")  # the depthwise one needs 32 px
+    job = open_job(class_folders, tmp_path, *overrides)
+    planned = forecast(job, work)
+    start = work.now
+    pipeline.make_teacher(job)
+    assert work.now - start == pytest.approx(seconds_of(planned, "teacher"), rel=0.25)
+    pipeline.distill_student(job)
+    names = ("teacher", "teacher logits", "student", "control")
+    assert work.now - start == pytest.approx(seconds_of(planned, *names), rel=0.25)
+
+
+def test_measuring_takes_little_of_the_work(class_folders: Path, tmp_path: Path, work: Work) -> None:
+    job = open_job(
+        class_folders, tmp_path, "distill.epochs=500", "teacher.epochs=500", "distill.teacher_precision=auto"
+    )
+    planned = forecast(job, work, "run")
+    assert work.now < 0.03 * planned.seconds
+    before = work.now
+    forecast(job, work, "run")
+    assert work.now - before < 0.2, "only views are rendered again"
+
+
+def test_stages_do_not_measure_or_say_again_what_the_plan_has(
+    class_folders: Path, tmp_path: Path, work: Work, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_fast_bf16", lambda device: True)
+    quick = ("distill.precision=auto", "distill.teacher_precision=auto", "distill.epochs=2", "teacher.epochs=1")
+    job = open_job(class_folders, tmp_path, *quick, seeds=2)
+    pipeline.forecast(job, "distill")
+    assert "precision:" not in capsys.readouterr().err
+    monkeypatch.setattr(precision, "_step", never)
+    pipeline.distill_student(job)
+    told = [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines() if "precision:" in line]
+    purposes = ("to train ResNet", "to train DepthwiseStudent", "for ResNet to teach")
+    assert [line.split(maxsplit=2)[2] for line in told] == list(purposes), "each once, although there are two seeds"
+
+
+def never(*arguments: object) -> None:
+    raise AssertionError("measured already")
+
+
+class TestWhatIsThere:
+    def test_nothing_is_decoded_or_written_by_looking(
+        self, class_folders: Path, tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("KD_TOOLKIT_CACHE", str(tmp_path / "cache"))
+        job = open_job(class_folders, tmp_path / "m", writes=False)
+        planned = forecast(job, work, "run")
+        decode = planned.stages[0]
+        assert (decode.name, decode.images) == ("decode", 60)
+        assert decode.disk_bytes == 60 * 36 * 43 * 3
+        assert not (tmp_path / "m").exists()
+        assert not list((tmp_path / "cache").rglob("*.rgb"))
+
+    def test_what_was_made_counts_nothing_and_other_settings_make_it_again(
+        self, class_folders: Path, tmp_path: Path, work: Work
+    ) -> None:
+        quick = ("teacher.epochs=1", "distill.epochs=1", "distill.teacher_views=1", "distill.control=true")
+        job = open_job(class_folders, tmp_path, *quick)
+        pipeline.distill_student(job)
+        again = forecast(open_job(class_folders, tmp_path, *quick), work)
+        assert [stage.note for stage in again.stages] == [THERE] * 4
+        assert again.seconds == 0
+        longer = forecast(open_job(class_folders, tmp_path, *quick, "distill.epochs=2"), work)
+        notes = {stage.name: stage.note for stage in longer.stages}
+        assert notes == {"decode": THERE, "teacher": THERE, "teacher logits": THERE, "student": "", "control": ""}
+        forced = forecast(open_job(class_folders, tmp_path, *quick, force=True), work, "run")
+        assert {stage.name: stage.note for stage in forced.stages}["teacher"] == ""
+        other_teacher = forecast(open_job(class_folders, tmp_path, *quick, "teacher.epochs=2"), work)
+        assert {s.name: s.note for s in other_teacher.stages}["teacher"] == THERE, "distill takes the one that is there"
+
+    def test_an_interrupted_run_s_epochs_are_behind_it(
+        self, class_folders: Path, tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from toolkit.distill.checkpoint import Checkpoint
+
+        saved = Checkpoint.save
+
+        def stop_after_two(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+            saved(checkpoint, state)
+            if state["epoch"] == 2:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Checkpoint, "save", stop_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.make_teacher(open_job(class_folders, tmp_path))
+        planned = forecast(open_job(class_folders, tmp_path, resume=True), work, "teacher")
+        assert planned.stages[1].note == "going on after epoch 2"
+
+
+class TestMinutes:
+    def fit(self, job: pipeline.Job, wanted: float, **options: Any) -> tuple[pipeline.Job, Forecast]:
+        return minutes.fit_job(job, "distill", wanted, minutes.time.perf_counter(), **options)
+
+    @pytest.fixture(autouse=True)
+    def _slow_networks(self, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On the clock of their own a training takes some minutes."""
+
+        def measure(*arguments: Any) -> MeasuredSpeeds:
+            return MeasuredSpeeds(*arguments, clock=work.clock)
+
+        monkeypatch.setattr(minutes, "MeasuredSpeeds", measure)
+
+    LONG = ("teacher.epochs=2000", "distill.epochs=4000")
+
+    def test_the_choice_is_said_and_can_be_repeated_without(
+        self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        job, planned = self.fit(open_job(class_folders, tmp_path, *self.LONG), 1)
+        assert 0.5 * 54 < planned.seconds <= 54
+        told = capsys.readouterr().err
+        assert "minutes: 1, of which 90% are aimed at; the recipe as it is takes " in told
+        assert "gave up epochs of the teacher: " in told
+        flags = told.partition("the same without --minutes: ")[2].split("\n")[0].split()
+        assert set(flags[::2]) == {"--set"}
+        assert open_job(class_folders, tmp_path, *self.LONG, *flags[1::2]).recipe == job.recipe
+
+    def test_a_second_call_and_resume_keep_it_and_force_chooses_again(
+        self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first, _ = self.fit(open_job(class_folders, tmp_path, *self.LONG), 1)
+        monkeypatch.setattr(minutes, "fit", never)
+        for options in ({}, {"resume": True}, {"resume": True, "force": True}):
+            job, _ = self.fit(open_job(class_folders, tmp_path, *self.LONG, **options), 1)
+            assert job.recipe == first.recipe
+        assert "minutes: as chosen before (" in capsys.readouterr().err
+        for other, wanted in (
+            (open_job(class_folders, tmp_path, *self.LONG, force=True), 1.0),
+            (open_job(class_folders, tmp_path, *self.LONG), 2.0),
+            (open_job(class_folders, tmp_path, *self.LONG, "distill.alpha=0.4"), 1.0),
+        ):
+            with pytest.raises(AssertionError, match="measured already"):
+                self.fit(other, wanted)
+
+    def test_a_plan_keeps_nothing(self, class_folders: Path, tmp_path: Path) -> None:
+        self.fit(open_job(class_folders, tmp_path / "m", *self.LONG, writes=False), 1, writes=False)
+        assert not (tmp_path / "m").exists()
+
+    def test_a_damaged_choice_is_one_line(self, class_folders: Path, tmp_path: Path) -> None:
+        job = open_job(class_folders, tmp_path, *self.LONG)
+        job.model_dir.minutes.write_text(json.dumps([1]))
+        with pytest.raises(
+            ArtifactError, match=r"minutes\.json cannot be read; delete it, and --minutes chooses again"
+        ):
+            self.fit(job, 1)
+
+    def test_what_fits_is_said_to(
+        self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        job, _ = self.fit(open_job(class_folders, tmp_path), 60)
+        assert job.recipe == open_job(class_folders, tmp_path).recipe
+        assert "minutes: the recipe fits into 60 as it is" in capsys.readouterr().err

@@ -1,0 +1,234 @@
+"""How long every stage takes, by adding up: how often what is done, times how long one takes.
+
+Training is measured (speeds.py). Export and benchmark are modelled from measured forward passes, their own structure,
+and what processes and libraries take to start.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from toolkit import console
+from toolkit.bench import timing
+from toolkit.distill.optimization import image_size_of
+from toolkit.distill.quantized import INT8_SHARE, WORTH_S, may_answer_in_int8, views_to_answer
+from toolkit.distill.teaching import ELEMENT_BYTES
+from toolkit.forecast.facts import Facts
+from toolkit.forecast.forecast import Forecast, ForecastStage
+from toolkit.modeldir import Role
+from toolkit.predictor import ONNX_RUNTIMES
+from toolkit.recipe import Recipe, TrainingRecipe
+
+MEASURED_SIZES = 3
+"""Sizes of growing images that are measured at most; between them time grows with the number of pixels."""
+
+ONNX_SHARE = 0.5
+"""of torch's time for a batch that onnxruntime takes in fp32 (0.3 to 0.6 was seen)"""
+ONNX_START_S, TORCH_START_S, COMPILE_S = 1.2, 4.0, 60.0
+"""s until a process of its own has imported the runtime; until torch.compile has compiled a network"""
+GRAPH_S = 4.0
+"""s to turn a network into a graph, and to check it"""
+REPORT_S = 5.0
+"""s of a benchmark that are not measurement: opening files, counting, drawing, writing"""
+QUIET_S = 0.08
+"""s that a turn waits until the threads of the one before are quiet"""
+IMPORT_S = 1.0
+"""s to read a given teacher and to write it as this directory's"""
+INT8_MAKING_IMAGES, INT8_MAKING_S = 600, 4.0
+"""A teacher in int8 takes as long to make as so many answers of the float one, and so many seconds."""
+
+THERE = "is there already"
+
+
+class Speeds(Protocol):
+    """s an image in this process, by a recipe: sizes, networks, batches and arithmetic are its own."""
+
+    def decode_s(self, recipe: Recipe) -> float:
+        """Decoding and resizing, on one core."""
+
+    def train_s(self, recipe: Recipe, role: Role, side: int) -> float:
+        """A step on images of `side` px: view, forward, backward, optimiser; without the teacher."""
+
+    def view_s(self, recipe: Recipe, role: Role) -> float:
+        """A view of full size."""
+
+    def validate_s(self, recipe: Recipe, role: Role) -> float:
+        """Forward at full size in the arithmetic of training; for the teacher the one that it answers in."""
+
+    def answer_s(self, recipe: Recipe, role: Role, batch: int) -> float:
+        """Forward at full size in fp32, as benchmark and export ask."""
+
+    def save_s(self, recipe: Recipe, role: Role) -> float:
+        """An epoch's checkpoint, in s."""
+
+    def weights_bytes(self, recipe: Recipe, role: Role) -> int:
+        """A network's file."""
+
+
+def estimate(recipe: Recipe, facts: Facts, speeds: Speeds, measured: str = "") -> Forecast:
+    """The forecast of `facts.command` by `recipe`."""
+    adder = _Adder(recipe, facts, speeds)
+    stages: list[ForecastStage | None] = [adder.decode(), adder.teacher()]
+    if facts.command != "teacher":
+        stages += [adder.logits(), adder.student("student")]
+        stages += [adder.student("control")] if facts.control else []
+    if facts.command == "run":
+        stages += [adder.export(), adder.bench()]
+    return Forecast(tuple(stage for stage in stages if stage is not None), measured)
+
+
+class _Adder:
+    """Each method is one stage; None where the recipe has no such stage."""
+
+    def __init__(self, recipe: Recipe, facts: Facts, speeds: Speeds) -> None:
+        self._recipe, self._facts, self._speeds = recipe, facts, speeds
+        self._train, self._valid, self._test = (facts.images[split] for split in ("train", "valid", "test"))
+        self._full = recipe.data.image_size
+
+    def decode(self) -> ForecastStage:
+        stage = ForecastStage("decode", self._train + self._valid + self._test * (self._facts.command == "run"))
+        missing = sum(self._facts.images[split] for split in self._facts.to_decode)
+        if not missing:
+            return replace(stage, note=THERE)
+        seconds = missing * self._speeds.decode_s(self._recipe) / self._facts.decoders
+        return replace(stage, seconds=seconds, disk_bytes=sum(self._facts.to_decode.values()))
+
+    def teacher(self) -> ForecastStage:
+        facts, speeds, recipe = self._facts, self._speeds, self._recipe
+        if self._is_there("teacher", self._facts.seeds[0]):
+            return ForecastStage("teacher", self._train, note=THERE)
+        size_bytes = speeds.weights_bytes(recipe, "teacher")
+        if facts.given_teacher:
+            seconds = IMPORT_S + self._valid * speeds.answer_s(recipe, "teacher", recipe.teacher.batch_size)
+            return ForecastStage("teacher", self._valid, (self._full,) * 2, 0, seconds, size_bytes, "given")
+        return self._training("teacher", recipe.teacher, facts.seeds[:1], size_bytes)
+
+    def logits(self) -> ForecastStage | None:
+        """The store of the teacher's logits; a live teacher's answers are part of the student's steps."""
+        views = self._stored_views()
+        seeds = [seed for seed in self._facts.seeds if not self._is_there("student", seed)]
+        if not views or not seeds:
+            return None
+        stage = ForecastStage("teacher logits", self._train * views, (self._full,) * 2)
+        seeds = [seed for seed in seeds if seed not in self._facts.stored]
+        if not seeds:
+            return replace(stage, note=THERE)
+        rows = self._train * views + self._valid
+        view_s = self._train * views * self._speeds.view_s(self._recipe, "student")
+        seconds = (view_s + self._asked_s(rows)) / self._facts.processes
+        size_bytes = rows * self._facts.num_classes * ELEMENT_BYTES
+        return _of_seeds(stage, len(seeds), seconds * len(seeds), size_bytes * len(seeds))
+
+    def student(self, role: Role) -> ForecastStage:
+        seeds = [seed for seed in self._facts.seeds if not self._is_there(role, seed)]
+        if not seeds:
+            return ForecastStage(role, self._train, note=THERE)
+        size_bytes = self._speeds.weights_bytes(self._recipe, "student")
+        return self._training(role, self._recipe.distill, seeds, size_bytes)
+
+    def export(self) -> ForecastStage:
+        images = min(self._recipe.export.images, self._valid)
+        roles: tuple[Role, Role] = ("teacher", "student")
+        answers = sum(self._speeds.answer_s(self._recipe, role, 64) for role in roles)
+        seconds = len(roles) * (GRAPH_S + ONNX_START_S) + images * answers * (1 + ONNX_SHARE)
+        size_bytes = sum(self._speeds.weights_bytes(self._recipe, role) for role in roles)
+        return ForecastStage("export", images, (self._full,) * 2, 0, seconds, size_bytes)
+
+    def bench(self) -> ForecastStage:
+        recipe = self._recipe.bench
+        images = min(recipe.images or self._test, self._test)
+        rows = list(self._rows())
+        batches = sorted({1, *recipe.batch_sizes})
+        seconds = REPORT_S
+        for role, share, start_s in rows:
+            one, many = (self._speeds.answer_s(self._recipe, role, batch) * share for batch in (1, max(batches)))
+            seconds += images * many + start_s + one + max(batches) * many
+            for batch in batches:
+                run_s = one if batch == 1 else batch * many
+                seconds += timed_s(run_s, -(-recipe.samples // batch), recipe.seconds)
+        whole = [self._speeds.decode_s(self._recipe)]
+        whole += [
+            whole[0] + self._speeds.answer_s(self._recipe, role, 1) * share for role, share, _ in rows if share < 1
+        ]
+        seconds += sum(timed_s(run_s, recipe.samples, recipe.seconds) for run_s in whole)
+        again = (len(self._facts.seeds) - 1) * self._facts.control * 2 * images
+        seconds += again * self._speeds.answer_s(self._recipe, "student", max(batches))
+        return ForecastStage("bench", images, (self._full,) * 2, 0, seconds, note=console.count(len(rows), "row"))
+
+    def _rows(self) -> Iterable[tuple[Role, float, float]]:
+        """For each row of the report its network, the share of torch's time that it takes, and s to start it once."""
+        roles: list[Role] = ["teacher", "student", *(["student"] if self._facts.control else [])]  # type: ignore[list-item]
+        for number, role in enumerate(roles):
+            for runtime in self._recipe.bench.runtimes:
+                if runtime not in ONNX_RUNTIMES:
+                    starting = TORCH_START_S + (2 * COMPILE_S if runtime == "torch.compile" else 0)
+                    copies = 2 if runtime == "torch" and self._facts.on_gpu else 1
+                    yield from [(role, 1.0, starting)] * copies
+                elif number < 2:  # the control is not exported
+                    yield role, ONNX_SHARE, ONNX_START_S
+
+    def _training(self, role: Role, section: TrainingRecipe, seeds: Sequence[int], size_bytes: int) -> ForecastStage:
+        done = [self._facts.epochs_done.get((role, seed), 0) for seed in seeds]
+        seconds = sum(self._epochs_s(role, section, range(first, section.epochs)) for first in done)
+        sizes = (image_size_of(0, section, self._full), self._full)
+        stage = ForecastStage(role, self._train, sizes, section.epochs)
+        stage = _of_seeds(stage, len(seeds), seconds, size_bytes * len(seeds))
+        return replace(stage, note=f"going on after epoch {done[0]}") if done[0] else stage
+
+    def _epochs_s(self, role: Role, section: TrainingRecipe, epochs: range) -> float:
+        recipe, speeds = self._recipe, self._speeds
+        sides = [image_size_of(epoch, section, self._full) for epoch in epochs]
+        train_s = interpolate(sides, lambda side: speeds.train_s(recipe, role, side))
+        seconds = sum(self._train * train_s[side] for side in sides) / self._facts.processes
+        seconds += len(sides) * self._valid * speeds.validate_s(recipe, role) / self._facts.processes
+        seconds += len(sides) * speeds.save_s(recipe, role)
+        if role == "student" and not self._stored_views():
+            grown = sum(side != self._full for side in sides)  # for these the teacher has a view of its own rendered
+            seconds += grown * self._train * speeds.view_s(recipe, "student") / self._facts.processes
+            seconds += self._asked_s(len(sides) * self._train + self._valid) / self._facts.processes
+        return seconds
+
+    def _asked_s(self, answers: int) -> float:
+        """s that the teacher needs for so many answers, in int8 where that is likely."""
+        one = self._speeds.validate_s(self._recipe, "teacher")
+        distill = self._recipe.distill
+        if distill.teacher_precision == "int8":
+            return answers * one * INT8_SHARE + INT8_MAKING_IMAGES * one + INT8_MAKING_S
+        device = "cuda" if self._facts.on_gpu else "cpu"
+        if may_answer_in_int8(distill, device) and self._train * views_to_answer(distill) * one >= WORTH_S:
+            return answers * one * INT8_SHARE + INT8_MAKING_IMAGES * one + INT8_MAKING_S
+        return answers * one
+
+    def _stored_views(self) -> int:
+        distill = self._recipe.distill
+        return 0 if distill.feature_method else min(distill.teacher_views, distill.epochs)
+
+    def _is_there(self, role: Role, seed: int) -> bool:
+        return (role, seed) in self._facts.there
+
+
+def timed_s(run_s: float, samples: int, seconds: float) -> float:
+    """s that bench/timing.py takes for one row: warm-up, waiting and settling in every round, and the timed runs."""
+    window = 2 * timing.WINDOW
+    warm_up = run_s + min(1.5 * window * run_s, max(seconds / 10, run_s))
+    settling = timing.ROUNDS * (QUIET_S + max(timing.SETTLE_MS / 1e3, run_s))
+    timed = max(min(max(samples, timing.ROUNDS) * run_s, seconds), min(timing.MIN_SECONDS, seconds), run_s)
+    return warm_up + settling + timed
+
+
+def interpolate(sides: Sequence[int], measure: Callable[[int], float]) -> dict[int, float]:
+    """`measure(side)` for each of `sides` (px): measured for at most 3 of them, in between linear in the pixels."""
+    different = sorted(set(sides))
+    if not different:
+        return {}
+    places = np.unique(np.linspace(0, len(different) - 1, MEASURED_SIZES).round().astype(int))
+    known = {different[place]: measure(different[place]) for place in places}
+    pixels, values = [side**2 for side in known], list(known.values())
+    return {side: float(np.interp(side**2, pixels, values)) for side in different}
+
+
+def _of_seeds(stage: ForecastStage, seeds: int, seconds: float, size_bytes: int) -> ForecastStage:
+    note = console.count(seeds, "seed") if seeds > 1 else ""
+    return replace(stage, seconds=seconds, disk_bytes=size_bytes, note=note)

@@ -1,0 +1,126 @@
+"""What there is to do, and what is there already: all that a forecast needs to know besides speeds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from toolkit.data.dataset import Split
+from toolkit.data.pixels import bytes_to_decode
+from toolkit.data.preprocess import Preprocess
+from toolkit.distill import distributed
+from toolkit.distill.stage import Images, Options
+from toolkit.distill.stage import Job as TrainingJob
+from toolkit.distill.student import control_settings, find_stored_answers, stored_views, student_settings
+from toolkit.distill.teacher import is_given, teacher_settings
+from toolkit.environment import available_cores
+from toolkit.modeldir import ModelDir, Role
+from toolkit.pipeline import Job, with_control
+from toolkit.recipe import Recipe
+
+Command = Literal["teacher", "distill", "run"]
+Network = tuple[Role, int]
+"""Whose role, from which seed."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one command on one data set and model directory.
+
+    `to_decode` holds bytes of the splits that are not in the cache yet, and `decoders` threads decode them; `there` is
+    what is up to date already, `stored` the seeds whose teacher's logits are, `epochs_done` what an interrupted run has
+    behind it.
+    """
+
+    command: Command
+    images: Mapping[Split, int]
+    num_classes: int
+    seeds: tuple[int, ...] = (0,)
+    control: bool = True
+    given_teacher: bool = False
+    processes: int = 1
+    decoders: int = 1
+    on_gpu: bool = False
+    to_decode: Mapping[Split, int] = field(default_factory=dict)
+    there: frozenset[Network] = frozenset()
+    stored: frozenset[int] = frozenset()
+    epochs_done: Mapping[Network, int] = field(default_factory=dict)
+
+    def with_nothing_done(self) -> "Facts":
+        """The same work by another recipe for the student: what was made by this one is of no use, but the teacher."""
+        kept = frozenset(network for network in self.there if network[0] == "teacher")
+        return replace(self, there=kept, stored=frozenset(), epochs_done={})
+
+
+def find_facts(job: Job, command: Command) -> Facts:
+    """Look at data, cache and model directory; nothing is made, and no image is decoded."""
+    recipe, splits = job.recipe, job.dataset.splits
+    wanted: tuple[Split, ...] = ("train", "valid", "test") if command == "run" else ("train", "valid")
+    preprocess = Preprocess.from_recipe(recipe.data)
+    sizes = {split: bytes_to_decode(job.dataset, split, preprocess) for split in wanted}
+    facts = Facts(
+        command=command,
+        images={split: len(images) for split, images in splits.items()},
+        num_classes=len(job.dataset.classes),
+        seeds=tuple(range(recipe.distill.seed, recipe.distill.seed + job.seeds)),
+        control=with_control(job, by_default=command == "run"),
+        given_teacher=is_given(recipe),
+        processes=distributed.world_size(),
+        decoders=recipe.data.workers or available_cores(),
+        on_gpu=job.device != "cpu",
+        to_decode={split: size for split, size in sizes.items() if size},
+    )
+    there, done = _look_at_teacher(job, command)
+    if command == "teacher" or ("teacher", recipe.distill.seed) not in there:
+        return replace(facts, there=there, epochs_done=done)
+    stored: set[int] = set()
+    for seed in facts.seeds:
+        more_there, more_done, is_stored = _look_at_seed(job, seed, decoded=not facts.to_decode)
+        there, done = there | more_there, done | more_done
+        stored |= {seed} if is_stored else set()
+    return replace(facts, there=there, epochs_done=done, stored=frozenset(stored))
+
+
+Found = tuple[frozenset[Network], dict[Network, int]]
+
+
+def _look_at_teacher(job: Job, command: Command) -> Found:
+    recipe = job.recipe
+    network: Network = ("teacher", recipe.distill.seed)
+    if command == "distill" and job.model_dir.weights("teacher").exists():
+        return frozenset({network}), {}  # it teaches, whatever it was made from
+    _, settings = teacher_settings(recipe, job.dataset)
+    return _look_at(network, _training_job(job, recipe, job.model_dir, network, settings))
+
+
+def _look_at_seed(job: Job, seed: int, *, decoded: bool) -> tuple[frozenset[Network], dict[Network, int], bool]:
+    """What is there of a seed's student and control, and whether its teacher's logits are stored."""
+    recipe = job.recipe.with_overrides([f"distill.seed={seed}"])
+    directory = job.model_dir if seed == job.recipe.distill.seed else job.model_dir.of_seed(seed)
+    teacher_file = job.model_dir.weights("teacher")
+    student: Network = ("student", seed)
+    control: Network = ("control", seed)
+    taught = _training_job(job, recipe, directory, student, student_settings(recipe, job.dataset, teacher_file))
+    alone = _training_job(job, recipe, directory, control, control_settings(recipe, job.dataset))
+    there, done = _look_at(student, taught)
+    control_there, control_done = _look_at(control, alone)
+    is_stored = False
+    if decoded and student not in there and stored_views(taught):
+        taught = replace(taught, images=job.images)
+        is_stored = find_stored_answers(taught, taught.views(), None) is not None
+    return there | control_there, done | control_done, is_stored
+
+
+def _training_job(
+    job: Job, recipe: Recipe, directory: ModelDir, network: Network, settings: dict[str, object]
+) -> TrainingJob:
+    """The stage's own view of it; its images are not decoded yet."""
+    options = Options(job.device, job.force, job.resume)
+    unread: Images = Images(job.dataset, None, None)  # type: ignore[arg-type]
+    return TrainingJob(network[0], recipe, directory, unread, settings, options)
+
+
+def _look_at(network: Network, training: TrainingJob) -> Found:
+    if training.is_up_to_date():
+        return frozenset({network}), {}
+    done = training.checkpoint.epochs_done() if training.options.resume else 0
+    return frozenset(), ({network: done} if done else {})

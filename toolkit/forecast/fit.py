@@ -1,0 +1,193 @@
+"""A recipe that fits into so many minutes: epochs are given up first, then views, then sizes, then training images.
+
+Epochs stay in the recipe's proportion between teacher and student, and every schedule goes to its end in those that
+are left. Only where fewer than FEWEST_EPOCHS would be left, the next thing is given up too, one after another.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from toolkit import console
+from toolkit.data.dataset import Split
+from toolkit.errors import RecipeError
+from toolkit.forecast.estimate import Speeds, estimate
+from toolkit.forecast.facts import Facts
+from toolkit.forecast.forecast import Forecast
+from toolkit.recipe import Recipe
+
+AIM = 0.9
+"""share of the minutes that is aimed at: no forecast is exact"""
+FEWEST_EPOCHS = 5
+"""or the recipe's own, where that has fewer: with less, other things are given up too"""
+
+STORED_VIEWS = 4
+START_SHARE = 0.6
+"""of the full size, that training begins with"""
+SIZE_SHARES = (0.75, 0.5)
+SMALLEST_SIZE, SIZE_STEP = 32, 16
+"""px; the student halves its images four times"""
+IMAGE_SHARES = (0.5, 0.25, 0.1)
+
+Settings = Mapping[str, Any]
+"""section.key → value"""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """`recipe` with `overrides` applied, as --set takes them; `gave_up` says in words what they are instead of."""
+
+    recipe: Recipe
+    overrides: tuple[str, ...]
+    gave_up: tuple[str, ...]
+    forecast: Forecast
+
+
+def fit(recipe: Recipe, facts: Facts, speeds: Speeds, minutes: float, spent_s: float = 0.0) -> Fitted:
+    """The recipe that takes AIM of `minutes`, of which `spent_s` are gone; unchanged where it does so already.
+
+    Raises RecipeError where not even one epoch fits, naming the least time that would do.
+    """
+    seconds = minutes * 60 * AIM - spent_s
+    planned = estimate(recipe, facts, speeds)
+    if planned.seconds <= seconds:
+        return Fitted(recipe, (), (), planned)
+    best, best_epochs, least_s = None, 0, math.inf
+    for settings, gave_up in _give_up(recipe, facts):
+        trial = _Trial(recipe, facts, speeds, settings)
+        least_s = min(least_s, trial.at(1).seconds)
+        epochs = trial.most_epochs(seconds)
+        if epochs > best_epochs:
+            best, best_epochs = (trial, gave_up), epochs
+        if epochs and trial.are_enough(epochs):
+            break
+    if best is None:
+        least = math.ceil((least_s + spent_s) / AIM / 6) / 10
+        raise RecipeError(
+            f"--minutes {minutes:g}: {console.duration(max(seconds, 0))} are left for the work, and one epoch of each"
+            f" takes {console.duration(least_s)} with the smallest images, the fewest views and images that are tried",
+            f"give at least --minutes {least:g}, or a smaller network",
+        )
+    trial, gave_up = best
+    settings = trial.settings_of(best_epochs)
+    overrides = tuple(f"{name}={json.dumps(value)}" for name, value in settings.items())
+    told = (*_tell_epochs(recipe, settings), *gave_up)
+    return Fitted(recipe.with_overrides(overrides), overrides, told, trial.at(best_epochs))
+
+
+class _Trial:
+    """The recipe with some settings given up, and any number of epochs."""
+
+    def __init__(self, recipe: Recipe, facts: Facts, speeds: Speeds, settings: Settings) -> None:
+        self._recipe, self._speeds, self._settings = recipe, speeds, settings
+        self._facts = _facts_of(recipe, facts, settings)
+        self._trains_teacher = trains_teacher(facts)
+        self._main = recipe.teacher.epochs if facts.command == "teacher" else recipe.distill.epochs
+        """The epochs that are counted: the student's, and the teacher's in proportion."""
+
+    def most_epochs(self, seconds: float) -> int:
+        """The most that fit, 0 where none does; by bisection, as each takes longer."""
+        low, high = 0, self._main
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.at(middle).seconds <= seconds:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def are_enough(self, epochs: int) -> bool:
+        chosen = self.settings_of(epochs)
+        owned = {"teacher.epochs": self._recipe.teacher.epochs, "distill.epochs": self._recipe.distill.epochs}
+        return all(chosen[name] >= min(FEWEST_EPOCHS, own) for name, own in owned.items() if name in chosen)
+
+    def at(self, epochs: int) -> Forecast:
+        overrides = [f"{name}={json.dumps(value)}" for name, value in self.settings_of(epochs).items()]
+        return estimate(self._recipe.with_overrides(overrides), self._facts, self._speeds)
+
+    def settings_of(self, epochs: int) -> Settings:
+        settings = dict(self._settings)
+        if self._facts.command != "teacher":
+            settings["distill.epochs"] = epochs
+        if self._trains_teacher:
+            settings["teacher.epochs"] = max(1, round(self._recipe.teacher.epochs * epochs / self._main))
+        return settings
+
+
+def trains_teacher(facts: Facts) -> bool:
+    """Whether the command trains one: it is neither given nor there."""
+    return not facts.given_teacher and ("teacher", facts.seeds[0]) not in facts.there
+
+
+def _give_up(recipe: Recipe, facts: Facts) -> Iterator[tuple[Settings, tuple[str, ...]]]:
+    """Ever more settings, the dearest last, with a sentence for each."""
+    settings: dict[str, Any] = {}
+    told: list[str] = []
+    yield dict(settings), tuple(told)
+    for more, sentence in _steps(recipe, facts):
+        settings |= more
+        # of one kind only the last holds
+        told = [earlier for earlier in told if earlier.partition(":")[0] != sentence.partition(":")[0]] + [sentence]
+        yield dict(settings), tuple(told)
+
+
+def _steps(recipe: Recipe, facts: Facts) -> Iterator[tuple[Settings, str]]:
+    size, distill = recipe.data.image_size, recipe.distill
+    student = facts.command != "teacher"
+    if student and distill.logit_method and not distill.feature_method:
+        had = f"{distill.teacher_views} stored views" if distill.teacher_views else "a live teacher"
+        for views in (STORED_VIEWS, 1):
+            if not distill.teacher_views or views < distill.teacher_views:
+                yield {"distill.teacher_views": views}, f"views: {console.count(views, 'stored view')} instead of {had}"
+    start = _round_size(size * START_SHARE)
+    if SMALLEST_SIZE <= start < size:
+        names = [*(["teacher"] if trains_teacher(facts) else []), *(["distill"] if student else [])]
+        growing = {f"{name}.start_image_size": start for name in names if not getattr(recipe, name).start_image_size}
+        if growing:
+            yield growing, f"first sizes: images grow from {start} px"
+    if trains_teacher(facts):  # another one was trained at its size
+        yield from _smaller_sizes(recipe, student)
+    is_there = ("teacher", facts.seeds[0]) in facts.there
+    for share in IMAGE_SHARES if facts.command == "distill" or not is_there else ():  # a teacher knows its images
+        if share < recipe.data.share:
+            yield {"data.share": share}, f"images: {share:.0%} of the training images"
+
+
+def _smaller_sizes(recipe: Recipe, student: bool) -> Iterator[tuple[Settings, str]]:
+    size, resize = recipe.data.image_size, recipe.data.resize
+    for share in SIZE_SHARES:
+        smaller = _round_size(size * share)
+        if smaller < SMALLEST_SIZE:
+            return
+        settings = {"data.image_size": smaller, "data.resize": math.ceil(resize * smaller / size)}
+        for name in ("teacher", *(("distill",) if student else ())):
+            start = getattr(recipe, name).start_image_size or _round_size(size * START_SHARE)
+            settings[f"{name}.start_image_size"] = min(smaller, max(SMALLEST_SIZE, _round_size(start * share)))
+        yield settings, f"size: {smaller} px instead of {size} px"
+
+
+def _round_size(side: float) -> int:
+    return int(side // SIZE_STEP) * SIZE_STEP
+
+
+def _facts_of(recipe: Recipe, facts: Facts, settings: Settings) -> Facts:
+    """What there is to do by those settings: what other ones have made is made again, but for the teacher."""
+    changed = facts.with_nothing_done()
+    images, decode = dict(facts.images), dict(facts.to_decode)
+    if (share := settings.get("data.share")) is not None:
+        images["train"] = max(1, round(images["train"] * share / recipe.data.share))
+        decode["train"] = round(facts.to_decode.get("train", 0) * share / recipe.data.share)
+    if "data.resize" in settings:
+        side = settings["data.resize"] or settings["data.image_size"]
+        wanted: tuple[Split, ...] = ("train", "valid", "test") if facts.command == "run" else ("train", "valid")
+        decode = {split: images[split] * side * side * 4 for split in wanted}  # 4 bytes a px: 3:4 in RGB
+    return replace(changed, images=images, to_decode={split: size for split, size in decode.items() if size})
+
+
+def _tell_epochs(recipe: Recipe, settings: Settings) -> Iterator[str]:
+    for name, whose in (("teacher", "the teacher"), ("distill", "student and control")):
+        epochs, had = settings.get(f"{name}.epochs"), getattr(recipe, name).epochs
+        if epochs is not None and epochs != had:
+            yield f"epochs of {whose}: {epochs} instead of {had}"

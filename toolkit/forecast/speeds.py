@@ -1,0 +1,233 @@
+"""How fast this machine is at what a recipe asks for: real steps on few images, each kind measured once.
+
+The steps are those that the choice of an arithmetic times (precision.py), so that neither measures what the other has.
+No measurement takes more than a few seconds, nor more than 2 % of what it stands for.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from toolkit import console
+from toolkit.data.batches import TrainingViews
+from toolkit.data.dataset import Dataset
+from toolkit.data.decode import keep_middle
+from toolkit.data.pixels import Pixels, least_long_side, spread
+from toolkit.data.preprocess import UNREADABLE, Preprocess, decode_rgb
+from toolkit.distill import distributed, provenance
+from toolkit.distill.optimization import make_average, make_optimizer
+from toolkit.distill.precision import FloatPrecision, choose_precision, step_seconds
+from toolkit.distill.quantized import views_to_answer
+from toolkit.errors import DataError
+from toolkit.forecast.facts import Facts
+from toolkit.modeldir import Role
+from toolkit.networks import registry
+from toolkit.networks.classifier import Classifier
+from toolkit.recipe import Recipe, TrainingRecipe
+
+SAMPLED_IMAGES = 24
+"""training images that are decoded, and whose views are rendered"""
+SAMPLE_S = 1.0
+"""s after which no more of them are decoded"""
+VIEW_BATCH = 32
+WRITE_BYTES_S = 3e8
+"""bytes a second of a checkpoint on its way through memory to a disk"""
+
+
+NetworkKey = tuple[str, int, float, int, int]
+"""Architecture, base, width_mult, px, and times by which it enlarges its images."""
+
+
+class MeasuredSpeeds:
+    """Speeds (estimate.py) of this process on `device`; measured when asked for, remembered by what was asked."""
+
+    def __init__(
+        self, dataset: Dataset, facts: Facts, device: str, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._dataset, self._facts, self._device, self._clock = dataset, facts, device, clock
+        self._started = clock()
+        self.decode_s = functools.cache(self._decode_s)
+        self._sample = functools.cache(self._make_sample)
+        self._render_s = functools.cache(self._time_views)
+        self._build = functools.cache(self._build_network)
+        self._optimizer_s = functools.cache(self._time_optimizer)
+
+    def describe(self) -> str:
+        """How long all that was measured so far took, and on what."""
+        seconds = self._clock() - self._started
+        return (
+            f"measured here in {console.duration(seconds)}, by single steps on {self._device}; export and bench are"
+            " reckoned from that"
+        )
+
+    def train_s(self, recipe: Recipe, role: Role, side: int) -> float:
+        section = _section(recipe, role)
+        network, images = self._network(recipe, role), self._share(section.epochs)
+        batch, precision = section.batch_size, self._precision(recipe, role)
+        step = step_seconds(network, precision, batch, side, self._device, images=images, clock=self._clock)
+        of_batch = self._optimizer_s(_key(recipe, role), section) / self._batch(section)
+        return step + of_batch + self._render_s(recipe.data, section.mixup, side)
+
+    def view_s(self, recipe: Recipe, role: Role) -> float:
+        return self._render_s(recipe.data, _section(recipe, role).mixup, recipe.data.image_size)
+
+    def validate_s(self, recipe: Recipe, role: Role) -> float:
+        # the teacher answers in batches of the student's
+        batch = recipe.distill.batch_size if role == "teacher" else _section(recipe, role).batch_size
+        precision = self._answering(recipe) if role == "teacher" else self._precision(recipe, role)
+        return self._forward_s(recipe, role, precision, batch)
+
+    def answer_s(self, recipe: Recipe, role: Role, batch: int) -> float:
+        return self._forward_s(recipe, role, "fp32", batch if batch == 1 else recipe.distill.batch_size)
+
+    def save_s(self, recipe: Recipe, role: Role) -> float:
+        section = _section(recipe, role)
+        copies = 2 + (2 if section.optimizer == "adamw" else 1) + bool(section.ema)
+        return self.weights_bytes(recipe, role) * copies / WRITE_BYTES_S
+
+    def weights_bytes(self, recipe: Recipe, role: Role) -> int:
+        network = self._network(recipe, role)
+        return sum(value.numel() * value.element_size() for value in network.network.state_dict().values())
+
+    def _forward_s(self, recipe: Recipe, role: Role, precision: FloatPrecision, batch: int) -> float:
+        network, size = self._network(recipe, role), recipe.data.image_size
+        images = self._facts.images["valid"] + self._facts.images["test"]
+        return step_seconds(
+            network, precision, batch, size, self._device, training=False, images=images, clock=self._clock
+        )
+
+    def _precision(self, recipe: Recipe, role: Role) -> FloatPrecision:
+        """What a stage of training will choose, by the very same question."""
+        section = _section(recipe, role)
+        return self._choose(recipe, role, section.batch_size, self._share(section.epochs), training=True)
+
+    def _answering(self, recipe: Recipe) -> FloatPrecision:
+        """The float arithmetic that the teacher answers in; int8 is up to the estimate."""
+        if recipe.distill.teacher_precision in ("fp32", "bf16"):
+            return "fp32" if recipe.distill.teacher_precision == "fp32" else "bf16"
+        images = self._share(views_to_answer(recipe.distill))
+        return self._choose(recipe, "teacher", recipe.distill.batch_size, images, training=False)
+
+    def _choose(self, recipe: Recipe, role: Role, batch: int, images: float, *, training: bool) -> FloatPrecision:
+        network, size = self._network(recipe, role), recipe.data.image_size
+        return choose_precision(
+            recipe.distill.precision,
+            network,
+            batch,
+            size,
+            self._device,
+            training=training,
+            images=images,
+            clock=self._clock,
+            say=False,
+        )
+
+    def _share(self, epochs: int) -> float:
+        """Images that this process sees in so many epochs."""
+        return self._facts.images["train"] * epochs / self._facts.processes
+
+    def _batch(self, section: TrainingRecipe) -> int:
+        return min(section.batch_size, self._facts.images["train"])
+
+    def _network(self, recipe: Recipe, role: Role) -> Classifier:
+        return self._build(*_key(recipe, role))
+
+    def _build_network(
+        self, architecture: str, base: int, width_mult: float, image_size: int, enlarge: int
+    ) -> Classifier:
+        """As the stages build it, on its device; nothing of it is trained."""
+        network = registry.build(
+            architecture,
+            self._facts.num_classes,
+            base=base,
+            width_mult=width_mult,
+            image_size=image_size,
+            enlarge=enlarge,
+        )
+        network = distributed.synchronize_batch_norms(network, self._device)
+        return Classifier(network, (0.5,) * 3, (0.5,) * 3).to(self._device)
+
+    def _time_optimizer(self, key: NetworkKey, section: TrainingRecipe) -> float:
+        """s of an optimiser's step, and of its average's."""
+        network = self._build(*key).network
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer, average = make_optimizer(network, section), make_average(network, section)
+        state = {name: value.clone() for name, value in network.state_dict().items()}
+
+        def step() -> None:
+            optimizer.step()
+            if average is not None:
+                average.update_parameters(network)
+
+        seconds = self._least(step)
+        network.load_state_dict(state)
+        network.zero_grad(set_to_none=True)
+        return seconds
+
+    def _time_views(self, data: object, mixup: float, side: int) -> float:
+        """s a view at `side` px."""
+        recipe = Recipe.model_validate({"data": data})
+        sample, _ = self._sample(*_cut(recipe))
+        views = TrainingViews(sample, recipe.data, self._facts.num_classes, seed=0, mixup=mixup, device=self._device)
+        indices = np.arange(VIEW_BATCH) % len(sample)
+        return self._least(lambda: views.render(indices, 0, side)) / VIEW_BATCH
+
+    def _decode_s(self, recipe: Recipe) -> float:
+        return self._sample(*_cut(recipe))[1]
+
+    def _make_sample(self, image_size: int, resize: int) -> tuple[Pixels, float]:
+        """Some training images as `load_pixels` would give them, and s that one took on one core.
+
+        Raises DataError where none of them can be read.
+        """
+        preprocess = Preprocess(image_size, resize, (0.0,) * 3, (1.0,) * 3)
+        images, pictures, took = self._dataset.train, [], []
+        for place in spread(len(images), SAMPLED_IMAGES):
+            start = self._clock()
+            try:
+                resized = preprocess.resize_shorter(decode_rgb(images.read(int(place))))
+            except UNREADABLE:
+                continue
+            pictures.append(keep_middle(resized, least_long_side(preprocess)))
+            took.append(self._clock() - start)
+            if sum(took) > SAMPLE_S:
+                break
+        if not pictures:
+            raise DataError("none of the sampled training images can be read", "look at them with: toolkit data")
+        sizes = np.array([picture.shape[:2] for picture in pictures], dtype=np.int64)
+        starts = np.concatenate(([0], np.cumsum(sizes.prod(1) * 3)[:-1])).astype(np.int64)
+        data = np.concatenate([picture.ravel() for picture in pictures])
+        labels = np.zeros(len(pictures), dtype=np.int64)
+        names = tuple(map(str, range(len(pictures))))
+        seconds = distributed.agree(float(np.mean(took[1:] or took)))
+        return Pixels(names, labels, sizes[:, 0], sizes[:, 1], data, starts, preprocess), seconds
+
+    def _least(self, work: Callable[[], object]) -> float:
+        """s that `work` takes, the lesser of two calls after a first."""
+        took = []
+        for _ in range(3):
+            start = self._clock()
+            work()
+            if self._device != "cpu":
+                torch.cuda.synchronize(self._device)
+            took.append(self._clock() - start)
+        return distributed.agree(min(took[1:]))
+
+
+def _section(recipe: Recipe, role: Role) -> TrainingRecipe:
+    return recipe.teacher if role == "teacher" else recipe.distill
+
+
+def _key(recipe: Recipe, role: Role) -> NetworkKey:
+    """What a network is built from."""
+    architecture = recipe.teacher.architecture if role == "teacher" else recipe.student.architecture
+    enlarge = provenance.enlargement(recipe) if role == "teacher" else 1
+    return architecture, recipe.student.base, recipe.student.width_mult, recipe.data.image_size, enlarge
+
+
+def _cut(recipe: Recipe) -> tuple[int, int]:
+    return recipe.data.image_size, recipe.data.resize
