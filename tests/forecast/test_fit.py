@@ -18,7 +18,7 @@ def long_recipe(*overrides: str) -> Recipe:
 
 def fitted(recipe: Recipe, minutes: float, facts: Facts | None = None, spent_s: float = 0.0) -> Fitted:
     facts = facts or make_facts()
-    result = fit(recipe, facts, MadeUpSpeeds(), minutes, spent_s)
+    result = fit(recipe, facts, MadeUpSpeeds(), minutes, lambda: spent_s)
     assert result.forecast.seconds <= minutes * 60 * AIM - spent_s
     assert recipe.with_overrides(result.overrides) == result.recipe, "the same can be had by --set"
     return result
@@ -87,6 +87,28 @@ def test_the_training_images_of_a_teacher_that_is_there_stay() -> None:
 def test_the_teacher_alone_has_its_own_epochs_fitted() -> None:
     names = [s.partition("=")[0] for s in fitted(long_recipe(), 200, make_facts("teacher")).overrides]
     assert names == ["teacher.epochs"]
+
+
+def test_only_what_is_found_is_measured() -> None:
+    """Sizes that are given up on the way are reckoned with."""
+    speeds = MadeUpSpeeds()
+    result = fit(long_recipe("data.image_size=160", "data.resize=176"), make_facts(), speeds, 60)
+    assert result.recipe.data.image_size == 80
+    sizes = {side for _, side in speeds.asked}
+    assert 160 in sizes
+    assert not sizes & set(range(81, 160)), "nothing of 120 px"
+
+
+def test_time_that_goes_by_while_measuring_counts() -> None:
+    gone = 0.0
+
+    def spent_s() -> float:
+        nonlocal gone
+        gone += 300
+        return gone
+
+    result = fit(long_recipe(), make_facts(), MadeUpSpeeds(), 200, spent_s)
+    assert result.forecast.seconds <= 200 * 60 * AIM - gone
 
 
 def test_time_that_is_gone_counts() -> None:

@@ -34,8 +34,9 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal_number, self._asked_at = signal_number, time.monotonic()
         pause = f", {REPEAT_SECONDS:.0f} s later," if distributed.launched() else ""
-        # nobody may listen any more, or a line is being written: no reason to lose the step
-        with contextlib.suppress(OSError, RuntimeError, SystemExit):
+        # Nobody may listen any more, or it comes in the midst of another line, while rich loads what that needs.
+        # Whatever is raised here would be raised in training, and lose the step.
+        with contextlib.suppress(Exception, SystemExit):
             console.say(f"stopping after this step; once more{pause} to stop at once")
 
     def _is_repeat(self) -> bool:

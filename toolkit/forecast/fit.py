@@ -6,7 +6,7 @@ are left. Only where fewer than FEWEST_EPOCHS would be left, the next thing is g
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from toolkit.errors import RecipeError
 from toolkit.forecast.estimate import Speeds, estimate
 from toolkit.forecast.facts import Facts
 from toolkit.forecast.forecast import Forecast
+from toolkit.modeldir import Role
 from toolkit.recipe import Recipe
 
 AIM = 0.9
@@ -45,36 +46,80 @@ class Fitted:
     forecast: Forecast
 
 
-def fit(recipe: Recipe, facts: Facts, speeds: Speeds, minutes: float, spent_s: float = 0.0) -> Fitted:
+def fit(
+    recipe: Recipe, facts: Facts, speeds: Speeds, minutes: float, spent_s: Callable[[], float] = lambda: 0.0
+) -> Fitted:
     """The recipe that takes AIM of `minutes`, of which `spent_s` are gone; unchanged where it does so already.
 
-    Raises RecipeError where not even one epoch fits, naming the least time that would do.
+    What has to be given up is looked for with speeds of other sizes reckoned from those of the recipe's own; only what
+    is found is measured. Raises RecipeError where not even one epoch fits, naming the least time that would do.
     """
-    seconds = minutes * 60 * AIM - spent_s
+
+    def left_s() -> float:
+        return minutes * 60 * AIM - spent_s()
+
     planned = estimate(recipe, facts, speeds)
-    if planned.seconds <= seconds:
+    if planned.seconds <= left_s():
         return Fitted(recipe, (), (), planned)
+    ways = list(_give_up(recipe, facts))
+    roughly = _RoughSpeeds(speeds, recipe)
+    first = _find_first([_Trial(recipe, facts, roughly, settings) for settings, _ in ways], left_s())
     best, best_epochs, least_s = None, 0, math.inf
-    for settings, gave_up in _give_up(recipe, facts):
+    for settings, gave_up in ways[first:]:
         trial = _Trial(recipe, facts, speeds, settings)
         least_s = min(least_s, trial.at(1).seconds)
-        epochs = trial.most_epochs(seconds)
+        epochs = trial.most_epochs(left_s())
         if epochs > best_epochs:
             best, best_epochs = (trial, gave_up), epochs
         if epochs and trial.are_enough(epochs):
             break
     if best is None:
-        least = math.ceil((least_s + spent_s) / AIM / 6) / 10
-        raise RecipeError(
-            f"--minutes {minutes:g}: {console.duration(max(seconds, 0))} are left for the work, and one epoch of each"
-            f" takes {console.duration(least_s)} with the smallest images, the fewest views and images that are tried",
-            f"give at least --minutes {least:g}, or a smaller network",
-        )
+        raise _too_little(minutes, left_s(), least_s)
     trial, gave_up = best
     settings = trial.settings_of(best_epochs)
     overrides = tuple(f"{name}={json.dumps(value)}" for name, value in settings.items())
     told = (*_tell_epochs(recipe, settings), *gave_up)
     return Fitted(recipe.with_overrides(overrides), overrides, told, trial.at(best_epochs))
+
+
+def _too_little(minutes: float, left_s: float, least_s: float) -> RecipeError:
+    least = math.ceil((least_s + minutes * 60 * AIM - left_s) / AIM / 6) / 10
+    return RecipeError(
+        f"--minutes {minutes:g}: {console.duration(max(left_s, 0))} are left for the work, and one epoch of each takes"
+        f" {console.duration(least_s)} with the smallest images, the fewest views and images that are tried",
+        f"give at least --minutes {least:g}, or a smaller network",
+    )
+
+
+def _find_first(trials: "Sequence[_Trial]", seconds: float) -> int:
+    """The first that leaves enough epochs, or else the one that leaves most, or else the last."""
+    epochs = [trial.most_epochs(seconds) for trial in trials]
+    enough = (number for number, trial in enumerate(trials) if epochs[number] and trial.are_enough(epochs[number]))
+    return next(enough, epochs.index(max(epochs)) if any(epochs) else len(trials) - 1)
+
+
+class _RoughSpeeds:
+    """Speeds of any size from those of the recipe's own size, in proportion to the pixels."""
+
+    def __init__(self, speeds: Speeds, recipe: Recipe) -> None:
+        self._speeds, self._recipe = speeds, recipe
+        self.decode_s, self.save_s, self.weights_bytes = speeds.decode_s, speeds.save_s, speeds.weights_bytes
+
+    def train_s(self, recipe: Recipe, role: Role, side: int) -> float:
+        full = self._recipe.data.image_size
+        return self._speeds.train_s(self._recipe, role, full) * (side / full) ** 2
+
+    def view_s(self, recipe: Recipe, role: Role) -> float:
+        return self._speeds.view_s(self._recipe, role) * self._share(recipe)
+
+    def validate_s(self, recipe: Recipe, role: Role) -> float:
+        return self._speeds.validate_s(self._recipe, role) * self._share(recipe)
+
+    def answer_s(self, recipe: Recipe, role: Role, batch: int) -> float:
+        return self._speeds.answer_s(self._recipe, role, batch) * self._share(recipe)
+
+    def _share(self, recipe: Recipe) -> float:
+        return (recipe.data.image_size / self._recipe.data.image_size) ** 2
 
 
 class _Trial:

@@ -33,8 +33,7 @@ def fit_job(job: Job, command: Command, minutes: float, started: float, *, write
     facts = find_facts(job, command)
     speeds = MeasuredSpeeds(job.dataset, facts, job.device)
     whole = estimate(job.recipe, facts, speeds)
-    spent_s = distributed.agree(time.perf_counter() - started)
-    fitted = fit(job.recipe, facts, speeds, minutes, spent_s)
+    fitted = fit(job.recipe, facts, speeds, minutes, lambda: distributed.agree(time.perf_counter() - started))
     overrides = list(fitted.overrides)
     if overrides:
         console.say(
