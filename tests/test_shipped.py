@@ -64,7 +64,7 @@ def test_git_keeps_what_ships_and_not_what_stages_write() -> None:
     def is_ignored(name: str) -> bool:
         return subprocess.run(["git", "check-ignore", "-q", f"models/x/{name}"], cwd=ROOT, check=False).returncode == 0
 
-    kept = ("recipe.toml", "teacher-resnet18.safetensors", "teacher-resnet18.md")
+    kept = ("recipe.toml", "teacher-resnet18.safetensors", "teacher-resnet18.md", "teacher-resnet18.toml")
     written = ("teacher.safetensors", "student.safetensors", "teacher.onnx", "README.md", "report.md", "metrics.jsonl")
     assert [is_ignored(name) for name in kept] == [False] * len(kept)
     assert [is_ignored(name) for name in written] == [True] * len(written)
