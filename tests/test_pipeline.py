@@ -86,6 +86,29 @@ def test_the_student_learned_and_its_file_says_so_when_read_by_hand(
     assert np.mean(hits) > 0.6, "three plain colours are easy"
 
 
+def test_a_plan_says_what_run_would_do_makes_nothing_and_names_the_command(
+    finished: tuple[Path, str], class_folders: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", class_folders, "--out", tmp_path / "m", *SMALL)
+    printed = toolkit("plan", *flags, "--minutes", "60").stdout.splitlines()
+    assert [line.split(":")[1].strip() for line in printed if line.startswith("plan: ")][:-1] == [
+        *("decode", "teacher", "student", "control", "export", "bench"),
+    ]
+    assert printed[-1] == "next: " + shlex.join(["toolkit", "run", *map(str, flags), "--minutes", "60"])
+    assert not (tmp_path / "m").exists()
+    planned = json.loads(toolkit("plan", "--data", class_folders, "--out", finished[0], *SMALL, "--json").stdout)
+    there = [stage["name"] for stage in planned["stages"] if stage["note"] == "is there already"]
+    assert there == ["decode", "teacher", "student", "control"]
+    assert planned["seconds"] == sum(stage["seconds"] for stage in planned["stages"]) > 0
+
+
+def test_a_stage_says_its_plan_before_it_begins(finished: tuple[Path, str], class_folders: Path) -> None:
+    said = toolkit("distill", "--data", class_folders, "--out", finished[0], *SMALL).stderr
+    assert said.index("plan: in all 0.0 s") < said.index("is up to date")
+    fitting = toolkit("distill", "--data", class_folders, "--out", finished[0], *SMALL, "--minutes", "0.1")
+    assert "minutes: the recipe fits into 0.1 as it is" in fitting.stderr
+
+
 def test_seeds_train_pairs_and_the_report_tells_mean_and_deviation(
     finished: tuple[Path, str], class_folders: Path, tmp_path: Path
 ) -> None:

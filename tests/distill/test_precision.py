@@ -79,7 +79,7 @@ def test_bfloat16_is_not_tried_where_there_are_no_instructions_for_it(
     monkeypatch.setattr(precision, "has_fast_bf16", lambda device: False)
     monkeypatch.setattr(precision, "_step", never)
     assert [choose_precision("auto", network(), 4, 32, "cpu", training=kind) for kind in (True, False)] == ["fp32"] * 2
-    assert capsys.readouterr().err == "precision: fp32, as cpu has no instructions for bfloat16\n"
+    assert capsys.readouterr().err == "precision: fp32, as the cpu has no instructions for bfloat16\n"
 
 
 def test_a_candidate_is_given_up_after_one_call_on_few_images(

@@ -76,7 +76,7 @@ def choose_precision(
         return wanted
     if not has_fast_bf16(device):
         if say:
-            _say_once(f"precision: fp32, as {device} has no instructions for bfloat16")
+            _say_once(f"precision: fp32, as the {device} has no instructions for bfloat16")
         return "fp32"
     place(network, device)
     key = _key(network, batch_size, image_size, device, training)
