@@ -7,7 +7,7 @@ from typing import Literal
 from toolkit.data.dataset import Split
 from toolkit.data.pixels import bytes_to_decode
 from toolkit.data.preprocess import Preprocess
-from toolkit.distill import distributed
+from toolkit.distill import distributed, provenance
 from toolkit.distill.stage import Images, Options
 from toolkit.distill.stage import Job as TrainingJob
 from toolkit.distill.student import control_settings, find_stored_answers, stored_views, student_settings
@@ -52,8 +52,13 @@ class Facts:
 
 
 def find_facts(job: Job, command: Command) -> Facts:
-    """Look at data, cache and model directory; nothing is made, and no image is decoded."""
+    """Look at data, cache and model directory; nothing is made, and no image is decoded.
+
+    Raises WeightsError where the teacher that is to be imported does not know the data's classes.
+    """
     recipe, splits = job.recipe, job.dataset.splits
+    if command == "teacher" or not job.model_dir.weights("teacher").exists():
+        provenance.require_fitting(recipe, job.dataset)  # looking for its file may be a download
     wanted: tuple[Split, ...] = ("train", "valid", "test") if command == "run" else ("train", "valid")
     preprocess = Preprocess.from_recipe(recipe.data)
     sizes = {split: bytes_to_decode(job.dataset, split, preprocess) for split in wanted}
