@@ -70,7 +70,6 @@ def test_git_keeps_what_ships_and_not_what_stages_write() -> None:
     assert [is_ignored(name) for name in written] == [True] * len(written)
 
 
-@pytest.mark.skipif(not TEACHER.exists(), reason=f"{TEACHER.relative_to(ROOT)} is not in this checkout yet")
 class TestTheTeacherOfFashionMnist:
     def test_its_card_has_its_hash(self) -> None:
         card = TEACHER.with_suffix(".md").read_text(encoding="utf-8")
