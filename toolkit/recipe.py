@@ -168,6 +168,11 @@ class DistillRecipe(TrainingRecipe):
     teacher_views: int = Field(
         0, ge=0, le=10_000, description="views an image whose teacher logits are stored and replayed; 0: a live teacher"
     )
+    new_views: bool = Field(
+        False,
+        description="every epoch shows new views, whose teacher logits are the stored ones of another view of the image; "
+        "for views that hardly change an answer",
+    )
     control: bool | None = Field(
         None, description="also train the student without a teacher; absent: in `toolkit run` and with --seeds"
     )
@@ -200,6 +205,8 @@ class DistillRecipe(TrainingRecipe):
     def _fits_together(self) -> Self:
         if self.mixup and "dkd" in self.method_parts:
             raise ValueError("dkd needs one label an image: mixup must be 0 with it")
+        if self.new_views and self.mixup:
+            raise ValueError("views that are mixed have answers of their own: mixup must be 0 with new_views")
         if self.compile != "off" and self.feature_method:
             raise ValueError("a method of layers looks into the networks as they run: compile must be off with it")
         if self.teacher_precision == "int8" and self.feature_method:

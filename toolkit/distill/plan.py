@@ -26,6 +26,7 @@ class Plan:
     teacher_precision: Precision = "fp32"
     compile: CompileMode = "off"
     teacher_views: int = 0
+    new_views: bool = False
 
     @property
     def section_name(self) -> str:
@@ -33,8 +34,8 @@ class Plan:
         return "teacher" if self.stage == "teacher" else "distill"
 
     def view_of(self, epoch: int) -> int:
-        """Which view of each image an epoch shows: a new one, or with stored logits one of those that are stored."""
-        return epoch % self.teacher_views if self.teacher_views else epoch
+        """Which view of each image an epoch shows: a new one, or one of those whose logits are stored."""
+        return epoch % self.teacher_views if self.teacher_views and not self.new_views else epoch
 
     def image_size_of(self, epoch: int) -> int:
         """px; see optimization.image_size_of."""
