@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from toolkit.errors import RecipeError
-from toolkit.recipe import FOLLOW_PICTURES, NOT_IN_FINGERPRINT, Recipe, builtin_names, load_builtin
+from toolkit.recipe import FOLLOW_PICTURES, NEWER_SETTINGS, NOT_IN_FINGERPRINT, Recipe, builtin_names, load_builtin
 
 
 def write(path: Path, text: str) -> Path:
@@ -119,6 +119,7 @@ def test_fingerprint_sees_settings_but_not_where_data_lies() -> None:
     ("overrides", "message"),
     [
         (["distill.method=dkd", "distill.mixup=0.2"], "dkd needs one label an image: mixup must be 0 with it"),
+        (["distill.new_views=true", "distill.mixup=0.2"], "mixup must be 0 with new_views"),
         (["distill.method=kd+attention", "distill.compile=default"], "compile must be off with it"),
     ],
 )
@@ -224,11 +225,19 @@ def test_a_seed_that_no_generator_takes() -> None:
         Recipe().with_overrides([f"distill.seed={2**63}"])
 
 
-def test_all_of_the_training_images_is_what_a_recipe_without_a_share_means() -> None:
+@pytest.mark.parametrize(
+    ("setting", "unused", "used"),
+    [("data.share", "1.0", "0.5"), ("teacher.enlarge", None, "2"), ("distill.new_views", "false", "true")],
+)
+def test_a_newer_setting_that_changes_nothing_is_as_if_there_were_none(
+    setting: str, unused: str | None, used: str
+) -> None:
     """Files that were made before there was such a setting stay up to date."""
-    whole, half = Recipe().with_overrides(["data.share=1.0"]), Recipe().with_overrides(["data.share=0.5"])
-    assert whole.fingerprint("data") == Recipe().fingerprint("data") != half.fingerprint("data")
-    values = {f"data.{key}": value for key, value in Recipe().data.model_dump(mode="json").items()}
-    without = {key: value for key, value in values.items() if key not in {"data.share", *NOT_IN_FINGERPRINT}}
-    expected = hashlib.sha256(json.dumps(without, sort_keys=True).encode()).hexdigest()
-    assert Recipe().fingerprint("data") == expected
+    section = setting.partition(".")[0]
+    given = [f"{setting}={unused}"] if unused else []
+    without, changed = Recipe().with_overrides(given), Recipe().with_overrides([f"{setting}={used}"])
+    assert without.fingerprint(section) == Recipe().fingerprint(section) != changed.fingerprint(section)
+    values = {f"{section}.{key}": value for key, value in Recipe().model_dump(mode="json")[section].items()}
+    known = {key: value for key, value in values.items() if key not in {*NEWER_SETTINGS, *NOT_IN_FINGERPRINT}}
+    expected = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    assert Recipe().fingerprint(section) == expected

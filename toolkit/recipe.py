@@ -25,6 +25,9 @@ DEFAULT_RECIPE = "fashion-mnist"
 NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights", "distill.control"}
 """Where things lie, how fast they are read, and what is trained besides; what lies there has its own SHA-256."""
 
+NEWER_SETTINGS = {"data.share": 1, "teacher.enlarge": None, "distill.new_views": False}
+"""Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
+
 FOLLOW_PICTURES = ("data.image_size", "data.resize", "data.crop_padding", "teacher.epochs", "distill.epochs")
 """Settings that are chosen from the training images where nobody states them; their defaults suit photographs."""
 
@@ -170,7 +173,7 @@ class DistillRecipe(TrainingRecipe):
     )
     new_views: bool = Field(
         False,
-        description="every epoch shows new views, whose teacher logits are the stored ones of another view of the image; "
+        description="every epoch shows new views, with the stored teacher logits of another view of the same image; "
         "for views that hardly change an answer",
     )
     control: bool | None = Field(
@@ -358,8 +361,9 @@ class Recipe(Section):
             for key, value in table.items()
             if (section in parts or f"{section}.{key}" in parts) and f"{section}.{key}" not in NOT_IN_FINGERPRINT
         }
-        if values.get("data.share") == 1:
-            del values["data.share"]  # as it was before there was such a setting
+        for setting, unused in NEWER_SETTINGS.items():
+            if values.get(setting, ...) == unused:
+                del values[setting]  # as it was before there was such a setting
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def control_fingerprint(self) -> str:
