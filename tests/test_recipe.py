@@ -119,7 +119,6 @@ def test_fingerprint_sees_settings_but_not_where_data_lies() -> None:
     ("overrides", "message"),
     [
         (["distill.method=dkd", "distill.mixup=0.2"], "dkd needs one label an image: mixup must be 0 with it"),
-        (["distill.new_views=true", "distill.mixup=0.2"], "mixup must be 0 with new_views"),
         (["distill.method=kd+attention", "distill.compile=default"], "compile must be off with it"),
     ],
 )
@@ -227,7 +226,7 @@ def test_a_seed_that_no_generator_takes() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "unused", "used"),
-    [("data.share", "1.0", "0.5"), ("teacher.enlarge", None, "2"), ("distill.new_views", "false", "true")],
+    [("data.share", "1.0", "0.5"), ("teacher.enlarge", None, "2")],
 )
 def test_a_newer_setting_that_changes_nothing_is_as_if_there_were_none(
     setting: str, unused: str | None, used: str

@@ -25,7 +25,7 @@ DEFAULT_RECIPE = "fashion-mnist"
 NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights", "distill.control"}
 """Where things lie, how fast they are read, and what is trained besides; what lies there has its own SHA-256."""
 
-NEWER_SETTINGS = {"data.share": 1, "teacher.enlarge": None, "distill.new_views": False}
+NEWER_SETTINGS = {"data.share": 1, "teacher.enlarge": None}
 """Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
 
 FOLLOW_PICTURES = ("data.image_size", "data.resize", "data.crop_padding", "teacher.epochs", "distill.epochs")
@@ -171,11 +171,6 @@ class DistillRecipe(TrainingRecipe):
     teacher_views: int = Field(
         0, ge=0, le=10_000, description="views an image whose teacher logits are stored and replayed; 0: a live teacher"
     )
-    new_views: bool = Field(
-        False,
-        description="every epoch shows new views, with the stored teacher logits of another view of the same image; "
-        "for views that hardly change an answer",
-    )
     control: bool | None = Field(
         None, description="also train the student without a teacher; absent: in `toolkit run` and with --seeds"
     )
@@ -208,8 +203,6 @@ class DistillRecipe(TrainingRecipe):
     def _fits_together(self) -> Self:
         if self.mixup and "dkd" in self.method_parts:
             raise ValueError("dkd needs one label an image: mixup must be 0 with it")
-        if self.new_views and self.mixup:
-            raise ValueError("views that are mixed have answers of their own: mixup must be 0 with new_views")
         if self.compile != "off" and self.feature_method:
             raise ValueError("a method of layers looks into the networks as they run: compile must be off with it")
         if self.teacher_precision == "int8" and self.feature_method:

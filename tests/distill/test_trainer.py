@@ -281,14 +281,12 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int]]:
     ("of_plan", "expected"),
     [
         ({"teacher_views": 2}, [0, 1, 0, 1, 0]),
-        ({"teacher_views": 2, "new_views": True}, [0, 1, 2, 3, 4]),
         ({"teacher_views": 0}, [0, 1, 2, 3, 4]),
     ],
 )
 def test_views_cycle_where_the_teacher_s_answers_are_stored_without_a_teacher_too(
     splits: Splits, tmp_path: Path, rendered: list[tuple[list[int], int]], of_plan: dict[str, Any], expected: list[int]
 ) -> None:
-    """Unless every epoch is to show new ones."""
     run(splits, tmp_path, tapped(Recorder()), epochs=5, batch_size=36, stage="control", **of_plan)
     assert [view for _, view in rendered] == expected
 

@@ -26,7 +26,6 @@ class Plan:
     teacher_precision: Precision = "fp32"
     compile: CompileMode = "off"
     teacher_views: int = 0
-    new_views: bool = False
 
     @property
     def section_name(self) -> str:
@@ -35,7 +34,7 @@ class Plan:
 
     def view_of(self, epoch: int) -> int:
         """Which view of each image an epoch shows: a new one, or one of those whose logits are stored."""
-        return epoch % self.teacher_views if self.teacher_views and not self.new_views else epoch
+        return epoch % self.teacher_views if self.teacher_views else epoch
 
     def image_size_of(self, epoch: int) -> int:
         """px; see optimization.image_size_of."""

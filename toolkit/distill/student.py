@@ -112,7 +112,6 @@ def _plan(job: Job, stage: Stage, precision: Precision, teacher_precision: Preci
         device=job.options.device,
         compile=section.compile,
         teacher_views=section.teacher_views,
-        new_views=section.new_views,
     )
 
 
