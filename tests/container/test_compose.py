@@ -30,7 +30,7 @@ def compose(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 @pytest.fixture
 def project(cuda_image: str) -> Iterator[dict[str, str]]:
     """Environment of a project of its own, on tiny budgets; taken down in the end with its volume."""
-    tiny = settings("data.image_size=16", "data.resize=16", "data.validation_fraction=0.49")
+    tiny = settings("teacher.weights=", "data.image_size=16", "data.resize=16", "data.validation_fraction=0.49")
     environment = {
         "COMPOSE_PROJECT_NAME": f"kd-toolkit-{uuid.uuid4().hex[:8]}",
         "KD_TOOLKIT_IMAGE": cuda_image,
