@@ -234,7 +234,7 @@ def test_the_card_has_all_that_a_reader_needs() -> None:
         report["verdict"],
         "- classes: shirt, coat, bag|pouch",
         "- input: RGB, the shorter side resized to 32 px, then the centre 32 × 32 px",
-        "3 epochs of distillation in 42.0 s (method kd)",
+        "10 epochs of distillation in 42.0 s (method kd)",
         "- Against the teacher: Classes that lose most: bag|pouch -0.2 points (recall 90.0 -> 89.8 %), coat -0.1 ",
         "off its accuracy by 3.1 points on average (ECE 0.0312)",
         "The class it recognises least often is bag|pouch: 89.80 % of 1,000 images.",

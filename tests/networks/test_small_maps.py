@@ -88,12 +88,14 @@ def test_a_frozen_layer_and_maps_without_gradients_cost_none() -> None:
     assert quick.weight.grad is None
 
 
-def test_gradients_lie_in_memory_as_the_weights_do() -> None:
-    _, quick = _pair(LAYERS["dense 3×3"])
+@pytest.mark.parametrize("name", ["dense 3×3", "depthwise 3×3", "pointwise", "pointwise of every second place"])
+def test_gradients_lie_in_memory_as_the_weights_do(name: str) -> None:
+    """Or the optimiser copies each of them, and DistributedDataParallel warns."""
+    _, quick = _pair(LAYERS[name])
     quick.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     quick(torch.randn(5, 4, 2, 2, dtype=torch.float64)).sum().backward()
     assert quick.weight.grad is not None
-    assert quick.weight.grad.stride() == quick.weight.stride()  # or the optimiser copies each of them
+    assert quick.weight.grad.stride() == quick.weight.stride()
 
 
 def test_every_pair_of_places_is_one_that_a_kernel_joins() -> None:

@@ -48,8 +48,8 @@ class ModelInfo:
     dataset_sha256: str
     teacher_sha256: str | None
     toolkit_version: str
-    enlarge: int = 1
     extra: dict[str, Any] = field(default_factory=dict)
+    enlarge: int = 1
 
     def to_json(self) -> str:
         return json.dumps(vars(self) | {"preprocess": json.loads(self.preprocess.to_json())}, sort_keys=True)
