@@ -220,6 +220,11 @@ class DistillRecipe(TrainingRecipe):
         return next((part for part in LOGIT_METHODS if part in self.method_parts), None)
 
     @property
+    def stored_views(self) -> int:
+        """Views whose teacher logits are stored, no more than are shown; 0 for a live teacher, and for its layers."""
+        return 0 if self.feature_method else min(self.teacher_views, self.epochs)
+
+    @property
     def feature_method(self) -> FeatureMethod | None:
         return next((part for part in FEATURE_METHODS if part in self.method_parts), None)
 

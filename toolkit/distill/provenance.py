@@ -23,13 +23,18 @@ SPLIT_SETTINGS = ("split_seed", "validation_fraction", "test_fraction")
 TRAIN_ONE = "train a teacher here: --set 'teacher.weights=\"\"', or give the data that this one was trained on"
 
 
+def is_given(recipe: Recipe) -> bool:
+    """Whether the teacher is imported and not trained here; nothing is looked for."""
+    return recipe.teacher.weights not in ("", IMAGENET)
+
+
 def find_weights(recipe: Recipe) -> Path | None:
     """The file that `teacher.weights` names; None where the teacher is to be trained here.
 
     The notebook's is downloaded where it is not in the cache. Raises WeightsError where there is no such file.
     """
     weights = recipe.teacher.weights
-    if weights in ("", IMAGENET):
+    if not is_given(recipe):
         return None
     if weights == FOOD_11:
         return food11.teacher_weights()

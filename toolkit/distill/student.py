@@ -148,7 +148,7 @@ def _tap(recipe: Recipe, student: Classifier, teacher: Classifier) -> tuple[Tapp
 
 def _open_teaching(job: Job, teacher: TappedNetwork, views: TrainingViews, precision: Precision) -> Teaching:
     valid = job.images.valid
-    if num_views := stored_views(job):
+    if num_views := job.recipe.distill.stored_views:
         return open_store(teacher, *_shas(job), views, valid, num_views, precision)
     if job.recipe.distill.teacher_views:
         console.say("a teacher's layers are not stored: it runs live, on the same views")
@@ -157,18 +157,12 @@ def _open_teaching(job: Job, teacher: TappedNetwork, views: TrainingViews, preci
 
 def find_stored_answers(job: Job, views: TrainingViews, chosen: Precision | None) -> Precision | None:
     """The arithmetic of stored logits that may be replayed: that spares choosing one, and filling another store."""
-    section, num_views = job.recipe.distill, stored_views(job)
+    section, num_views = job.recipe.distill, job.recipe.distill.stored_views
     if not num_views:
         return None
     wishes = (chosen, section.teacher_precision, section.precision)
     precisions: list[Precision] = [wish for wish in wishes if wish is not None and wish != "auto"][:1]
     return find_stored(*_shas(job), views, job.images.valid, num_views, precisions or ("bf16", "int8", "fp32"))
-
-
-def stored_views(job: Job) -> int:
-    """How many views' logits are stored, no more than are shown; 0 for a live teacher."""
-    section = job.recipe.distill
-    return 0 if section.feature_method else min(section.teacher_views, section.epochs)
 
 
 def _shas(job: Job) -> tuple[str, str]:

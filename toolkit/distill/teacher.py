@@ -64,11 +64,6 @@ def teacher_settings(recipe: Recipe, dataset: Dataset) -> tuple[Path | None, dic
     }
 
 
-def is_given(recipe: Recipe) -> bool:
-    """Whether the teacher is imported and not trained here; nothing is looked for."""
-    return recipe.teacher.weights not in ("", IMAGENET)
-
-
 def _fit(learner: TappedNetwork, job: Job) -> dict[str, Any]:
     state = job.saved_state()
     section = job.recipe.teacher

@@ -107,7 +107,7 @@ class _Adder:
 
     def logits(self) -> ForecastStage | None:
         """The store of the teacher's logits; a live teacher's answers are part of the student's steps."""
-        views = self._stored_views()
+        views = self._recipe.distill.stored_views
         seeds = [seed for seed in self._facts.seeds if not self._is_there("student", seed)]
         if not views or not seeds:
             return None
@@ -184,7 +184,7 @@ class _Adder:
         seconds = sum(self._train * train_s[side] for side in sides) / self._facts.processes
         seconds += len(sides) * self._valid * speeds.validate_s(recipe, role) / self._facts.processes
         seconds += len(sides) * speeds.save_s(recipe, role)
-        if role == "student" and not self._stored_views():
+        if role == "student" and not self._recipe.distill.stored_views:
             grown = sum(side != self._full for side in sides)  # for these the teacher has a view of its own rendered
             seconds += grown * self._train * speeds.view_s(recipe, "student") / self._facts.processes
             seconds += self._asked_s(len(sides) * self._train + self._valid) / self._facts.processes
@@ -200,10 +200,6 @@ class _Adder:
         if may_answer_in_int8(distill, device) and self._train * views_to_answer(distill) * one >= WORTH_S:
             return answers * one * INT8_SHARE + INT8_MAKING_IMAGES * one + INT8_MAKING_S
         return answers * one
-
-    def _stored_views(self) -> int:
-        distill = self._recipe.distill
-        return 0 if distill.feature_method else min(distill.teacher_views, distill.epochs)
 
     def _is_there(self, role: Role, seed: int) -> bool:
         return (role, seed) in self._facts.there

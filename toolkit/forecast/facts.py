@@ -10,8 +10,8 @@ from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed, provenance
 from toolkit.distill.stage import Images, Options
 from toolkit.distill.stage import Job as TrainingJob
-from toolkit.distill.student import control_settings, find_stored_answers, stored_views, student_settings
-from toolkit.distill.teacher import is_given, teacher_settings
+from toolkit.distill.student import control_settings, find_stored_answers, student_settings
+from toolkit.distill.teacher import teacher_settings
 from toolkit.environment import available_cores
 from toolkit.modeldir import ModelDir, Role
 from toolkit.pipeline import Job, with_control
@@ -68,7 +68,7 @@ def find_facts(job: Job, command: Command) -> Facts:
         num_classes=len(job.dataset.classes),
         seeds=tuple(range(recipe.distill.seed, recipe.distill.seed + job.seeds)),
         control=with_control(job, by_default=command == "run"),
-        given_teacher=is_given(recipe),
+        given_teacher=provenance.is_given(recipe),
         processes=distributed.world_size(),
         decoders=recipe.data.workers or available_cores(),
         on_gpu=job.device != "cpu",
@@ -109,7 +109,7 @@ def _look_at_seed(job: Job, seed: int, *, decoded: bool) -> tuple[frozenset[Netw
     there, done = _look_at(student, taught)
     control_there, control_done = _look_at(control, alone)
     is_stored = False
-    if decoded and student not in there and stored_views(taught):
+    if decoded and student not in there and recipe.distill.stored_views:
         taught = replace(taught, images=job.images)
         is_stored = find_stored_answers(taught, taught.views(), None) is not None
     return there | control_there, done | control_done, is_stored

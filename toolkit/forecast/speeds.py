@@ -52,6 +52,7 @@ class MeasuredSpeeds:
         self.decode_s = functools.cache(self._decode_s)
         self._sample = functools.cache(self._make_sample)
         self._render_s = functools.cache(self._time_views)
+        self._key = functools.cache(_key)  # a given teacher's file is looked into once for each recipe
         self._build = functools.cache(self._build_network)
         self._optimizer_s = functools.cache(self._time_optimizer)
 
@@ -68,7 +69,7 @@ class MeasuredSpeeds:
         network, images = self._network(recipe, role), self._share(section.epochs)
         batch, precision = section.batch_size, self._precision(recipe, role)
         step = step_seconds(network, precision, batch, side, self._device, images=images, clock=self._clock)
-        of_batch = self._optimizer_s(_key(recipe, role), section) / self._batch(section)
+        of_batch = self._optimizer_s(self._key(recipe, role), section) / self._batch(section)
         return step + of_batch + self._render_s(recipe.data, section.mixup, side)
 
     def view_s(self, recipe: Recipe, role: Role) -> float:
@@ -133,7 +134,7 @@ class MeasuredSpeeds:
         return min(section.batch_size, self._facts.images["train"])
 
     def _network(self, recipe: Recipe, role: Role) -> Classifier:
-        return self._build(*_key(recipe, role))
+        return self._build(*self._key(recipe, role))
 
     def _build_network(
         self, architecture: str, base: int, width_mult: float, image_size: int, enlarge: int

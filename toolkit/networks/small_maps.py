@@ -41,11 +41,11 @@ class SmallMapConv2d(nn.Conv2d):
         return 0 < pairs <= MAX_PAIRS
 
     def _convolve_small(self, input: Tensor) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
         if self._is_pointwise():
             # channels last, so that the gradient lies in memory as the weight does
             weight = self.weight.permute(0, 2, 3, 1).flatten(1)
             return F.linear(input.permute(0, 2, 3, 1), weight, self.bias).permute(0, 3, 1, 2)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
         product: Any = _DepthwiseProduct if self.groups > 1 else _DenseProduct
         output: Tensor = product.apply(input.to(dtype), self.weight, self._geometry(input))
         return output if self.bias is None else output + self.bias.to(dtype).view(1, -1, 1, 1)
@@ -160,9 +160,8 @@ class _DepthwiseProduct(torch.autograd.Function):
             of_maps = products.view(-1, height, width, rows.shape[2]).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[1]:
             of_factors = torch.stack([(rows[:, q : q + 1] * gradients).sum(0) for q in range(rows.shape[1])])
-            of_weight = torch.empty_strided(
-                *ctx.weight_layout, dtype=rows.dtype
-            ).zero_()  # as the weight lies in memory
+            # in memory as the weight lies
+            of_weight = torch.empty_strided(*ctx.weight_layout, dtype=rows.dtype).zero_()
             for q, p, i, j in pair_places(ctx.geometry):
                 of_weight[:, 0, i, j] += of_factors[q, p]
         return of_maps, of_weight, None
