@@ -18,7 +18,7 @@ TIMEOUT_S = 1800
 OFFLINE = ("--network", "none")
 HARDENED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 
-TRAINING = ("teacher.architecture=depthwise", "teacher.epochs=1", "distill.epochs=1")
+TRAINING = ("teacher.weights=", "teacher.architecture=depthwise", "teacher.epochs=1", "distill.epochs=1")
 MEASURING = ("bench.images=256", "bench.samples=10", "bench.seconds=1")
 
 
