@@ -49,6 +49,8 @@ GIB = 2**30
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_TOP_PAD, MALLOPT_MMAP_MAX = -1, -2, -4
 """Parameters of mallopt(3)."""
+NEVER = -1
+"""Value of MALLOPT_TRIM_THRESHOLD: freed memory never goes back, however much it is. 2 GiB are less than a step needs."""
 
 
 def pick_device(name: str) -> str:
@@ -112,7 +114,7 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    for parameter, value in ((MALLOPT_MMAP_MAX, 0), (MALLOPT_TRIM_THRESHOLD, 2**31 - 1), (MALLOPT_TOP_PAD, 64 * MIB)):
+    for parameter, value in ((MALLOPT_MMAP_MAX, 0), (MALLOPT_TRIM_THRESHOLD, NEVER), (MALLOPT_TOP_PAD, 64 * MIB)):
         libc.mallopt(parameter, value)
 
 
