@@ -50,7 +50,7 @@ GIB = 2**30
 MALLOPT_TRIM_THRESHOLD, MALLOPT_TOP_PAD, MALLOPT_MMAP_MAX = -1, -2, -4
 """Parameters of mallopt(3)."""
 NEVER = -1
-"""Value of MALLOPT_TRIM_THRESHOLD: freed memory never goes back, however much it is. 2 GiB are less than a step needs."""
+"""Value of MALLOPT_TRIM_THRESHOLD: freed memory never goes back, however much it is (a step may need over 2 GiB)."""
 
 
 def pick_device(name: str) -> str:
