@@ -1,9 +1,9 @@
 """Student and control side by side: while this process trains the student, one of its own trains the control.
 
-Two processes with half of the cores each do more of such small networks' steps than one with all of them. The other one
-is `python -m toolkit.beside`. What it is to do comes through its stdin, which stays open as long as it is to go on: at its
-end, which is also that of the process that wrote to it, the control saves its state and ends. What it says goes to its
-stderr, and how it ended to its stdout.
+Two processes with half of the cores each do more of such small networks' steps than one process with all of them. The
+other one is `python -m toolkit.beside`. What it is to do comes through its stdin, which stays open as long as both go
+on. If that ends, as it does with the process that wrote to it, the control saves its state and ends. What it says goes
+to its stderr, and how it ended to its stdout.
 """
 
 import contextlib
