@@ -156,6 +156,7 @@ def test_both_are_what_they_are_one_after_the_other(
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.slow
 def test_each_seed_has_its_pair_and_what_is_there_is_not_trained_again(
     class_folders: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +193,7 @@ def test_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not beside.has_room("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stop_saves_both_and_both_go_on_to_the_same_weights(
     class_folders: Path,
@@ -218,6 +220,7 @@ def test_a_stop_saves_both_and_both_go_on_to_the_same_weights(
     assert_same(out, whole)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_both_at_once(
     class_folders: Path, out: Path, in_control: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +237,7 @@ def test_a_second_signal_ends_both_at_once(
     assert not (out / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_stop_while_only_the_control_still_trains_saves_it(
     class_folders: Path, out: Path, whole: Path, in_control: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +257,7 @@ def test_a_stop_while_only_the_control_still_trains_saves_it(
     assert {"student.safetensors", "control.safetensors"} <= {path.name for path in out.iterdir()}
 
 
+@pytest.mark.slow
 def test_an_error_of_the_student_stops_the_control_which_saves_its_state(
     class_folders: Path, out: Path, in_control: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +274,7 @@ def test_an_error_of_the_student_stops_the_control_which_saves_its_state(
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "error", "message"),
     [
@@ -296,6 +302,7 @@ def test_an_error_of_the_control_is_raised_when_the_student_is_safe(
     assert not (out / "control.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_control_s_state_from_before_it_had_a_file_of_its_own_is_gone_on_with(
     class_folders: Path, out: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -339,6 +346,7 @@ def test_the_plan_says_so_and_measures_with_the_threads_that_each_will_have(
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.slow
 class TestCommand:
     """`python -m toolkit`, as a terminal starts it: in a process group of its own."""
 
