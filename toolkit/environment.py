@@ -118,6 +118,11 @@ def keep_freed_memory() -> None:
         libc.mallopt(parameter, value)
 
 
+def same_imports() -> dict[str, str]:
+    """Environment variables with which another Python (-P) finds its modules where this one does."""
+    return {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+
+
 def working_providers() -> dict[str, str]:
     """Execution providers that onnxruntime lists → "" if a small model truly ran there, else the reason.
 

@@ -64,7 +64,11 @@ class Interrupted(Exception):  # noqa: N818 - no error: what was asked for
     """Training stopped because a signal asked for it, with its state saved; `where` says at which epoch and step."""
 
     def __init__(self, where: str, signal_number: int) -> None:
-        super().__init__(where)
+        super().__init__(where, signal_number)  # both, so that it can be pickled
         self.where = where
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
         """130 after Ctrl-C, 143 after SIGTERM, as shells have it."""
+
+    def __str__(self) -> str:
+        return self.where

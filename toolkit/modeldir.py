@@ -66,10 +66,9 @@ class ModelDir:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    @property
-    def checkpoint(self) -> Path:
-        """Where an interrupted training stage goes on from."""
-        return self.path / "checkpoint.pt"
+    def checkpoint(self, role: Role) -> Path:
+        """Where an interrupted training stage goes on from; the control may be trained while the student is."""
+        return self.path / ("checkpoint-control.pt" if role == "control" else "checkpoint.pt")
 
     @property
     def minutes(self) -> Path:
@@ -156,6 +155,22 @@ def write_atomically(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with its process. Nothing where the system cannot lock a folder."""
+    handle = None
+    try:
+        with contextlib.suppress(ImportError, OSError):  # Windows has no fcntl, some network file systems no such lock
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def sha256_file(path: Path) -> str:

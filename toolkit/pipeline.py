@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -174,8 +175,10 @@ def distill_student(job: Job, *, control: bool = False) -> "Made":
     """Distil the student; a directory without a teacher gets one first.
 
     The control is trained too where the recipe says so; where it says nothing, `control` decides, and several seeds
-    always want it. More seeds than one go into directories of their own below the job's.
+    always want it: side by side with the student where that is faster. More seeds than one go into directories of their
+    own below the job's.
     """
+    from toolkit import beside
     from toolkit.distill import student
 
     if not job.model_dir.weights("teacher").exists():
@@ -190,9 +193,13 @@ def distill_student(job: Job, *, control: bool = False) -> "Made":
         if job.seeds > 1:
             console.say(f"seed {seed} ({seed - first + 1} of {job.seeds}), in {directory.path}")
         directory.make()
-        one = student.distill_student(recipe, directory, job.images, job.options, job.model_dir)
+        pair = also_control and bool(recipe.distill.stored_views) and beside.has_room(job.device)
+        pair = pair and not student.has_control(recipe, directory, job.images, job.options)
+        of_seed = replace(job, recipe=recipe, model_dir=directory)
+        other = partial(beside.control_beside, of_seed) if pair else nullcontext
+        one = student.distill_student(recipe, directory, job.images, job.options, job.model_dir, other)
         made = made or one
-        if also_control:
+        if also_control and not (pair and one.new):
             student.train_control(recipe, directory, job.images, job.options)
     assert made is not None
     return made

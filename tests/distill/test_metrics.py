@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,26 @@ def test_other_stages_lines_stay_and_the_stage_s_own_history_is_restored(tmp_pat
     assert [(line["stage"], line["epoch"]) for line in lines] == [
         *(("teacher", 0), ("control", 1), ("distill", 0), ("distill", 1)),
     ]
+
+
+def test_two_stages_at_once_lose_no_line(tmp_path: Path) -> None:
+    """One begins anew again and again while the other one adds; a lock is as good between threads as processes."""
+    path = tmp_path / "metrics.jsonl"
+
+    def add_all() -> None:
+        log = MetricsLog(path, "distill", epochs=300)
+        for epoch in range(300):
+            log.add(metrics(epoch))
+
+    adding = threading.Thread(target=add_all)
+    adding.start()
+    while adding.is_alive():
+        MetricsLog(path, "control", epochs=3).start([metrics(0, "control")])
+    adding.join()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["stage"] == "distill"] == [*range(300)]
+    assert [line["epoch"] for line in lines if line["stage"] == "control"] == [0]
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_start_from_nothing_leaves_no_old_file(tmp_path: Path) -> None:

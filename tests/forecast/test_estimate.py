@@ -7,7 +7,7 @@ import pytest
 from forecast_samples import MadeUpSpeeds, make_facts, make_recipe
 from rich.console import Console
 
-from toolkit.forecast.estimate import ONNX_SHARE, THERE, estimate, interpolate, timed_s
+from toolkit.forecast.estimate import BESIDE, ONNX_SHARE, THERE, estimate, interpolate, timed_s
 from toolkit.forecast.facts import Facts
 from toolkit.forecast.forecast import Forecast, ForecastStage
 from toolkit.recipe import Recipe
@@ -73,6 +73,42 @@ def test_between_measured_sizes_time_grows_with_the_pixels() -> None:
 
 def never(side: int) -> float:
     raise AssertionError("not to be measured")
+
+
+class TestSideBySide:
+    STORED = make_recipe("distill.teacher_views=2")
+
+    def test_the_control_takes_no_time_of_its_own(self) -> None:
+        alone, found = (stages(self.STORED, make_facts(room_for_two=room)) for room in (False, True))
+        assert (found["control"].seconds, found["control"].note) == (0, BESIDE)
+        assert alone["control"].seconds == alone["student"].seconds == found["student"].seconds > 0
+
+    @pytest.mark.parametrize(
+        ("recipe", "facts"),
+        [
+            (make_recipe(), make_facts(room_for_two=True)),  # a live teacher
+            (STORED, make_facts(room_for_two=False)),
+            (STORED, make_facts(room_for_two=True, there=frozenset({("student", 0)}))),
+        ],
+    )
+    def test_else_it_has_a_time_and_no_note(self, recipe: Recipe, facts: Facts) -> None:
+        control = stages(recipe, facts)["control"]
+        assert control.seconds > 0
+        assert control.note == ""
+
+    def test_what_it_takes_longer_counts(self) -> None:
+        """The student has 4 of its 6 epochs behind it, the control one."""
+        done = {("student", 0): 4, ("control", 0): 1}
+        alone, found = (stages(self.STORED, make_facts(room_for_two=room, epochs_done=done)) for room in (False, True))
+        assert found["control"].seconds == pytest.approx(alone["control"].seconds * 3 / 5)
+        assert found["control"].note == f"going on after epoch 1, {BESIDE}"
+
+    def test_each_seed_is_a_pair_unless_one_of_it_is_there(self) -> None:
+        facts = make_facts(room_for_two=True, seeds=(0, 1, 2), there=frozenset({("student", 1)}))
+        assert facts.paired(self.STORED) == (0, 2)
+        found, one = stages(self.STORED, facts), stages(self.STORED, make_facts())
+        assert found["control"].seconds == pytest.approx(one["control"].seconds), "that of seed 1 alone"
+        assert found["control"].note == f"3 seeds, {BESIDE}"
 
 
 def test_every_seed_has_its_logits_student_and_control() -> None:

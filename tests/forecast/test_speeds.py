@@ -56,6 +56,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
     precision.forget()
     quantized.forget()
     monkeypatch.setattr(speeds, "WRITE_BYTES_S", 1e15)
+    monkeypatch.setattr("toolkit.environment.available_cores", lambda: 1)  # the clock sees no other process's work
     yield Work(monkeypatch)
     precision.forget()
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit import console
-from toolkit.environment import pick_provider, tiny_model
+from toolkit.environment import pick_provider, same_imports, tiny_model
 from toolkit.errors import DeviceError, ToolkitError
 from toolkit.predictor import ONNX_RUNTIMES, OpenVinoPredictor, Predictor, import_openvino, open_predictor
 
@@ -65,8 +65,7 @@ def measure_first_use(row: "Row", batch_size: int) -> FirstUse:
         "batch_size": batch_size,
     }
     command = [sys.executable, "-P", "-m", "toolkit.bench.probe", json.dumps(question)]
-    found_here = {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-    environment = os.environ | OWN_SETTINGS | found_here
+    environment = os.environ | OWN_SETTINGS | same_imports()
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", env=environment, timeout=LIMIT_S, check=True

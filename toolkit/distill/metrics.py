@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from toolkit import console
 from toolkit.errors import TrainingError
-from toolkit.modeldir import unwritable, write_atomically
+from toolkit.modeldir import locked, unwritable, write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -35,7 +35,7 @@ class EpochMetrics:
 
 
 class MetricsLog:
-    """The lines of one stage in a file that other stages share."""
+    """The lines of one stage in a file that other stages share, one of which another process may train meanwhile."""
 
     def __init__(self, path: Path, stage: Stage, epochs: int, tensorboard: Path | None = None) -> None:
         self._path, self._stage, self._epochs = path, stage, epochs
@@ -43,21 +43,22 @@ class MetricsLog:
 
     def start(self, history: list[EpochMetrics]) -> None:
         """Drop what an earlier run of this stage wrote; `history` is what it goes on from."""
-        others = []
-        if self._path.exists():
-            others = [
-                line for line in self._path.read_text().splitlines() if _stage_of(line) not in (None, self._stage)
-            ]
-        if others or history:
-            with write_atomically(self._path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in (*others, *map(_to_json, history))))
-        else:
-            self._path.unlink(missing_ok=True)
+        with locked(self._path.parent):
+            others = []
+            if self._path.exists():
+                others = [
+                    line for line in self._path.read_text().splitlines() if _stage_of(line) not in (None, self._stage)
+                ]
+            if others or history:
+                with write_atomically(self._path) as temporary:
+                    temporary.write_text("".join(f"{line}\n" for line in (*others, *map(_to_json, history))))
+            else:
+                self._path.unlink(missing_ok=True)
 
     def add(self, metrics: EpochMetrics) -> None:
         """Append a line, and tell it with the time left. Raises ArtifactError where it cannot be written."""
         try:
-            with self._path.open("a") as file:
+            with locked(self._path.parent), self._path.open("a") as file:
                 file.write(_to_json(metrics) + "\n")
         except OSError as error:
             raise unwritable(self._path, error) from None

@@ -107,7 +107,7 @@ def step_seconds(
     What a choice called only once is called again: that is enough to choose by, but not to reckon with.
     """
     place(network, device)
-    key = (*_key(network, batch_size, image_size, device, training), precision)
+    key = (*_key(network, batch_size, image_size, device, training), torch.get_num_threads(), precision)
     if _calls.get(key, 0) < ENOUGH_CALLS:
         _time_steps(network, (precision,), batch_size, image_size, device, training, images, clock)
         _calls[key] = ENOUGH_CALLS  # or as many as there was time for
@@ -214,7 +214,7 @@ def _time_steps(
     network.zero_grad(set_to_none=True)
     key = _key(network, batch_size, image_size, device, training)
     for choice, seconds in times.items():
-        step = (*key, choice)
+        step = (*key, torch.get_num_threads(), choice)
         _step_s[step] = min(seconds, _step_s.get(step, math.inf)) if _calls.get(step) else seconds
         _calls[step] = _calls.get(step, 0) + counts[choice] - 1
     return times

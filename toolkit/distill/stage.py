@@ -22,7 +22,7 @@ from toolkit.distill.quantized import views_to_answer
 from toolkit.distill.teaching import Teaching
 from toolkit.distill.trainer import Records, train
 from toolkit.errors import ArtifactError, RecipeError, TrainingError
-from toolkit.modeldir import ModelDir, Role, write_atomically
+from toolkit.modeldir import ModelDir, Role, locked, write_atomically
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import ModelInfo, read_info, save_model
@@ -81,7 +81,12 @@ class Job:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.model_dir.checkpoint, {"stage": self.role} | self.settings)
+        settings = {"stage": self.role} | self.settings
+        if self.role == "control":
+            earlier = Checkpoint(self.model_dir.checkpoint("student"), settings)  # where its state lay once
+            if earlier.is_own():
+                return earlier
+        return Checkpoint(self.model_dir.checkpoint(self.role), settings)
 
     def kept(self) -> Made | None:
         """None where the stage has to run; the file that is there, where it came from these very settings.
@@ -208,9 +213,10 @@ class Job:
 
     def _draw_curves(self) -> None:
         if self.model_dir.metrics.exists():
-            picture = draw_learning_curves(self.model_dir.metrics)
-            with write_atomically(self.model_dir.plot("learning_curves")) as path:
-                path.write_bytes(picture)
+            with locked(self.model_dir.path):  # so that whoever draws last has the lines of both
+                picture = draw_learning_curves(self.model_dir.metrics)
+                with write_atomically(self.model_dir.plot("learning_curves")) as path:
+                    path.write_bytes(picture)
 
 
 def _prove_smallest_size(classifier: Classifier, plan: Plan) -> None:

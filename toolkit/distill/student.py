@@ -1,5 +1,7 @@
 """The distillation stage: the student learns from labels and a frozen teacher, its control from labels alone."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,17 @@ OTHER_CLASSES = "give --data what the teacher was trained on, or train one here 
 """What to do about a teacher that knows other classes than the data."""
 
 
+Beside = Callable[[Precision], AbstractContextManager[object]]
+"""What else goes on while a student trains in that arithmetic, from its first step until its file is written."""
+
+
 def distill_student(
-    recipe: Recipe, model_dir: ModelDir, images: Images, options: Options, teacher_dir: ModelDir | None = None
+    recipe: Recipe,
+    model_dir: ModelDir,
+    images: Images,
+    options: Options,
+    teacher_dir: ModelDir | None = None,
+    beside: Beside = nullcontext,
 ) -> Made:
     """Write student.safetensors, taught by teacher.safetensors of `teacher_dir` (default: the same directory).
 
@@ -61,29 +72,38 @@ def distill_student(
             tapped_teacher = TappedNetwork(answering)
     teaching = _open_teaching(job, tapped_teacher, views, teacher_precision)
     plan = _plan(job, "distill", precision, teacher_precision)
-    extra = job.train(learner, learn_from_teacher(recipe.distill), views, plan, state, teaching)
-    return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
+    with beside(precision):
+        extra = job.train(learner, learn_from_teacher(recipe.distill), views, plan, state, teaching)
+        return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
 
 
-def train_control(recipe: Recipe, model_dir: ModelDir, images: Images, options: Options) -> Made:
+def train_control(
+    recipe: Recipe, model_dir: ModelDir, images: Images, options: Options, precision: Precision | None = None
+) -> Made:
     """Write control.safetensors: the same student, seed, views, epochs and schedule, from labels alone.
 
-    What its accuracy lacks to the student's is what the teacher was worth.
+    What its accuracy lacks to the student's is what the teacher was worth. `precision` is the student's arithmetic,
+    absent: that of its file.
     """
-    settings = control_settings(recipe, images.dataset)
-    job = Job("control", recipe, model_dir, images, settings, options)
+    job = _control_job(recipe, model_dir, images, options)
     if kept := job.kept():
         return kept
     state = job.saved_state()
     learner = TappedNetwork(_new_student(job), ())
-    beside = model_dir.weights("student")
-    taught = read_info(beside).extra.get("precision") if state is None and beside.is_file() else None
+    student = model_dir.weights("student")
+    if state is None and precision is None and student.is_file():
+        precision = read_info(student).extra.get("precision")
     # the student's arithmetic, so that the teacher is all that tells the two apart
-    precision = state["precision"] if state else taught or job.choose_precision(learner.classifier)
+    precision = state["precision"] if state else precision or job.choose_precision(learner.classifier)
     plan = _plan(job, "control", precision)
     objective = learn_from_labels(recipe.distill.label_smoothing)
     extra = job.train(learner, objective, job.views(), plan, state)
     return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
+
+
+def has_control(recipe: Recipe, model_dir: ModelDir, images: Images, options: Options) -> bool:
+    """Whether `train_control` will find an up-to-date one."""
+    return _control_job(recipe, model_dir, images, options).is_up_to_date()
 
 
 def student_settings(recipe: Recipe, dataset: Dataset, teacher_file: Path) -> dict[str, Any]:
@@ -98,6 +118,10 @@ def student_settings(recipe: Recipe, dataset: Dataset, teacher_file: Path) -> di
 def control_settings(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     """What decides the control."""
     return {"recipe_sha256": recipe.control_fingerprint(), "dataset_sha256": dataset.sha256}
+
+
+def _control_job(recipe: Recipe, model_dir: ModelDir, images: Images, options: Options) -> Job:
+    return Job("control", recipe, model_dir, images, control_settings(recipe, images.dataset), options)
 
 
 def _plan(job: Job, stage: Stage, precision: Precision, teacher_precision: Precision = "fp32") -> Plan:

@@ -40,6 +40,7 @@ INT8_MAKING_IMAGES, INT8_MAKING_S = 600, 4.0
 """A teacher in int8 takes as long to make as so many answers of the float one, and so many seconds."""
 
 THERE = "is there already"
+BESIDE = "beside the student"
 
 
 class Speeds(Protocol):
@@ -73,7 +74,7 @@ def estimate(recipe: Recipe, facts: Facts, speeds: Speeds, measured: str = "") -
     stages: list[ForecastStage | None] = [adder.decode(), adder.teacher()]
     if facts.command != "teacher":
         stages += [adder.logits(), adder.student("student")]
-        stages += [adder.student("control")] if facts.control else []
+        stages += [adder.control()] if facts.control else []
     if facts.command == "run":
         stages += [adder.export(), adder.bench()]
     return Forecast(tuple(stage for stage in stages if stage is not None), measured)
@@ -127,6 +128,20 @@ class _Adder:
             return ForecastStage(role, self._train, note=THERE)
         size_bytes = self._speeds.weights_bytes(self._recipe, "student")
         return self._training(role, self._recipe.distill, seeds, size_bytes)
+
+    def control(self) -> ForecastStage:
+        """Side by side with the student, only what it takes longer counts."""
+        stage, done = self.student("control"), self._facts.epochs_done
+        if not (paired := self._facts.paired(self._recipe)):
+            return stage
+        section = self._recipe.distill
+        roles: tuple[Role, Role] = ("student", "control")
+        spared = sum(
+            min(self._epochs_s(role, section, range(done.get((role, seed), 0), section.epochs)) for role in roles)
+            for seed in paired
+        )
+        note = ", ".join(filter(None, (stage.note, BESIDE)))
+        return replace(stage, seconds=max(0.0, stage.seconds - spared), note=note)
 
     def export(self) -> ForecastStage:
         images = min(self._recipe.export.images, self._valid)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from toolkit import beside
 from toolkit.data.dataset import Split
 from toolkit.data.pixels import bytes_to_decode
 from toolkit.data.preprocess import Preprocess
@@ -28,7 +29,7 @@ class Facts:
 
     `to_decode` holds bytes of the splits that are not in the cache yet, and `decoders` threads decode them; `there` is
     what is up to date already, `stored` the seeds whose teacher's logits are, `epochs_done` what an interrupted run has
-    behind it.
+    behind it. `room_for_two`: student and control may train side by side (beside.py).
     """
 
     command: Command
@@ -40,10 +41,17 @@ class Facts:
     processes: int = 1
     decoders: int = 1
     on_gpu: bool = False
+    room_for_two: bool = False
     to_decode: Mapping[Split, int] = field(default_factory=dict)
     there: frozenset[Network] = frozenset()
     stored: frozenset[int] = frozenset()
     epochs_done: Mapping[Network, int] = field(default_factory=dict)
+
+    def paired(self, recipe: Recipe) -> tuple[int, ...]:
+        """Seeds whose student and control will train side by side, with half of the threads each."""
+        if not (self.control and self.room_for_two and recipe.distill.stored_views):
+            return ()
+        return tuple(seed for seed in self.seeds if not self.there & {("student", seed), ("control", seed)})
 
     def with_nothing_done(self) -> "Facts":
         """The same work by another recipe for the student: what was made by this one is of no use, but the teacher."""
@@ -72,6 +80,7 @@ def find_facts(job: Job, command: Command) -> Facts:
         processes=distributed.world_size(),
         decoders=recipe.data.workers or available_cores(),
         on_gpu=job.device != "cpu",
+        room_for_two=beside.has_room(job.device),
         to_decode={split: size for split, size in sizes.items() if size},
     )
     there, done = _look_at_teacher(job, command)

@@ -4,9 +4,10 @@ The steps are those that the choice of an arithmetic times (precision.py), so th
 No measurement takes more than a few seconds, nor more than 2 % of what it stands for.
 """
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -67,19 +68,22 @@ class MeasuredSpeeds:
     def train_s(self, recipe: Recipe, role: Role, side: int) -> float:
         section = _section(recipe, role)
         network, images = self._network(recipe, role), self._share(section.epochs)
-        batch, precision = section.batch_size, self._precision(recipe, role)
-        step = step_seconds(network, precision, batch, side, self._device, images=images, clock=self._clock)
-        of_batch = self._optimizer_s(self._key(recipe, role), section) / self._batch(section)
-        return step + of_batch + self._render_s(recipe.data, section.mixup, side)
+        with self._own_threads(recipe, role) as threads:
+            batch, precision = section.batch_size, self._precision(recipe, role)
+            step = step_seconds(network, precision, batch, side, self._device, images=images, clock=self._clock)
+            of_batch = self._optimizer_s(self._key(recipe, role), section) / self._batch(section)
+            return step + of_batch + self._render_s(recipe.data, section.mixup, side, threads)
 
     def view_s(self, recipe: Recipe, role: Role) -> float:
-        return self._render_s(recipe.data, _section(recipe, role).mixup, recipe.data.image_size)
+        mixup, side = _section(recipe, role).mixup, recipe.data.image_size
+        return self._render_s(recipe.data, mixup, side, torch.get_num_threads())
 
     def validate_s(self, recipe: Recipe, role: Role) -> float:
         # the teacher answers in batches of the student's
         batch = recipe.distill.batch_size if role == "teacher" else _section(recipe, role).batch_size
-        precision = self._answering(recipe) if role == "teacher" else self._precision(recipe, role)
-        return self._forward_s(recipe, role, precision, batch)
+        with self._own_threads(recipe, role):
+            precision = self._answering(recipe) if role == "teacher" else self._precision(recipe, role)
+            return self._forward_s(recipe, role, precision, batch)
 
     def answer_s(self, recipe: Recipe, role: Role, batch: int) -> float:
         return self._forward_s(recipe, role, "fp32", batch if batch == 1 else recipe.distill.batch_size)
@@ -92,6 +96,17 @@ class MeasuredSpeeds:
     def weights_bytes(self, recipe: Recipe, role: Role) -> int:
         network = self._network(recipe, role)
         return sum(value.numel() * value.element_size() for value in network.network.state_dict().values())
+
+    @contextlib.contextmanager
+    def _own_threads(self, recipe: Recipe, role: Role) -> Iterator[int]:
+        """While it is measured, so many threads as `role` will train with."""
+        threads = torch.get_num_threads()
+        own = threads // 2 if role != "teacher" and self._facts.paired(recipe) else threads
+        torch.set_num_threads(own)
+        try:
+            yield own
+        finally:
+            torch.set_num_threads(threads)
 
     def _forward_s(self, recipe: Recipe, role: Role, precision: FloatPrecision, batch: int) -> float:
         network, size = self._network(recipe, role), recipe.data.image_size
@@ -169,8 +184,8 @@ class MeasuredSpeeds:
         network.zero_grad(set_to_none=True)
         return seconds
 
-    def _time_views(self, data: object, mixup: float, side: int) -> float:
-        """s a view at `side` px."""
+    def _time_views(self, data: object, mixup: float, side: int, threads: int) -> float:
+        """s a view at `side` px, with the `threads` that are set."""
         recipe = Recipe.model_validate({"data": data})
         sample, _ = self._sample(*_cut(recipe))
         views = TrainingViews(sample, recipe.data, self._facts.num_classes, seed=0, mixup=mixup, device=self._device)

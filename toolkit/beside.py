@@ -1,0 +1,188 @@
+"""Student and control side by side: while this process trains the student, one of its own trains the control.
+
+Two processes with half of the cores each do more of such small networks' steps than one process with all of them. The
+other one is `python -m toolkit.beside`. What it is to do comes through its stdin, which stays open as long as both go
+on. If that ends, as it does with the process that wrote to it, the control saves its state and ends. What it says goes
+to its stderr, and how it ended to its stdout.
+"""
+
+import contextlib
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from toolkit import console
+from toolkit.cgroups import memory_bytes
+from toolkit.distill import distributed
+from toolkit.distill.interruption import stop_request
+from toolkit.distill.precision import Precision
+from toolkit.distill.student import train_control
+from toolkit.environment import keep_freed_memory, same_imports
+from toolkit.errors import Interrupted, ToolkitError, TrainingError
+
+if TYPE_CHECKING:
+    from toolkit.pipeline import Job
+
+ENOUGH_MEMORY_BYTES = 4 * 2**30
+"""for two trainings"""
+LOOK_S = 0.1
+"""s between two looks at whether the control has ended, while nothing else is left to do"""
+FIRST_TO_END = "500"
+"""Of proc_pid_oom_score_adj(5): where memory runs out, the kernel ends the control, and the student goes on."""
+
+
+def has_room(device: str) -> bool:
+    """Whether two trainings at once are faster, and fit: on a CPU, where one process has cores and memory for both.
+
+    With stored logits only: a live teacher is most of the work, and only the student's.
+    """
+    alone = device == "cpu" and not distributed.launched()
+    return alone and torch.get_num_threads() >= 2 and memory_bytes() >= ENOUGH_MEMORY_BYTES
+
+
+@contextlib.contextmanager
+def control_beside(job: "Job", precision: Precision) -> Iterator[None]:
+    """While the body trains the student, train the job's control too, in the same arithmetic; ends when both have.
+
+    Each keeps its share of the threads to the end, so that the weights do not depend on which of them is faster. A
+    stop, or an error, of the body stops the control, which saves its state. An error of the control is raised once the
+    body has ended: TrainingError where its process was killed, RuntimeError with the traceback for a bug.
+    """
+    threads = torch.get_num_threads()
+    share = threads // 2
+    console.say(f"student and control train side by side, on {threads - share} and {share} of {threads} cores")
+    with stop_request() as request:  # also while the student is saved, and while the control is waited for
+        control = _Control(job, precision, share)
+        torch.set_num_threads(threads - share)
+        try:
+            yield
+            while control.is_running():
+                if request.signal_number:
+                    control.ask_to_stop()
+                time.sleep(LOOK_S)
+            ending = control.ending()
+        except Interrupted as stop:
+            request.signal_number = stop.signal_number  # one more ends both at once
+            control.ask_to_stop()
+            where = f" and in {ending.where}" if isinstance(ending := control.ending(), Interrupted) else ""
+            raise Interrupted(stop.where + where, stop.signal_number) from None
+        except Exception:
+            control.ask_to_stop()
+            control.ending()
+            raise
+        finally:
+            control.end()
+            torch.set_num_threads(threads)
+        if isinstance(ending, Interrupted):
+            raise Interrupted(ending.where, request.signal_number or ending.signal_number)
+        if ending is not None:
+            raise ending
+
+
+class _Control:
+    """The process that trains the control."""
+
+    def __init__(self, job: "Job", precision: Precision, threads: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "toolkit.beside"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | same_imports(),
+            process_group=0,  # a terminal's Ctrl-C is for this process, which passes it on
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._questions, self._answer, self._words = self._process.stdin, self._process.stdout, self._process.stderr
+        self._speaker = threading.Thread(target=self._say_words, daemon=True)
+        self._speaker.start()
+        with contextlib.suppress(BrokenPipeError):  # `ending` will tell
+            self._questions.write(pickle.dumps((job, precision, threads)))
+            self._questions.flush()
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def ask_to_stop(self) -> None:
+        self._questions.close()
+
+    def ending(self) -> Exception | None:
+        """Wait for its end: None where the control is there, Interrupted where it has saved its state, or the error."""
+        answer = self._answer.read()
+        self._speaker.join()
+        if (code := self._process.wait()) == 0:
+            ending: Exception | None = pickle.loads(answer)  # noqa: S301 - of our own process
+            return ending
+        if code > 0:
+            return RuntimeError(f"the control's process ended with exit code {code}")
+        return TrainingError(
+            f"control: its process was ended by {signal.Signals(-code).name}, which happens where memory runs out",
+            "go on with --resume, which trains it alone",
+        )
+
+    def end(self) -> None:
+        """At once, where it still runs."""
+        with self._process:
+            self._process.kill()
+            self._speaker.join()
+
+    def _say_words(self) -> None:
+        for line in self._words:
+            console.say(line.decode(errors="replace").rstrip("\n"))
+
+
+def main() -> None:
+    """The other process: train one control, tell how it ended."""
+    answer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever sends it to all means the other process, which passes it on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    job, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started this
+    threading.Thread(target=_watch, daemon=True).start()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END)
+    console.err = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=False)
+    console.LOG_INTERVAL_S = math.inf
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    pickle.dump(_train(job, precision), answer)
+    answer.flush()
+
+
+def _watch() -> None:
+    """Stop, as at Ctrl-C, once stdin ends."""
+    os.read(0, 1)
+    console.err.quiet = True  # the other process has said so, or is gone
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _train(job: "Job", precision: Precision) -> Exception | None:
+    try:
+        console.err.quiet = True  # the other process has said all there is to say of the data
+        images = job.images
+        console.err.quiet = False
+        train_control(job.recipe, job.model_dir, images, job.options, precision)
+    except (ToolkitError, Interrupted) as error:
+        return error
+    except KeyboardInterrupt:
+        return Interrupted("control, before or after its epochs", signal.SIGINT)
+    except Exception:
+        return RuntimeError(f"in the control's process:\n{traceback.format_exc()}")
+    return None
+
+
+if __name__ == "__main__":
+    main()
