@@ -29,6 +29,7 @@ from toolkit.data.defaults import follow_pictures
 from toolkit.data.pixels import load_pixels
 from toolkit.data.sources import load_dataset
 from toolkit.distill.evaluation import compute_logits
+from toolkit.distill.provenance import SHIPPED_ACCURACY
 from toolkit.environment import pick_device
 from toolkit.errors import GateError, RecipeError, ToolkitError, WeightsError
 from toolkit.modeldir import ModelDir, sha256_file, write_atomically
@@ -131,12 +132,14 @@ def ship(arguments: argparse.Namespace) -> Path:
     require_recipe(arguments.recipe, arguments.overrides, info, dataset)
     folder = arguments.out or Path("models") / dataset.name
     path = folder / f"teacher-{info.architecture}.safetensors"
-    info = replace(info, extra=info.extra | {"float32_sha256": sha256_file(weights)})
     with tempfile.TemporaryDirectory() as temporary:
         halved = Path(temporary) / path.name
         save_model(halved, classifier.network, info, halved=True)
         answers = [ask(split, weights, halved, dataset, device) for split in ("valid", "test")]
         require_same_accuracy(answers[1])
+        told = {"float32_sha256": sha256_file(weights), SHIPPED_ACCURACY: answers[0].accuracy(answers[0].shipped)}
+        info = replace(info, extra=info.extra | told)
+        save_model(halved, classifier.network, info, halved=True)
         with write_atomically(path) as place:
             place.write_bytes(halved.read_bytes())
     shipment = Shipment(

@@ -13,6 +13,7 @@ from toolkit import pipeline
 from toolkit.data.pixels import load_pixels
 from toolkit.data.sources import load_dataset
 from toolkit.distill.evaluation import compute_logits
+from toolkit.distill.provenance import SHIPPED_ACCURACY
 from toolkit.errors import GateError, RecipeError, WeightsError
 from toolkit.modeldir import sha256_file
 from toolkit.networks.weights import load_model, read_info
@@ -76,7 +77,8 @@ def test_the_card_says_what_the_file_is(script: ModuleType, trained: Path, tmp_p
     ]
     assert path.stat().st_size < 0.7 * (trained / "teacher.safetensors").stat().st_size
     before, info = read_info(trained / "teacher.safetensors"), read_info(path)
-    assert info.extra == before.extra | {"float32_sha256": sha256_file(trained / "teacher.safetensors")}
+    sha, accuracy = sha256_file(trained / "teacher.safetensors"), info.extra[SHIPPED_ACCURACY]
+    assert info.extra == before.extra | {"float32_sha256": sha, SHIPPED_ACCURACY: accuracy}
     assert f"| SHA-256 | `{sha256_file(path)}` |" in card
     assert f"toolkit teacher --recipe {trained / 'recipe.toml'} --set distill.seed=3" in card
     assert 'teacher.weights = "colours"' in card
@@ -100,6 +102,8 @@ def test_its_accuracies_are_those_of_the_file_that_ships(script: ModuleType, tra
         row = re.search(rf"^\| {name} \| 12 \| ([\d.]+) % \| ([\d.]+) % \|", card, re.MULTILINE)
         assert row is not None
         assert float(row[2]) == pytest.approx(100 * int(right) / 12, abs=0.01)
+        if split == "valid":
+            assert info.extra[SHIPPED_ACCURACY] == pytest.approx(int(right) / 12), "what an import takes for known"
     assert f"Of the first 12 test images, {int(right)} get the right answer." in card
 
 

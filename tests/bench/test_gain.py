@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from toolkit.bench import gain
 from toolkit.bench.gain import describe_gain, measure_gain
 from toolkit.bench.rows import Row
 from toolkit.data.dataset import Images
@@ -108,6 +109,27 @@ def test_seeds_of_other_settings_are_left_out_and_named(
     save(model_dir.of_seed(2), "student", 2)  # still without its control
     assert measure(model_dir, pixels)["seeds"] == [0]
     assert "seeds/1 was trained with other settings than the student and is left out" in capsys.readouterr().err
+
+
+def test_the_first_seeds_rows_are_not_asked_again(
+    tmp_path: Path, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their accuracies are known from the rows, whatever they are."""
+    model_dir = ModelDir(tmp_path)
+    for seed, directory in ((0, model_dir), (1, model_dir.of_seed(1))):
+        save(directory, "student", seed)
+        save(directory, "control", seed)
+    opened: list[Path] = []
+
+    class Remembering(TorchPredictor):
+        def __init__(self, path: Path, *settings: Any) -> None:
+            opened.append(path)
+            super().__init__(path, *settings)
+
+    monkeypatch.setattr(gain, "TorchPredictor", Remembering)
+    found = measure(model_dir, pixels)
+    assert found["seeds"] == [0, 1]
+    assert opened == [model_dir.of_seed(1).weights("student"), model_dir.of_seed(1).weights("control")]
 
 
 def test_without_a_control_the_command_that_makes_one_is_named(tmp_path: Path, pixels: Pixels) -> None:

@@ -3,25 +3,30 @@
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from bench_samples import save_model_dir
-from tiny_onnx import save_colour_model
+from bench_samples import PREPROCESS, save_model_dir
+from tiny_onnx import COLOURS, save_colour_model
 
 from toolkit.bench import probe
-from toolkit.bench.probe import FirstUse, measure_first_use
+from toolkit.bench.probe import FirstUse, measure_first_uses
 from toolkit.bench.rows import Row, open_rows
 from toolkit.errors import DeviceError
 from toolkit.networks.registry import build
+from toolkit.networks.weights import ModelInfo, save_model
 from toolkit.predictor import OnnxPredictor
 
 
 def row_of(path: Path) -> Row:
     return Row("student", "fp32", path, OnnxPredictor(path, "cpu", threads=1), build("depthwise", 3, base=2), {})
+
+
+def measure_first_use(row: Row, batch_size: int) -> FirstUse:
+    (first_use,) = measure_first_uses([row], batch_size)
+    return first_use
 
 
 @pytest.fixture
@@ -99,48 +104,70 @@ def test_a_file_that_cannot_be_opened_again_names_the_row(row: Row) -> None:
 
 def test_a_bug_in_the_process_is_told_in_one_line(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe.json, "dumps", lambda *_: '{"path": "/nowhere"}')
-    with pytest.raises(DeviceError, match="fails in a process of its own: TypeError: ") as caught:
+    with pytest.raises(DeviceError, match="fails in a process of its own: KeyError: ") as caught:
         measure_first_use(row, 1)
     assert "\n" not in str(caught.value)
 
 
-def fail_with(error: Exception) -> Callable[..., Any]:
-    def run(*_: Any, **__: Any) -> None:
-        raise error
+class MadeUpProcess:
+    """Popen of a process that says it is ready and then answers; `events` is shared by all of them."""
 
-    return run
+    def __init__(self, events: list[str], stdout: str, exit_code: int = 0, stderr: str = "", hangs: bool = False):
+        self.events, self.said, self.exit_code, self.last_words, self.hangs = events, stdout, exit_code, stderr, hangs
+        self.stdout, self.returncode, self.commands, self.environments = self, None, [], []  # type: ignore[var-annotated]
+
+    def __call__(self, command: list[str], **settings: Any) -> "MadeUpProcess":
+        self.commands.append(command)
+        self.environments.append(settings["env"])
+        self.errors = settings["stderr"]
+        self.events.append("starts")
+        return self
+
+    def readline(self) -> str:
+        self.events.append("is waited for")
+        return "ready\n"
+
+    def communicate(self, words: str | None = None, timeout: float | None = None) -> tuple[str, None]:
+        if words is not None:
+            self.events.append("is asked")
+            if self.hangs:
+                raise subprocess.TimeoutExpired("python", 1800)
+            self.errors.write(self.last_words)
+            self.returncode = self.exit_code
+        return self.said, None
+
+    def kill(self) -> None:
+        self.events.append("is ended")
+
+
+ANSWER = 'noise\n{"first_call_ms": 1.5, "peak_memory_mib": null}\n'
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("process", "reason"),
     [
-        (subprocess.CalledProcessError(-9, "python", "", ""), "it was ended by SIGKILL"),
-        (subprocess.CalledProcessError(-11, "python", "", "warning"), "it was ended by SIGSEGV"),
-        (subprocess.CalledProcessError(3, "python", "", "\n"), "exit code 3"),
-        (subprocess.CalledProcessError(1, "python", "", "Traceback\n  ...\nRuntimeError: no\n\n"), "RuntimeError: no"),
-        (subprocess.TimeoutExpired("python", 1800), "no answer after 1800 s"),
+        (MadeUpProcess([], "", -9), "it was ended by SIGKILL"),
+        (MadeUpProcess([], "", -11, "warning"), "it was ended by SIGSEGV"),
+        (MadeUpProcess([], "", 3, "\n"), "exit code 3"),
+        (MadeUpProcess([], "", 1, "Traceback\n  ...\nRuntimeError: no\n\n"), "RuntimeError: no"),
+        (MadeUpProcess([], "", hangs=True), "no answer after 1800 s"),
     ],
 )
 def test_how_the_process_ended_is_told(
-    row: Row, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+    row: Row, monkeypatch: pytest.MonkeyPatch, process: MadeUpProcess, reason: str
 ) -> None:
-    monkeypatch.setattr(probe.subprocess, "run", fail_with(error))
+    monkeypatch.setattr(probe.subprocess, "Popen", process)
     with pytest.raises(DeviceError) as caught:
         measure_first_use(row, 1)
     assert f"student fp32 (onnxruntime) fails in a process of its own: {reason}; see" in str(caught.value)
+    assert process.events[-1] == "is ended"
 
 
 def test_the_process_is_asked_about_the_row(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def run(command: list[str], **settings: Any) -> Any:
-        asked.append((command, settings["env"]))
-        return subprocess.CompletedProcess(command, 0, 'noise\n{"first_call_ms": 1.5, "peak_memory_mib": null}\n', "")
-
-    monkeypatch.setattr(probe.subprocess, "run", run)
+    process = MadeUpProcess([], ANSWER)
+    monkeypatch.setattr(probe.subprocess, "Popen", process)
     assert measure_first_use(row, 32) == FirstUse(1.5, None)
-    ((command, environment),) = asked
-    assert probe.json.loads(command[-1]) == {
+    assert probe.json.loads(process.commands[0][-1]) == {
         "runtime": "onnxruntime",
         "path": str(row.path),
         "place": "cpu",
@@ -148,7 +175,59 @@ def test_the_process_is_asked_about_the_row(row: Row, monkeypatch: pytest.Monkey
         "precision": "fp32",
         "batch_size": 32,
     }
-    assert environment["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] == "1"
+    assert process.environments[0]["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] == "1"
+
+
+class TestSideBySide:
+    """Processes may start at the same time, but nothing is measured beside anything."""
+
+    def events(self, rows: list[Row], gib: float, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        process = MadeUpProcess([], ANSWER)
+        monkeypatch.setattr(probe.subprocess, "Popen", process)
+        monkeypatch.setattr(probe, "memory_bytes", lambda: round(gib * 2**30))
+        done: list[int] = []
+        assert measure_first_uses(rows, 1, done.append) == [FirstUse(1.5, None)] * len(rows)
+        assert done == [1] * len(rows)
+        return process.events
+
+    def test_all_are_ready_before_the_first_is_asked(self, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+        steps = ("starts", "is waited for", "is asked", "is ended")
+        assert self.events([row] * 3, 8, monkeypatch) == [step for step in steps for _ in range(3)]
+
+    def test_one_after_the_other_with_little_memory(self, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+        steps = ["starts", "is waited for", "is asked", "is ended"]
+        assert self.events([row] * 2, 1.5, monkeypatch) == steps * 2
+
+    def test_and_on_a_gpu(self, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+        row.predictor.provider = "CUDAExecutionProvider"
+        assert self.events([row] * 2, 64, monkeypatch)[:3] == ["starts", "is waited for", "is asked"]
+
+    def test_a_real_one_answers_only_when_it_is_asked(self, row: Row) -> None:
+        with probe._Process(row, 1) as process:
+            process.wait_until_ready()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process._process.wait(0.3)
+            assert process.answer().first_call_ms > 0
+
+    def test_one_that_nobody_asks_ends_by_itself(self, row: Row) -> None:
+        with probe._Process(row, 1) as process:
+            process.wait_until_ready()
+            assert process._process.stdin is not None
+            process._process.stdin.close()
+            assert process._process.wait(60) == 1
+            process._process.stdin = None
+
+
+def test_what_builds_the_network_is_imported_before_the_clock_starts(tmp_path: Path) -> None:
+    """torchvision takes a second to import, and 100 MB."""
+    network = build("squeezenet1_1", 3)
+    info = ModelInfo("teacher", "squeezenet1_1", 16, 1.0, COLOURS, PREPROCESS, {}, "0" * 64, "1" * 64, None, "0.1.0")
+    save_model(path := tmp_path / "teacher.safetensors", network, info)
+    code = (
+        "import sys; from pathlib import Path; from toolkit.bench.probe import _start_runtime;"
+        f"_start_runtime('torch', 'cpu', Path({str(path)!r})); assert 'torchvision' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.gpu

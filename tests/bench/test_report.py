@@ -221,7 +221,8 @@ class Bench:
     def run(self, wrong_every: dict[tuple[str, str], int] = FOUR, recipe: Recipe = RECIPE) -> dict[str, Any]:
         rows = make_rows(self.folder, wrong_every)
         self.monkeypatch.setattr(report_module, "open_rows", lambda *args: rows)
-        self.monkeypatch.setattr(speed, "measure_first_use", lambda row, batch_size: FirstUse(7.5, batch_size + 0.5))
+        first_uses = lambda rows, batch_size, advance: [FirstUse(7.5, batch_size + 0.5)] * len(rows)  # noqa: E731
+        self.monkeypatch.setattr(speed, "measure_first_uses", first_uses)
         dataset, pixels = make_data()
         return run_bench(ModelDir(self.folder), recipe, pixels, dataset, device="cpu", provider="cpu")
 

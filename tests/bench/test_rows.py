@@ -3,11 +3,14 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from bench_samples import RECIPE, save_model_dir, save_role
+from bench_samples import PREPROCESS, RECIPE, save_model_dir, save_role
 
-from toolkit.bench.rows import Row, _list_files, find_stale, open_rows
+from toolkit.bench.rows import Row, _list_files, answer_images, find_stale, open_rows
+from toolkit.data.dataset import Images
+from toolkit.data.pixels import Pixels
 from toolkit.environment import available_cores
 from toolkit.errors import ArtifactError, RecipeError
 from toolkit.modeldir import ModelDir
@@ -97,3 +100,29 @@ def test_a_file_of_other_weights_is_named(tmp_path: Path) -> None:
         "student.int8.onnx was exported from other weights than student.safetensors has now; export it again with"
         " toolkit export --onnx --force"
     )
+
+
+def test_predictors_answer_one_after_the_other() -> None:
+    """In turns, the spinning threads of one would slow the next."""
+    order: list[str] = []
+    noise = np.random.default_rng(0).integers(0, 256, (150, 32, 32, 3), dtype=np.uint8)
+    names, sizes = Images.from_array("test", noise, np.zeros(150, np.int64)).names, np.full(150, 32)
+    starts = np.arange(150) * 32 * 32 * 3
+    pixels = Pixels(names, np.zeros(150, np.int64), sizes, sizes, noise.reshape(-1), starts, PREPROCESS)
+
+    class Summing:
+        preprocess = PREPROCESS
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def logits(self, images: np.ndarray) -> np.ndarray:
+            order.append(self.name)
+            return images.reshape(len(images), -1).sum(1, keepdims=True).astype(np.float32)
+
+    done: list[int] = []
+    answers = answer_images([Summing("a"), Summing("b")], pixels, np.arange(1, 150), done.append)  # type: ignore[list-item]
+    assert order == sorted(order)
+    assert sum(done) == 2 * 149
+    for answer in answers:
+        np.testing.assert_array_equal(answer[:, 0], noise.reshape(150, -1).sum(1)[1:].astype(np.float32))

@@ -17,11 +17,11 @@ def test_every_row_gets_every_figure(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(timing, "SETTLE_MS", 0.0)
     asked: list[tuple[str, int]] = []
 
-    def remember(row: Row, batch_size: int) -> FirstUse:
-        asked.append((row.name, batch_size))
-        return FirstUse(first_call_ms=float(len(asked)), peak_memory_mib=None)
+    def remember(rows: list[Row], batch_size: int, advance: object) -> list[FirstUse]:
+        asked.extend((row.name, batch_size) for row in rows)
+        return [FirstUse(first_call_ms=float(number), peak_memory_mib=None) for number in range(1, 1 + len(rows))]
 
-    monkeypatch.setattr(speed, "measure_first_use", remember)
+    monkeypatch.setattr(speed, "measure_first_uses", remember)
     rows = open_rows(save_model_dir(tmp_path), "cpu", "cpu")
     dataset = make_dataset()
     pixels = load_pixels(dataset, "test", PREPROCESS)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -14,8 +14,18 @@ from toolkit.data import food11
 from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
-from toolkit.distill.provenance import find_training_images, find_weights, require_fitting, warn_of_seen_images
+from toolkit.distill import teacher
+from toolkit.distill.provenance import (
+    SHIPPED_ACCURACY,
+    find_training_images,
+    find_weights,
+    known_accuracy,
+    require_fitting,
+    warn_of_seen_images,
+)
+from toolkit.distill.stage import Made
 from toolkit.errors import WeightsError
+from toolkit.forecast.facts import find_facts
 from toolkit.networks.weights import ModelInfo, read_info, save_model
 from toolkit.recipe import DataRecipe, Recipe
 
@@ -33,7 +43,9 @@ def make_unsplit(root: Path) -> Path:
     return root
 
 
-def save_teacher(path: Path, dataset: Dataset, recipe: Recipe, halved: bool = False) -> Path:
+def save_teacher(
+    path: Path, dataset: Dataset, recipe: Recipe, halved: bool = False, extra: dict[str, Any] | None = None
+) -> Path:
     """A teacher that says it was trained on `dataset` by `recipe`."""
     info = ModelInfo(
         role="teacher",
@@ -47,6 +59,7 @@ def save_teacher(path: Path, dataset: Dataset, recipe: Recipe, halved: bool = Fa
         dataset_sha256=dataset.sha256,
         teacher_sha256=None,
         toolkit_version="0.0",
+        extra=extra or {},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     save_model(path, settled_network("depthwise", num_classes=len(dataset.classes)), info, halved=halved)
@@ -69,6 +82,10 @@ def shipped_teacher(folders: tuple[Dataset, Recipe], tmp_path: Path, monkeypatch
 
 def no_download() -> NoReturn:
     raise AssertionError("a download was tried")
+
+
+def no_measuring(*_: object) -> NoReturn:
+    raise AssertionError("it was measured")
 
 
 def named(*classes: str) -> Dataset:
@@ -195,6 +212,59 @@ class TestImport:
             "warning: teacher-depthwise.safetensors was trained at 32 px (resize 36) and teaches at 40 px (resize 40)"
         )
         assert told in capsys.readouterr().err
+
+
+class TestKnownAccuracy:
+    """A file that ships is not measured again where it would be asked the very same."""
+
+    @pytest.fixture
+    def telling(self, folders: tuple[Dataset, Recipe], tmp_path: Path) -> Path:
+        extra = {SHIPPED_ACCURACY: 0.123}
+        return save_teacher(tmp_path / "telling.safetensors", *folders, halved=True, extra=extra)
+
+    def test_on_its_own_images_it_is_taken_over(
+        self, telling: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(teacher, "compute_logits", no_measuring)
+        made = self.make(telling, class_folders, tmp_path)
+        assert made.info.extra["valid_accuracy"] == 0.123
+        assert SHIPPED_ACCURACY not in made.info.extra, "what is imported is not what ships"
+        told = f"imported {telling}, validation accuracy 0.1230 (its file tells it of these very images)\n"
+        assert told in capsys.readouterr().err
+        assert find_facts(self.job(telling, class_folders, tmp_path / "other"), "run").known_accuracy
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            *("data.image_size=40", "data.resize=40", "data.split_seed=1", "data.validation_fraction=0.3"),
+            *("teacher.mean=[0.1,0.2,0.3]", "teacher.std=[0.1,0.2,0.3]", "teacher.enlarge=2"),
+        ],
+    )
+    def test_what_could_change_it_has_it_measured(
+        self, changed: str, telling: Path, class_folders: Path, tmp_path: Path
+    ) -> None:
+        made = self.make(telling, class_folders, tmp_path, changed)
+        assert made.info.extra["valid_accuracy"] != 0.123, "no share of a dozen images"
+        assert not find_facts(self.job(telling, class_folders, tmp_path / "other", changed), "run").known_accuracy
+
+    def test_other_images_have_it_measured(self, telling: Path, tmp_path: Path) -> None:
+        recipe = Recipe().with_overrides(SMALL)
+        other = load_dataset(DataRecipe(source=str(make_class_folders(tmp_path / "other", (5, 3, 3)))))
+        assert known_accuracy(telling, recipe, other) is None
+
+    def test_a_file_that_tells_none_is_measured(self, folders: tuple[Dataset, Recipe], tmp_path: Path) -> None:
+        dataset, recipe = folders
+        assert known_accuracy(save_teacher(tmp_path / "silent.safetensors", *folders), recipe, dataset) is None
+        torch.save(settled_network("depthwise").state_dict(), tmp_path / "bare.bin")
+        assert known_accuracy(tmp_path / "bare.bin", recipe, dataset) is None
+
+    def job(self, weights: Path, data: Path, out: Path, *overrides: str) -> pipeline.Job:
+        settings = [*SMALL, f'teacher.weights="{weights}"', *overrides]
+        return pipeline.open_training_job(None, str(data), out, settings, device="cpu")
+
+    def make(self, weights: Path, data: Path, out: Path, *overrides: str) -> Made:
+        return pipeline.make_teacher(self.job(weights, data, out / "m", *overrides))
 
 
 class TestSeenImages:

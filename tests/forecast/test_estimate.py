@@ -7,7 +7,17 @@ import pytest
 from forecast_samples import MadeUpSpeeds, make_facts, make_recipe
 from rich.console import Console
 
-from toolkit.forecast.estimate import BESIDE, ONNX_SHARE, THERE, estimate, interpolate, timed_s
+from toolkit.forecast.estimate import (
+    BESIDE,
+    IMPORT_S,
+    ONNX_SHARE,
+    ONNX_START_S,
+    THERE,
+    TORCH_START_S,
+    estimate,
+    interpolate,
+    timed_s,
+)
 from toolkit.forecast.facts import Facts
 from toolkit.forecast.forecast import Forecast, ForecastStage
 from toolkit.recipe import Recipe
@@ -138,8 +148,13 @@ def test_a_resumed_run_has_only_its_last_epochs_before_it() -> None:
 
 def test_a_given_teacher_takes_one_look_at_the_validation_images() -> None:
     teacher = stages(make_recipe(), make_facts(given_teacher=True))["teacher"]
-    assert teacher.seconds == pytest.approx(1 + 100 * 0.2)
+    assert teacher.seconds == pytest.approx(IMPORT_S + 100 * 0.2)
     assert teacher.note == "given"
+
+
+def test_a_given_teacher_that_tells_its_accuracy_is_only_copied() -> None:
+    teacher = stages(make_recipe(), make_facts(given_teacher=True, known_accuracy=True))["teacher"]
+    assert teacher.seconds == pytest.approx(IMPORT_S)
 
 
 def test_only_what_is_not_in_the_cache_is_decoded_by_all_threads() -> None:
@@ -182,6 +197,15 @@ class TestBench:
         assert base.seconds - fewer.seconds == pytest.approx(a_pass)
         compiled = stages(make_recipe('bench.runtimes=["torch", "torch.compile"]'), make_facts())["bench"]
         assert compiled.seconds > base.seconds + 3 * 60
+
+    def test_processes_start_side_by_side_on_a_cpu_s_cores(self) -> None:
+        one, two, gpu = (
+            stages(make_recipe(), make_facts(**facts))["bench"].seconds
+            for facts in ({"cores": 1}, {"cores": 2}, {"cores": 2, "control": False, "on_gpu": True})
+        )
+        assert one - two == pytest.approx((3 * TORCH_START_S + 2 * ONNX_START_S) / 2)
+        alone = stages(make_recipe(), make_facts(cores=1, control=False, on_gpu=True))["bench"].seconds
+        assert gpu == pytest.approx(alone)
 
 
 class TestPrinting:

@@ -4,7 +4,8 @@ A process that holds every row's network can tell neither. So each row is opened
 
     python -m toolkit.bench.probe '{"runtime": "onnxruntime", "path": "/models/x/student.onnx", ...}'
 
-which prints a FirstUse as JSON. For an ONNX file that process does not import torch, as one that serves it would not.
+which imports and starts what the runtime needs, says that it is ready, waits for a line on stdin, and then measures and
+prints a FirstUse as JSON. For an ONNX file that process does not import torch, as one that serves it would not.
 """
 
 import contextlib
@@ -14,15 +15,18 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from toolkit import console
+from toolkit.cgroups import memory_bytes
 from toolkit.environment import pick_provider, same_imports, tiny_model
 from toolkit.errors import DeviceError, ToolkitError
 from toolkit.predictor import ONNX_RUNTIMES, OpenVinoPredictor, Predictor, import_openvino, open_predictor
@@ -30,7 +34,10 @@ from toolkit.predictor import ONNX_RUNTIMES, OpenVinoPredictor, Predictor, impor
 if TYPE_CHECKING:
     from toolkit.bench.rows import Row
 
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
+ON_CPU = ("cpu", "CPU", "CPUExecutionProvider")
+"""torch's, OpenVINO's and onnxruntime's name of it"""
+READY = "ready"
 LIMIT_S = 1800.0
 """s after which a process that has not answered is stopped"""
 
@@ -54,34 +61,106 @@ class FirstUse:
     """
 
 
-def measure_first_use(row: "Row", batch_size: int) -> FirstUse:
-    """Measure a row with `batch_size` images; DeviceError, naming the row, where its process fails."""
-    question = {
-        "runtime": row.predictor.runtime,
-        "path": str(row.path.resolve()),
-        "place": row.place,
-        "threads": row.predictor.threads,
-        "precision": row.precision,
-        "batch_size": batch_size,
-    }
-    command = [sys.executable, "-P", "-m", "toolkit.bench.probe", json.dumps(question)]
-    environment = os.environ | OWN_SETTINGS | same_imports()
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", env=environment, timeout=LIMIT_S, check=True
+def measure_first_uses(
+    rows: Sequence["Row"], batch_size: int, advance: Callable[[int], None] = lambda count: None
+) -> list[FirstUse]:
+    """Measure every row with `batch_size` images; DeviceError, naming the row, where its process fails.
+
+    Several processes start side by side, but only one of them measures at a time, while the others wait for their turn.
+    `advance` is told each row that is done.
+    """
+    found: list[FirstUse] = []
+    at_once = _count_at_once(rows)
+    for first in range(0, len(rows), at_once):
+        with contextlib.ExitStack() as stack:
+            processes = [stack.enter_context(_Process(row, batch_size)) for row in rows[first : first + at_once]]
+            for process in processes:
+                process.wait_until_ready()
+            for process in processes:
+                found.append(process.answer())
+                advance(1)
+    return found
+
+
+def _count_at_once(rows: Sequence["Row"]) -> int:
+    """Processes that wait at the same time: one for each GiB of memory but the first; on a GPU one."""
+    if any(row.predictor.provider not in ON_CPU for row in rows):
+        return 1
+    return max(1, memory_bytes() // GIB - 1)
+
+
+class _Process:
+    """A context manager: the process of one row, which has READY to say once, and waits then until it is asked."""
+
+    def __init__(self, row: "Row", batch_size: int) -> None:
+        self._row = row
+        self._question = {
+            "runtime": row.predictor.runtime,
+            "path": str(row.path.resolve()),
+            "place": row.place,
+            "threads": row.predictor.threads,
+            "precision": row.precision,
+            "batch_size": batch_size,
+        }
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-P", "-m", "toolkit.bench.probe", json.dumps(self._question)]
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # a pipe might fill up
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            errors="replace",
+            env=os.environ | OWN_SETTINGS | same_imports(),
         )
-        return FirstUse(**json.loads(done.stdout.splitlines()[-1]))
-    except subprocess.TimeoutExpired:
-        raise _failed(row, f"no answer after {LIMIT_S:.0f} s") from None
-    except subprocess.CalledProcessError as error:
-        raise _failed(row, _why_it_ended(error)) from None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def wait_until_ready(self) -> None:
+        """Until its runtime has started or it has ended, which `answer` will tell."""
+        assert self._process.stdout is not None
+        limit = threading.Timer(LIMIT_S, self._process.kill)
+        limit.start()
+        try:
+            while (line := self._process.stdout.readline()) and line.strip() != READY:
+                pass
+        finally:
+            limit.cancel()
+
+    def answer(self) -> FirstUse:
+        try:
+            output, _ = self._process.communicate("\n", timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise self._failed(f"no answer after {LIMIT_S:.0f} s") from None
+        if self._process.returncode:
+            self._errors.seek(0)
+            raise self._failed(_why_it_ended(self._process.returncode, self._errors.read()))
+        return FirstUse(**json.loads(output.splitlines()[-1]))
+
+    def _failed(self, reason: str) -> DeviceError:
+        return DeviceError(
+            f"{self._row.name} fails in a process of its own: {reason}",
+            "see toolkit doctor, or leave that runtime out with --set bench.runtimes='[...]'",
+        )
 
 
 def main(argument: str) -> int:
-    """Answer one question, given as JSON, on stdout."""
+    """Answer one question, given as JSON, on stdout; not before READY was said there and a line read from stdin."""
     question: dict[str, Any] = json.loads(argument)
+    question["path"] = Path(question["path"])
     try:
-        first_use = use_first(**question | {"path": Path(question["path"])})
+        _start_runtime(question["runtime"], question["place"], question["path"])
+        sys.stdout.write(READY + "\n")
+        sys.stdout.flush()
+        if not sys.stdin.readline():
+            return 1  # whoever asked is gone
+        first_use = use_first(**question)
     except ToolkitError as error:
         console.say(str(error))
         return error.exit_code
@@ -90,8 +169,7 @@ def main(argument: str) -> int:
 
 
 def use_first(*, batch_size: int, **opening: Any) -> FirstUse:
-    """Open a predictor, in this process, by the arguments of `open_predictor`, and measure that."""
-    _start_runtime(opening["runtime"], opening["place"])
+    """Open a predictor, by the arguments of `open_predictor`, in this process, which has started its runtime."""
     read_peak = _watch_memory(opening["runtime"], opening["place"])
     start = time.perf_counter_ns()
     predictor = open_predictor(**opening)
@@ -107,7 +185,7 @@ def _answer(predictor: Predictor, count: int) -> None:
     predictor.logits(np.full((count, side, side, 3), 127, np.uint8))
 
 
-def _start_runtime(runtime: str, place: str) -> None:
+def _start_runtime(runtime: str, place: str, path: Path) -> None:
     """Import what the runtime needs and run a tiny convolution: what it costs to start is no model's cost."""
     if runtime == "onnxruntime":
         pick_provider(place)
@@ -117,8 +195,10 @@ def _start_runtime(runtime: str, place: str) -> None:
     else:
         import torch
 
-        import toolkit.networks.weights  # noqa: F401
+        from toolkit.networks.registry import import_builder
+        from toolkit.networks.weights import read_info
 
+        import_builder(read_info(path).architecture)
         torch.conv2d(torch.ones(1, 1, 4, 4, device=place), torch.ones(1, 1, 3, 3, device=place))
     if runtime == "torch.compile":
         import torch._dynamo
@@ -153,18 +233,11 @@ def _peak_resident_mib() -> float | None:
     return int(found[1]) / 1024 if found else None
 
 
-def _failed(row: "Row", reason: str) -> DeviceError:
-    return DeviceError(
-        f"{row.name} fails in a process of its own: {reason}",
-        "see toolkit doctor, or leave that runtime out with --set bench.runtimes='[...]'",
-    )
-
-
-def _why_it_ended(error: subprocess.CalledProcessError) -> str:
-    if error.returncode < 0:
-        return f"it was ended by {signal.Signals(-error.returncode).name}"
-    lines = [line.strip() for line in error.stderr.splitlines() if line.strip()]
-    return str(lines[-1][:300]) if lines else f"exit code {error.returncode}"
+def _why_it_ended(exit_code: int, stderr: str) -> str:
+    if exit_code < 0:
+        return f"it was ended by {signal.Signals(-exit_code).name}"
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return str(lines[-1][:300]) if lines else f"exit code {exit_code}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from toolkit import console
 from toolkit.bench import end_to_end, timing
-from toolkit.bench.probe import measure_first_use
+from toolkit.bench.probe import measure_first_uses
 from toolkit.bench.rows import Row
 from toolkit.data.dataset import Images
 from toolkit.data.pixels import Pixels
@@ -39,15 +39,12 @@ def measure_speed(
     """
     chosen = indices[: max(IMAGES, *recipe.batch_sizes)]
     with console.progress("bench: first use", len(rows)) as advance:
-        first_uses = []
-        for row in rows:
-            first_uses.append(asdict(measure_first_use(row, max(recipe.batch_sizes))))
-            advance(1)
+        first_uses = measure_first_uses(rows, max(recipe.batch_sizes), advance)
     timings = _time_rows(rows, recipe, pixels.centre(chosen))
     whole = _time_end_to_end(rows, recipe, images, [pixels.names[i] for i in chosen[:IMAGES]])
     answers = iter(whole.end_to_end_ms)
     figures = [
-        asdict(timed) | {"end_to_end_ms": asdict(next(answers)) if _reads_onnx(row) else None} | first_use
+        asdict(timed) | {"end_to_end_ms": asdict(next(answers)) if _reads_onnx(row) else None} | asdict(first_use)
         for row, timed, first_use in zip(rows, timings, first_uses, strict=True)
     ]
     return Speed(figures, asdict(whole.preprocess_ms))

@@ -99,14 +99,17 @@ def step_seconds(
     device: str,
     *,
     training: bool = True,
+    as_trained: bool = True,
     images: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """s an image of such a step in `precision`: as `choose_precision` measured it, or else measured now.
 
-    What a choice called only once is called again: that is enough to choose by, but not to reckon with.
+    What a choice called only once is called again: that is enough to choose by, but not to reckon with. `as_trained`
+    places the network as training does (small_maps.py); otherwise it is called as it is, on `device`.
     """
-    place(network, device)
+    if as_trained:
+        place(network, device)
     key = (*_key(network, batch_size, image_size, device, training), torch.get_num_threads(), precision)
     if _calls.get(key, 0) < ENOUGH_CALLS:
         _time_steps(network, (precision,), batch_size, image_size, device, training, images, clock)

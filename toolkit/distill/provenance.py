@@ -12,6 +12,7 @@ from typing import Any
 from toolkit import console, shipped
 from toolkit.data import food11
 from toolkit.data.dataset import Dataset
+from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.errors import WeightsError
 from toolkit.networks.weights import ModelInfo, carries_info, read_info
@@ -19,6 +20,9 @@ from toolkit.recipe import FOOD_11, IMAGENET, Recipe
 
 SPLIT_SETTINGS = ("split_seed", "validation_fraction", "test_fraction")
 """Keys of [data] that decide which images are held out of training."""
+
+SHIPPED_ACCURACY = "shipped_valid_accuracy"
+"""In `extra`, by scripts/ship_teacher.py: accuracy of the file as it ships, in fp32, on its validation images."""
 
 TRAIN_ONE = "train a teacher here: --set 'teacher.weights=\"\"', or give the data that this one was trained on"
 
@@ -101,6 +105,22 @@ def find_training_images(info: ModelInfo) -> dict[str, Any] | None:
     if any(key not in data for key in SPLIT_SETTINGS):
         return None
     return {"dataset_sha256": info.dataset_sha256} | {key: data[key] for key in SPLIT_SETTINGS}
+
+
+def known_accuracy(path: Path, recipe: Recipe, dataset: Dataset) -> float | None:
+    """The validation accuracy (a fraction) that a teacher which ships tells of itself, if it is asked the same here.
+
+    That is so for the same images in the same split, at the same size, normalised and enlarged in the same way. None
+    otherwise, and for files that tell none: their accuracy is to be measured.
+    """
+    info, section = describe(path), recipe.teacher
+    if info is None or SHIPPED_ACCURACY not in info.extra:
+        return None
+    split = {"dataset_sha256": dataset.sha256} | {key: getattr(recipe.data, key) for key in SPLIT_SETTINGS}
+    seen = info.preprocess
+    sees = Preprocess(recipe.data.image_size, recipe.data.resize, section.mean or seen.mean, section.std or seen.std)
+    same = (split, sees, section.enlarge or info.enlarge) == (find_training_images(info), seen, info.enlarge)
+    return float(info.extra[SHIPPED_ACCURACY]) if same else None
 
 
 def warn_of_seen_images(who: str, trained_on: dict[str, Any], recipe: Recipe, dataset: Dataset) -> None:

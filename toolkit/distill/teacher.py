@@ -49,7 +49,7 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, images: Images, options: O
         network, mean, std = _new_network(recipe, images.num_classes)
         network = distributed.synchronize_batch_norms(network, options.device)
     learner = TappedNetwork(Classifier(network, mean, std), ())
-    extra = _measure_import(source, learner.classifier, job) if source else _fit(learner, job)
+    extra = _judge_import(source, learner.classifier, job) if source else _fit(learner, job)
     preprocess = Preprocess(recipe.data.image_size, recipe.data.resize, mean, std)
     return job.save(learner, extra | {"weights": settings["weights"]}, preprocess)
 
@@ -79,9 +79,9 @@ def _fit(learner: TappedNetwork, job: Job) -> dict[str, Any]:
     return job.train(learner, learn_from_labels(section.label_smoothing), job.views(), plan, state)
 
 
-def _measure_import(source: Path, classifier: Classifier, job: Job) -> dict[str, Any]:
+def _judge_import(source: Path, classifier: Classifier, job: Job) -> dict[str, Any]:
     """Its accuracy on this job's validation images, and what is known of those that it was trained on."""
-    recipe, valid, device = job.recipe, job.images.valid, job.options.device
+    recipe = job.recipe
     info = provenance.describe(source)
     trained_on = provenance.find_training_images(info) if info else None
     if info and (info.preprocess.image_size, info.preprocess.resize) != (recipe.data.image_size, recipe.data.resize):
@@ -89,11 +89,18 @@ def _measure_import(source: Path, classifier: Classifier, job: Job) -> dict[str,
         console.say(f"warning: {source.name} was trained at {sizes[0]} and teaches at {sizes[1]}")
     if trained_on:
         provenance.warn_of_seen_images(source.name, trained_on, recipe, job.images.dataset)
+    known = provenance.known_accuracy(source, recipe, job.images.dataset)
+    accuracy = _measure_accuracy(classifier, job) if known is None else known
+    told = "" if known is None else " (its file tells it of these very images)"
+    console.say(f"teacher: imported {source}, validation accuracy {accuracy:.4f}{told}")
+    return {"valid_accuracy": accuracy, "trained_on": trained_on}
+
+
+def _measure_accuracy(classifier: Classifier, job: Job) -> float:
+    valid, device = job.images.valid, job.options.device
     place(classifier, device)
     predicted = compute_logits(classifier, valid, "fp32", device).argmax(1).cpu()
-    accuracy = (predicted == torch.from_numpy(valid.labels)).float().mean().item()
-    console.say(f"teacher: imported {source}, validation accuracy {accuracy:.4f}")
-    return {"valid_accuracy": accuracy, "trained_on": trained_on}
+    return (predicted == torch.from_numpy(valid.labels)).float().mean().item()
 
 
 def _new_network(

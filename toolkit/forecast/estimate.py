@@ -24,17 +24,17 @@ from toolkit.recipe import Recipe, TrainingRecipe
 MEASURED_SIZES = 3
 """Sizes of growing images that are measured at most; between them time grows with the number of pixels."""
 
-ONNX_SHARE = 0.5
-"""of torch's time for a batch that onnxruntime takes in fp32 (0.3 to 0.6 was seen)"""
-ONNX_START_S, TORCH_START_S, COMPILE_S = 1.2, 4.0, 60.0
-"""s until a process of its own has imported the runtime; until torch.compile has compiled a network"""
-GRAPH_S = 4.0
+ONNX_SHARE, ONNX_SHARE_OF_ONE = 0.6, 0.3
+"""of torch's time that onnxruntime takes in fp32 for a batch (0.3 to 0.7 was seen), and for one image (0.1 to 0.3)"""
+ONNX_START_S, TORCH_START_S, COMPILE_S = 0.6, 2.5, 60.0
+"""s of a core until a process of its own has imported the runtime; until torch.compile has compiled a network"""
+GRAPH_S = 2.0
 """s to turn a network into a graph, and to check it"""
-REPORT_S = 5.0
+REPORT_S = 3.0
 """s of a benchmark that are not measurement: opening files, counting, drawing, writing"""
-QUIET_S = 0.08
+QUIET_S = 0.05
 """s that a turn waits until the threads of the one before are quiet"""
-IMPORT_S = 1.0
+IMPORT_S = 0.5
 """s to read a given teacher and to write it as this directory's"""
 INT8_MAKING_IMAGES, INT8_MAKING_S = 600, 4.0
 """A teacher in int8 takes as long to make as so many answers of the float one, and so many seconds."""
@@ -102,7 +102,8 @@ class _Adder:
             return ForecastStage("teacher", self._train, note=THERE)
         size_bytes = speeds.weights_bytes(recipe, "teacher")
         if facts.given_teacher:
-            seconds = IMPORT_S + self._valid * speeds.answer_s(recipe, "teacher", recipe.teacher.batch_size)
+            asked = 0 if facts.known_accuracy else self._valid
+            seconds = IMPORT_S + asked * speeds.answer_s(recipe, "teacher", recipe.teacher.batch_size)
             return ForecastStage("teacher", self._valid, (self._full,) * 2, 0, seconds, size_bytes, "given")
         return self._training("teacher", recipe.teacher, facts.seeds[:1], size_bytes)
 
@@ -156,33 +157,36 @@ class _Adder:
         images = min(recipe.images or self._test, self._test)
         rows = list(self._rows())
         batches = sorted({1, *recipe.batch_sizes})
-        seconds = REPORT_S
-        for role, share, start_s in rows:
-            one, many = (self._speeds.answer_s(self._recipe, role, batch) * share for batch in (1, max(batches)))
-            seconds += images * many + start_s + one + max(batches) * many
+        side_by_side = 1 if self._facts.on_gpu else min(self._facts.cores, len(rows))
+        seconds = REPORT_S + sum(start_s for _, _, start_s in rows) / side_by_side
+        whole = [self._speeds.decode_s(self._recipe)]
+        for role, in_onnx, _ in rows:
+            one, many = (self._answer_s(role, batch, in_onnx=in_onnx) for batch in (1, max(batches)))
+            seconds += images * many + one + max(batches) * many
             for batch in batches:
                 run_s = one if batch == 1 else batch * many
                 seconds += timed_s(run_s, -(-recipe.samples // batch), recipe.seconds)
-        whole = [self._speeds.decode_s(self._recipe)]
-        whole += [
-            whole[0] + self._speeds.answer_s(self._recipe, role, 1) * share for role, share, _ in rows if share < 1
-        ]
+            whole += [whole[0] + one] if in_onnx else []
         seconds += sum(timed_s(run_s, recipe.samples, recipe.seconds) for run_s in whole)
         again = (len(self._facts.seeds) - 1) * self._facts.control * 2 * images
         seconds += again * self._speeds.answer_s(self._recipe, "student", max(batches))
         return ForecastStage("bench", images, (self._full,) * 2, 0, seconds, note=console.count(len(rows), "row"))
 
-    def _rows(self) -> Iterable[tuple[Role, float, float]]:
-        """For each row of the report its network, the share of torch's time that it takes, and s to start it once."""
+    def _answer_s(self, role: Role, batch: int, *, in_onnx: bool) -> float:
+        share = (ONNX_SHARE_OF_ONE if batch == 1 else ONNX_SHARE) if in_onnx else 1.0
+        return share * self._speeds.answer_s(self._recipe, role, batch)
+
+    def _rows(self) -> Iterable[tuple[Role, bool, float]]:
+        """For each row of the report its network, whether it is an ONNX file, and s to start it once."""
         roles: list[Role] = ["teacher", "student", *(["student"] if self._facts.control else [])]  # type: ignore[list-item]
         for number, role in enumerate(roles):
             for runtime in self._recipe.bench.runtimes:
                 if runtime not in ONNX_RUNTIMES:
                     starting = TORCH_START_S + (2 * COMPILE_S if runtime == "torch.compile" else 0)
                     copies = 2 if runtime == "torch" and self._facts.on_gpu else 1
-                    yield from [(role, 1.0, starting)] * copies
+                    yield from [(role, False, starting)] * copies
                 elif number < 2:  # the control is not exported
-                    yield role, ONNX_SHARE, ONNX_START_S
+                    yield role, True, ONNX_START_S
 
     def _training(self, role: Role, section: TrainingRecipe, seeds: Sequence[int], size_bytes: int) -> ForecastStage:
         done = [self._facts.epochs_done.get((role, seed), 0) for seed in seeds]

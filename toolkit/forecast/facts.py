@@ -16,7 +16,7 @@ from toolkit.distill.teacher import teacher_settings
 from toolkit.environment import available_cores
 from toolkit.modeldir import ModelDir, Role
 from toolkit.pipeline import Job, with_control
-from toolkit.recipe import Recipe
+from toolkit.recipe import FOOD_11, Recipe
 
 Command = Literal["teacher", "distill", "run"]
 Network = tuple[Role, int]
@@ -27,9 +27,10 @@ Network = tuple[Role, int]
 class Facts:
     """Of one command on one data set and model directory.
 
-    `to_decode` holds bytes of the splits that are not in the cache yet, and `decoders` threads decode them; `there` is
-    what is up to date already, `stored` the seeds whose teacher's logits are, `epochs_done` what an interrupted run has
-    behind it. `room_for_two`: student and control may train side by side (beside.py).
+    `known_accuracy`: a given teacher's file tells it. `cores`: those that this process may use. `to_decode` holds bytes
+    of the splits that are not in the cache yet, and `decoders` threads decode them; `there` is what is up to date
+    already, `stored` the seeds whose teacher's logits are, `epochs_done` what an interrupted run has behind it.
+    `room_for_two`: student and control may train side by side (beside.py).
     """
 
     command: Command
@@ -38,8 +39,10 @@ class Facts:
     seeds: tuple[int, ...] = (0,)
     control: bool = True
     given_teacher: bool = False
+    known_accuracy: bool = False
     processes: int = 1
     decoders: int = 1
+    cores: int = 1
     on_gpu: bool = False
     room_for_two: bool = False
     to_decode: Mapping[Split, int] = field(default_factory=dict)
@@ -77,8 +80,10 @@ def find_facts(job: Job, command: Command) -> Facts:
         seeds=tuple(range(recipe.distill.seed, recipe.distill.seed + job.seeds)),
         control=with_control(job, by_default=command == "run"),
         given_teacher=provenance.is_given(recipe),
+        known_accuracy=_tells_accuracy(job),
         processes=distributed.world_size(),
         decoders=recipe.data.workers or available_cores(),
+        cores=available_cores(),
         on_gpu=job.device != "cpu",
         room_for_two=beside.has_room(job.device),
         to_decode={split: size for split, size in sizes.items() if size},
@@ -92,6 +97,15 @@ def find_facts(job: Job, command: Command) -> Facts:
         there, done = there | more_there, done | more_done
         stored |= {seed} if is_stored else set()
     return replace(facts, there=there, epochs_done=done, stored=frozenset(stored))
+
+
+def _tells_accuracy(job: Job) -> bool:
+    """Whether the given teacher's accuracy need not be measured; nothing is downloaded to find that out."""
+    recipe = job.recipe
+    if not provenance.is_given(recipe) or recipe.teacher.weights == FOOD_11:
+        return False
+    source = provenance.find_weights(recipe)
+    return source is not None and provenance.known_accuracy(source, recipe, job.dataset) is not None
 
 
 Found = tuple[frozenset[Network], dict[Network, int]]

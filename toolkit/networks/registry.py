@@ -64,6 +64,12 @@ def build(
     return network
 
 
+def import_builder(architecture: str) -> None:
+    """Import now what `build` would import for this network."""
+    if architecture != DEPTHWISE:
+        _classifiers()
+
+
 @functools.cache
 def architectures() -> list[str]:
     """Every name that `build` knows."""
