@@ -8,6 +8,7 @@ import onnx
 import pytest
 from bench_samples import PREPROCESS, RECIPE, save_model_dir, save_role
 
+from toolkit.bench import rows
 from toolkit.bench.rows import Row, _list_files, answer_images, find_stale, open_rows
 from toolkit.data.dataset import Images
 from toolkit.data.pixels import Pixels
@@ -102,9 +103,10 @@ def test_a_file_of_other_weights_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_predictors_answer_one_after_the_other() -> None:
+def test_predictors_answer_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """In turns, the spinning threads of one would slow the next."""
     order: list[str] = []
+    monkeypatch.setattr(rows, "LARGEST_BATCH", 64)
     noise = np.random.default_rng(0).integers(0, 256, (150, 32, 32, 3), dtype=np.uint8)
     names, sizes = Images.from_array("test", noise, np.zeros(150, np.int64)).names, np.full(150, 32)
     starts = np.arange(150) * 32 * 32 * 3
