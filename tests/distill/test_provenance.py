@@ -276,11 +276,16 @@ class TestSeenImages:
     @pytest.mark.parametrize(
         "changed", ["data.split_seed=3", "data.validation_fraction=0.3", "data.test_fraction=0.4", ""]
     )
-    def test_another_split_is_counted(self, changed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        then = Recipe().with_overrides([*SMALL, f"data.source={make_unsplit(tmp_path / 'data')}"])
+    @pytest.mark.parametrize("share", [1.0, 0.4], ids="of {} now".format)
+    @pytest.mark.parametrize("share_then", [1.0, 0.4], ids="of {} then".format)
+    def test_another_split_is_counted(
+        self, changed: str, share: float, share_then: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        source = f"data.source={make_unsplit(tmp_path / 'data')}"
+        then = Recipe().with_overrides([*SMALL, source, f"data.share={share_then}"])
         before = load_dataset(then.data)
         teacher = save_teacher(tmp_path / "teacher.safetensors", before, then)
-        now = then.with_overrides([changed] if changed else [])
+        now = then.with_overrides([f"data.share={share}", *([changed] if changed else [])])
         dataset = load_dataset(now.data)
         self.warn(teacher, now, dataset)
         said = capsys.readouterr().err

@@ -267,6 +267,18 @@ def test_a_signal_that_comes_too_late_to_be_obeyed_is_not_forgotten(error: Excep
         end_after_a_signal(error)
 
 
+def test_what_an_outer_request_noted_stops_the_body_too_and_is_not_sent_again(splits: Splits, tmp_path: Path) -> None:
+    """A signal that comes while the student's control is being started, before the student's own epochs begin."""
+    with interruption.stop_request() as outer:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted) as stopped:
+            go_on(CASES["dropout, adamw, cosine, growing images"], splits, tmp_path)
+        with interruption.stop_request() as inner:
+            assert inner.signal_number == signal.SIGTERM
+        assert (stopped.value.where, stopped.value.exit_code) == ("distill, epoch 1, step 1", 143)
+        outer.signal_number = 0
+
+
 def test_an_error_is_told_though_a_signal_came() -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         end_after_a_signal(RuntimeError("a bug"))

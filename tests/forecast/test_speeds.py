@@ -217,6 +217,7 @@ class TestMinutes:
             (open_job(class_folders, tmp_path, *self.LONG, force=True), 1.0),
             (open_job(class_folders, tmp_path, *self.LONG), 2.0),
             (open_job(class_folders, tmp_path, *self.LONG, "distill.alpha=0.4"), 1.0),
+            (open_job(class_folders, tmp_path, *self.LONG, 'teacher.weights="imagenet"'), 1.0),
         ):
             with pytest.raises(AssertionError, match="measured already"):
                 self.fit(other, wanted)

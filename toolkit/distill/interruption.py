@@ -50,16 +50,19 @@ def stop_request() -> Iterator[StopRequest]:
 
     Then a signal is sent again that came too late for the body to obey, or when another process was gone already.
     After a stop that was obeyed, one of several processes has only its end before it, and is not to be disturbed.
-    A signal that was ignored (as a shell does for Ctrl-C in its background jobs) stays so. Only a process's main thread
-    can do this; elsewhere nothing is noted.
+    A signal that was ignored (as a shell does for Ctrl-C in its background jobs) stays so, and what an outer request
+    has noted already is this one's too. Only a process's main thread can do this; elsewhere nothing is noted.
     """
     request = StopRequest()
     before = {}
+    noted = 0
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in SIGNALS}
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, request)
+            if isinstance(handler, StopRequest):
+                noted = request.signal_number = handler.signal_number
     pass_on = False
     try:
         yield request
@@ -71,5 +74,5 @@ def stop_request() -> Iterator[StopRequest]:
         ending = request.obeyed and distributed.launched()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if ending else handler)
-        if pass_on and request.signal_number:
+        if pass_on and request.signal_number != noted:
             signal.raise_signal(request.signal_number)

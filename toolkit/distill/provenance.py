@@ -94,7 +94,7 @@ def require_same_classes(classes: tuple[str, ...], dataset: Dataset, who: str, r
 
 
 def find_training_images(info: ModelInfo) -> dict[str, Any] | None:
-    """`dataset_sha256` and SPLIT_SETTINGS of the images that the weights were trained on; None where nobody knows.
+    """`dataset_sha256`, SPLIT_SETTINGS and `share` of the images that weights were trained on; None where nobody knows.
 
     A file that was imported says of itself what it was imported for; what was known of it then is passed on.
     """
@@ -104,7 +104,8 @@ def find_training_images(info: ModelInfo) -> dict[str, Any] | None:
     data = info.recipe.get("data", {})
     if any(key not in data for key in SPLIT_SETTINGS):
         return None
-    return {"dataset_sha256": info.dataset_sha256} | {key: data[key] for key in SPLIT_SETTINGS}
+    settings = {key: data[key] for key in SPLIT_SETTINGS} | {"share": data.get("share", 1.0)}
+    return {"dataset_sha256": info.dataset_sha256} | settings
 
 
 def known_accuracy(path: Path, recipe: Recipe, dataset: Dataset) -> float | None:
@@ -117,9 +118,11 @@ def known_accuracy(path: Path, recipe: Recipe, dataset: Dataset) -> float | None
     if info is None or SHIPPED_ACCURACY not in info.extra:
         return None
     split = {"dataset_sha256": dataset.sha256} | {key: getattr(recipe.data, key) for key in SPLIT_SETTINGS}
+    theirs = find_training_images(info) or {}
     seen = info.preprocess
     sees = Preprocess(recipe.data.image_size, recipe.data.resize, section.mean or seen.mean, section.std or seen.std)
-    same = (split, sees, section.enlarge or info.enlarge) == (find_training_images(info), seen, info.enlarge)
+    same = (sees, section.enlarge or info.enlarge) == (seen, info.enlarge)
+    same = same and all(theirs.get(key) == value for key, value in split.items())
     return float(info.extra[SHIPPED_ACCURACY]) if same else None
 
 
@@ -131,7 +134,8 @@ def warn_of_seen_images(who: str, trained_on: dict[str, Any], recipe: Recipe, da
     theirs = {key: trained_on[key] for key in SPLIT_SETTINGS}
     if theirs == {key: getattr(recipe.data, key) for key in SPLIT_SETTINGS}:
         return
-    seen = set(load_dataset(recipe.data.model_copy(update=theirs)).train.names)
+    share = trained_on.get("share", 1.0)
+    seen = set(load_dataset(recipe.data.model_copy(update=theirs | {"share": share})).train.names)
     counts = [
         f"{count:,} of these {len(images):,} {split} images"
         for split, images in (("validation", dataset.valid), ("test", dataset.test))

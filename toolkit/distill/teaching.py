@@ -136,9 +136,10 @@ def open_store(
     rows = len(valid_pixels) + num_views * len(views)
     size_bytes = rows * views.num_classes * ELEMENT_BYTES
     missing = not _is_whole(path, rows, views.num_classes)
+    told = console.count(num_views, "view")
     if distributed.greatest(torch.tensor(int(missing), device=views.device)).item():
         console.say(
-            f"teacher logits: {num_views} views of {len(views):,} images to compute once"
+            f"teacher logits: {told} of {len(views):,} images to compute once"
             f" ({console.size(size_bytes)} in {path.parent})"
         )
         if distributed.local_rank() == 0:
@@ -147,7 +148,7 @@ def open_store(
         _fill(path, live, views, num_views)
         distributed.barrier()
     else:
-        console.say(f"teacher logits: {num_views} views of {len(views):,} images from the store")
+        console.say(f"teacher logits: {told} of {len(views):,} images from the store")
     stored = np.memmap(path, dtype=np.float32, mode="r", shape=(rows, views.num_classes))
     train_logits = stored[len(valid_pixels) :].reshape(num_views, len(views), views.num_classes)
     return StoredTeacher(train_logits, stored[: len(valid_pixels)], views.device)

@@ -57,7 +57,8 @@ class KeptChoice:
 
     def __init__(self, job: Job, command: Command, minutes: float) -> None:
         sections = sorted(type(job.recipe).model_fields)
-        what = [command, job.recipe.fingerprint(*sections), job.dataset.sha256, job.seeds, minutes]
+        given = job.recipe.teacher.weights  # no part of a fingerprint, but it decides whether a teacher is trained here
+        what = [command, job.recipe.fingerprint(*sections), given, job.dataset.sha256, job.seeds, minutes]
         self._path: Path = job.model_dir.minutes
         self._key = hashlib.sha256(json.dumps(what).encode()).hexdigest()
         self._anew = job.force and not job.resume
