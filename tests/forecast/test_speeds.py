@@ -214,10 +214,10 @@ class TestMinutes:
             assert job.recipe == first.recipe
         assert "minutes: as chosen before (" in capsys.readouterr().err
         for other, wanted in (
-            (open_job(class_folders, tmp_path, *self.LONG, force=True), 1.0),
-            (open_job(class_folders, tmp_path, *self.LONG), 2.0),
-            (open_job(class_folders, tmp_path, *self.LONG, "distill.alpha=0.4"), 1.0),
-            (open_job(class_folders, tmp_path, *self.LONG, 'teacher.weights="imagenet"'), 1.0),
+            (open_job(class_folders, tmp_path, *self.LONG, force=True), 1),
+            (open_job(class_folders, tmp_path, *self.LONG), 2),
+            (open_job(class_folders, tmp_path, *self.LONG, "distill.alpha=0.4"), 1),
+            (open_job(class_folders, tmp_path, *self.LONG, 'teacher.weights="imagenet"'), 1),
         ):
             with pytest.raises(AssertionError, match="measured already"):
                 self.fit(other, wanted)
