@@ -151,7 +151,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever sends it to all means the other process, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     job, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started this
-    threading.Thread(target=_watch, daemon=True).start()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END)
     console.err = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=False)
@@ -171,6 +170,7 @@ def _watch() -> None:
 
 def _train(job: "Job", precision: Precision) -> Exception | None:
     try:
+        threading.Thread(target=_watch, daemon=True).start()  # here, as it may interrupt whatever comes next
         console.err.quiet = True  # the other process has said all there is to say of the data
         images = job.images
         console.err.quiet = False

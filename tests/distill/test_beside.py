@@ -4,6 +4,7 @@ The other process is a real one. What is to happen in it is patched by a sitecus
 """
 
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 from toolkit import beside, pipeline
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.step import Stepper
+from toolkit.environment import same_imports
 from toolkit.errors import Interrupted, ToolkitError, TrainingError
 from toolkit.forecast.estimate import BESIDE
 from toolkit.modeldir import ModelDir
@@ -154,6 +156,21 @@ def test_both_are_what_they_are_one_after_the_other(
     assert told.count(TOLD) == 1
     assert len(re.findall(rf"^(distill|control) +\d/{EPOCHS}  train loss .* left$", told, re.MULTILINE)) == 2 * EPOCHS
     assert torch.get_num_threads() == 2
+
+
+def test_a_stop_before_the_control_trains_is_no_traceback(
+    class_folders: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question is there and its end as well: what wakes the control finds it wherever it is."""
+    write_patches(tmp_path / "patches", "pass", monkeypatch.syspath_prepend)
+    with (tmp_path / "patches" / "sitecustomize.py").open("a") as file:
+        file.write("    import time, toolkit.environment\n")
+        file.write("    toolkit.environment.keep_freed_memory = lambda: time.sleep(1)\n")
+    question = pickle.dumps((open_job(class_folders, out), "fp32", 1))
+    command = [sys.executable, "-P", "-m", "toolkit.beside"]
+    done = subprocess.run(command, input=question, capture_output=True, env=os.environ | same_imports())
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert isinstance(pickle.loads(done.stdout), Interrupted)
 
 
 @pytest.mark.slow
