@@ -19,6 +19,7 @@ from toolkit.data.batches import TrainingViews
 from toolkit.data.pixels import Pixels
 from toolkit.distill import distributed
 from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.constant_channels import keep_constant
 from toolkit.distill.evaluation import batches, compute_logits
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.interruption import StopRequest, stop_request
@@ -168,6 +169,7 @@ class _Run:
         """Validate, tell, keep the best and save."""
         plan, progress = self._plan, self._progress
         progress.training_s += progress.epoch_s
+        keep_constant(self._shipped(), plan.precision)
         valid_loss, valid_accuracy = self._validate()
         self._tick(training=False)
         if not math.isfinite(valid_loss):  # the last step broke the weights: they are not to be saved as good ones
@@ -195,12 +197,12 @@ class _Run:
             self._log.add(metrics)
 
     def _validate(self) -> tuple[float, float]:
-        """Loss and accuracy on the validation images, of the averaged weights where there are any."""
+        """Loss and accuracy on the validation images, in fp32 as the weights ship; averaged ones where there are any."""
         classifier = self._learner.classifier
         if self._average is not None:
             mean, std = (values.flatten().tolist() for values in (classifier.mean, classifier.std))
             classifier = Classifier(self._average.module, mean, std).to(self._plan.device)
-        logits = compute_logits(classifier, self._valid_pixels, self._plan.precision, self._plan.device)
+        logits = compute_logits(classifier, self._valid_pixels, "fp32", self._plan.device)
         labels = torch.from_numpy(self._valid_pixels.labels).to(self._plan.device)
         accuracy = (logits.argmax(1) == labels).float().mean().item()
         return self._objective(Answers(logits), labels, self._valid_teacher).item(), accuracy

@@ -56,7 +56,10 @@ class Speeds(Protocol):
         """A view of full size."""
 
     def validate_s(self, recipe: Recipe, role: Role) -> float:
-        """Forward at full size in the arithmetic of training; for the teacher the one that it answers in."""
+        """Forward at full size in fp32, with the threads and batches of `role`'s training."""
+
+    def teach_s(self, recipe: Recipe) -> float:
+        """The teacher's forward at full size, in the float arithmetic that it answers the student in."""
 
     def answer_s(self, recipe: Recipe, role: Role, batch: int) -> float:
         """Forward at full size in fp32, as benchmark and export ask."""
@@ -211,7 +214,7 @@ class _Adder:
 
     def _asked_s(self, answers: int) -> float:
         """s that the teacher needs for so many answers, in int8 where that is likely."""
-        one = self._speeds.validate_s(self._recipe, "teacher")
+        one = self._speeds.teach_s(self._recipe)
         distill = self._recipe.distill
         if distill.teacher_precision == "int8":
             return answers * one * INT8_SHARE + INT8_MAKING_IMAGES * one + INT8_MAKING_S

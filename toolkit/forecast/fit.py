@@ -115,6 +115,9 @@ class _RoughSpeeds:
     def validate_s(self, recipe: Recipe, role: Role) -> float:
         return self._speeds.validate_s(self._recipe, role) * self._share(recipe)
 
+    def teach_s(self, recipe: Recipe) -> float:
+        return self._speeds.teach_s(self._recipe) * self._share(recipe)
+
     def answer_s(self, recipe: Recipe, role: Role, batch: int) -> float:
         return self._speeds.answer_s(self._recipe, role, batch) * self._share(recipe)
 

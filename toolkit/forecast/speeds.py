@@ -80,11 +80,12 @@ class MeasuredSpeeds:
         return self._render_s(recipe.data, mixup, side, torch.get_num_threads())
 
     def validate_s(self, recipe: Recipe, role: Role) -> float:
-        # the teacher answers in batches of the student's
-        batch = recipe.distill.batch_size if role == "teacher" else _section(recipe, role).batch_size
         with self._own_threads(recipe, role):
-            precision = self._answering(recipe) if role == "teacher" else self._precision(recipe, role)
-            return self._forward_s(recipe, self._network(recipe, role), precision, batch)
+            return self._forward_s(recipe, self._network(recipe, role), "fp32", _section(recipe, role).batch_size)
+
+    def teach_s(self, recipe: Recipe) -> float:
+        teacher, batch = self._network(recipe, "teacher"), recipe.distill.batch_size
+        return self._forward_s(recipe, teacher, self._answering(recipe), batch)
 
     def answer_s(self, recipe: Recipe, role: Role, batch: int) -> float:
         if batch == 1:
