@@ -197,7 +197,7 @@ class _Run:
             self._log.add(metrics)
 
     def _validate(self) -> tuple[float, float]:
-        """Loss and accuracy on the validation images, in fp32 as the weights ship; averaged ones where there are any."""
+        """Loss and accuracy on the validation images, in fp32 as weights ship; of averaged ones where there are any."""
         classifier = self._learner.classifier
         if self._average is not None:
             mean, std = (values.flatten().tolist() for values in (classifier.mean, classifier.std))
