@@ -28,8 +28,12 @@ def shared(*parts: str) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test fills the user's own cache, nor reads decoded images or hashes from it."""
+    """No test fills the user's own cache, nor reads decoded images or hashes from it.
+
+    Neither torch.compile's: kernels that it compiled for another kind of CPU (ATEN_CPU_CAPABILITY) compute nonsense.
+    """
     os.environ["KD_TOOLKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
 
 
 @pytest.fixture(scope="session", autouse=True)
