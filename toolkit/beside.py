@@ -29,13 +29,13 @@ from toolkit.distill import distributed
 from toolkit.distill.interruption import stop_request
 from toolkit.distill.precision import Precision
 from toolkit.distill.student import train_control
-from toolkit.environment import keep_freed_memory, same_imports
+from toolkit.environment import GIB, keep_freed_memory, same_imports
 from toolkit.errors import Interrupted, ToolkitError, TrainingError
 
 if TYPE_CHECKING:
     from toolkit.pipeline import Job
 
-ENOUGH_MEMORY_BYTES = 4 * 2**30
+ENOUGH_MEMORY_BYTES = 4 * GIB
 """for two trainings"""
 LOOK_S = 0.1
 """s between two looks at whether the control has ended, while nothing else is left to do"""
@@ -44,10 +44,7 @@ FIRST_TO_END = "500"
 
 
 def has_room(device: str) -> bool:
-    """Whether two trainings at once are faster, and fit: on a CPU, where one process has cores and memory for both.
-
-    With stored logits only: a live teacher is most of the work, and only the student's.
-    """
+    """Whether two trainings fit at once: on a CPU, if one process has cores and memory for both."""
     alone = device == "cpu" and not distributed.launched()
     return alone and torch.get_num_threads() >= 2 and memory_bytes() >= ENOUGH_MEMORY_BYTES
 

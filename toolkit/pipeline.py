@@ -193,6 +193,7 @@ def distill_student(job: Job, *, control: bool = False) -> "Made":
         if job.seeds > 1:
             console.say(f"seed {seed} ({seed - first + 1} of {job.seeds}), in {directory.path}")
         directory.make()
+        # with stored logits only: a live teacher is most of the work, and only the student's
         pair = also_control and bool(recipe.distill.stored_views) and beside.has_room(job.device)
         pair = pair and not student.has_control(recipe, directory, job.images, job.options)
         of_seed = replace(job, recipe=recipe, model_dir=directory)

@@ -27,14 +27,13 @@ import numpy as np
 
 from toolkit import console
 from toolkit.cgroups import memory_bytes
-from toolkit.environment import pick_provider, same_imports, tiny_model
+from toolkit.environment import GIB, MIB, pick_provider, same_imports, tiny_model
 from toolkit.errors import DeviceError, ToolkitError
 from toolkit.predictor import ONNX_RUNTIMES, OpenVinoPredictor, Predictor, import_openvino, open_predictor
 
 if TYPE_CHECKING:
     from toolkit.bench.rows import Row
 
-MIB, GIB = 2**20, 2**30
 ON_CPU = ("cpu", "CPU", "CPUExecutionProvider")
 """torch's, OpenVINO's and onnxruntime's name of it"""
 READY = "ready"

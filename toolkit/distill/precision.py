@@ -110,7 +110,7 @@ def step_seconds(
     """
     if as_trained:
         place(network, device)
-    key = (*_key(network, batch_size, image_size, device, training), torch.get_num_threads(), precision)
+    key = _key(network, batch_size, image_size, device, training, torch.get_num_threads(), precision)
     if _calls.get(key, 0) < ENOUGH_CALLS:
         _time_steps(network, (precision,), batch_size, image_size, device, training, images, clock)
         _calls[key] = ENOUGH_CALLS  # or as many as there was time for
@@ -215,9 +215,9 @@ def _time_steps(
     times = least_times(works, few, many, images=images, clock=clock)
     network.load_state_dict(state)
     network.zero_grad(set_to_none=True)
-    key = _key(network, batch_size, image_size, device, training)
+    key = _key(network, batch_size, image_size, device, training, torch.get_num_threads())
     for choice, seconds in times.items():
-        step = (*key, torch.get_num_threads(), choice)
+        step = (*key, choice)
         _step_s[step] = min(seconds, _step_s.get(step, math.inf)) if _calls.get(step) else seconds
         _calls[step] = _calls.get(step, 0) + counts[choice] - 1
     return times
