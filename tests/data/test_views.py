@@ -76,6 +76,30 @@ def test_rotation_by_any_angle_equals_torchvision_bilinear_inside_the_border() -
     torch.testing.assert_close(view[:, 4:-4, 4:-4], expected[:, 4:-4, 4:-4], rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("side", [24, 16])
+def test_a_turned_view_is_flipped_before_it_turns(canvas: np.ndarray, side: int) -> None:
+    data, sizes = recipe(rotation_degrees=30), np.full((len(SIZES), 2), 40)
+    draw = draw_views(data, sizes, np.arange(len(SIZES)), seed=1, view=0)
+    flipped, plain = (
+        ViewDraw(draw.top, left, flip, draw.angle)
+        for left, flip in ((draw.left, np.ones(len(SIZES), bool)), (40 - 24 - draw.left, np.zeros(len(SIZES), bool)))
+    )
+    expected = render_views(canvas[:, :, ::-1].copy(), sizes, plain, data, side=side)
+    torch.testing.assert_close(render_views(canvas, sizes, flipped, data, side=side), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding_mode", ["symmetric", "constant"])
+def test_a_crop_over_the_border_is_turned_like_one_that_was_cut_before(canvas: np.ndarray, padding_mode: str) -> None:
+    data = recipe(rotation_degrees=30, crop_padding=6, padding_mode=padding_mode, flip=False)
+    draw = draw_views(data, SIZES, np.arange(len(SIZES)), seed=4, view=1)
+    views = render_views(canvas, SIZES, draw, data)
+    for i, (height, width) in enumerate(SIZES):
+        crop = (reference_crop(canvas[i, :height, :width], draw, i, data) * 255).round().byte().permute(1, 2, 0).numpy()
+        alone = ViewDraw(np.zeros(1, int), np.zeros(1, int), np.zeros(1, bool), draw.angle[i : i + 1])
+        expected = render_views(crop[None], np.array([[24, 24]]), alone, recipe(rotation_degrees=30))[0]
+        torch.testing.assert_close(views[i], expected, rtol=0, atol=1e-6)
+
+
 def test_corners_turned_in_from_outside_are_black() -> None:
     white = np.full((1, 30, 30, 3), 255, np.uint8)
     sizes, data = np.array([[30, 30]]), recipe(rotation_degrees=45)

@@ -83,16 +83,18 @@ def render_views(
     """Render the drawn views: uint8 canvas (B, H, W, 3) → float32 (B, 3, R, R) in 0..1, channels last in memory.
 
     Crop, mirrored border and flip copy pixels exactly. Rotation and the change of size from S to R = `side` px (default
-    S) are one bilinear sampling step; what turns in from outside the crop is black, as in torchvision's RandomRotation.
+    S) are one bilinear sampling step, which flips too; what turns in from outside the crop is black, as with
+    torchvision's RandomRotation.
     """
     side = side or recipe.image_size
-    rows, columns = _crop_places(sizes, draw, recipe)
+    sampled = recipe.rotation_degrees != 0 or side != recipe.image_size
+    rows, columns = _crop_places(sizes, draw, recipe, flip=np.zeros_like(draw.flip) if sampled else draw.flip)
     crops = _take(canvas, rows, columns).to(device, non_blocking=True).permute(0, 3, 1, 2)
-    if recipe.rotation_degrees == 0 and side == recipe.image_size:
+    if not sampled:
         return crops.float().div_(255)
     # grid_sample is fastest on planes; the networks want channels last
     planes = crops.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    grid = _turned_grid(draw.angle, side).to(device, non_blocking=True)
+    grid = _turned_grid(draw.angle, draw.flip, side).to(device, non_blocking=True)
     views = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return views.contiguous(memory_format=torch.channels_last)
 
@@ -102,10 +104,15 @@ def centre_views(crops: np.ndarray, device: str = "cpu") -> Tensor:
     return torch.from_numpy(crops).to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
 
 
-def _crop_places(sizes: np.ndarray, draw: ViewDraw, recipe: DataRecipe) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the image that each crop is made of, int64 (B, S) each, flipped; −1 where it is black."""
+def _crop_places(
+    sizes: np.ndarray, draw: ViewDraw, recipe: DataRecipe, flip: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the image that each crop is made of, int64 (B, S) each; −1 where it is black.
+
+    Columns run backwards where `flip`, bool (B,), says so.
+    """
     steps = np.arange(recipe.image_size)
-    flipped = np.where(draw.flip[:, None], steps[::-1], steps)
+    flipped = np.where(flip[:, None], steps[::-1], steps)
     return (
         _fold(draw.top[:, None] + steps, sizes[:, :1], recipe),
         _fold(draw.left[:, None] + flipped, sizes[:, 1:], recipe),
@@ -132,9 +139,13 @@ def _take(canvas: np.ndarray | Tensor, rows: np.ndarray, columns: np.ndarray) ->
     black = rows.min() < 0 or columns.min() < 0
     if isinstance(canvas, np.ndarray):
         crops = np.empty((*rows.shape, rows.shape[1], 3), dtype=np.uint8)
-        for image, crop, row, column in zip(canvas, crops, rows, columns, strict=True):
-            # one axis after the other, and "clip", which checks no bounds: several times faster than indexing
-            np.take(np.take(image, column, axis=1, mode="clip"), row, axis=0, out=crop, mode="clip")
+        whole = _is_run(rows) & _is_run(columns)
+        for image, crop, row, column, is_whole in zip(canvas, crops, rows, columns, whole, strict=True):
+            if is_whole:
+                crop[:] = image[row[0] : row[-1] + 1, column[0] : column[-1] + 1]
+            else:
+                # one axis after the other, and "clip", which checks no bounds: several times faster than indexing
+                np.take(np.take(image, column, axis=1, mode="clip"), row, axis=0, out=crop, mode="clip")
         if black:
             crops[(rows < 0)[:, :, None] | (columns < 0)[:, None, :]] = 0
         return torch.from_numpy(crops)
@@ -146,14 +157,22 @@ def _take(canvas: np.ndarray | Tensor, rows: np.ndarray, columns: np.ndarray) ->
     return taken
 
 
-def _turned_grid(angle: np.ndarray, side: int) -> Tensor:
+def _is_run(places: np.ndarray) -> np.ndarray:
+    """Which rows of `places`, (B, S), count up by one from 0 or more; neighbours differ by one at most. bool (B,)."""
+    run: np.ndarray = (places[:, 0] >= 0) & (places[:, -1] - places[:, 0] == places.shape[1] - 1)
+    return run
+
+
+def _turned_grid(angle: np.ndarray, flip: np.ndarray, side: int) -> Tensor:
     """Where in the crop each pixel of each view lies, float32 (B, R, R, 2), (x, y) in −1..1; `angle` in degrees.
 
-    A pixel at x + iy comes from (x + iy)·e^{iθ}, θ being the angle: the inverse turn, as y points down.
+    A pixel at x + iy comes from (x + iy)·e^{iθ}, θ being the angle: the inverse turn, as y points down. Where `flip`,
+    bool (B,), says so, it comes from (−x + iy)·e^{−iθ}, the mirror image of that: crops are flipped before they turn.
     """
     places = (torch.arange(side) * 2 + 1) / side - 1
-    turn = torch.from_numpy(np.exp(1j * np.deg2rad(angle)).astype(np.complex64)).view(-1, 1, 1)
-    return torch.view_as_real(places.view(1, 1, -1) * turn + places.view(1, -1, 1) * (1j * turn))
+    sign = torch.from_numpy(1 - 2 * flip.astype(np.float32)).view(-1, 1, 1)
+    turn = torch.polar(torch.ones_like(sign), sign * torch.from_numpy(np.deg2rad(angle)).float().view(-1, 1, 1))
+    return torch.view_as_real(places.view(1, 1, -1) * (sign * turn) + places.view(1, -1, 1) * (1j * turn))
 
 
 def _uniform(seed: int, images: np.ndarray, view: int, count: int) -> np.ndarray:
