@@ -1,12 +1,13 @@
-"""The notebook's loop against this engine, in one process, in turns; the last line printed is one JSON object.
+"""The notebook's loop against this engine, in turns; the last line printed is one JSON object.
 
     python benchmarks/distill_speed.py --data DIR --teacher FILE                images a second at equal resolution
     python benchmarks/distill_speed.py --data DIR --teacher FILE --epochs 15    and time to the notebook's best accuracy
 
 Speed: both train on the same images at the same size with the same teacher, the engine with the teacher live and with
-stored logits. Rounds alternate, the first one warms up, medians and ratios are of the others. Only the training pass is
-timed, as the notebook has it; the images are in memory for both. The live teacher answers in the arithmetic that
-`toolkit distill` would choose for such a training of 15 epochs.
+stored logits. The notebook's loop runs in a process of its own (notebook_loop.py), as a notebook does, and waits while
+the engine trains. Rounds alternate, the first one warms up, medians and ratios are of the others. Only the training
+pass is timed, as the notebook has it; the images are in memory for both. The live teacher answers in the arithmetic
+that `toolkit distill` would choose for such a training of 15 epochs.
 
 Accuracy (--epochs): the notebook's loop for so many epochs, then `toolkit distill` with --recipe, as many epochs, from
 nothing: decoding the images, choosing the precision and filling the store of teacher logits count. Its time to the
@@ -20,6 +21,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +32,7 @@ from typing import Any
 
 import torch
 from limits import ELEMENT_BYTES, count_forward_flop, measure_limits
-from notebook_loop import NotebookLoop, subset
+from notebook_loop import Epoch, subset
 from torch import nn
 
 from toolkit import console
@@ -81,7 +83,7 @@ def main() -> None:
     result: dict[str, Any] = {"size_px": options.size, "device": device, "batch_size": BATCH_SIZE}
     result |= measure_speed(options, recipe, dataset, teacher, device, folder)
     if options.epochs:
-        result |= measure_accuracy(options, dataset, teacher, device, folder)
+        result |= measure_accuracy(options, teacher, device, folder)
     versions = describe_versions()
     result |= {"hardware": describe_hardware(), "torch": versions["torch"], "toolkit": versions["toolkit"]}
     sys.stdout.write(json.dumps(result) + "\n")
@@ -91,13 +93,11 @@ def measure_speed(
     options: argparse.Namespace, recipe: Recipe, dataset: Dataset, teacher: nn.Module, device: str, folder: Path
 ) -> dict[str, Any]:
     """Training images a second of the notebook, the engine with a live teacher, and with stored logits, in turns."""
-    few = subset(dataset.valid, 8)
-    for_notebook = subset(dataset.train, min(options.images // 4, len(dataset.train)))
-    notebook = NotebookLoop(for_notebook, few, teacher, len(dataset.classes), options.size, device)
-    for_engine = replace(dataset, train=subset(dataset.train, min(options.images, len(dataset.train))), valid=few)
-    engine = EngineSpeed(recipe, for_engine, teacher, device, folder)
+    train = subset(dataset.train, min(options.images, len(dataset.train)))
+    engine = EngineSpeed(recipe, replace(dataset, train=train, valid=subset(dataset.valid, 8)), teacher, device, folder)
+    notebook = NotebookProcess(options, device, epochs=options.rounds + 1, images=options.images // 4)
     contestants: dict[str, Callable[[], float]] = {
-        "notebook": lambda: next(notebook.epochs(1)).train_img_s,
+        "notebook": lambda: notebook.train_an_epoch().train_img_s,
         "live": lambda: engine.images_a_second(engine.live),
         "stored": lambda: engine.images_a_second(engine.stored),
     }
@@ -132,6 +132,32 @@ def measure_speed(
             "live": statistics.median(speeds["live"]) / with_teacher.images_s,
         },
     }
+
+
+class NotebookProcess:
+    """The notebook's loop in a process of its own: an epoch when asked, on `images` training images (0: all)."""
+
+    def __init__(self, options: argparse.Namespace, device: str, *, epochs: int, images: int) -> None:
+        script = str(Path(__file__).with_name("notebook_loop.py"))
+        flags = {"--data": options.data, "--size": options.size, "--images": images, "--epochs": epochs}
+        teacher = [f"--teacher={options.teacher}"] if options.teacher else []
+        command = [sys.executable, script, "--wait", f"--device={device}", *teacher]
+        self._process = subprocess.Popen(
+            [*command, *(f"{flag}={value}" for flag, value in flags.items())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def train_an_epoch(self) -> Epoch:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the notebook's loop ended early, exit code {self._process.wait()}")
+        return Epoch(**json.loads(line))
 
 
 class EngineSpeed:
@@ -174,14 +200,12 @@ class EngineSpeed:
         return TappedNetwork(Classifier(registry.build("depthwise", self._num_classes), *NO_NORMALISATION))
 
 
-def measure_accuracy(
-    options: argparse.Namespace, dataset: Dataset, teacher: nn.Module, device: str, folder: Path
-) -> dict[str, Any]:
+def measure_accuracy(options: argparse.Namespace, teacher: nn.Module, device: str, folder: Path) -> dict[str, Any]:
     """Best validation accuracies, and how long each took to the notebook's."""
-    loop = NotebookLoop(dataset.train, dataset.valid, teacher, len(dataset.classes), options.size, device)
+    notebook = NotebookProcess(options, device, epochs=options.epochs, images=0)
     epochs = []
-    for epoch in loop.epochs(options.epochs):
-        epochs.append(epoch)
+    for _ in range(options.epochs):
+        epochs.append(epoch := notebook.train_an_epoch())
         console.say(
             f"notebook {epoch.epoch + 1}/{options.epochs}: valid acc {epoch.valid_accuracy:.4f}, {epoch.seconds:.0f} s"
         )

@@ -1,13 +1,19 @@
 """The notebook's training loop, the yardstick: its settings are kept on purpose, the slow ones included.
 
+    python benchmarks/notebook_loop.py --data DIR --teacher FILE --epochs 15      a line of JSON per epoch
+
 Images are PIL objects augmented one at a time in the training process, batches are of 4, the teacher runs on every
-batch of training and validation, AdamW at 1e-3 has no schedule, temperature 20 and alpha 0.5. Only the network is the
-toolkit's, whose forward pass and state dict are the notebook's own (tests/networks/test_student.py).
+batch of training and validation, AdamW at 1e-3 has no schedule, temperature 20 and alpha 0.5, and the C library's
+allocator is as it comes. The network pools after the activation, as the notebook's does.
 """
 
+import argparse
+import json
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -17,7 +23,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from toolkit.data.dataset import Images
+from toolkit.data.sources import load_dataset
+from toolkit.environment import available_cores, pick_device
+from toolkit.networks import registry
 from toolkit.networks.student import DepthwiseStudent
+from toolkit.networks.weights import read_state_dict
+from toolkit.recipe import Recipe
 
 BATCH_SIZE = 4
 LEARNING_RATE = 1e-3
@@ -63,7 +74,7 @@ class NotebookLoop:
         self._train = DataLoader(PictureSet(train, augment, device), batch_size=BATCH_SIZE, shuffle=True)
         self._valid = DataLoader(PictureSet(valid, centre, device), batch_size=BATCH_SIZE)
         self._teacher = teacher.eval().to(device)
-        self._student = DepthwiseStudent(num_classes).to(device)
+        self._student = build_student(num_classes).to(device)
         self._optimizer = torch.optim.AdamW(self._student.parameters(), lr=LEARNING_RATE)
 
     def epochs(self, count: int) -> Iterator[Epoch]:
@@ -95,7 +106,51 @@ class NotebookLoop:
         return ALPHA * TEMPERATURE**2 * divergence + (1 - ALPHA) * F.cross_entropy(logits, labels), logits
 
 
+def build_student(num_classes: int) -> DepthwiseStudent:
+    """The toolkit's student with the first block in the notebook's order: the activation before the pooling."""
+    student = DepthwiseStudent(num_classes)
+    convolution, norm, pooling, activation = student.cnn[0]
+    student.cnn[0] = nn.Sequential(convolution, norm, activation, pooling)
+    return student
+
+
 def subset(images: Images, count: int) -> Images:
     """`count` images spread evenly over the split."""
     step = len(images) / count
     return images.subset([int(i * step) for i in range(count)])
+
+
+def main() -> None:
+    options = _parse()
+    torch.set_num_threads(available_cores())
+    recipe = Recipe().with_overrides([f"data.source={json.dumps(str(options.data))}"])
+    dataset = load_dataset(recipe.data)
+    train = subset(dataset.train, min(options.images, len(dataset.train))) if options.images else dataset.train
+    valid = subset(dataset.valid, 8) if options.images else dataset.valid
+    teacher = registry.build("resnet18", len(dataset.classes))
+    if options.teacher:
+        teacher.load_state_dict(read_state_dict(options.teacher))
+    loop = NotebookLoop(train, valid, teacher, len(dataset.classes), options.size, pick_device(options.device))
+    epochs = loop.epochs(options.epochs)
+    while not options.wait or sys.stdin.readline():
+        epoch = next(epochs, None)
+        if epoch is None:
+            return
+        sys.stdout.write(json.dumps(asdict(epoch)) + "\n")
+        sys.stdout.flush()
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a directory of images that toolkit data can read")
+    parser.add_argument("--teacher", type=Path, help="a resnet18 state dict for images in 0..1; absent: a random one")
+    parser.add_argument("--size", type=int, default=256, help="px")
+    parser.add_argument("--images", type=int, default=0, help="of the training split, and 8 for validation; 0: all")
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--wait", action="store_true", help="for a line on standard input before each epoch")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
