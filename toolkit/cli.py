@@ -11,9 +11,10 @@ from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from toolkit import __version__, console
-from toolkit.errors import Interrupted, ToolkitError, TrainingError
+from toolkit.errors import Interrupted, ToolkitError, TrainingError, UsageError
 from toolkit.modeldir import ModelDir, Precision
 from toolkit.options import (
     BaselineOption,
@@ -56,8 +57,23 @@ if TYPE_CHECKING:
     from toolkit.forecast.forecast import Forecast
     from toolkit.pipeline import Job
 
+
+class _Commands(TyperGroup):
+    """The commands; a value that one of them does not take is told in one line, as every other error."""
+
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except typer.BadParameter as error:
+            told = error.format_message().rstrip(".")
+            told = told.replace(": Value error, ", ": ").replace(": Input should", ": it should")
+            remedy = f"see what it takes: toolkit {context.invoked_subcommand} --help"
+            raise UsageError(told[0].lower() + told[1:], remedy) from None
+
+
 app = typer.Typer(
     name="toolkit",
+    cls=_Commands,
     help="Distil an image classifier into a small one, export it to ONNX with proof, benchmark it, show it.",
     no_args_is_help=True,
     add_completion=False,

@@ -1,6 +1,7 @@
 """Errors that a user can cause and mend. Anything else that is raised is a bug and keeps its traceback.
 
 ToolkitError                 exit code 1: one line on stderr, what is wrong and what to do next
+├── UsageError               exit code 2: an option's value that is not allowed
 ├── RecipeError              an unknown key, a wrong type or range, an unreadable TOML file
 ├── DataError                a missing or empty folder, one class only, a broken image under --strict
 ├── WeightsError             weights that are truncated, unsafe to read, or do not fit the network or the data
@@ -28,6 +29,12 @@ class ToolkitError(Exception):
 
     def __str__(self) -> str:
         return " ".join(f"{self.problem}; {self.remedy}".split())
+
+
+class UsageError(ToolkitError):
+    """An option's value that is not allowed, or an argument that is missing."""
+
+    exit_code = 2
 
 
 class RecipeError(ToolkitError):
