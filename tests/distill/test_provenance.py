@@ -182,7 +182,9 @@ class TestImport:
         job = pipeline.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
         pipeline.distill_student(job)
         said = capsys.readouterr().err
-        assert f"teacher: imported {shipped_teacher}, validation accuracy " in said
+        assert f"teacher: imported {shipped_teacher}\n" in said
+        accuracy = read_info(tmp_path / "m" / "teacher.safetensors").extra["valid_accuracy"]
+        assert said.count(f"teacher: validation accuracy {accuracy:.4f}\n") == said.count("validation accuracy") == 1
         assert "warning" not in said
         info = read_info(tmp_path / "m" / "teacher.safetensors")
         assert info.extra["trained_on"] == find_training_images(read_info(shipped_teacher))
@@ -230,8 +232,10 @@ class TestKnownAccuracy:
         made = self.make(telling, class_folders, tmp_path)
         assert made.info.extra["valid_accuracy"] == 0.123
         assert SHIPPED_ACCURACY not in made.info.extra, "what is imported is not what ships"
-        told = f"imported {telling}, validation accuracy 0.1230 (its file tells it of these very images)\n"
-        assert told in capsys.readouterr().err
+        told = f"teacher: imported {telling}; its file tells its accuracy on these very validation images\n"
+        said = capsys.readouterr().err
+        assert told in said
+        assert "0.1230" not in said, "the command ends with it"
         assert find_facts(self.job(telling, class_folders, tmp_path / "other"), "run").known_accuracy
 
     @pytest.mark.parametrize(

@@ -91,8 +91,8 @@ def _judge_import(source: Path, classifier: Classifier, job: Job) -> dict[str, A
         provenance.warn_of_seen_images(source.name, trained_on, recipe, job.images.dataset)
     known = provenance.known_accuracy(source, recipe, job.images.dataset)
     accuracy = _measure_accuracy(classifier, job) if known is None else known
-    told = "" if known is None else " (its file tells it of these very images)"
-    console.say(f"teacher: imported {source}, validation accuracy {accuracy:.4f}{told}")
+    told = "" if known is None else "; its file tells its accuracy on these very validation images"
+    console.say(f"teacher: imported {source}{told}")
     return {"valid_accuracy": accuracy, "trained_on": trained_on}
 
 
