@@ -73,7 +73,7 @@ def control_beside(job: "Job", precision: Precision) -> Iterator[None]:
         except Interrupted as stop:
             request.signal_number = stop.signal_number  # one more ends both at once
             control.ask_to_stop()
-            where = f" and in {ending.where}" if isinstance(ending := control.ending(), Interrupted) else ""
+            where = f"; in {ending.where}" if isinstance(ending := control.ending(), Interrupted) else ""
             raise Interrupted(stop.where + where, stop.signal_number) from None
         except Exception:
             control.ask_to_stop()
@@ -117,7 +117,7 @@ class _Control:
         self._questions.close()
 
     def ending(self) -> Exception | None:
-        """Wait for its end: None where the control is there, Interrupted where it has saved its state, or the error."""
+        """Wait for its end: None where the control is there, Interrupted where it was stopped, or the error."""
         answer = self._answer.read()
         self._speaker.join()
         if (code := self._process.wait()) == 0:
@@ -175,7 +175,7 @@ def _train(job: "Job", precision: Precision) -> Exception | None:
     except (ToolkitError, Interrupted) as error:
         return error
     except KeyboardInterrupt:
-        return Interrupted("control, before or after its epochs", signal.SIGINT)
+        return Interrupted("control, outside of its epochs, with nothing new to save", signal.SIGINT)
     except Exception:
         return RuntimeError(f"in the control's process:\n{traceback.format_exc()}")
     return None

@@ -439,7 +439,7 @@ def main() -> None:
     try:
         _run_command()
     except Interrupted as stop:
-        console.say(f"stopped in {stop.where}, and saved; go on with: {resume_command()}")
+        console.say(f"stopped in {stop.where}; go on with: {resume_command()}")
         _part()
         sys.exit(stop.exit_code)
     except SystemExit as ending:

@@ -68,7 +68,7 @@ class GateError(ToolkitError):
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: what was asked for
-    """Training stopped because a signal asked for it, with its state saved; `where` says at which epoch and step."""
+    """Training stopped because a signal asked for it; `where` says at which epoch and step, and what was saved."""
 
     def __init__(self, where: str, signal_number: int) -> None:
         super().__init__(where, signal_number)  # both, so that it can be pickled

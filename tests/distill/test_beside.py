@@ -36,6 +36,7 @@ SMALL = [
     *(f"distill.epochs={EPOCHS}", "distill.batch_size=8"),
 ]
 TOLD = "student and control train side by side, on 1 and 1 of 2 cores"
+BOTH_SAVED = r"^distill, epoch 1, step 1, and saved; in control, (epoch|after epoch) .*, and saved$"
 HANG_S = 600.0
 """s after which a test gives up; it says nothing of how fast a machine is"""
 
@@ -170,7 +171,9 @@ def test_a_stop_before_the_control_trains_is_no_traceback(
     command = [sys.executable, "-P", "-m", "toolkit.beside"]
     done = subprocess.run(command, input=question, capture_output=True, env=os.environ | same_imports())
     assert (done.returncode, done.stderr) == (0, b"")
-    assert isinstance(pickle.loads(done.stdout), Interrupted)
+    stop = pickle.loads(done.stdout)
+    assert isinstance(stop, Interrupted)
+    assert stop.where == "control, outside of its epochs, with nothing new to save"
 
 
 @pytest.mark.slow
@@ -224,7 +227,7 @@ def test_a_stop_saves_both_and_both_go_on_to_the_same_weights(
 ) -> None:
     in_control(SLOWLY)
     once_control_trains(monkeypatch, out, lambda: signal.raise_signal(number))
-    with pytest.raises(Interrupted, match=r"^distill, epoch 1, step 1 and in control, (epoch|after epoch)") as stopped:
+    with pytest.raises(Interrupted, match=BOTH_SAVED) as stopped:
         pipeline.distill_student(open_job(class_folders, out))
     assert stopped.value.exit_code == code
     assert capsys.readouterr().err.count("stopping after this step") == 1
@@ -235,6 +238,28 @@ def test_a_stop_saves_both_and_both_go_on_to_the_same_weights(
     assert "distill: going on at epoch 1, step 2" in told
     assert re.search(r"^control: going on at epoch \d", told, re.MULTILINE)
     assert_same(out, whole)
+
+
+def test_a_stop_before_the_control_trains_does_not_say_that_it_saved_something(
+    class_folders: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_patches(tmp_path / "patches", "pass", monkeypatch.syspath_prepend)
+    with (tmp_path / "patches" / "sitecustomize.py").open("a") as file:
+        file.write("    import select, toolkit.environment\n")
+        file.write("    toolkit.environment.keep_freed_memory = lambda: select.select([0], [], [])\n")  # till it ends
+    take = Stepper.take
+
+    def stopping(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return take(*arguments)
+
+    monkeypatch.setattr(Stepper, "take", stopping)
+    with pytest.raises(Interrupted) as stopped:
+        pipeline.distill_student(open_job(class_folders, out))
+    assert stopped.value.where == (
+        "distill, epoch 1, step 1, and saved; in control, outside of its epochs, with nothing new to save"
+    )
+    assert [path.name for path in out.glob("checkpoint*")] == ["checkpoint.pt"]
 
 
 @pytest.mark.slow
@@ -265,7 +290,7 @@ def test_a_stop_while_only_the_control_still_trains_saves_it(
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop_later, daemon=True).start()
-    with pytest.raises(Interrupted, match=r"^control, ") as stopped:
+    with pytest.raises(Interrupted, match=r"^control, .*, and saved$") as stopped:
         pipeline.distill_student(open_job(class_folders, out))
     assert stopped.value.exit_code == 143
     assert [path.name for path in out.glob("checkpoint*")] == ["checkpoint-control.pt"]
@@ -401,7 +426,7 @@ class TestCommand:
         assert "Traceback" not in said
         last = said.splitlines()[-1]
         assert re.fullmatch(
-            r"stopped in distill, .* and in control, .*, and saved; go on with: toolkit distill .* --resume", last
+            r"stopped in distill, .*, and saved; in control, .*, and saved; go on with: toolkit distill .*-resume", last
         ), said
         assert not is_alive(pid)
         assert {path.name for path in out.glob("checkpoint*")} == {"checkpoint.pt", "checkpoint-control.pt"}
