@@ -54,8 +54,8 @@ def control_beside(job: "Job", precision: Precision) -> Iterator[None]:
     """While the body trains the student, train the job's control too, in the same arithmetic; ends when both have.
 
     Each keeps its share of the threads to the end, so that the weights do not depend on which of them is faster. A
-    stop, or an error, of the body stops the control, which saves its state. An error of the control is raised once the
-    body has ended: TrainingError where its process was killed, RuntimeError with the traceback for a bug.
+    stop, or an error, of the body stops the control, which saves its state. An error of the control is said at once and
+    raised when the body has ended: TrainingError if its process was killed, RuntimeError with the traceback for a bug.
     """
     threads = torch.get_num_threads()
     share = threads // 2
@@ -65,6 +65,7 @@ def control_beside(job: "Job", precision: Precision) -> Iterator[None]:
         torch.set_num_threads(threads - share)
         try:
             yield
+            control.is_awaited = True
             while control.is_running():
                 if request.signal_number:
                     control.ask_to_stop()
@@ -89,7 +90,10 @@ def control_beside(job: "Job", precision: Precision) -> Iterator[None]:
 
 
 class _Control:
-    """The process that trains the control."""
+    """The process that trains the control.
+
+    `is_awaited`: nothing else is left to do, so that its error is raised as soon as it could be said.
+    """
 
     def __init__(self, job: "Job", precision: Precision, threads: int) -> None:
         self._process = subprocess.Popen(
@@ -104,8 +108,12 @@ class _Control:
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._questions, self._answer, self._words = self._process.stdin, self._process.stdout, self._process.stderr
+        self.is_awaited = False
+        self._ending: Exception | None = RuntimeError("the control's process has not said how it ended")
         self._speaker = threading.Thread(target=self._say_words, daemon=True)
         self._speaker.start()
+        self._listener = threading.Thread(target=self._hear_answer, daemon=True)
+        self._listener.start()
         with contextlib.suppress(BrokenPipeError):  # `ending` will tell
             self._questions.write(pickle.dumps((job, precision, threads)))
             self._questions.flush()
@@ -118,27 +126,39 @@ class _Control:
 
     def ending(self) -> Exception | None:
         """Wait for its end: None where the control is there, Interrupted where it was stopped, or the error."""
-        answer = self._answer.read()
-        self._speaker.join()
-        if (code := self._process.wait()) == 0:
-            ending: Exception | None = pickle.loads(answer)  # noqa: S301 - of our own process
-            return ending
-        if code > 0:
-            return RuntimeError(f"the control's process ended with exit code {code}")
-        return TrainingError(
-            f"control: its process was ended by {signal.Signals(-code).name}, which happens where memory runs out",
-            "go on with --resume, which trains it alone",
-        )
+        self._listener.join()
+        return self._ending
 
     def end(self) -> None:
         """At once, where it still runs."""
+        self.is_awaited = True
         with self._process:
             self._process.kill()
-            self._speaker.join()
+            self._listener.join()
+
+    def _hear_answer(self) -> None:
+        answer = self._answer.read()
+        self._speaker.join()
+        self._ending = _read_ending(self._process.wait(), answer)
+        if self._ending is not None and not isinstance(self._ending, Interrupted) and not self.is_awaited:
+            console.say(f"warning: the control has failed: {str(self._ending).splitlines()[-1]}")
 
     def _say_words(self) -> None:
         for line in self._words:
             console.say(line.decode(errors="replace").rstrip("\n"))
+
+
+def _read_ending(code: int, answer: bytes) -> Exception | None:
+    """What `ending` returns, from the process's exit code and what it answered."""
+    if code == 0:
+        ending: Exception | None = pickle.loads(answer)  # noqa: S301 - of our own process
+        return ending
+    if code > 0:
+        return RuntimeError(f"the control's process ended with exit code {code}")
+    return TrainingError(
+        f"control: its process was ended by {signal.Signals(-code).name}, which happens where memory runs out",
+        "go on with --resume, which trains it alone",
+    )
 
 
 def main() -> None:

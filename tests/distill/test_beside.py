@@ -334,12 +334,34 @@ def test_an_error_of_the_student_stops_the_control_which_saves_its_state(
         ("os._exit(5)", RuntimeError, "^the control's process ended with exit code 5$"),
     ],
 )
-def test_an_error_of_the_control_is_raised_when_the_student_is_safe(
-    class_folders: Path, out: Path, in_control: Callable[[str], Path], code: str, error: type[Exception], message: str
+def test_an_error_of_the_control_is_said_at_once_and_raised_when_the_student_is_safe(
+    class_folders: Path,
+    out: Path,
+    in_control: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: str,
+    error: type[Exception],
+    message: str,
 ) -> None:
     in_control(code)
-    with pytest.raises(error, match=message):
+    take, told = Stepper.take, [""]
+
+    def is_told() -> bool:
+        told[0] += capsys.readouterr().err
+        return "\nwarning: the control has failed: " in told[0]
+
+    def waiting(*arguments: Any) -> Any:
+        """The student's first step."""
+        monkeypatch.setattr(Stepper, "take", take)
+        wait_until(is_told)
+        return take(*arguments)
+
+    monkeypatch.setattr(Stepper, "take", waiting)
+    with pytest.raises(error, match=message) as raised:
         pipeline.distill_student(open_job(class_folders, out))
+    assert told[0].splitlines()[-1].endswith(f": the control has failed: {str(raised.value).splitlines()[-1]}")
+    assert "has failed" not in capsys.readouterr().err, "once"
     assert (out / "student.safetensors").exists()
     assert not (out / "control.safetensors").exists()
 
