@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,12 +65,13 @@ def control_beside(job: "Job", precision: Precision) -> Iterator[None]:
         control = _Control(job, precision, share)
         torch.set_num_threads(threads - share)
         try:
-            yield
-            control.is_awaited = True
-            while control.is_running():
-                if request.signal_number:
-                    control.ask_to_stop()
-                time.sleep(LOOK_S)
+            with _suspended_together(control):
+                yield
+                control.is_awaited = True
+                while control.is_running():
+                    if request.signal_number:
+                        control.ask_to_stop()
+                    time.sleep(LOOK_S)
             ending = control.ending()
         except Interrupted as stop:
             request.signal_number = stop.signal_number  # one more ends both at once
@@ -89,6 +91,28 @@ def control_beside(job: "Job", precision: Precision) -> Iterator[None]:
             raise ending
 
 
+@contextlib.contextmanager
+def _suspended_together(control: "_Control") -> Iterator[None]:
+    """Let a terminal's Ctrl-Z suspend the control too, until this process goes on; SIGSTOP cannot be passed on."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or not hasattr(signal, "SIGTSTP") or signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL:
+        yield
+        return
+
+    def suspend(signal_number: int, frame: FrameType | None) -> None:
+        control.suspend()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)  # here this process stays until fg, bg or SIGCONT
+        signal.signal(signal.SIGTSTP, suspend)
+        control.go_on()
+
+    signal.signal(signal.SIGTSTP, suspend)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+
+
 class _Control:
     """The process that trains the control.
 
@@ -102,7 +126,7 @@ class _Control:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=os.environ | same_imports(),
-            process_group=0,  # a terminal's Ctrl-C is for this process, which passes it on
+            process_group=0,  # a terminal's Ctrl-C and Ctrl-Z are for this process, which passes them on
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -123,6 +147,12 @@ class _Control:
 
     def ask_to_stop(self) -> None:
         self._questions.close()
+
+    def suspend(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     def ending(self) -> Exception | None:
         """Wait for its end: None where the control is there, Interrupted where it was stopped, or the error."""

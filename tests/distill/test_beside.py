@@ -131,10 +131,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def is_alive(pid_file: Path) -> bool:
     try:
-        stat = Path(f"/proc/{pid_file.read_text()}/stat").read_text()
+        return state_of(int(pid_file.read_text())) != "Z"
     except OSError:
         return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def state_of(pid: int) -> str:
+    """A letter of proc_pid_stat(5): Z a zombie, T stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def assert_same(out: Path, whole: Path) -> None:
@@ -452,6 +456,22 @@ class TestCommand:
         ), said
         assert not is_alive(pid)
         assert {path.name for path in out.glob("checkpoint*")} == {"checkpoint.pt", "checkpoint-control.pt"}
+
+    def test_ctrl_z_suspends_both_and_both_go_on(
+        self, running: tuple["subprocess.Popen[str]", Path], out: Path
+    ) -> None:
+        process, pid = running
+        both = (process.pid, int(pid.read_text()))
+
+        def suspend_and_go_on() -> None:
+            os.killpg(process.pid, signal.SIGTSTP)
+            wait_until(lambda: [state_of(one) for one in both] == ["T", "T"])
+            before = stages_of(out)
+            os.killpg(process.pid, signal.SIGCONT)  # as fg does
+            wait_until(lambda: all(stages_of(out).count(role) > before.count(role) for role in ("distill", "control")))
+
+        suspend_and_go_on()
+        suspend_and_go_on()
 
     def test_the_control_does_not_outlive_it(self, running: tuple["subprocess.Popen[str]", Path], out: Path) -> None:
         process, pid = running
