@@ -9,6 +9,7 @@ from rich.console import Console
 
 from toolkit.forecast.estimate import (
     BESIDE,
+    CONTROL_START_S,
     IMPORT_S,
     ONNX_SHARE,
     ONNX_START_S,
@@ -88,9 +89,10 @@ def never(side: int) -> float:
 class TestSideBySide:
     STORED = make_recipe("distill.teacher_views=2")
 
-    def test_the_control_takes_no_time_of_its_own(self) -> None:
+    def test_the_control_takes_no_time_of_its_own_but_its_process_s_start(self) -> None:
         alone, found = (stages(self.STORED, make_facts(room_for_two=room)) for room in (False, True))
-        assert (found["control"].seconds, found["control"].note) == (0, BESIDE)
+        assert found["control"].seconds == pytest.approx(CONTROL_START_S)
+        assert found["control"].note == BESIDE
         assert alone["control"].seconds == alone["student"].seconds == found["student"].seconds > 0
 
     @pytest.mark.parametrize(
@@ -110,14 +112,20 @@ class TestSideBySide:
         """The student has 4 of its 6 epochs behind it, the control one."""
         done = {("student", 0): 4, ("control", 0): 1}
         alone, found = (stages(self.STORED, make_facts(room_for_two=room, epochs_done=done)) for room in (False, True))
-        assert found["control"].seconds == pytest.approx(alone["control"].seconds * 3 / 5)
+        assert found["control"].seconds == pytest.approx(CONTROL_START_S + alone["control"].seconds * 3 / 5)
         assert found["control"].note == f"going on after epoch 1, {BESIDE}"
+
+    def test_a_student_that_takes_longer_leaves_time_for_the_start(self) -> None:
+        """The control has nothing but its last epoch before it."""
+        found = stages(self.STORED, make_facts(room_for_two=True, epochs_done={("control", 0): 5}))
+        assert found["control"].seconds == pytest.approx(0)
 
     def test_each_seed_is_a_pair_unless_one_of_it_is_there(self) -> None:
         facts = make_facts(room_for_two=True, seeds=(0, 1, 2), there=frozenset({("student", 1)}))
         assert facts.paired(self.STORED) == (0, 2)
         found, one = stages(self.STORED, facts), stages(self.STORED, make_facts())
-        assert found["control"].seconds == pytest.approx(one["control"].seconds), "that of seed 1 alone"
+        of_seed_1, pairs = one["control"].seconds, 2
+        assert found["control"].seconds == pytest.approx(of_seed_1 + pairs * CONTROL_START_S)
         assert found["control"].note == f"3 seeds, {BESIDE}"
 
 
