@@ -148,6 +148,14 @@ def test_what_is_there_takes_no_time() -> None:
     assert (stored["teacher logits"].seconds, stored["teacher logits"].note) == (0, THERE)
 
 
+@pytest.mark.parametrize(("given", "images"), [(False, 1000), (True, 100)])
+def test_a_teacher_that_is_there_counts_the_images_of_one_that_is_to_be_made(given: bool, images: int) -> None:
+    there = frozenset({("teacher", 0)})
+    fresh, kept = (stages(make_recipe(), make_facts(given_teacher=given, there=it)) for it in (frozenset(), there))
+    assert kept["teacher"].note == THERE
+    assert kept["teacher"].images == fresh["teacher"].images == images
+
+
 def test_a_resumed_run_has_only_its_last_epochs_before_it() -> None:
     found = stages(make_recipe(), make_facts(epochs_done={("teacher", 0): 2}))
     assert found["teacher"].seconds == pytest.approx(1000 * 1.0 + 100 * 0.2 + 0.5)

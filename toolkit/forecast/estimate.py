@@ -105,7 +105,7 @@ class _Adder:
     def teacher(self) -> ForecastStage:
         facts, speeds, recipe = self._facts, self._speeds, self._recipe
         if self._is_there("teacher", self._facts.seeds[0]):
-            return ForecastStage("teacher", self._train, note=THERE)
+            return ForecastStage("teacher", self._valid if facts.given_teacher else self._train, note=THERE)
         size_bytes = speeds.weights_bytes(recipe, "teacher")
         if facts.given_teacher:
             asked = 0 if facts.known_accuracy else self._valid
