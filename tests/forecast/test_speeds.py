@@ -124,6 +124,15 @@ def test_stages_do_not_measure_or_say_again_what_the_plan_has(
     assert [line.split(maxsplit=2)[2] for line in told] == list(purposes), "each once, although there are two seeds"
 
 
+@pytest.mark.parametrize(("command", "told"), [("teacher", False), ("distill", False), ("run", True)])
+def test_export_and_bench_are_spoken_of_where_they_are_part_of_the_work(
+    command: Command, told: bool, class_folders: Path, tmp_path: Path
+) -> None:
+    measured = pipeline.forecast(open_job(class_folders, tmp_path), command).measured
+    assert measured.startswith("measured here in ")
+    assert measured.endswith("; export and bench are reckoned from that" if told else ", by single steps on cpu")
+
+
 def never(*arguments: object) -> None:
     raise AssertionError("measured already")
 
@@ -212,7 +221,9 @@ class TestMinutes:
         for options in ({}, {"resume": True}, {"resume": True, "force": True}):
             job, _ = self.fit(open_job(class_folders, tmp_path, *self.LONG, **options), 1)
             assert job.recipe == first.recipe
-        assert "minutes: as chosen before (" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "minutes: as chosen before: --set distill.epochs=" in told
+        assert f" ({tmp_path / 'minutes.json'}; --force chooses anew)\n" in told
         for other, wanted in (
             (open_job(class_folders, tmp_path, *self.LONG, force=True), 1),
             (open_job(class_folders, tmp_path, *self.LONG), 2),
@@ -239,4 +250,10 @@ class TestMinutes:
     ) -> None:
         job, _ = self.fit(open_job(class_folders, tmp_path), 60)
         assert job.recipe == open_job(class_folders, tmp_path).recipe
-        assert "minutes: the recipe fits into 60 as it is" in capsys.readouterr().err
+        assert "minutes: the recipe fits into 60 as it is\n" in capsys.readouterr().err
+        again, _ = self.fit(open_job(class_folders, tmp_path), 60)
+        assert again.recipe == job.recipe
+        told = (
+            f"minutes: the recipe fits into 60, as found before ({tmp_path / 'minutes.json'}; --force chooses anew)\n"
+        )
+        assert told in capsys.readouterr().err

@@ -27,7 +27,8 @@ def fit_job(job: Job, command: Command, minutes: float, started: float, *, write
     """
     choice = KeptChoice(job, command, minutes)
     if (kept := choice.read()) is not None:
-        console.say(f"minutes: as chosen before ({job.model_dir.minutes}; --force chooses anew): {_as_flags(kept)}")
+        told = f"as chosen before: {_as_flags(kept)}" if kept else f"the recipe fits into {minutes:g}, as found before"
+        console.say(f"minutes: {told} ({job.model_dir.minutes}; --force chooses anew)")
         job = with_settings(job, kept)
         return job, forecast(job, command)
     facts = find_facts(job, command)
@@ -49,7 +50,7 @@ def fit_job(job: Job, command: Command, minutes: float, started: float, *, write
 
 
 def _as_flags(overrides: list[str]) -> str:
-    return shlex.join([word for setting in overrides for word in ("--set", setting)]) or "nothing"
+    return shlex.join([word for setting in overrides for word in ("--set", setting)])
 
 
 class KeptChoice:
