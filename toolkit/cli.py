@@ -374,14 +374,15 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """What `toolkit run` would do with the same flags, and how long it would take; nothing is made."""
-    from toolkit.pipeline import open_training_job, refuse_several_processes
+    from toolkit.pipeline import open_training_job, refuse_several_processes, warn_of_given_teacher
 
     start = time.perf_counter()
     refuse_several_processes()
     options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     settings = _overrides(seed, overrides)
     job = open_training_job(recipe, data, out, settings, device=device, writes=False, **options)
-    _, planned = _make_plan(job, "run", minutes, start, writes=False)
+    job, planned = _make_plan(job, "run", minutes, start, writes=False)
+    warn_of_given_teacher(job, planned)
     if as_json:
         print_json(planned.to_json())
         return

@@ -129,6 +129,16 @@ def forecast(job: Job, command: "Command") -> "Forecast":
     return replace(result, measured=speeds.describe())
 
 
+def warn_of_given_teacher(job: Job, planned: "Forecast") -> None:
+    """Where the plan imports one: what the import will say of its size and of the images it has seen."""
+    from toolkit.distill import provenance
+    from toolkit.forecast.estimate import GIVEN
+
+    is_imported = any(stage.note == GIVEN for stage in planned.stages)
+    if is_imported and (source := provenance.find_weights(job.recipe)):
+        provenance.warn_of_differences(source, job.recipe, job.dataset)
+
+
 def refuse_several_processes() -> None:
     """DeviceError under torchrun: export and bench have nothing to share out."""
     from toolkit.distill.distributed import launched

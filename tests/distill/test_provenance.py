@@ -9,7 +9,7 @@ import torch
 from conftest import make_class_folders, make_image
 from small_networks import settled_network
 
-from toolkit import pipeline, shipped
+from toolkit import cli, pipeline, shipped
 from toolkit.data import food11
 from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
@@ -214,6 +214,28 @@ class TestImport:
             "warning: teacher-depthwise.safetensors was trained at 32 px (resize 36) and teaches at 40 px (resize 40)"
         )
         assert told in capsys.readouterr().err
+
+    def test_a_plan_warns_as_the_import_does_and_not_where_the_teacher_is_there(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = f"data.source={make_unsplit(tmp_path / 'data')}"
+        then = Recipe().with_overrides([*SMALL, source])
+        weights = save_teacher(tmp_path / "teacher.safetensors", load_dataset(then.data), then)
+        now = (f'teacher.weights="{weights}"', "data.image_size=40", "data.resize=40", "data.split_seed=3")
+        flags = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "m"), "--device", "cpu"]
+        flags += [word for setting in (*SMALL, *now) for word in ("--set", setting)]
+
+        def warnings_of(command: str) -> list[str]:
+            monkeypatch.setattr("sys.argv", ["toolkit", command, *flags])
+            cli.app([command, *flags], standalone_mode=False)
+            return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+
+        planned = warnings_of("plan")
+        assert len(planned) == 2
+        assert planned[0].endswith("was trained at 32 px (resize 36) and teaches at 40 px (resize 40)")
+        assert "was trained on" in planned[1]
+        assert warnings_of("teacher") == planned
+        assert warnings_of("plan") == []
 
 
 class TestKnownAccuracy:

@@ -10,6 +10,7 @@ from rich.console import Console
 from toolkit.forecast.estimate import (
     BESIDE,
     CONTROL_START_S,
+    GIVEN,
     IMPORT_S,
     ONNX_SHARE,
     ONNX_START_S,
@@ -165,7 +166,7 @@ def test_a_resumed_run_has_only_its_last_epochs_before_it() -> None:
 def test_a_given_teacher_takes_one_look_at_the_validation_images() -> None:
     teacher = stages(make_recipe(), make_facts(given_teacher=True))["teacher"]
     assert teacher.seconds == pytest.approx(IMPORT_S + 100 * 0.2)
-    assert teacher.note == "given"
+    assert teacher.note == GIVEN
 
 
 def test_a_given_teacher_that_tells_its_accuracy_is_only_copied() -> None:

@@ -43,6 +43,7 @@ CONTROL_START_S = 3.5
 """s until a control beside the student takes its first step (3.1 s of CPU time, default recipe, AMD EPYC)"""
 
 THERE = "is there already"
+GIVEN = "given"
 BESIDE = "beside the student"
 
 
@@ -110,7 +111,7 @@ class _Adder:
         if facts.given_teacher:
             asked = 0 if facts.known_accuracy else self._valid
             seconds = IMPORT_S + asked * speeds.answer_s(recipe, "teacher", recipe.teacher.batch_size)
-            return ForecastStage("teacher", self._valid, (self._full,) * 2, 0, seconds, size_bytes, "given")
+            return ForecastStage("teacher", self._valid, (self._full,) * 2, 0, seconds, size_bytes, GIVEN)
         return self._training("teacher", recipe.teacher, facts.seeds[:1], size_bytes)
 
     def logits(self) -> ForecastStage | None:
