@@ -507,7 +507,14 @@ def _end(signal_number: int, frame: FrameType | None) -> None:
 
 
 def _say_plan(job: "Job", name: "Command", minutes: float | None, start: float) -> "Job":
-    """Before the first image is decoded: what is about to happen, on stderr; the job, fitted into `minutes`."""
+    """Before the first image is decoded: what is about to happen, on stderr; the job, fitted into `minutes`.
+
+    Raises ArtifactError where another process trains in the same directory.
+    """
+    from toolkit.distill.distributed import is_main
+
+    if is_main():
+        job.model_dir.claim()
     job, planned = _make_plan(job, name, minutes, start)
     planned.print_to(console.err)
     return job
