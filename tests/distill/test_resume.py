@@ -505,7 +505,7 @@ def test_a_second_ctrl_c_stops_the_command_without_saving(
     assert last.startswith("stopped; go on with: toolkit teacher ")
     assert last.endswith(" --resume")
     assert "Traceback" not in running.said
-    assert [path.name for path in (tmp_path / "m").iterdir()] == []
+    assert {path.name for path in (tmp_path / "m").iterdir()} <= {".lock"}, "a forked process leaves its lock file"
 
 
 @pytest.fixture(scope="module")
