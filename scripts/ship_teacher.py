@@ -137,11 +137,9 @@ def ship(arguments: argparse.Namespace) -> Path:
         save_model(halved, classifier.network, info, halved=True)
         answers = [ask(split, weights, halved, dataset, device) for split in ("valid", "test")]
         require_same_accuracy(answers[1])
-        told = {"float32_sha256": sha256_file(weights), SHIPPED_ACCURACY: answers[0].accuracy(answers[0].shipped)}
-        info = replace(info, extra=info.extra | told)
-        save_model(halved, classifier.network, info, halved=True)
-        with write_atomically(path) as place:
-            place.write_bytes(halved.read_bytes())
+    told = {"float32_sha256": sha256_file(weights), SHIPPED_ACCURACY: answers[0].accuracy(answers[0].shipped)}
+    info = replace(info, extra=info.extra | told)
+    save_model(path, classifier.network, info, halved=True)  # the same tensors, and what was measured of them
     shipment = Shipment(
         path,
         info,

@@ -95,6 +95,35 @@ def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option", "allowed"),
+    [
+        (("plan", "--minutes", "0.01"), "'--minutes'", "0.1"),
+        (("run", "--minutes", "soon"), "'--minutes'", "number"),
+        (("distill", "--seeds", "0"), "'--seeds'", "1"),
+        (("teacher", "--seed", "-1"), "'--seed'", "0"),
+        (("bench", "--max-drop", "2"), "'--max-drop'", "1"),
+        (("bench", "--max-slowdown", "0.5"), "'--max-slowdown'", "1"),
+        (("bench", "--clients", "0"), "'--clients'", "1"),
+        (("bench", "--clients", "2", "--seconds", "0"), "'--seconds'", "0.1"),
+        (("bench", "--precision", "fp8"), "'--precision'", "int8"),
+        (("predict", "-k", "0", "a.onnx", "b.png"), "'--top'", "1"),
+        (("demo", "--port", "70000"), "'--port'", "65535"),
+        (("demo", "--max-upload", "0"), "'--max-upload'", "1"),
+        (("predict",), "missing argument 'MODEL'", ""),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_one_line_and_exit_2(
+    arguments: tuple[str, ...],
+    option: str,
+    allowed: str,
+    toolkit_here: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = toolkit_here(*arguments)
+    assert_one_line_error(done, option, allowed, f"see what it takes: toolkit {arguments[0]} --help", code=2)
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_max_drop_without_int8_is_wrong_usage() -> None:
     done = toolkit("export", "--onnx", "--max-drop", "0.1")
     assert done.returncode == 2

@@ -3,11 +3,14 @@
 import errno
 import hashlib
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from toolkit import modeldir
+from toolkit import cli, modeldir
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import ModelDir, missing_volume, sha256_file, unwritable, write_atomically
 
@@ -55,6 +58,67 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         write_atomically(tmp_path / "file" / "x.json"),
     ):
         pass
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from toolkit.modeldir import ModelDir
+ModelDir(Path(sys.argv[1])).claim()
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def claimed(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process that has claimed tmp_path, and ends with its stdin."""
+    command = [sys.executable, "-c", CLAIM, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "claimed\n"
+        yield process
+        process.kill()
+
+
+IN_USE = r"another toolkit process is training in .*; wait until it has ended, or choose another directory with --out"
+
+
+def test_a_directory_belongs_to_one_process_until_that_has_ended(
+    claimed: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match=IN_USE):
+            ModelDir(tmp_path).claim()
+    ModelDir(tmp_path.parent).claim()
+    claimed.communicate()
+    assert list(tmp_path.iterdir()) == [], "nothing stays"
+    ModelDir(tmp_path).claim()
+    ModelDir(tmp_path).claim()  # its own
+
+
+def test_a_process_that_was_killed_leaves_no_claim(claimed: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    claimed.kill()
+    claimed.wait()
+    ModelDir(tmp_path).claim()
+
+
+def test_where_there_is_no_such_lock_nothing_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    ModelDir(tmp_path).claim()
+
+
+def test_a_second_command_is_told_before_it_plans(
+    claimed: "subprocess.Popen[str]", class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data", str(class_folders), "--out", str(tmp_path), "--device", "cpu"]
+    for command in ("teacher", "distill", "run"):
+        with pytest.raises(ArtifactError, match=IN_USE):
+            cli.app([command, *flags], standalone_mode=False)
+    assert "plan: " not in capsys.readouterr().err
 
 
 def test_make_proves_that_the_directory_can_be_written(tmp_path: Path) -> None:

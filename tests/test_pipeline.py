@@ -201,6 +201,7 @@ class TestImportedTeacher:
             "teacher", "--data", class_folders, "--out", tmp_path / "m", "--weights", tmp_path / "teacher.bin", *SMALL
         )
         assert "imported" in result.stderr
+        assert (result.stderr + result.stdout).count("validation accuracy") == 1
         assert not (tmp_path / "m" / "metrics.jsonl").exists(), "an imported teacher is not trained"
         toolkit("distill", "--data", class_folders, "--out", tmp_path / "m", *SMALL, "--set", "distill.epochs=1")
 

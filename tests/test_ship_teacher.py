@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,23 @@ def test_its_accuracies_are_those_of_the_file_that_ships(script: ModuleType, tra
         if split == "valid":
             assert info.extra[SHIPPED_ACCURACY] == pytest.approx(int(right) / 12), "what an import takes for known"
     assert f"Of the first 12 test images, {int(right)} get the right answer." in card
+
+
+def test_it_is_written_once_to_be_measured_and_once_to_ship(
+    script: ModuleType, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    save = script.save_model
+
+    def noting(path: Path, *arguments: Any, **options: Any) -> None:
+        written.append(path)
+        save(path, *arguments, **options)
+
+    monkeypatch.setattr(script, "save_model", noting)
+    shipped = ship(script, *words(trained, tmp_path))
+    measured, last = written
+    assert last == shipped
+    assert not measured.exists()
 
 
 def test_a_recipe_that_did_not_make_it_is_refused(script: ModuleType, trained: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,8 +55,8 @@ def control_beside(job: "Job", precision: Precision) -> Iterator[None]:
     """While the body trains the student, train the job's control too, in the same arithmetic; ends when both have.
 
     Each keeps its share of the threads to the end, so that the weights do not depend on which of them is faster. A
-    stop, or an error, of the body stops the control, which saves its state. An error of the control is raised once the
-    body has ended: TrainingError where its process was killed, RuntimeError with the traceback for a bug.
+    stop, or an error, of the body stops the control, which saves its state. An error of the control is said at once and
+    raised when the body has ended: TrainingError if its process was killed, RuntimeError with the traceback for a bug.
     """
     threads = torch.get_num_threads()
     share = threads // 2
@@ -64,16 +65,18 @@ def control_beside(job: "Job", precision: Precision) -> Iterator[None]:
         control = _Control(job, precision, share)
         torch.set_num_threads(threads - share)
         try:
-            yield
-            while control.is_running():
-                if request.signal_number:
-                    control.ask_to_stop()
-                time.sleep(LOOK_S)
+            with _suspended_together(control):
+                yield
+                control.is_awaited = True
+                while control.is_running():
+                    if request.signal_number:
+                        control.ask_to_stop()
+                    time.sleep(LOOK_S)
             ending = control.ending()
         except Interrupted as stop:
             request.signal_number = stop.signal_number  # one more ends both at once
             control.ask_to_stop()
-            where = f" and in {ending.where}" if isinstance(ending := control.ending(), Interrupted) else ""
+            where = f"; in {ending.where}" if isinstance(ending := control.ending(), Interrupted) else ""
             raise Interrupted(stop.where + where, stop.signal_number) from None
         except Exception:
             control.ask_to_stop()
@@ -88,8 +91,33 @@ def control_beside(job: "Job", precision: Precision) -> Iterator[None]:
             raise ending
 
 
+@contextlib.contextmanager
+def _suspended_together(control: "_Control") -> Iterator[None]:
+    """Let a terminal's Ctrl-Z suspend the control too, until this process goes on; SIGSTOP cannot be passed on."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or not hasattr(signal, "SIGTSTP") or signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL:
+        yield
+        return
+
+    def suspend(signal_number: int, frame: FrameType | None) -> None:
+        control.suspend()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)  # here this process stays until fg, bg or SIGCONT
+        signal.signal(signal.SIGTSTP, suspend)
+        control.go_on()
+
+    signal.signal(signal.SIGTSTP, suspend)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+
+
 class _Control:
-    """The process that trains the control."""
+    """The process that trains the control.
+
+    `is_awaited`: nothing else is left to do, so that its error is raised as soon as it could be said.
+    """
 
     def __init__(self, job: "Job", precision: Precision, threads: int) -> None:
         self._process = subprocess.Popen(
@@ -98,14 +126,18 @@ class _Control:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=os.environ | same_imports(),
-            process_group=0,  # a terminal's Ctrl-C is for this process, which passes it on
+            process_group=0,  # a terminal's Ctrl-C and Ctrl-Z are for this process, which passes them on
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._questions, self._answer, self._words = self._process.stdin, self._process.stdout, self._process.stderr
+        self.is_awaited = False
+        self._ending: Exception | None = RuntimeError("the control's process has not said how it ended")
         self._speaker = threading.Thread(target=self._say_words, daemon=True)
         self._speaker.start()
+        self._listener = threading.Thread(target=self._hear_answer, daemon=True)
+        self._listener.start()
         with contextlib.suppress(BrokenPipeError):  # `ending` will tell
             self._questions.write(pickle.dumps((job, precision, threads)))
             self._questions.flush()
@@ -116,29 +148,47 @@ class _Control:
     def ask_to_stop(self) -> None:
         self._questions.close()
 
+    def suspend(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
     def ending(self) -> Exception | None:
-        """Wait for its end: None where the control is there, Interrupted where it has saved its state, or the error."""
-        answer = self._answer.read()
-        self._speaker.join()
-        if (code := self._process.wait()) == 0:
-            ending: Exception | None = pickle.loads(answer)  # noqa: S301 - of our own process
-            return ending
-        if code > 0:
-            return RuntimeError(f"the control's process ended with exit code {code}")
-        return TrainingError(
-            f"control: its process was ended by {signal.Signals(-code).name}, which happens where memory runs out",
-            "go on with --resume, which trains it alone",
-        )
+        """Wait for its end: None where the control is there, Interrupted where it was stopped, or the error."""
+        self._listener.join()
+        return self._ending
 
     def end(self) -> None:
         """At once, where it still runs."""
+        self.is_awaited = True
         with self._process:
             self._process.kill()
-            self._speaker.join()
+            self._listener.join()
+
+    def _hear_answer(self) -> None:
+        answer = self._answer.read()
+        self._speaker.join()
+        self._ending = _read_ending(self._process.wait(), answer)
+        if self._ending is not None and not isinstance(self._ending, Interrupted) and not self.is_awaited:
+            console.say(f"warning: the control has failed: {str(self._ending).splitlines()[-1]}")
 
     def _say_words(self) -> None:
         for line in self._words:
             console.say(line.decode(errors="replace").rstrip("\n"))
+
+
+def _read_ending(code: int, answer: bytes) -> Exception | None:
+    """What `ending` returns, from the process's exit code and what it answered."""
+    if code == 0:
+        ending: Exception | None = pickle.loads(answer)  # noqa: S301 - of our own process
+        return ending
+    if code > 0:
+        return RuntimeError(f"the control's process ended with exit code {code}")
+    return TrainingError(
+        f"control: its process was ended by {signal.Signals(-code).name}, which happens where memory runs out",
+        "go on with --resume, which trains it alone",
+    )
 
 
 def main() -> None:
@@ -175,7 +225,7 @@ def _train(job: "Job", precision: Precision) -> Exception | None:
     except (ToolkitError, Interrupted) as error:
         return error
     except KeyboardInterrupt:
-        return Interrupted("control, before or after its epochs", signal.SIGINT)
+        return Interrupted("control, outside of its epochs, with nothing new to save", signal.SIGINT)
     except Exception:
         return RuntimeError(f"in the control's process:\n{traceback.format_exc()}")
     return None

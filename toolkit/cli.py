@@ -11,9 +11,10 @@ from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from toolkit import __version__, console
-from toolkit.errors import Interrupted, ToolkitError, TrainingError
+from toolkit.errors import Interrupted, ToolkitError, TrainingError, UsageError
 from toolkit.modeldir import ModelDir, Precision
 from toolkit.options import (
     BaselineOption,
@@ -56,8 +57,23 @@ if TYPE_CHECKING:
     from toolkit.forecast.forecast import Forecast
     from toolkit.pipeline import Job
 
+
+class _Commands(TyperGroup):
+    """The commands; a value that one of them does not take is told in one line, as every other error."""
+
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except typer.BadParameter as error:
+            told = error.format_message().rstrip(".")
+            told = told.replace(": Value error, ", ": ").replace(": Input should", ": it should")
+            remedy = f"see what it takes: toolkit {context.invoked_subcommand} --help"
+            raise UsageError(told[0].lower() + told[1:], remedy) from None
+
+
 app = typer.Typer(
     name="toolkit",
+    cls=_Commands,
     help="Distil an image classifier into a small one, export it to ONNX with proof, benchmark it, show it.",
     no_args_is_help=True,
     add_completion=False,
@@ -358,14 +374,15 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """What `toolkit run` would do with the same flags, and how long it would take; nothing is made."""
-    from toolkit.pipeline import open_training_job, refuse_several_processes
+    from toolkit.pipeline import open_training_job, refuse_several_processes, warn_of_given_teacher
 
     start = time.perf_counter()
     refuse_several_processes()
     options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     settings = _overrides(seed, overrides)
     job = open_training_job(recipe, data, out, settings, device=device, writes=False, **options)
-    _, planned = _make_plan(job, "run", minutes, start, writes=False)
+    job, planned = _make_plan(job, "run", minutes, start, writes=False)
+    warn_of_given_teacher(job, planned)
     if as_json:
         print_json(planned.to_json())
         return
@@ -423,7 +440,7 @@ def main() -> None:
     try:
         _run_command()
     except Interrupted as stop:
-        console.say(f"stopped in {stop.where}, and saved; go on with: {resume_command()}")
+        console.say(f"stopped in {stop.where}; go on with: {resume_command()}")
         _part()
         sys.exit(stop.exit_code)
     except SystemExit as ending:
@@ -490,7 +507,14 @@ def _end(signal_number: int, frame: FrameType | None) -> None:
 
 
 def _say_plan(job: "Job", name: "Command", minutes: float | None, start: float) -> "Job":
-    """Before the first image is decoded: what is about to happen, on stderr; the job, fitted into `minutes`."""
+    """Before the first image is decoded: what is about to happen, on stderr; the job, fitted into `minutes`.
+
+    Raises ArtifactError where another process trains in the same directory.
+    """
+    from toolkit.distill.distributed import is_main
+
+    if is_main():
+        job.model_dir.claim()
     job, planned = _make_plan(job, name, minutes, start)
     planned.print_to(console.err)
     return job

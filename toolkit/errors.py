@@ -1,6 +1,7 @@
 """Errors that a user can cause and mend. Anything else that is raised is a bug and keeps its traceback.
 
 ToolkitError                 exit code 1: one line on stderr, what is wrong and what to do next
+├── UsageError               exit code 2: an option's value that is not allowed
 ├── RecipeError              an unknown key, a wrong type or range, an unreadable TOML file
 ├── DataError                a missing or empty folder, one class only, a broken image under --strict
 ├── WeightsError             weights that are truncated, unsafe to read, or do not fit the network or the data
@@ -28,6 +29,12 @@ class ToolkitError(Exception):
 
     def __str__(self) -> str:
         return " ".join(f"{self.problem}; {self.remedy}".split())
+
+
+class UsageError(ToolkitError):
+    """An option's value that is not allowed, or an argument that is missing."""
+
+    exit_code = 2
 
 
 class RecipeError(ToolkitError):
@@ -61,7 +68,7 @@ class GateError(ToolkitError):
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: what was asked for
-    """Training stopped because a signal asked for it, with its state saved; `where` says at which epoch and step."""
+    """Training stopped because a signal asked for it; `where` says at which epoch and step, and what was saved."""
 
     def __init__(self, where: str, signal_number: int) -> None:
         super().__init__(where, signal_number)  # both, so that it can be pickled

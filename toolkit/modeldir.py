@@ -3,6 +3,7 @@
 Every stage reads and writes one directory. This is the only module that knows the names in it.
 """
 
+import atexit
 import contextlib
 import errno
 import hashlib
@@ -112,6 +113,25 @@ class ModelDir:
                 pass
         except OSError as error:
             raise unwritable(self.path, error) from None
+
+    def claim(self) -> None:
+        """Keep every other process that trains out of the directory until this one ends.
+
+        Raises ArtifactError where another one is at work here already. Does nothing where the system has no such lock.
+        """
+        lock = (self.path / ".lock").absolute()
+        with contextlib.suppress(ImportError, OSError):  # no fcntl; a file system without locks; somebody else's file
+            import fcntl
+
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # open to the end, as the lock is
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ArtifactError(
+                    f"another toolkit process is training in {self.path}",
+                    "wait until it has ended, or choose another directory with --out",
+                ) from None
+            atexit.register(lock.unlink, missing_ok=True)
 
     def require(self, artifact: Path) -> Path:
         """`artifact` if it is there; else an ArtifactError naming the command that makes it."""

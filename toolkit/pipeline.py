@@ -129,6 +129,16 @@ def forecast(job: Job, command: "Command") -> "Forecast":
     return replace(result, measured=speeds.describe())
 
 
+def warn_of_given_teacher(job: Job, planned: "Forecast") -> None:
+    """Where the plan imports one: what the import will say of its size and of the images it has seen."""
+    from toolkit.distill import provenance
+    from toolkit.forecast.estimate import GIVEN
+
+    is_imported = any(stage.note == GIVEN for stage in planned.stages)
+    if is_imported and (source := provenance.find_weights(job.recipe)):
+        provenance.warn_of_differences(source, job.recipe, job.dataset)
+
+
 def refuse_several_processes() -> None:
     """DeviceError under torchrun: export and bench have nothing to share out."""
     from toolkit.distill.distributed import launched
@@ -183,7 +193,7 @@ def distill_student(job: Job, *, control: bool = False) -> "Made":
 
     if not job.model_dir.weights("teacher").exists():
         console.say(f"{job.model_dir.path} has no teacher yet: making it first")
-        make_teacher(job)
+        _make_teacher_first(job)
     also_control = with_control(job, by_default=control)
     first = job.recipe.distill.seed
     made = None
@@ -204,6 +214,12 @@ def distill_student(job: Job, *, control: bool = False) -> "Made":
             student.train_control(recipe, directory, job.images, job.options)
     assert made is not None
     return made
+
+
+def _make_teacher_first(job: Job) -> None:
+    """`make_teacher`, and its accuracy as a remark: a command that goes on has another result to end with."""
+    if (accuracy := make_teacher(job).info.extra.get("valid_accuracy")) is not None:
+        console.say(f"teacher: validation accuracy {accuracy:.4f}")
 
 
 def with_control(job: Job, *, by_default: bool) -> bool:
@@ -277,7 +293,7 @@ def run_all(job: Job, provider: str = "auto") -> dict[str, Any]:
     """Teacher, student and its control, ONNX, report: the stages one after another; returns the report."""
     start = time.perf_counter()
     stages: tuple[tuple[str, Callable[[Job], object]], ...] = (
-        ("1/4 teacher", make_teacher),
+        ("1/4 teacher", _make_teacher_first),
         ("2/4 distill", partial(distill_student, control=True)),
         ("3/4 export", export_models),
     )

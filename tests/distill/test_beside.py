@@ -26,7 +26,7 @@ from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.step import Stepper
 from toolkit.environment import same_imports
 from toolkit.errors import Interrupted, ToolkitError, TrainingError
-from toolkit.forecast.estimate import BESIDE
+from toolkit.forecast.estimate import BESIDE, CONTROL_START_S
 from toolkit.modeldir import ModelDir
 
 EPOCHS = 6
@@ -36,6 +36,7 @@ SMALL = [
     *(f"distill.epochs={EPOCHS}", "distill.batch_size=8"),
 ]
 TOLD = "student and control train side by side, on 1 and 1 of 2 cores"
+BOTH_SAVED = r"^distill, epoch 1, step 1, and saved; in control, (epoch|after epoch) .*, and saved$"
 HANG_S = 600.0
 """s after which a test gives up; it says nothing of how fast a machine is"""
 
@@ -130,10 +131,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def is_alive(pid_file: Path) -> bool:
     try:
-        stat = Path(f"/proc/{pid_file.read_text()}/stat").read_text()
+        return state_of(int(pid_file.read_text())) != "Z"
     except OSError:
         return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def state_of(pid: int) -> str:
+    """A letter of proc_pid_stat(5): Z a zombie, T stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def assert_same(out: Path, whole: Path) -> None:
@@ -170,7 +175,9 @@ def test_a_stop_before_the_control_trains_is_no_traceback(
     command = [sys.executable, "-P", "-m", "toolkit.beside"]
     done = subprocess.run(command, input=question, capture_output=True, env=os.environ | same_imports())
     assert (done.returncode, done.stderr) == (0, b"")
-    assert isinstance(pickle.loads(done.stdout), Interrupted)
+    stop = pickle.loads(done.stdout)
+    assert isinstance(stop, Interrupted)
+    assert stop.where == "control, outside of its epochs, with nothing new to save"
 
 
 @pytest.mark.slow
@@ -224,7 +231,7 @@ def test_a_stop_saves_both_and_both_go_on_to_the_same_weights(
 ) -> None:
     in_control(SLOWLY)
     once_control_trains(monkeypatch, out, lambda: signal.raise_signal(number))
-    with pytest.raises(Interrupted, match=r"^distill, epoch 1, step 1 and in control, (epoch|after epoch)") as stopped:
+    with pytest.raises(Interrupted, match=BOTH_SAVED) as stopped:
         pipeline.distill_student(open_job(class_folders, out))
     assert stopped.value.exit_code == code
     assert capsys.readouterr().err.count("stopping after this step") == 1
@@ -235,6 +242,28 @@ def test_a_stop_saves_both_and_both_go_on_to_the_same_weights(
     assert "distill: going on at epoch 1, step 2" in told
     assert re.search(r"^control: going on at epoch \d", told, re.MULTILINE)
     assert_same(out, whole)
+
+
+def test_a_stop_before_the_control_trains_does_not_say_that_it_saved_something(
+    class_folders: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_patches(tmp_path / "patches", "pass", monkeypatch.syspath_prepend)
+    with (tmp_path / "patches" / "sitecustomize.py").open("a") as file:
+        file.write("    import select, toolkit.environment\n")
+        file.write("    toolkit.environment.keep_freed_memory = lambda: select.select([0], [], [])\n")  # till it ends
+    take = Stepper.take
+
+    def stopping(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return take(*arguments)
+
+    monkeypatch.setattr(Stepper, "take", stopping)
+    with pytest.raises(Interrupted) as stopped:
+        pipeline.distill_student(open_job(class_folders, out))
+    assert stopped.value.where == (
+        "distill, epoch 1, step 1, and saved; in control, outside of its epochs, with nothing new to save"
+    )
+    assert [path.name for path in out.glob("checkpoint*")] == ["checkpoint.pt"]
 
 
 @pytest.mark.slow
@@ -265,7 +294,7 @@ def test_a_stop_while_only_the_control_still_trains_saves_it(
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop_later, daemon=True).start()
-    with pytest.raises(Interrupted, match=r"^control, ") as stopped:
+    with pytest.raises(Interrupted, match=r"^control, .*, and saved$") as stopped:
         pipeline.distill_student(open_job(class_folders, out))
     assert stopped.value.exit_code == 143
     assert [path.name for path in out.glob("checkpoint*")] == ["checkpoint-control.pt"]
@@ -309,12 +338,34 @@ def test_an_error_of_the_student_stops_the_control_which_saves_its_state(
         ("os._exit(5)", RuntimeError, "^the control's process ended with exit code 5$"),
     ],
 )
-def test_an_error_of_the_control_is_raised_when_the_student_is_safe(
-    class_folders: Path, out: Path, in_control: Callable[[str], Path], code: str, error: type[Exception], message: str
+def test_an_error_of_the_control_is_said_at_once_and_raised_when_the_student_is_safe(
+    class_folders: Path,
+    out: Path,
+    in_control: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: str,
+    error: type[Exception],
+    message: str,
 ) -> None:
     in_control(code)
-    with pytest.raises(error, match=message):
+    take, told = Stepper.take, [""]
+
+    def is_told() -> bool:
+        told[0] += capsys.readouterr().err
+        return "\nwarning: the control has failed: " in told[0]
+
+    def waiting(*arguments: Any) -> Any:
+        """The student's first step."""
+        monkeypatch.setattr(Stepper, "take", take)
+        wait_until(is_told)
+        return take(*arguments)
+
+    monkeypatch.setattr(Stepper, "take", waiting)
+    with pytest.raises(error, match=message) as raised:
         pipeline.distill_student(open_job(class_folders, out))
+    assert told[0].splitlines()[-1].endswith(f": the control has failed: {str(raised.value).splitlines()[-1]}")
+    assert "has failed" not in capsys.readouterr().err, "once"
     assert (out / "student.safetensors").exists()
     assert not (out / "control.safetensors").exists()
 
@@ -358,7 +409,8 @@ def test_the_plan_says_so_and_measures_with_the_threads_that_each_will_have(
     job = open_job(class_folders, out, "distill.seed=5")  # its logits are not stored
     planned = {stage.name: stage for stage in pipeline.forecast(job, "distill").stages}
     assert planned["student"].seconds > 0
-    assert (planned["control"].seconds, planned["control"].note) == (0, BESIDE)
+    assert planned["control"].seconds == pytest.approx(CONTROL_START_S)
+    assert planned["control"].note == BESIDE
     assert threads == {True: {1}, False: {1, 2}}, "the student's steps and validation, and the teacher's answers"
     assert torch.get_num_threads() == 2
 
@@ -401,10 +453,26 @@ class TestCommand:
         assert "Traceback" not in said
         last = said.splitlines()[-1]
         assert re.fullmatch(
-            r"stopped in distill, .* and in control, .*, and saved; go on with: toolkit distill .* --resume", last
+            r"stopped in distill, .*, and saved; in control, .*, and saved; go on with: toolkit distill .*-resume", last
         ), said
         assert not is_alive(pid)
         assert {path.name for path in out.glob("checkpoint*")} == {"checkpoint.pt", "checkpoint-control.pt"}
+
+    def test_ctrl_z_suspends_both_and_both_go_on(
+        self, running: tuple["subprocess.Popen[str]", Path], out: Path
+    ) -> None:
+        process, pid = running
+        both = (process.pid, int(pid.read_text()))
+
+        def suspend_and_go_on() -> None:
+            os.killpg(process.pid, signal.SIGTSTP)
+            wait_until(lambda: [state_of(one) for one in both] == ["T", "T"])
+            before = stages_of(out)
+            os.killpg(process.pid, signal.SIGCONT)  # as fg does
+            wait_until(lambda: all(stages_of(out).count(role) > before.count(role) for role in ("distill", "control")))
+
+        suspend_and_go_on()
+        suspend_and_go_on()
 
     def test_the_control_does_not_outlive_it(self, running: tuple["subprocess.Popen[str]", Path], out: Path) -> None:
         process, pid = running

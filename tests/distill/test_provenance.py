@@ -9,7 +9,7 @@ import torch
 from conftest import make_class_folders, make_image
 from small_networks import settled_network
 
-from toolkit import pipeline, shipped
+from toolkit import cli, pipeline, shipped
 from toolkit.data import food11
 from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
@@ -182,7 +182,9 @@ class TestImport:
         job = pipeline.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
         pipeline.distill_student(job)
         said = capsys.readouterr().err
-        assert f"teacher: imported {shipped_teacher}, validation accuracy " in said
+        assert f"teacher: imported {shipped_teacher}\n" in said
+        accuracy = read_info(tmp_path / "m" / "teacher.safetensors").extra["valid_accuracy"]
+        assert said.count(f"teacher: validation accuracy {accuracy:.4f}\n") == said.count("validation accuracy") == 1
         assert "warning" not in said
         info = read_info(tmp_path / "m" / "teacher.safetensors")
         assert info.extra["trained_on"] == find_training_images(read_info(shipped_teacher))
@@ -213,6 +215,28 @@ class TestImport:
         )
         assert told in capsys.readouterr().err
 
+    def test_a_plan_warns_as_the_import_does_and_not_where_the_teacher_is_there(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = f"data.source={make_unsplit(tmp_path / 'data')}"
+        then = Recipe().with_overrides([*SMALL, source])
+        weights = save_teacher(tmp_path / "teacher.safetensors", load_dataset(then.data), then)
+        now = (f'teacher.weights="{weights}"', "data.image_size=40", "data.resize=40", "data.split_seed=3")
+        flags = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "m"), "--device", "cpu"]
+        flags += [word for setting in (*SMALL, *now) for word in ("--set", setting)]
+
+        def warnings_of(command: str) -> list[str]:
+            monkeypatch.setattr("sys.argv", ["toolkit", command, *flags])
+            cli.app([command, *flags], standalone_mode=False)
+            return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+
+        planned = warnings_of("plan")
+        assert len(planned) == 2
+        assert planned[0].endswith("was trained at 32 px (resize 36) and teaches at 40 px (resize 40)")
+        assert "was trained on" in planned[1]
+        assert warnings_of("teacher") == planned
+        assert warnings_of("plan") == []
+
 
 class TestKnownAccuracy:
     """A file that ships is not measured again where it would be asked the very same."""
@@ -230,8 +254,10 @@ class TestKnownAccuracy:
         made = self.make(telling, class_folders, tmp_path)
         assert made.info.extra["valid_accuracy"] == 0.123
         assert SHIPPED_ACCURACY not in made.info.extra, "what is imported is not what ships"
-        told = f"imported {telling}, validation accuracy 0.1230 (its file tells it of these very images)\n"
-        assert told in capsys.readouterr().err
+        told = f"teacher: imported {telling}; its file tells its accuracy on these very validation images\n"
+        said = capsys.readouterr().err
+        assert told in said
+        assert "0.1230" not in said, "the command ends with it"
         assert find_facts(self.job(telling, class_folders, tmp_path / "other"), "run").known_accuracy
 
     @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from rich.console import Console
 
 from toolkit.forecast.estimate import (
     BESIDE,
+    CONTROL_START_S,
+    GIVEN,
     IMPORT_S,
     ONNX_SHARE,
     ONNX_START_S,
@@ -88,9 +90,10 @@ def never(side: int) -> float:
 class TestSideBySide:
     STORED = make_recipe("distill.teacher_views=2")
 
-    def test_the_control_takes_no_time_of_its_own(self) -> None:
+    def test_the_control_takes_no_time_of_its_own_but_its_process_s_start(self) -> None:
         alone, found = (stages(self.STORED, make_facts(room_for_two=room)) for room in (False, True))
-        assert (found["control"].seconds, found["control"].note) == (0, BESIDE)
+        assert found["control"].seconds == pytest.approx(CONTROL_START_S)
+        assert found["control"].note == BESIDE
         assert alone["control"].seconds == alone["student"].seconds == found["student"].seconds > 0
 
     @pytest.mark.parametrize(
@@ -110,14 +113,20 @@ class TestSideBySide:
         """The student has 4 of its 6 epochs behind it, the control one."""
         done = {("student", 0): 4, ("control", 0): 1}
         alone, found = (stages(self.STORED, make_facts(room_for_two=room, epochs_done=done)) for room in (False, True))
-        assert found["control"].seconds == pytest.approx(alone["control"].seconds * 3 / 5)
+        assert found["control"].seconds == pytest.approx(CONTROL_START_S + alone["control"].seconds * 3 / 5)
         assert found["control"].note == f"going on after epoch 1, {BESIDE}"
+
+    def test_a_student_that_takes_longer_leaves_time_for_the_start(self) -> None:
+        """The control has nothing but its last epoch before it."""
+        found = stages(self.STORED, make_facts(room_for_two=True, epochs_done={("control", 0): 5}))
+        assert found["control"].seconds == pytest.approx(0)
 
     def test_each_seed_is_a_pair_unless_one_of_it_is_there(self) -> None:
         facts = make_facts(room_for_two=True, seeds=(0, 1, 2), there=frozenset({("student", 1)}))
         assert facts.paired(self.STORED) == (0, 2)
         found, one = stages(self.STORED, facts), stages(self.STORED, make_facts())
-        assert found["control"].seconds == pytest.approx(one["control"].seconds), "that of seed 1 alone"
+        of_seed_1, pairs = one["control"].seconds, 2
+        assert found["control"].seconds == pytest.approx(of_seed_1 + pairs * CONTROL_START_S)
         assert found["control"].note == f"3 seeds, {BESIDE}"
 
 
@@ -140,6 +149,14 @@ def test_what_is_there_takes_no_time() -> None:
     assert (stored["teacher logits"].seconds, stored["teacher logits"].note) == (0, THERE)
 
 
+@pytest.mark.parametrize(("given", "images"), [(False, 1000), (True, 100)])
+def test_a_teacher_that_is_there_counts_the_images_of_one_that_is_to_be_made(given: bool, images: int) -> None:
+    there = frozenset({("teacher", 0)})
+    fresh, kept = (stages(make_recipe(), make_facts(given_teacher=given, there=it)) for it in (frozenset(), there))
+    assert kept["teacher"].note == THERE
+    assert kept["teacher"].images == fresh["teacher"].images == images
+
+
 def test_a_resumed_run_has_only_its_last_epochs_before_it() -> None:
     found = stages(make_recipe(), make_facts(epochs_done={("teacher", 0): 2}))
     assert found["teacher"].seconds == pytest.approx(1000 * 1.0 + 100 * 0.2 + 0.5)
@@ -149,7 +166,7 @@ def test_a_resumed_run_has_only_its_last_epochs_before_it() -> None:
 def test_a_given_teacher_takes_one_look_at_the_validation_images() -> None:
     teacher = stages(make_recipe(), make_facts(given_teacher=True))["teacher"]
     assert teacher.seconds == pytest.approx(IMPORT_S + 100 * 0.2)
-    assert teacher.note == "given"
+    assert teacher.note == GIVEN
 
 
 def test_a_given_teacher_that_tells_its_accuracy_is_only_copied() -> None:

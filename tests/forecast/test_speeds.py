@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_image
 from torch import Tensor
 
 from toolkit import pipeline
@@ -16,10 +17,12 @@ from toolkit.errors import ArtifactError
 from toolkit.forecast import minutes, speeds
 from toolkit.forecast.estimate import THERE, estimate
 from toolkit.forecast.facts import Command, find_facts
+from toolkit.forecast.fit import Fitted
 from toolkit.forecast.forecast import Forecast
 from toolkit.forecast.speeds import MeasuredSpeeds
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.student import DepthwiseStudent
+from toolkit.recipe import Recipe
 
 SMALL = [
     *("data.image_size=32", "data.resize=36", "distill.precision=fp32", "distill.teacher_precision=fp32"),
@@ -124,6 +127,15 @@ def test_stages_do_not_measure_or_say_again_what_the_plan_has(
     assert [line.split(maxsplit=2)[2] for line in told] == list(purposes), "each once, although there are two seeds"
 
 
+@pytest.mark.parametrize(("command", "told"), [("teacher", False), ("distill", False), ("run", True)])
+def test_export_and_bench_are_spoken_of_where_they_are_part_of_the_work(
+    command: Command, told: bool, class_folders: Path, tmp_path: Path
+) -> None:
+    measured = pipeline.forecast(open_job(class_folders, tmp_path), command).measured
+    assert measured.startswith("measured here in ")
+    assert measured.endswith("; export and bench are reckoned from that" if told else ", by single steps on cpu")
+
+
 def never(*arguments: object) -> None:
     raise AssertionError("measured already")
 
@@ -212,7 +224,9 @@ class TestMinutes:
         for options in ({}, {"resume": True}, {"resume": True, "force": True}):
             job, _ = self.fit(open_job(class_folders, tmp_path, *self.LONG, **options), 1)
             assert job.recipe == first.recipe
-        assert "minutes: as chosen before (" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "minutes: as chosen before: --set distill.epochs=" in told
+        assert f" ({tmp_path / 'minutes.json'}; --force chooses anew)\n" in told
         for other, wanted in (
             (open_job(class_folders, tmp_path, *self.LONG, force=True), 1),
             (open_job(class_folders, tmp_path, *self.LONG), 2),
@@ -221,6 +235,38 @@ class TestMinutes:
         ):
             with pytest.raises(AssertionError, match="measured already"):
                 self.fit(other, wanted)
+
+    @pytest.mark.parametrize("given_up", [("data.share=0.1",), ("data.image_size=48", "data.resize=48")])
+    def test_settings_that_follow_the_pictures_are_repeated_too_where_these_change(
+        self, given_up: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        """Half of the pictures have 40 px, half 90 px; those that the share keeps have another median."""
+        for split in ("train", "val", "test"):
+            for label, name in enumerate(("red", "green")):
+                (tmp_path / "data" / split / name).mkdir(parents=True)
+                for i in range(10):
+                    picture = make_image(label, label * 100 + i, (40, 40) if i % 2 else (90, 90))
+                    picture.save(tmp_path / "data" / split / name / f"{i}.png")
+
+        def fit(recipe: Recipe, *_: object) -> Fitted:
+            overrides = (*given_up, "distill.epochs=7")
+            return Fitted(recipe.with_overrides(overrides), overrides, ("what was there",), Forecast(()))
+
+        monkeypatch.setattr(minutes, "fit", fit)
+        own = ("student.base=4", "distill.precision=fp32")
+        data, out = str(tmp_path / "data"), tmp_path / "m"
+        job, _ = self.fit(pipeline.open_training_job(None, data, out, [*own], device="cpu"), 1)
+        told = capsys.readouterr().err.partition("the same without --minutes: ")[2].split("\n")[0].split()
+        again, kept = (
+            pipeline.open_training_job(None, data, out, [*own, *overrides], device="cpu")
+            for overrides in (told[1::2], [])
+        )
+        assert again.recipe == job.recipe
+        assert self.fit(kept, 1)[0].recipe == job.recipe, "the choice that is kept is the same"
+        less = [setting for setting in told[1::2] if setting.startswith((*given_up, "distill.epochs"))]
+        other = pipeline.open_training_job(None, data, out, [*own, *less], device="cpu")
+        assert other.recipe != job.recipe, "what the flags would give without them"
 
     def test_a_plan_keeps_nothing(self, class_folders: Path, tmp_path: Path) -> None:
         self.fit(open_job(class_folders, tmp_path / "m", *self.LONG, writes=False), 1, writes=False)
@@ -239,4 +285,10 @@ class TestMinutes:
     ) -> None:
         job, _ = self.fit(open_job(class_folders, tmp_path), 60)
         assert job.recipe == open_job(class_folders, tmp_path).recipe
-        assert "minutes: the recipe fits into 60 as it is" in capsys.readouterr().err
+        assert "minutes: the recipe fits into 60 as it is\n" in capsys.readouterr().err
+        again, _ = self.fit(open_job(class_folders, tmp_path), 60)
+        assert again.recipe == job.recipe
+        told = (
+            f"minutes: the recipe fits into 60, as found before ({tmp_path / 'minutes.json'}; --force chooses anew)\n"
+        )
+        assert told in capsys.readouterr().err

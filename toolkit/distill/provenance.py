@@ -126,6 +126,17 @@ def known_accuracy(path: Path, recipe: Recipe, dataset: Dataset) -> float | None
     return float(info.extra[SHIPPED_ACCURACY]) if same else None
 
 
+def warn_of_differences(source: Path, recipe: Recipe, dataset: Dataset) -> None:
+    """Say where the teacher in `source` was trained at another size than it teaches at, and what it has seen here."""
+    if (info := describe(source)) is None:
+        return
+    if (info.preprocess.image_size, info.preprocess.resize) != (recipe.data.image_size, recipe.data.resize):
+        sizes = [f"{it.image_size} px (resize {it.resize})" for it in (info.preprocess, recipe.data)]
+        console.say(f"warning: {source.name} was trained at {sizes[0]} and teaches at {sizes[1]}")
+    if trained_on := find_training_images(info):
+        warn_of_seen_images(source.name, trained_on, recipe, dataset)
+
+
 def warn_of_seen_images(who: str, trained_on: dict[str, Any], recipe: Recipe, dataset: Dataset) -> None:
     """Say how many validation and test images the teacher was trained on, where another split was held out then."""
     if trained_on["dataset_sha256"] != dataset.sha256:

@@ -84,15 +84,11 @@ def _judge_import(source: Path, classifier: Classifier, job: Job) -> dict[str, A
     recipe = job.recipe
     info = provenance.describe(source)
     trained_on = provenance.find_training_images(info) if info else None
-    if info and (info.preprocess.image_size, info.preprocess.resize) != (recipe.data.image_size, recipe.data.resize):
-        sizes = [f"{it.image_size} px (resize {it.resize})" for it in (info.preprocess, recipe.data)]
-        console.say(f"warning: {source.name} was trained at {sizes[0]} and teaches at {sizes[1]}")
-    if trained_on:
-        provenance.warn_of_seen_images(source.name, trained_on, recipe, job.images.dataset)
+    provenance.warn_of_differences(source, recipe, job.images.dataset)
     known = provenance.known_accuracy(source, recipe, job.images.dataset)
     accuracy = _measure_accuracy(classifier, job) if known is None else known
-    told = "" if known is None else " (its file tells it of these very images)"
-    console.say(f"teacher: imported {source}, validation accuracy {accuracy:.4f}{told}")
+    told = "" if known is None else "; its file tells its accuracy on these very validation images"
+    console.say(f"teacher: imported {source}{told}")
     return {"valid_accuracy": accuracy, "trained_on": trained_on}
 
 

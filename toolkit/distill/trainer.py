@@ -256,7 +256,7 @@ class _Run:
             self._request.obeyed = True
             epoch = self._progress.epoch
             place = f"epoch {epoch + 1}, step {step}" if step else f"after epoch {epoch}"
-            raise Interrupted(f"{self._plan.stage}, {place}", asked)
+            raise Interrupted(f"{self._plan.stage}, {place}, and saved", asked)
 
     def _weights_are_finite(self) -> bool:
         return all(bool(parameter.isfinite().all()) for parameter in self._learner.parameters())

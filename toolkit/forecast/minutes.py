@@ -12,11 +12,12 @@ from toolkit.distill import distributed
 from toolkit.errors import ArtifactError
 from toolkit.forecast.estimate import estimate
 from toolkit.forecast.facts import Command, find_facts
-from toolkit.forecast.fit import AIM, fit
+from toolkit.forecast.fit import AIM, Fitted, fit
 from toolkit.forecast.forecast import Forecast
 from toolkit.forecast.speeds import MeasuredSpeeds
 from toolkit.modeldir import write_atomically
 from toolkit.pipeline import Job, forecast
+from toolkit.recipe import FOLLOW_PICTURES
 
 
 def fit_job(job: Job, command: Command, minutes: float, started: float, *, writes: bool = True) -> tuple[Job, Forecast]:
@@ -27,14 +28,15 @@ def fit_job(job: Job, command: Command, minutes: float, started: float, *, write
     """
     choice = KeptChoice(job, command, minutes)
     if (kept := choice.read()) is not None:
-        console.say(f"minutes: as chosen before ({job.model_dir.minutes}; --force chooses anew): {_as_flags(kept)}")
+        told = f"as chosen before: {_as_flags(kept)}" if kept else f"the recipe fits into {minutes:g}, as found before"
+        console.say(f"minutes: {told} ({job.model_dir.minutes}; --force chooses anew)")
         job = with_settings(job, kept)
         return job, forecast(job, command)
     facts = find_facts(job, command)
     speeds = MeasuredSpeeds(job.dataset, facts, job.device)
     whole = estimate(job.recipe, facts, speeds)
     fitted = fit(job.recipe, facts, speeds, minutes, lambda: distributed.agree(time.perf_counter() - started))
-    overrides = list(fitted.overrides)
+    overrides = [*fitted.overrides, *_followed_settings(fitted)]
     if overrides:
         console.say(
             f"minutes: {minutes:g}, of which {AIM:.0%} are aimed at; the recipe as it is takes"
@@ -48,8 +50,16 @@ def fit_job(job: Job, command: Command, minutes: float, started: float, *, write
     return with_settings(job, overrides), replace(fitted.forecast, measured=speeds.describe())
 
 
+def _followed_settings(fitted: Fitted) -> list[str]:
+    """Settings that would follow the pictures otherwise than they did, where another share or size of them is set."""
+    changed = {setting.partition("=")[0] for setting in fitted.overrides}
+    if not any(setting.startswith("data.") for setting in changed):
+        return []
+    return [f"{setting}={fitted.recipe.value_of(setting)}" for setting in FOLLOW_PICTURES if setting not in changed]
+
+
 def _as_flags(overrides: list[str]) -> str:
-    return shlex.join([word for setting in overrides for word in ("--set", setting)]) or "nothing"
+    return shlex.join([word for setting in overrides for word in ("--set", setting)])
 
 
 class KeptChoice:

@@ -61,10 +61,8 @@ class MeasuredSpeeds:
     def describe(self) -> str:
         """How long all that was measured so far took, and on what."""
         seconds = self._clock() - self._started
-        return (
-            f"measured here in {console.duration(seconds)}, by single steps on {self._device}; export and bench are"
-            " reckoned from that"
-        )
+        more = "; export and bench are reckoned from that" if self._facts.command == "run" else ""
+        return f"measured here in {console.duration(seconds)}, by single steps on {self._device}{more}"
 
     def train_s(self, recipe: Recipe, role: Role, side: int) -> float:
         section = _section(recipe, role)
