@@ -6,11 +6,11 @@
 #
 #   FLAVOUR=cuda        the wheels bring CUDA, cuDNN, cuFFT and cuRAND; of the host it needs the driver alone
 #   FLAVOUR=cpu         a quarter of the size, for machines without a GPU
-#   BASE_IMAGE=...      Debian 12 or Ubuntu 24.04, or newer
+#   BASE_IMAGE=...      Debian 12 or Ubuntu 24.04, or newer; none of NVIDIA's is needed
 #
 # docs/container.md says how to run it, how large it is and what was left out.
 ARG FLAVOUR=cuda
-ARG BASE_IMAGE=nvidia/cuda:13.2.1-base-ubuntu24.04
+ARG BASE_IMAGE=ubuntu:24.04
 
 # DL3006: what BASE_IMAGE names has a tag.
 # hadolint ignore=DL3006
@@ -84,9 +84,12 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=2m --start-interval=2s --
 ENTRYPOINT ["toolkit"]
 CMD ["--help"]
 
+# What NVIDIA's container toolkit reads: every GPU; of the driver what computes, and nvidia-smi; and the least CUDA that the
+# driver must know, whatever BASE_IMAGE asks for (13.0 is driver 580).
 FROM image AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    NVIDIA_REQUIRE_CUDA="cuda>=13.0"
 
 # A GPU that an engine gives all the same is not seen: there is no code for it here.
 FROM image AS cpu

@@ -72,7 +72,7 @@ test-browser: $(INSTALLED_DEV)
 	@scripts/prepare_browser.sh $(VENV)/axe-core
 	$(BIN)/python -m pytest -m browser -rs tests/browser $(PYTEST_FLAGS)
 
-# BASE_IMAGE, where it is set, takes the place of the image's CUDA base.
+# BASE_IMAGE, where it is set, takes the place of ubuntu:24.04.
 test-container: $(INSTALLED_DEV)
 	@scripts/fetch_compose.sh
 	$(BIN)/python -m pytest -m container -rs --durations=15 tests/container $(PYTEST_FLAGS)

@@ -247,8 +247,8 @@ def test_without_a_temporary_folder_it_says_so(monkeypatch: pytest.MonkeyPatch) 
 def test_onnxruntime_s_telemetry_is_off(tmp_path: Path) -> None:
     """Where it is on, opening a model leaves an identity and a store of what is to be sent in the home folder."""
     code = (
-        "import toolkit; from toolkit.environment import tiny_model; import onnxruntime as o;"
-        "o.InferenceSession(tiny_model(), providers=['CPUExecutionProvider'])"
+        "import toolkit; from toolkit import tiny_model; import onnxruntime as o;"
+        "o.InferenceSession(tiny_model.build(), providers=['CPUExecutionProvider'])"
     )
     quiet = {
         "CI",

@@ -85,6 +85,25 @@ def test_the_image_tells_its_version() -> None:
     assert f'org.opencontainers.image.version="{toolkit.__version__}"' in DOCKERFILE
 
 
+def test_the_image_asks_for_no_newer_driver_than_the_docs_promise() -> None:
+    """NVIDIA's own images ask for the driver of their CUDA, and the engine ends a container on an older one.
+
+    Driver 580 is the first for CUDA 13, and knows 13.0.
+    """
+    promise = (ROOT / "docs" / "container.md").read_text(encoding="utf-8")
+    assert "a driver for CUDA 13 (580 or newer)" in promise
+    (base,) = re.findall(r"^ARG BASE_IMAGE=(.+)$", DOCKERFILE, re.MULTILINE)
+    assert re.fullmatch(r"(ubuntu|debian):\S+", base)
+    stage = DOCKERFILE.partition("FROM image AS cuda\n")[2].partition("\nFROM ")[0]
+    settings = dict(re.findall(r'(NVIDIA_\w+)="?([^"\s\\]+)', stage))
+    assert settings == {
+        "NVIDIA_VISIBLE_DEVICES": "all",
+        "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+        "NVIDIA_REQUIRE_CUDA": "cuda>=13.0",
+    }
+    assert DOCKERFILE.count("NVIDIA_REQUIRE") == 1
+
+
 def test_compose_and_the_dockerfile_name_the_same_base() -> None:
     (base,) = re.findall(r"^ARG BASE_IMAGE=(.+)$", DOCKERFILE, re.MULTILINE)
     assert f"${{BASE_IMAGE:-{base}}}" in (ROOT / "compose.yaml").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import pytest
 
 from toolkit import doctor, environment
 
-CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
 def test_this_machine_is_in_order(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,11 +85,7 @@ def test_a_torch_that_does_not_load_is_a_problem(monkeypatch: pytest.MonkeyPatch
     [
         ({CUDA: "no driver", CPU: ""}, False, {"onnxruntime cuda": "note", "onnxruntime cpu": "ok"}),
         ({CUDA: "no cuDNN", CPU: ""}, True, {"onnxruntime cuda": "problem", "onnxruntime cpu": "ok"}),
-        (
-            {TENSORRT: "no TensorRT", CUDA: "", CPU: ""},
-            True,
-            {"onnxruntime tensorrt": "note", "onnxruntime cuda": "ok", "onnxruntime cpu": "ok"},
-        ),
+        ({CUDA: "", CPU: ""}, True, {"onnxruntime cuda": "ok", "onnxruntime cpu": "ok"}),
         ({CPU: "broken"}, False, {"onnxruntime cpu": "problem"}),
         ({CPU: ""}, True, {"onnxruntime cpu": "ok", "onnxruntime cuda": "problem"}),
     ],

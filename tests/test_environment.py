@@ -1,5 +1,7 @@
+import mmap
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import onnxruntime
 import pytest
 import torch
 
-from toolkit import cgroups, environment
+from toolkit import cgroups, environment, tiny_model
 from toolkit.errors import DeviceError
 
 GIB = 2**30
@@ -22,7 +24,7 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 @pytest.fixture(autouse=True)
 def _fresh_probes() -> Iterator[None]:
-    probes = (environment.torch_devices, environment.probe_provider)  # held: tests put others in their place
+    probes = (environment.probe_device, environment.probe_provider)  # held: tests put others in their place
     for probe in probes:
         probe.cache_clear()
     yield
@@ -144,8 +146,9 @@ def test_visible_gpus_from_device_files_and_from_nvidia_smi(tmp_path: Path, monk
 
 def test_describe_hardware_has_the_reports_fields() -> None:
     hardware = environment.describe_hardware()
-    described = ["cpu", "cores", "memory_gib", "gpu", "driver", "clock_mhz", "load_1m", "other_load_cores"]
+    described = ["cpu", "cores", "memory_gib", "gpu", "driver", "device", "clock_mhz", "load_1m", "other_load_cores"]
     assert list(hardware) == described
+    assert hardware["device"] is None
     assert hardware["cores"] == environment.available_cores()
     physical_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     assert isinstance(hardware["memory_gib"], float)
@@ -160,33 +163,61 @@ def test_describe_versions_are_the_installed_ones() -> None:
     assert environment.installed_versions(["numpy", "no-such-package"]) == {"numpy": np.__version__}
 
 
+def test_describe_hardware_names_the_device_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "visible_gpus", lambda: ["NVIDIA T4", "NVIDIA H200"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: {"cuda:1": "NVIDIA H200"}[device])
+    hardware = environment.describe_hardware("cuda:1")
+    assert (hardware["gpu"], hardware["device"]) == ("NVIDIA T4, NVIDIA H200", "cuda:1, NVIDIA H200")
+    assert environment.describe_hardware("cpu")["device"] == "cpu"
+
+
 def test_the_cpu_works_as_device() -> None:
-    assert environment.torch_devices()["cpu"] == ""
+    assert environment.probe_device("cpu") == ""
     assert environment.pick_device("cpu") == "cpu"
 
 
-def set_devices(monkeypatch: pytest.MonkeyPatch, **devices: str) -> None:
-    named = {name.replace("_", ":"): reason for name, reason in devices.items()}
-    monkeypatch.setattr(environment, "torch_devices", lambda: named)
+class Gpus:
+    """A machine whose GPUs work or not, by name; `touched` are the devices that something was computed on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **reasons: str) -> None:
+        self.reasons = {name.replace("_", ":"): reason for name, reason in reasons.items()}
+        self.touched: list[str] = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(reasons))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(reasons))
+        monkeypatch.setattr(environment, "_multiply_on", self.multiply)
+
+    def multiply(self, device: str) -> None:
+        self.touched.append(device)
+        if reason := self.reasons.get(device):
+            raise RuntimeError(f"{reason}\nCompile with ...")
 
 
 def test_auto_takes_the_first_working_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    set_devices(monkeypatch, cpu="", cuda_0="out of memory", cuda_1="")
+    gpus = Gpus(monkeypatch, cuda_0="out of memory", cuda_1="", cuda_2="")
     assert environment.pick_device("auto") == "cuda:1"
-    assert environment.pick_device("cuda:1") == "cuda:1"
+    assert gpus.touched == ["cuda:0", "cuda:1"]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("name", "device"), [("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:2", "cuda:2")])
+def test_no_other_gpu_is_touched(monkeypatch: pytest.MonkeyPatch, name: str, device: str) -> None:
+    """A context takes some 0.4 GB of a GPU, and is refused where the GPU is another process's alone."""
+    gpus = Gpus(monkeypatch, cuda_0="", cuda_1="", cuda_2="")
+    assert environment.pick_device(name) == device
+    assert gpus.touched == [device]
 
 
 def test_auto_says_so_when_a_gpu_does_not_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    set_devices(monkeypatch, cpu="", cuda_0="the driver is too old")
+    Gpus(monkeypatch, cuda_0="the driver is too old", cuda_1="no kernel image")
     assert environment.pick_device("auto") == "cpu"
-    assert "cuda:0: the driver is too old" in capsys.readouterr().err
+    assert "(cuda:0: the driver is too old; cuda:1: no kernel image)" in capsys.readouterr().err
 
 
 def test_auto_is_silent_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    set_devices(monkeypatch, cpu="")
+    Gpus(monkeypatch)
+    monkeypatch.setattr(environment, "visible_gpus", lambda: [])
     assert environment.pick_device("auto") == "cpu"
     assert capsys.readouterr().err == ""
 
@@ -194,19 +225,25 @@ def test_auto_is_silent_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: p
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cuda", "device cuda cannot be used: the driver is too old; what runs here: cpu, cuda:1; take one"),
-        ("cuda:7", "device cuda:7 cannot be used: torch finds no such GPU; what runs here: cpu, cuda:1; take one"),
-        ("tpu", "unknown device 'tpu'; what runs here: cpu, cuda:1; give auto, cpu, cuda or cuda:N"),
+        ("cuda", "device cuda cannot be used: the driver is too old; here are: cpu, cuda:0, cuda:1; take another"),
+        (
+            "cuda:7",
+            "device cuda:7 cannot be used: torch finds no such GPU; here are: cpu, cuda:0, cuda:1; take another",
+        ),
+        ("tpu", "unknown device 'tpu'; give auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_a_device_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
-    set_devices(monkeypatch, cpu="", cuda_0="the driver is too old", cuda_1="")
+    gpus = Gpus(monkeypatch, cuda_0="the driver is too old", cuda_1="")
     with pytest.raises(DeviceError) as caught:
         environment.pick_device(name)
     assert message in str(caught.value)
+    assert "cuda:1" not in gpus.touched
 
 
-def test_a_visible_gpu_that_torch_cannot_count_has_torchs_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_visible_gpu_that_torch_cannot_count_has_torchs_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def is_available() -> bool:
         warnings.warn("The NVIDIA driver on your system is too old (found 470). Please update.", stacklevel=2)
         return False
@@ -214,31 +251,53 @@ def test_a_visible_gpu_that_torch_cannot_count_has_torchs_reason(monkeypatch: py
     monkeypatch.setattr(torch.cuda, "is_available", is_available)
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     monkeypatch.setattr(environment, "visible_gpus", lambda: ["NVIDIA H200"])
-    assert environment.torch_devices()["cuda:0"] == "The NVIDIA driver on your system is too old (found 470)"
+    told = "The NVIDIA driver on your system is too old (found 470)"
+    assert environment.probe_devices()["cuda:0"] == told
+    assert environment.pick_device("auto") == "cpu"
+    assert f"(cuda:0: {told})" in capsys.readouterr().err
+    with pytest.raises(DeviceError, match=r"device cuda cannot be used: The NVIDIA driver .*; here are: cpu; take"):
+        environment.pick_device("cuda")
 
-    environment.torch_devices.cache_clear()
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert environment.torch_devices()["cuda:0"] == "this torch is built without CUDA"
+    assert environment.probe_devices()["cuda:0"] == "this torch is built without CUDA"
 
 
 def test_a_gpu_that_torch_counts_and_cannot_use_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    multiply = environment._multiply_on
+    Gpus(monkeypatch, cuda_0="CUDA error: no kernel image is available", cuda_1="")
+    assert environment.probe_devices() == {
+        "cpu": "",
+        "cuda:0": "CUDA error: no kernel image is available",
+        "cuda:1": "",
+    }
 
-    def fail_on_gpu(device: str) -> None:
-        if device != "cpu":
-            raise RuntimeError("CUDA error: no kernel image is available\nCompile with ...")
-        multiply(device)
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(environment, "_multiply_on", fail_on_gpu)
-    assert environment.torch_devices() == {"cpu": "", "cuda:0": "CUDA error: no kernel image is available"}
+def test_every_device_is_tried_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = Gpus(monkeypatch, cuda_0="")
+    assert environment.torch_devices()["cpu"] == ""
+    assert gpus.touched == []
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "reason"),
+    [
+        (1, "Traceback\nOSError: libtorch_cuda.so: file too short\n", "OSError: libtorch_cuda.so: file too short"),
+        (-11, "", "its process ended with -11"),
+    ],
+)
+def test_a_torch_that_fails_there_is_an_import_error(
+    monkeypatch: pytest.MonkeyPatch, code: int, stderr: str, reason: str
+) -> None:
+    done = subprocess.CompletedProcess([], code, "", stderr)
+    monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(ImportError) as caught:
+        environment.torch_devices()
+    assert str(caught.value) == reason
 
 
 def test_a_provider_is_believed_after_it_ran_and_probing_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     providers = environment.working_providers()
     listed = onnxruntime.get_available_providers()
-    assert list(providers) == [name for name in listed if name != "AzureExecutionProvider"]
+    assert list(providers) == [name for name in (CPU, CUDA) if name in listed]
     assert providers[CPU] == ""
     if CUDA in providers and not environment.visible_gpus():
         assert providers[CUDA].endswith("is not on this machine")
@@ -248,8 +307,8 @@ def test_a_provider_is_believed_after_it_ran_and_probing_is_quiet(capfd: pytest.
 class FakeSession:
     """Stands for a session that came up on another provider, or computes wrongly."""
 
-    def __init__(self, provider: str, value: float) -> None:
-        self.provider, self.value = provider, value
+    def __init__(self, provider: str, probabilities: Any) -> None:
+        self.provider, self.probabilities = provider, probabilities
 
     def __call__(self, *_: Any, **__: Any) -> "FakeSession":
         return self
@@ -258,16 +317,19 @@ class FakeSession:
         return [self.provider]
 
     def run(self, *_: Any) -> list[np.ndarray]:
-        return [np.full((1, 1, 2, 2), self.value, np.float32)]
+        return [np.array(self.probabilities, np.float32)]
+
+
+RIGHT = tiny_model.PROBABILITIES
 
 
 @pytest.mark.parametrize(
     ("session", "reason"),
     [
-        (FakeSession(CUDA, 1.0), ""),
-        (FakeSession(CPU, 1.0), f"onnxruntime put {CPU} in its place"),
-        (FakeSession(CUDA, 0.0), "a small convolution came out wrong"),
-        (FakeSession(CUDA, float("nan")), "a small convolution came out wrong"),
+        (FakeSession(CUDA, RIGHT), ""),
+        (FakeSession(CPU, RIGHT), f"onnxruntime put {CPU} in its place"),
+        (FakeSession(CUDA, np.full((2, 3), 1 / 3)), "a small classifier's answer came out wrong"),
+        (FakeSession(CUDA, np.full((2, 3), np.nan)), "a small classifier's answer came out wrong"),
     ],
 )
 def test_a_provider_must_be_itself_and_be_right(
@@ -277,18 +339,45 @@ def test_a_provider_must_be_itself_and_be_right(
     assert environment.probe_provider(CUDA) == reason
 
 
-def test_the_probe_allows_no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("provider", "gpu"), [(CUDA, "0"), (f"{CUDA}:1", "1")])
+def test_the_probe_allows_no_fallback(monkeypatch: pytest.MonkeyPatch, provider: str, gpu: str) -> None:
     seen = SimpleNamespace()
 
     def create(_: bytes, options: onnxruntime.SessionOptions, **kwargs: Any) -> FakeSession:
         seen.fallback = options.get_session_config_entry("session.disable_cpu_ep_fallback")
         seen.kwargs = kwargs
-        return FakeSession(CUDA, 1.0)
+        return FakeSession(CUDA, RIGHT)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", create)
-    environment.probe_provider(CUDA)
+    assert environment.probe_provider(provider) == ""
     assert seen.fallback == "1"
-    assert seen.kwargs == {"providers": [CUDA], "enable_fallback": 0}
+    options = {"device_id": gpu, "cudnn_conv_algo_search": "HEURISTIC", "prefer_nhwc": "1", "use_tf32": "0"}
+    assert seen.kwargs == {"providers": [(CUDA, options)], "enable_fallback": 0}
+
+
+def test_the_wheel_knows_every_option() -> None:
+    """An option that its CUDA provider does not know is an error there, and there alone."""
+    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    if not library.exists():
+        pytest.skip("this onnxruntime is built without CUDA")
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for option in ("device_id", "enable_cuda_graph", "HEURISTIC", *environment.CUDA_OPTIONS):
+            assert content.find(b"\0" + option.encode() + b"\0") > 0, option
+
+
+def test_where_a_model_s_operator_has_no_kernel_the_provider_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's code for Softmax is missing: one convolution would never notice."""
+
+    class NoSoftmax(FakeSession):
+        def run(self, *_: Any) -> list[np.ndarray]:
+            raise RuntimeError(
+                "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Softmax node. Name:'' "
+                "Status Message: CUDA failure 209: no kernel image is available for execution on the device ; GPU=0 ;"
+                " hostname=x ; file=/onnxruntime_src/softmax.cc ; line=75 ; expr=cudaGetLastError(); "
+            )
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", NoSoftmax(CUDA, RIGHT))
+    assert environment.probe_provider(CUDA) == "CUDA says: no kernel image is available for execution on the device"
 
 
 @pytest.mark.parametrize(
@@ -310,6 +399,29 @@ def test_the_probe_allows_no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
             "CUDA failure 100: no CUDA-capable device is detected ; GPU=-1 ; hostname=x",
             "CUDA says: no CUDA-capable device is detected",
         ),
+        (
+            "",
+            "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Non-zero status code returned while running Conv node. Name:''"
+            " Status Message: cuDNN is not available. Install cuDNN, update the system library search path, or set"
+            " enable_cudnn=0 to force native CUDA paths where available.",
+            "cuDNN is not on this machine",
+        ),
+        (
+            "[W:onnxruntime] cuDNN is unavailable for CUDA Execution Provider: cuDNN library was not found",
+            "a small classifier's answer came out wrong",
+            "cuDNN is not on this machine",
+        ),
+        (
+            "",
+            "Non-zero status code returned while running Conv node. Name:'c' Status Message: CUDNN failure 5003:"
+            " CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER ; GPU=0 ; hostname=x ; file=conv.cc ; line=9 ; expr=x; ",
+            "CUDNN says: CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER",
+        ),
+        (
+            "",
+            "Non-zero status code returned while running Add node. Name:'a' Status Message: add.cc:5 odd. Details",
+            "add.cc:5 odd",
+        ),
         ("", "[ONNXRuntimeError] : 1 : FAIL : something else", "something else"),
     ],
 )
@@ -323,13 +435,40 @@ def set_providers(monkeypatch: pytest.MonkeyPatch, providers: dict[str, str]) ->
 
 
 def test_pick_provider_takes_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensorrt = "TensorrtExecutionProvider"
-    set_providers(monkeypatch, {tensorrt: "", CUDA: "", CPU: ""})
-    assert environment.pick_provider("auto") == CUDA
-    assert environment.pick_provider("tensorrt") == tensorrt
+    set_providers(monkeypatch, {CUDA: "", f"{CUDA}:1": "", f"{CUDA}:12": "", CPU: ""})
+    for name in ("auto", "auto:0", "cuda", "cuda:0"):
+        assert environment.pick_provider(name) == CUDA
+    assert environment.pick_provider("auto:1") == environment.pick_provider("cuda:1") == f"{CUDA}:1"
+    assert environment.pick_provider("cuda:12") == f"{CUDA}:12"
     set_providers(monkeypatch, {CUDA: "no driver", CPU: ""})
     assert environment.pick_provider("auto") == CPU
     assert environment.pick_provider("cpu") == CPU
+
+
+def test_a_provider_is_of_one_gpu() -> None:
+    assert environment.gpu_index(CPU) is None
+    assert environment.session_providers(CPU) == [CPU]
+    assert environment.gpu_index(CUDA) == 0
+    assert environment.gpu_index(f"{CUDA}:3") == 3
+    ((name, options),) = environment.session_providers(f"{CUDA}:3", prefer_nhwc="0", enable_cuda_graph="1")
+    assert name == CUDA
+    assert (options["device_id"], options["prefer_nhwc"], options["enable_cuda_graph"]) == ("3", "0", "1")
+    assert options["use_tf32"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("provider", "device", "followed"),
+    [
+        ("auto", "cuda:1", "auto:1"),
+        ("cuda", "cuda:1", "cuda:1"),
+        ("cuda:2", "cuda:1", "cuda:2"),
+        ("cpu", "cuda:1", "cpu"),
+        ("auto", "cpu", "auto"),
+        ("cuda", "auto", "cuda"),
+    ],
+)
+def test_onnxruntime_follows_torch_to_its_gpu(provider: str, device: str, followed: str) -> None:
+    assert environment.follow_device(provider, device) == followed
 
 
 @pytest.mark.parametrize(
@@ -352,12 +491,15 @@ def test_auto_says_so_when_onnxruntime_leaves_the_gpu_alone(
     ("name", "message"),
     [
         ("cuda", "onnxruntime cannot run on cuda: no driver; take cpu or auto, or see toolkit doctor"),
-        ("tensorrt", "onnxruntime cannot run on tensorrt: this onnxruntime is built without it"),
-        ("tpu", "unknown provider 'tpu'; give auto, cpu, cuda, tensorrt"),
+        ("cuda:1", "onnxruntime cannot run on cuda:1: no such GPU; take cpu or auto, or see toolkit doctor"),
+        *(
+            (name, f"unknown provider '{name}'; give auto, cpu, cuda or cuda:N")
+            for name in ("tensorrt", "tpu", "cpu:1", "cuda:", "cuda:x", "")
+        ),
     ],
 )
 def test_a_provider_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
-    set_providers(monkeypatch, {CUDA: "no driver", CPU: ""})
+    set_providers(monkeypatch, {CUDA: "no driver", f"{CUDA}:1": "no such GPU", CPU: ""})
     with pytest.raises(DeviceError) as caught:
         environment.pick_provider(name)
     assert message in str(caught.value)
@@ -369,4 +511,4 @@ def test_a_gpu_works_in_both_runtimes() -> None:
         pytest.skip("no NVIDIA GPU is visible")
     assert environment.pick_device("auto") == "cuda:0"
     assert environment.pick_provider("auto") == CUDA
-    assert environment.describe_hardware()["gpu"]
+    assert environment.describe_hardware("cuda:0")["device"] == f"cuda:0, {torch.cuda.get_device_name(0)}"

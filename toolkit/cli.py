@@ -302,7 +302,9 @@ def bench(
     if compare is not None:
         commands.compare(model, compare, as_json)
     elif clients is not None:
-        commands.put_under_load(model, provider, clients, seconds, role, precision, as_json)
+        from toolkit.environment import follow_device
+
+        commands.put_under_load(model, follow_device(provider, device), clients, seconds, role, precision, as_json)
     else:
         names = json.dumps([name.strip() for name in runtimes.split(",")]) if runtimes else None
         given = {"runtimes": names, "max_slowdown": max_slowdown, "max_drop": max_drop}

@@ -26,7 +26,8 @@ LITTLE_DISK_BYTES = 2 * environment.GIB
 LITTLE_SHARED_MEMORY_BYTES = environment.GIB // 16
 """What containers get where nobody asks for more."""
 
-MEND_CUDA_PROVIDER = "reinstall it with: pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'"
+MEND_CUDA_PROVIDER = "reinstall it with: pip install --force-reinstall torch 'onnxruntime-gpu[cuda,cudnn]'"
+"""torch brings cuBLAS, which the provider is linked to and its package does not ask for."""
 MEND_TORCH = "reinstall it with: pip install --force-reinstall torch"
 MEND_DRIVER = "look at what nvidia-smi says; update the NVIDIA driver, and start containers with --gpus all"
 
@@ -194,10 +195,10 @@ def check_providers(has_gpu: bool) -> Iterator[Check]:
         name = f"onnxruntime {provider.removesuffix('ExecutionProvider').lower()}"
         if not reason:
             yield Check(name, "ok", "ran a small model")
-        elif provider == environment.PROVIDERS["cpu"] or (provider == environment.PROVIDERS["cuda"] and has_gpu):
+        elif provider == environment.PROVIDERS["cpu"] or has_gpu:
             yield Check(name, "problem", f"listed, but does not run: {reason}", MEND_CUDA_PROVIDER)
         else:
-            yield Check(name, "note", f"listed, but does not run: {reason}", _mend_provider(provider, has_gpu))
+            yield Check(name, "note", f"listed, but does not run: {reason}", "nothing to mend: it needs a GPU")
     if has_gpu and environment.PROVIDERS["cuda"] not in providers:
         yield Check("onnxruntime cuda", "problem", "this onnxruntime is built without CUDA", MEND_CUDA_PROVIDER)
 
@@ -241,14 +242,6 @@ def check_default_data() -> Check:
         "it is downloaded when it is first needed; without a network: make data, or apt install dataset-fashion-mnist"
     )
     return Check("fashion-mnist", "note", "not on this machine", remedy)
-
-
-def _mend_provider(provider: str, has_gpu: bool) -> str:
-    if not has_gpu:
-        return "nothing to mend: it needs a GPU"
-    if provider == environment.PROVIDERS["tensorrt"]:
-        return "optional; to use it, install TensorRT's libraries for this CUDA version"
-    return "optional; the CUDA and CPU providers do without it"
 
 
 def _existing(folder: Path) -> Path:

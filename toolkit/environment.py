@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import functools
 import io
+import json
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from toolkit import console
 from toolkit.activity import clock_mhz, load_1m, other_load_cores
@@ -28,12 +30,18 @@ from toolkit.cgroups import memory_bytes as memory_bytes
 from toolkit.cgroups import shared_memory_bytes as shared_memory_bytes
 from toolkit.errors import DeviceError
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Short name → onnxruntime's name."""
+
+CUDA_OPTIONS = {
+    # the default tries every algorithm of a convolution for each new shape, for up to a second
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # the layout of tensor cores; else cuDNN turns the data around each convolution
+    "prefer_nhwc": "1",
+    # the default rounds the products of float32 networks to 10 bits
+    "use_tf32": "0",
+}
+"""What onnxruntime's CUDA provider is asked for."""
 
 PACKAGES = (
     "torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "onnxscript", "numpy", "pillow",
@@ -41,7 +49,7 @@ PACKAGES = (
 )  # fmt: skip
 """Distributions whose versions decide what a run does."""
 
-LIBRARY_OWNERS = {"libcuda.": "the NVIDIA driver", "libnvinfer": "TensorRT", "libcudnn": "cuDNN", "libcu": "CUDA"}
+LIBRARY_OWNERS = {"libcuda.": "the NVIDIA driver", "libcudnn": "cuDNN", "libcu": "CUDA"}
 """Start of a shared library's name → who brings it."""
 
 MIB = 2**20
@@ -56,53 +64,56 @@ NEVER = -1
 def pick_device(name: str) -> str:
     """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a torch device that a small product has really run on.
 
-    `auto` takes the first GPU that works, else the CPU; a GPU that is there and does not work is told on stderr.
-    Raises DeviceError for anything that was asked for and cannot run, naming what can.
+    Only the GPU that was asked for is touched. `auto` takes the first GPU that works, else the CPU; a GPU that is there
+    and does not work is told on stderr. Raises DeviceError for anything that was asked for and cannot run.
     """
     if name == "cpu":
         return "cpu"
-    devices = torch_devices()
-    working = [device for device, reason in devices.items() if not reason]
     if name == "auto":
-        gpus = [device for device in working if device != "cpu"]
-        broken = {device: reason for device, reason in devices.items() if reason}
-        if broken and not gpus:
-            told = "; ".join(f"{device}: {reason}" for device, reason in broken.items())
-            console.say(f"running on the CPU, the GPU here does not work ({told}); see toolkit doctor")
-        return gpus[0] if gpus else "cpu"
+        return _first_working_gpu() or "cpu"
     wanted = "cuda:0" if name == "cuda" else name
-    if wanted in working:
-        return wanted
-    what_runs = f"what runs here: {', '.join(working)}"
-    if re.fullmatch(r"cuda:\d+", wanted):
-        reason = devices.get(wanted) or "torch finds no such GPU"
+    if not re.fullmatch(r"cuda:\d+", wanted):
+        raise DeviceError(f"unknown device {name!r}", "give auto, cpu, cuda or cuda:N")
+    gpus, reason = _list_gpus()
+    reason = probe_device(wanted) if wanted in gpus else reason or "torch finds no such GPU"
+    if reason:
+        here = ", ".join(["cpu", *gpus])
         raise DeviceError(
-            f"device {name} cannot be used: {reason}; {what_runs}", "take one of these, or see toolkit doctor"
+            f"device {name} cannot be used: {reason}; here are: {here}",
+            "take another of these, or see toolkit doctor, which tries them all",
         )
-    raise DeviceError(f"unknown device {name!r}; {what_runs}", "give auto, cpu, cuda or cuda:N")
+    return wanted
+
+
+def torch_devices() -> dict[str, str]:
+    """What `probe_devices` finds in a process of its own: the memory that it takes on every GPU goes with it.
+
+    Raises ImportError where that process fails, as it does if torch cannot be imported.
+    """
+    code = "import json; from toolkit import environment; print(json.dumps(environment.probe_devices()))"
+    environment = os.environ | same_imports()
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise ImportError(lines[-1] if lines else f"its process ended with {done.returncode}")
+    devices: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return devices
+
+
+def probe_devices() -> dict[str, str]:
+    """Every torch device (`cpu`, `cuda:0`, ...) → "" if it allocated and multiplied, else the reason it does not.
+
+    Each GPU gives some 0.4 GB to this process for good. A GPU that the machine shows (visible_gpus) and torch cannot
+    count stands as `cuda:0` with the reason.
+    """
+    gpus, reason = _list_gpus()
+    return {device: probe_device(device) for device in ("cpu", *gpus)} | ({"cuda:0": reason} if reason else {})
 
 
 @functools.cache
-def torch_devices() -> dict[str, str]:
-    """Every torch device (`cpu`, `cuda:0`, ...) → "" if it allocated and multiplied, else the reason it does not.
-
-    A GPU that the machine shows (visible_gpus) and torch cannot count stands as `cuda:0` with the reason.
-    """
-    import torch
-
-    devices = {"cpu": _failure(lambda: _multiply_on("cpu"))}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        for index in range(count):
-            devices[f"cuda:{index}"] = _failure(functools.partial(_multiply_on, f"cuda:{index}"))
-    if count == 0 and visible_gpus():
-        if torch.version.cuda is None:
-            devices["cuda:0"] = "this torch is built without CUDA"
-        else:
-            told = _first_sentence(str(caught[0].message)) if caught else "torch.cuda.is_available() is false"
-            devices["cuda:0"] = told
-    return devices
+def probe_device(device: str) -> str:
+    """Multiply on one torch device; "" if it did, else the reason in words. No other GPU is touched."""
+    return _failure(lambda: _multiply_on(device))
 
 
 def keep_freed_memory() -> None:
@@ -124,41 +135,66 @@ def same_imports() -> dict[str, str]:
 
 
 def working_providers() -> dict[str, str]:
-    """Execution providers that onnxruntime lists → "" if a small model truly ran there, else the reason.
-
-    Without Azure's, which every build lists: it runs nothing here, but asks a service on the network.
-    """
+    """Those of PROVIDERS that onnxruntime lists → "" if a small model truly ran there, else the reason."""
     import onnxruntime
 
     listed = onnxruntime.get_available_providers()
-    return {provider: probe_provider(provider) for provider in listed if provider != "AzureExecutionProvider"}
+    return {provider: probe_provider(provider) for provider in PROVIDERS.values() if provider in listed}
 
 
 @functools.cache
 def probe_provider(provider: str) -> str:
-    """Run one convolution on `provider` alone (no fallback of any kind); "" if it did, else the reason in words."""
+    """Run tiny_model.py's classifier on `provider` alone (no fallback of any kind); "" if it did, else the reason.
+
+    `provider` is a name as `pick_provider` gives it.
+    """
     with _captured_output() as captured:
-        reason = _failure(lambda: _convolve_on(provider))
-        return _explain(captured(), reason) if reason else ""
+        try:
+            _answer_on(provider)
+        except Exception as error:  # onnxruntime has a class of its own for every status code
+            return _explain(captured(), str(error)) or type(error).__name__
+    return ""
 
 
 def pick_provider(name: str) -> str:
-    """Turn `auto`, `cpu`, `cuda` or `tensorrt` into an onnxruntime provider that a small model has really run on.
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into an onnxruntime provider that a small model has really run on.
 
-    `auto` takes CUDA where it runs, else the CPU, and tells on stderr of a GPU that is there and cannot be used;
-    TensorRT, slow to start, only when asked for. Raises DeviceError.
+    GPU 0 is `CUDAExecutionProvider`, GPU N `CUDAExecutionProvider:N`. `auto` (`auto:N`) takes CUDA where it runs, else
+    the CPU, and tells on stderr of a GPU that is there and cannot be used. Raises DeviceError.
     """
-    if name == "auto":
-        reason = _why_not(PROVIDERS["cuda"])
-        if reason and visible_gpus():
-            console.say(f"onnxruntime runs on the CPU, not on the GPU here: {reason}; see toolkit doctor")
-        return PROVIDERS["cpu"] if reason else PROVIDERS["cuda"]
-    if name not in PROVIDERS:
-        raise DeviceError(f"unknown provider {name!r}", f"give auto, {', '.join(PROVIDERS)}")
-    provider = PROVIDERS[name]
-    if reason := _why_not(provider):
+    found = re.fullmatch(r"(?:auto|cuda)(?::(\d+))?|cpu", name)
+    if not found:
+        raise DeviceError(f"unknown provider {name!r}", "give auto, cpu, cuda or cuda:N")
+    gpu = int(found[1] or 0)
+    provider = PROVIDERS["cpu"] if name == "cpu" else f"{PROVIDERS['cuda']}:{gpu}".removesuffix(":0")
+    reason = _why_not(provider)
+    if reason and not name.startswith("auto"):
         raise DeviceError(f"onnxruntime cannot run on {name}: {reason}", "take cpu or auto, or see toolkit doctor")
-    return provider
+    if reason and visible_gpus():
+        console.say(f"onnxruntime runs on the CPU, not on the GPU here: {reason}; see toolkit doctor")
+    return PROVIDERS["cpu"] if reason else provider
+
+
+def follow_device(provider: str, device: str) -> str:
+    """`auto` and `cuda` mean the GPU that torch was given: `cuda:1` for the device cuda:1."""
+    return f"{provider}:{device[5:]}" if provider in ("auto", "cuda") and device.startswith("cuda:") else provider
+
+
+def gpu_index(provider: str) -> int | None:
+    """Which GPU a provider that `pick_provider` names runs on; None for the CPU."""
+    kind, _, gpu = provider.partition(":")
+    return int(gpu or 0) if kind == PROVIDERS["cuda"] else None
+
+
+def session_providers(provider: str, **options: str) -> list[Any]:
+    """What onnxruntime.InferenceSession takes as `providers`: that one, on its GPU and with CUDA_OPTIONS.
+
+    `options` of the CUDA provider take the place of those.
+    """
+    gpu = gpu_index(provider)
+    if gpu is None:
+        return [provider]
+    return [(PROVIDERS["cuda"], {"device_id": str(gpu)} | CUDA_OPTIONS | options)]
 
 
 def preload_gpu_libraries() -> None:
@@ -181,11 +217,13 @@ def visible_gpus(root: Path = ROOT) -> list[str]:
     return names or [str(path) for path in sorted((root / "dev").glob("nvidia[0-9]*"))]
 
 
-def describe_hardware() -> dict[str, object]:
+def describe_hardware(device: str | None = None) -> dict[str, object]:
     """What a report says about the machine: cpu, cores, memory_gib, gpu and driver (None where there is no GPU).
 
-    And what it is doing at this moment, None where it does not tell: clock_mhz, load_1m (the load average, this
-    process's own work included) and other_load_cores (how many cores other processes keep busy).
+    `gpu` names every GPU that the machine shows; `device` is the torch device that is used, `cpu`, or `cuda:1` with the
+    GPU's name, None if none is given. And what the machine is doing at this moment, None where it does not tell:
+    clock_mhz, load_1m (the load average, this process's own work included) and other_load_cores (how many cores other
+    processes keep busy).
     """
     gpus = visible_gpus()
     drivers = _ask_nvidia_smi("driver_version")
@@ -195,6 +233,7 @@ def describe_hardware() -> dict[str, object]:
         "memory_gib": round(memory_bytes() / GIB, 1),
         "gpu": ", ".join(gpus) or None,
         "driver": drivers[0].strip() if drivers else None,
+        "device": _describe_device(device),
         "clock_mhz": clock_mhz(),
         "load_1m": load_1m(),
         "other_load_cores": other_load_cores(),
@@ -237,42 +276,69 @@ def _multiply_on(device: str) -> None:
         raise RuntimeError("a small matrix product came out wrong")
 
 
-def _convolve_on(provider: str) -> None:
-    """Average a 4×4 image of ones with a 3×3 kernel; raises unless `provider`, and it alone, did it right."""
+def _first_working_gpu() -> str | None:
+    """Tells on stderr why it is None where there are GPUs."""
+    gpus, reason = _list_gpus()
+    broken = {"cuda:0": reason} if reason else {}
+    for gpu in gpus:
+        if not (reason := probe_device(gpu)):
+            return gpu
+        broken[gpu] = reason
+    if broken:
+        told = "; ".join(f"{device}: {reason}" for device, reason in broken.items())
+        console.say(f"running on the CPU, the GPU here does not work ({told}); see toolkit doctor")
+    return None
+
+
+def _list_gpus() -> tuple[list[str], str]:
+    """The GPUs that torch counts, untouched; and, where it counts none of those that the machine shows, its reason."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count or not visible_gpus():
+        return [f"cuda:{index}" for index in range(count)], ""
+    if torch.version.cuda is None:
+        return [], "this torch is built without CUDA"
+    return [], _first_sentence(str(caught[0].message)) if caught else "torch.cuda.is_available() is false"
+
+
+def _describe_device(device: str | None) -> str | None:
+    if device is None or not device.startswith("cuda"):
+        return device
+    import torch
+
+    return f"{device}, {torch.cuda.get_device_name(device)}"
+
+
+def _answer_on(provider: str) -> None:
+    """Raises unless `provider`, and it alone, gives tiny_model.py's answer."""
     import numpy as np
     import onnxruntime
+
+    from toolkit import tiny_model
 
     preload_gpu_libraries()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    if provider != PROVIDERS["cpu"]:
+    if gpu_index(provider) is not None:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    session = onnxruntime.InferenceSession(tiny_model(), options, providers=[provider], enable_fallback=0)
-    if session.get_providers()[0] != provider:
-        raise RuntimeError(f"onnxruntime put {session.get_providers()[0]} in its place")
-    (averages,) = session.run(None, {"image": np.ones((1, 1, 4, 4), np.float32)})
-    if not np.allclose(averages, 1.0, atol=1e-2):
-        raise RuntimeError("a small convolution came out wrong")
-
-
-def tiny_model() -> bytes:
-    """An ONNX file of one 3×3 convolution: `image` (1, 1, 4, 4) → `averages` (1, 1, 2, 2), float32."""
-    from onnx import TensorProto, helper
-
-    kernel = helper.make_tensor("kernel", TensorProto.FLOAT, [1, 1, 3, 3], [1 / 9] * 9)
-    node = helper.make_node("Conv", ["image", "kernel"], ["averages"])
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 1, 4, 4])
-    averages = helper.make_tensor_value_info("averages", TensorProto.FLOAT, [1, 1, 2, 2])
-    graph = helper.make_graph([node], "probe", [image], [averages], [kernel])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    return bytes(model.SerializeToString())
+    providers = session_providers(provider)
+    session = onnxruntime.InferenceSession(tiny_model.build(), options, providers=providers, enable_fallback=0)
+    first = session.get_providers()[0]
+    if first != provider.partition(":")[0]:
+        raise RuntimeError(f"onnxruntime put {first} in its place")
+    (probabilities,) = session.run(["probabilities"], {"image": tiny_model.images()})
+    if not np.allclose(probabilities, tiny_model.PROBABILITIES, rtol=0, atol=1e-3):
+        raise RuntimeError("a small classifier's answer came out wrong")
 
 
 def _why_not(provider: str) -> str:
     """Why onnxruntime cannot run on `provider`, "" if it can."""
     import onnxruntime
 
-    listed = provider in onnxruntime.get_available_providers()
+    listed = provider.partition(":")[0] in onnxruntime.get_available_providers()
     return probe_provider(provider) if listed else "this onnxruntime is built without it"
 
 
@@ -287,14 +353,18 @@ def _failure(action: Callable[[], None]) -> str:
 
 def _explain(native_log: str, reason: str) -> str:
     """The cause in one phrase: a missing library or a CUDA failure from onnxruntime's own log, else `reason`."""
-    missing = re.search(r"(lib[\w.+-]+?): cannot open shared object file", native_log + reason)
+    told = native_log + reason
+    missing = re.search(r"(lib[\w.+-]+?): cannot open shared object file", told)
     if missing:
         owner = next((owner for start, owner in LIBRARY_OWNERS.items() if missing[1].startswith(start)), "")
         return f"{missing[1]}{f' ({owner})' if owner else ''} is not on this machine"
-    failure = re.search(r"CUDA failure \d+: ([^;\n]+)", native_log + reason)
+    if re.search(r"cuDNN is (?:not available|unavailable)|cuDNN library was not found", told):
+        return "cuDNN is not on this machine"  # the provider opens it when a convolution needs it, not before
+    failure = re.search(r"(\w+) failure \d+: ([^;\n]+)", told)
     if failure:
-        return f"CUDA says: {failure[1].strip()}"
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason)
+        return f"{failure[1]} says: {failure[2].strip()}"
+    reason = reason.rpartition("Status Message: ")[2]  # before it stands which node failed
+    return _first_sentence(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason))
 
 
 def _first_sentence(text: str) -> str:

@@ -18,7 +18,7 @@ OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The model directory to write (default: models/<name>).")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-ProviderOption = Annotated[str, typer.Option("--provider", help="onnxruntime runs on: auto, cpu, cuda or tensorrt.")]
+ProviderOption = Annotated[str, typer.Option("--provider", help="onnxruntime runs on: auto, cpu, cuda or cuda:N.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Same as --set distill.seed=N.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe setting; repeatable.")

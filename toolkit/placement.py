@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 RECORD = "session.record_ep_graph_assignment_info"
 """Session setting, "1" or "0", without which onnxruntime does not tell."""
@@ -10,28 +11,37 @@ RECORD = "session.record_ep_graph_assignment_info"
 HEAVY = ("Conv", "Gemm", "MatMul")
 """Parts of the names of operators that do nearly all the work: QLinearConv, FusedMatMul and their like too."""
 
+OF_SHAPES = ("Shape", "Size")
+"""Operators whose answer is of an image's shape, whatever its pixels are."""
+
+
+class Node(NamedTuple):
+    name: str
+    operator: str
+
+    @property
+    def is_heavy(self) -> bool:
+        return any(part in self.operator for part in HEAVY)
+
 
 @dataclass(frozen=True)
 class Placement:
-    """Provider → the operators that it runs, one entry a node."""
+    """Provider → the nodes that it runs."""
 
-    operators: Mapping[str, Sequence[str]]
+    nodes: Mapping[str, Sequence[Node]]
 
     @classmethod
     def of(cls, session: Any) -> "Placement":
         """Of an onnxruntime.InferenceSession that was made with RECORD."""
-        operators: dict[str, list[str]] = {}
+        nodes: dict[str, list[Node]] = {}
         for part in session.get_provider_graph_assignment_info():
-            operators.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
-        return cls(operators)
+            nodes.setdefault(part.ep_name, []).extend(Node(node.name, node.op_type) for node in part.get_nodes())
+        return cls(nodes)
 
     @property
     def heavy(self) -> dict[str, int]:
         """Provider → how many convolutions and matrix products it runs, at least one."""
-        counts = {
-            provider: sum(any(part in operator for part in HEAVY) for operator in operators)
-            for provider, operators in self.operators.items()
-        }
+        counts = {provider: sum(node.is_heavy for node in nodes) for provider, nodes in self.nodes.items()}
         return {provider: count for provider, count in counts.items() if count}
 
     def main_provider(self, wanted: str) -> str:
@@ -39,10 +49,37 @@ class Placement:
         counts = self.heavy
         return max(counts, key=lambda provider: (counts[provider], provider == wanted), default=wanted)
 
-    def describe_strays(self, wanted: str) -> str:
-        """What heavy work other providers do: `2 of 9 convolutions and matrix products run on ...`; "" for none."""
-        strays = {provider: count for provider, count in self.heavy.items() if provider != wanted}
-        if not strays:
+    def describe_strays(self, wanted: str, path: Path) -> str:
+        """What other providers do to the images: `2 of its 14 operators run on CPUExecutionProvider (Cast, Gemm)`.
+
+        "" where it is nothing: they may compute shapes, and what follows from weights alone. `path` is the file's.
+        """
+        others = [provider for provider in self.nodes if provider != wanted]
+        if not others:
             return ""
-        total = sum(self.heavy.values())
-        return f"{sum(strays.values())} of {total} convolutions and matrix products run on {', '.join(sorted(strays))}"
+        carriers = _find_carriers(path)
+        # what onnxruntime has rewritten has a name of its own: of that the heavy operators count
+        mine = {
+            provider: [node.operator for node in nodes if node.name in carriers or node.is_heavy]
+            for provider, nodes in self.nodes.items()
+        }
+        strays = {provider: mine[provider] for provider in sorted(others) if mine[provider]}
+        told = [
+            f"{len(operators)} of its {sum(map(len, mine.values()))} operators run on {provider}"
+            f" ({', '.join(dict.fromkeys(operators))})"
+            for provider, operators in strays.items()
+        ]
+        return ", ".join(told)
+
+
+def _find_carriers(path: Path) -> set[str]:
+    """Names of the nodes of an ONNX file whose answer depends on what its inputs hold, not on their shape alone."""
+    import onnx
+
+    graph = onnx.load_model(path).graph
+    carried, names = {value.name for value in graph.input}, set()
+    for node in graph.node:
+        if node.op_type not in OF_SHAPES and carried.intersection(node.input):
+            carried.update(node.output)
+            names.add(node.name)
+    return names

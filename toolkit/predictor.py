@@ -3,9 +3,10 @@
 N images, S px their side, C classes. Importing this module, and predicting from an ONNX file, does not import torch.
 """
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from toolkit import console
 from toolkit.data.preprocess import Preprocess
-from toolkit.environment import available_cores, pick_provider, preload_gpu_libraries
+from toolkit.environment import available_cores, gpu_index, pick_provider, preload_gpu_libraries, session_providers
 from toolkit.errors import ArtifactError, DeviceError, WeightsError
 from toolkit.modeldir import Precision
 from toolkit.placement import RECORD, Placement
@@ -28,6 +29,11 @@ METADATA_NEEDED = ("classes", "preprocess")
 ONNX_RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 """Those that read the ONNX file; the others read the weights."""
 
+IO_BINDING: Literal["onnxruntime.io_binding"] = "onnxruntime.io_binding"
+"""onnxruntime on a GPU, without the copies to it and back: a row of the benchmark, and nobody's choice."""
+
+RowRuntime = Runtime | Literal["onnxruntime.io_binding"]
+
 TELEMETRY = "openvino_telemetry"
 
 
@@ -37,9 +43,9 @@ class Predictor(Protocol):
     classes: tuple[str, ...]
     preprocess: Preprocess
     runtime: str
-    """one of recipe.Runtime"""
+    """one of RowRuntime"""
     provider: str
-    """what it runs on: a torch device, onnxruntime's name of an execution provider, or OpenVINO's of a device"""
+    """what it runs on: a torch device, a provider as environment.pick_provider names it, or OpenVINO's device"""
     threads: int
     """that one call may keep busy on the CPU"""
 
@@ -48,7 +54,9 @@ class Predictor(Protocol):
         ...
 
 
-def open_predictor(runtime: Runtime, path: Path, place: str, threads: int, precision: Precision = "fp32") -> Predictor:
+def open_predictor(
+    runtime: RowRuntime, path: Path, place: str, threads: int, precision: Precision = "fp32"
+) -> Predictor:
     """Open weights or an ONNX file in any runtime.
 
     `place` is a torch device, or onnxruntime's provider by its short name; OpenVINO takes the CPU. `precision` is that
@@ -56,6 +64,10 @@ def open_predictor(runtime: Runtime, path: Path, place: str, threads: int, preci
     """
     if runtime == "onnxruntime":
         return OnnxPredictor(path, place, threads)
+    if runtime == IO_BINDING:
+        from toolkit.io_binding import IoBindingPredictor
+
+        return IoBindingPredictor(path, place, threads)
     if runtime == "openvino":
         return OpenVinoPredictor(path, threads)
     kind = CompiledPredictor if runtime == "torch.compile" else TorchPredictor
@@ -65,19 +77,19 @@ def open_predictor(runtime: Runtime, path: Path, place: str, threads: int, preci
 class OnnxPredictor:
     """An ONNX file that this toolkit exported, in onnxruntime; class names and preprocessing come from its metadata."""
 
-    runtime = "onnxruntime"
+    runtime: str = "onnxruntime"
 
     def __init__(self, path: Path, provider: str = "auto", threads: int | None = None) -> None:
-        """`provider` is auto, cpu, cuda or tensorrt; `threads` takes the cores this process may use where not given.
+        """`provider` is for environment.pick_provider; `threads` takes the cores this process may use if not given.
 
         Raises ArtifactError for a missing or foreign file, DeviceError where the provider does not run this model, or
-        leaves convolutions or matrix products of it to another; with auto that is said on stderr instead.
+        leaves operators that the images go through to another; with auto that is said on stderr instead.
         """
         self.path = path
         wanted = pick_provider(provider)
         self.threads = threads or available_cores()
-        self._session = _open_session(path, wanted, self.threads)
-        self.provider = _find_provider(self._session, wanted, path, is_wish=provider != "auto")
+        self._session = open_session(path, wanted, self.threads)
+        self.provider = _find_provider(self._session, wanted, path, is_wish=not provider.startswith("auto"))
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.classes, self.preprocess = _read_metadata(self.metadata, path)
         self._input = self._session.get_inputs()[0].name
@@ -85,7 +97,7 @@ class OnnxPredictor:
         _check_logits(shapes.get("logits"), len(self.classes), path)
 
     def logits(self, images: Pixels) -> Logits:
-        _check_images(images, self.preprocess.image_size)
+        check_images(images, self.preprocess.image_size)
         (logits,) = self._session.run(["logits"], {self._input: images})
         return np.asarray(logits, dtype=np.float32)
 
@@ -107,7 +119,7 @@ class OpenVinoPredictor:
         _check_logits(shape or None, len(self.classes), path)
 
     def logits(self, images: Pixels) -> Logits:
-        _check_images(images, self.preprocess.image_size)
+        check_images(images, self.preprocess.image_size)
         return np.asarray(self._model([np.ascontiguousarray(images)])["logits"], dtype=np.float32)
 
 
@@ -143,8 +155,8 @@ class TorchPredictor:
     def logits(self, images: Pixels) -> Logits:
         import torch
 
-        _check_images(images, self.preprocess.image_size)
-        with torch.inference_mode():
+        check_images(images, self.preprocess.image_size)
+        with torch.inference_mode(), without_tf32(self.provider):
             pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.provider).permute(0, 3, 1, 2)
             return np.asarray(self._classifier(pixels.to(self._dtype) / 255).float().cpu().numpy(), dtype=np.float32)
 
@@ -181,6 +193,28 @@ class CompiledPredictor(TorchPredictor):
             ) from error
 
 
+@contextlib.contextmanager
+def without_tf32(device: str) -> Iterator[None]:
+    """On a GPU torch rounds what convolutions of float32 multiply to 10 bits (TF32) by default; within this it doesn't.
+
+    Does nothing on the CPU.
+    """
+    import torch
+
+    if device == "cpu":
+        yield
+        return
+    flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = False
+        yield
+    finally:
+        for flag, allowed in zip(flags, before, strict=True):
+            flag.allow_tf32 = allowed
+
+
 def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:
     """Probabilities over the last axis of logits / temperature, in float64; no overflow for any finite logits."""
     scaled = np.asarray(logits, dtype=np.float64) / temperature
@@ -201,7 +235,8 @@ def _require_file(path: Path) -> None:
         raise ArtifactError(f"there is no ONNX file {path}", "make one with: toolkit export --onnx")
 
 
-def _open_session(path: Path, provider: str, threads: int) -> Any:
+def open_session(path: Path, provider: str, threads: int, **wishes: str) -> Any:
+    """An onnxruntime.InferenceSession; `wishes` are options for environment.session_providers."""
     _require_file(path)
     import onnxruntime
 
@@ -211,12 +246,17 @@ def _open_session(path: Path, provider: str, threads: int) -> Any:
     options.log_severity_level = 3  # errors only: warnings about graph details help nobody at a prompt
     options.add_session_config_entry(RECORD, "1")
     try:
-        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=[provider], enable_fallback=0)
+        content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}", "check the file's permissions") from None
+    if b"DequantizeLinear" in content:  # in that layout CUDA takes no convolution whose weights are an operator's
+        wishes["prefer_nhwc"] = "0"
+    providers = session_providers(provider, **wishes)
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime raises a class of its own for every status code, none with a useful base
         reason = str(error).rpartition(" : ")[2].splitlines()[0][:160]
-        if provider != "CPUExecutionProvider" and _runs_on_cpu(path):
+        if gpu_index(provider) is not None and _runs_on_cpu(path):
             raise DeviceError(
                 f"{provider} cannot run {path.name}: {reason}",
                 "use the CPU with --provider cpu, or see `toolkit doctor`",
@@ -226,7 +266,7 @@ def _open_session(path: Path, provider: str, threads: int) -> Any:
 
 def _runs_on_cpu(path: Path) -> bool:
     try:
-        _open_session(path, "CPUExecutionProvider", 1)
+        open_session(path, "CPUExecutionProvider", 1)
     except ArtifactError:
         return False
     return True
@@ -234,19 +274,20 @@ def _runs_on_cpu(path: Path) -> bool:
 
 def _find_provider(session: Any, wanted: str, path: Path, *, is_wish: bool) -> str:
     """The provider that does the session's work: `wanted`, or the one that onnxruntime left most of it to."""
-    first: str = session.get_providers()[0]
-    if first != wanted:
+    kind, first = wanted.partition(":")[0], session.get_providers()[0]
+    if first != kind:
         raise DeviceError(
             f"onnxruntime put {path.name} on {first} instead of {wanted}",
             "see `toolkit doctor` for what is missing, or use the CPU with --provider cpu",
         )
     placement = Placement.of(session)
-    if strays := placement.describe_strays(wanted):
+    if strays := placement.describe_strays(kind, path):
         told = f"{path.name} is not wholly on {wanted}: {strays}"
         if is_wish:
             raise DeviceError(told, "use the CPU with --provider cpu, or auto to run it like that")
         console.say(f"careful: {told}")
-    return placement.main_provider(wanted)
+    main = placement.main_provider(kind)
+    return wanted if main == kind else main
 
 
 def _compile_openvino(path: Path, threads: int) -> tuple[Any, dict[str, str]]:
@@ -336,7 +377,7 @@ def _check_logits(shape: Sequence[Any] | None, num_classes: int, path: Path) -> 
         raise ArtifactError(f"{path} names {num_classes} classes, its logits are for {shape[-1]}", remedy)
 
 
-def _check_images(images: Pixels, image_size: int) -> None:
+def check_images(images: Pixels, image_size: int) -> None:
     square = (image_size, image_size, 3)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != square or len(images) == 0:
         raise ValueError(

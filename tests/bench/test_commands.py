@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from report_samples import make_report
 
+from toolkit import cli
 from toolkit.bench import commands
 from toolkit.errors import ArtifactError, GateError
 from toolkit.modeldir import ModelDir
@@ -82,3 +83,16 @@ def test_other_images_are_refused_before_anything_is_measured(measure: Measured)
     with pytest.raises(ArtifactError, match=r"the baseline was measured on 10,000 images of fashion-mnist, .* on 500"):
         measure()
     assert measure.measured == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "provider"), [([], "auto"), (["--device", "cuda:1"], "auto:1"), (["--provider", "cuda:2"], "cuda:2")]
+)
+def test_the_load_is_on_the_gpu_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], provider: str
+) -> None:
+    asked: list[str] = []
+    result = SimpleNamespace(summary=lambda: "", to_json=dict)
+    monkeypatch.setattr(commands, "run_load", lambda directory, role, precision, name, *_: asked.append(name) or result)
+    cli.app(["bench", "models/m", "--clients", "2", "--json", *given], standalone_mode=False)
+    assert asked == [provider]

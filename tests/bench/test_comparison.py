@@ -8,8 +8,10 @@ from toolkit.bench.comparison import (
     find_contradictions,
     find_row,
     find_shipped,
+    name_gpu,
     name_runtime,
     ship,
+    short_provider,
 )
 
 TEACHER = make_row("teacher", 2.0, 0.92, 40_000_000)
@@ -67,6 +69,18 @@ def test_speed_is_against_the_teachers_fastest_row_that_keeps_its_accuracy() -> 
     )
 
 
+def test_what_no_caller_sees_is_not_shipped() -> None:
+    rows = [
+        TEACHER,
+        make_row("teacher", 0.5, 0.92, 40_000_000, "onnxruntime.io_binding"),
+        make_row("student", 1.0, 0.92, 1_000_000),
+        make_row("student", 0.1, 0.92, 1_000_000, "onnxruntime.io_binding"),
+    ]
+    told = ship(rows, 0.01, 100)
+    assert told.startswith("Ship student in onnxruntime: ")
+    assert "2.0 times faster" in told
+
+
 def test_each_kind_of_device_has_its_own_reference() -> None:
     rows = [
         TEACHER,
@@ -86,7 +100,7 @@ def test_rows_are_compared_on_their_own_provider() -> None:
         make_row("teacher", 2, 0.9, 100, provider="CUDAExecutionProvider"),
         make_row("student", 5, 0.9, 50),
         make_row("student", 1, 0.9, 50, provider="CUDAExecutionProvider"),
-        make_row("student", 1, 0.9, 50, provider="TensorrtExecutionProvider"),
+        make_row("student", 1, 0.9, 50, provider="CUDAExecutionProvider:1"),
     ]
     compare_with_teacher(rows)
     assert [row["vs_teacher"]["times_faster"] for row in rows[2:4]] == [4.0, 2.0]
@@ -99,6 +113,24 @@ def test_runtimes_are_told_apart_by_provider_where_they_must_be() -> None:
     cpu, cuda = make_row("student", 1, 0.9, 1), make_row("student", 1, 0.9, 1, provider="CUDAExecutionProvider")
     assert name_runtime(cpu, [cpu]) == "onnxruntime"
     assert [name_runtime(row, [cpu, cuda]) for row in (cpu, cuda)] == ["onnxruntime cpu", "onnxruntime cuda"]
+
+
+def test_providers_have_short_names() -> None:
+    named = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda", "CUDAExecutionProvider:1": "cuda:1"}
+    assert {name: short_provider(name) for name in (*named, "cuda:0")} == named | {"cuda:0": "cuda:0"}
+
+
+@pytest.mark.parametrize(
+    ("hardware", "name"),
+    [
+        ({"gpu": None, "device": "cpu"}, None),
+        ({"gpu": "T4, H200", "device": "cuda:1, H200"}, "cuda:1, H200"),
+        ({"gpu": "T4, H200", "device": "cpu"}, "T4, H200"),
+        ({"gpu": "T4"}, "T4"),
+    ],
+)
+def test_the_gpu_that_was_used_is_named(hardware: dict[str, str | None], name: str | None) -> None:
+    assert name_gpu(hardware) == name
 
 
 def test_what_ships_is_the_fp32_file_in_onnxruntime_where_there_is_one() -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from toolkit.bench import probe
 from toolkit.bench.probe import FirstUse, measure_first_uses
 from toolkit.bench.rows import Row, open_rows
 from toolkit.errors import DeviceError
+from toolkit.io_binding import IoBindingPredictor
 from toolkit.networks.registry import build
 from toolkit.networks.weights import ModelInfo, save_model
 from toolkit.predictor import OnnxPredictor
@@ -80,16 +82,25 @@ def test_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure_first_use(row, 8).first_call_ms > 0
 
 
-def test_nothing_is_claimed_about_onnxruntimes_memory_on_a_gpu(monkeypatch: pytest.MonkeyPatch, row: Row) -> None:
+@pytest.mark.parametrize("kind", ["onnxruntime", "onnxruntime.io_binding"])
+def test_nothing_is_claimed_about_onnxruntimes_memory_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, row: Row, kind: str
+) -> None:
     class OnGpu:
-        preprocess, runtime, provider = row.predictor.preprocess, "onnxruntime", "CUDAExecutionProvider"
+        preprocess, runtime, provider = row.predictor.preprocess, kind, "CUDAExecutionProvider:1"
 
         def logits(self, images: np.ndarray) -> None:
             pass
 
     monkeypatch.setattr(probe, "open_predictor", lambda **_: OnGpu())
-    first_use = probe.use_first(runtime="onnxruntime", path=row.path, place="cpu", threads=1, batch_size=1)
+    first_use = probe.use_first(runtime=kind, path=row.path, place="auto:1", threads=1, batch_size=1)
     assert first_use.peak_memory_mib is None
+    assert first_use.first_call_ms > 0
+
+
+def test_i_o_binding_is_opened_in_a_process_of_its_own_too(row: Row) -> None:
+    bound = IoBindingPredictor(row.path, "cpu", threads=1)
+    first_use = measure_first_use(replace(row, predictor=bound), 2)
     assert first_use.first_call_ms > 0
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
+from cuda_sessions import OnCuda, pretend_cuda
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -55,6 +56,7 @@ class Hardware(Strict):
     memory_gib: Positive
     gpu: str | None
     driver: str | None
+    device: str
     clock_mhz: Annotated[int, Field(ge=1)] | None
     load_1m: Annotated[float, Field(ge=0)] | None
     other_load_cores: Annotated[float, Field(ge=0)] | None
@@ -101,7 +103,7 @@ class VsTeacher(Strict):
 class RowPart(Strict):
     model: Literal["teacher", "student", "control"]
     precision: Literal["fp32", "fp16", "int8"]
-    runtime: Literal["torch", "torch.compile", "onnxruntime", "openvino"]
+    runtime: Literal["torch", "torch.compile", "onnxruntime", "onnxruntime.io_binding", "openvino"]
     provider: str
     threads: Annotated[int, Field(ge=1)]
     params: Count
@@ -508,6 +510,35 @@ def test_rows_of_real_files_from_end_to_end(tmp_path: Path) -> None:
     assert rows["student", "onnxruntime"]["params"] == rows["student", "torch"]["params"] > 0
     assert rows["student", "torch"]["size_bytes"] == model_dir.weights("student").stat().st_size
     assert report["distillation"]["epochs"] == 2
+
+
+def test_onnxruntime_on_a_gpu_from_end_to_end(bench: Bench) -> None:
+    """As on a machine with two, of which torch takes neither; the sentence on int8 is one about speed."""
+    model_dir = ModelDir(bench.folder)
+    for role in ("teacher", "student"):
+        save_network(model_dir, role, COLOURS)
+        save_colour_model(model_dir.onnx(role), image_size=32, resize=0)
+    save_colour_model(model_dir.onnx("student", "int8"), image_size=32, resize=0)
+    pretend_cuda(bench.monkeypatch, OnCuda())
+    first_uses = lambda rows, batch_size, advance: [FirstUse(7.5, None)] * len(rows)  # noqa: E731
+    bench.monkeypatch.setattr(speed, "measure_first_uses", first_uses)
+    dataset, pixels = make_data()
+    report = run_bench(model_dir, RECIPE, pixels, dataset, device="cpu", provider="cuda:1")
+    Report.model_validate_json((bench.folder / "report.json").read_text(encoding="utf-8"))
+    (kept, bound), providers = (
+        [row for row in report["rows"] if (row["model"], row["runtime"].split(".")[0]) == ("student", "onnxruntime")],
+        {row["runtime"]: row["provider"] for row in report["rows"]},
+    )
+    assert providers == {
+        "torch": "cpu", "onnxruntime": "CUDAExecutionProvider:1", "onnxruntime.io_binding": "CUDAExecutionProvider:1"
+    }  # fmt: skip
+    assert (kept["runtime"], bound["runtime"]) == ("onnxruntime", "onnxruntime.io_binding")
+    assert kept["accuracy_top1"] == bound["accuracy_top1"] == 1.0
+    assert kept["end_to_end_ms"] is not None
+    assert bound["end_to_end_ms"] is None
+    (remark,) = report["timing_warnings"]
+    assert remark.startswith("onnxruntime has no row for student.int8.onnx: ")
+    assert remark in (bench.folder / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_control_of_other_settings_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

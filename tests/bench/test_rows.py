@@ -7,14 +7,16 @@ import numpy as np
 import onnx
 import pytest
 from bench_samples import PREPROCESS, RECIPE, save_model_dir, save_role
+from cuda_sessions import CUDA, OnCuda, pretend_cuda
 
 from toolkit.bench import rows
-from toolkit.bench.rows import Row, _list_files, answer_images, find_stale, open_rows
+from toolkit.bench.rows import Row, _list_files, answer_images, find_remarks, find_stale, open_rows
 from toolkit.data.dataset import Images
 from toolkit.data.pixels import Pixels
 from toolkit.environment import available_cores
 from toolkit.errors import ArtifactError, RecipeError
 from toolkit.modeldir import ModelDir
+from toolkit.predictor import OnnxPredictor
 
 
 def names(rows: list[Row]) -> list[str]:
@@ -72,13 +74,63 @@ def test_openvino_reads_the_same_files(tmp_path: Path) -> None:
 def test_on_a_gpu_torch_also_computes_in_fp16(tmp_path: Path) -> None:
     weights = tmp_path / "student.safetensors"
     runtimes = RECIPE.with_overrides(["bench.runtimes=['torch', 'torch.compile']"]).bench.runtimes
-    assert list(_list_files(ModelDir(tmp_path), "student", "cuda:0", runtimes)) == [
+    assert list(_list_files(ModelDir(tmp_path), "student", "cuda:0", runtimes, False)) == [
         ("torch", "fp32", weights),
         ("torch", "fp16", weights),
         ("torch.compile", "fp32", weights),
     ]
-    on_cpu = _list_files(ModelDir(tmp_path), "student", "cpu", runtimes)
+    on_cpu = _list_files(ModelDir(tmp_path), "student", "cpu", runtimes, False)
     assert [precision for _, precision, _ in on_cpu] == ["fp32", "fp32"]
+
+
+def test_onnxruntime_on_a_gpu_is_also_measured_without_copies_and_not_in_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_dir = save_model_dir(tmp_path)
+    save_role(model_dir, "student", ("fp32", "fp16", "int8"))
+    fake = OnCuda()
+    pretend_cuda(monkeypatch, fake)
+    rows = open_rows(model_dir, "cpu", "auto:1", ("onnxruntime",))
+    assert names(rows) == [
+        "teacher fp32 (onnxruntime)",
+        "teacher fp32 (onnxruntime.io_binding)",
+        "student fp32 (onnxruntime)",
+        "student fp32 (onnxruntime.io_binding)",
+        "student fp16 (onnxruntime)",
+        "student fp16 (onnxruntime.io_binding)",
+    ]
+    assert {(row.place, row.describe()["provider"]) for row in rows} == {("auto:1", f"{CUDA}:1")}
+    assert {settings["device_id"] for settings in fake.opened} == {"1"}
+    assert find_remarks(rows, model_dir) == [
+        "onnxruntime has no row for student.int8.onnx: its CUDA provider computes int8 files in float; measure them"
+        " with --provider cpu"
+    ]
+
+
+def test_onnxruntime_runs_on_the_gpu_that_torch_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[str] = []
+
+    def remember(runtime: str, path: Path, place: str, threads: int, precision: str) -> OnnxPredictor:
+        places.append(place)
+        return OnnxPredictor(path.with_suffix(".onnx"), "cpu", threads)
+
+    pretend_cuda(monkeypatch, OnCuda())
+    monkeypatch.setattr(rows, "open_predictor", remember)
+    open_rows(save_model_dir(tmp_path), "cuda:1", "cuda", ("torch", "onnxruntime"))
+    assert places == ["cuda:1"] * 4 * 2
+
+
+def test_without_a_gpu_nothing_is_left_out(tmp_path: Path) -> None:
+    model_dir = save_model_dir(tmp_path)
+    save_role(model_dir, "student", ("fp32", "int8"))
+    assert find_remarks(open_rows(model_dir, "cpu", "cpu"), model_dir) == []
+
+
+def test_a_graph_that_does_not_hold_is_remarked_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_dir = save_model_dir(tmp_path)
+    pretend_cuda(monkeypatch, OnCuda(error="CUDA failure 900: operation not permitted"))
+    told = find_remarks(open_rows(model_dir, "cpu", "cuda", ("onnxruntime",)), model_dir)
+    assert [remark.split(" runs without a CUDA graph")[0] for remark in told] == ["teacher.onnx", "student.onnx"]
 
 
 def test_an_unknown_runtime_is_refused_with_those_there_are() -> None:

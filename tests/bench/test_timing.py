@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from toolkit.bench import timing
 from toolkit.bench.timing import Latency, count_turns, time_rows
 from toolkit.data.preprocess import Preprocess
+from toolkit.io_binding import IoBindingPredictor
 
 IMAGES = np.arange(7 * 2 * 2 * 3, dtype=np.uint8).reshape(7, 2, 2, 3)
 
@@ -43,6 +45,30 @@ class FakePredictor:
         self.seen.append(images)
         self.log.append(self.name)
         return np.zeros((len(images), 2), np.float32)
+
+
+class OnGpu(IoBindingPredictor):
+    """Takes 5 ms to copy a batch to the GPU, and 2 ms to compute it."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.sent: list[NDArray[np.uint8]] = []
+
+    def send(self, images: NDArray[np.uint8]) -> Any:
+        self.clock.now_ns += 5_000_000
+        self.sent.append(images)
+        return len(images)
+
+    def run(self, batch: Any) -> None:
+        assert batch == len(self.sent[-1])
+        self.clock.now_ns += 2_000_000
+
+
+def test_of_i_o_binding_the_computation_alone_is_timed() -> None:
+    clock = FakeClock()
+    (timed,) = time_rows([OnGpu(clock)], IMAGES, 100, 60, (1, 4), clock=clock, min_seconds=0)
+    assert timed.latency_ms.p50 == 2.0
+    assert timed.throughput_img_s == {"1": 500.0, "4": 2000.0}
 
 
 def test_latency_and_throughput_are_what_the_predictor_takes() -> None:

@@ -1,4 +1,4 @@
 """The images, built and used as a stranger would: `make test-container`.
 
-BASE_IMAGE takes the place of the images' CUDA base. Without a Docker engine all of this is skipped.
+BASE_IMAGE takes the place of the images' Ubuntu. Without a Docker engine all of this is skipped.
 """

@@ -77,9 +77,17 @@ def test_without_a_gpu_doctor_says_that_the_cpu_runs_and_cuda_does_not(cuda_imag
     assert "libcuda.so.1 (the NVIDIA driver) is not on this machine" in found["onnxruntime cuda"]["finding"]
 
 
-def test_the_engine_is_asked_for_every_gpu(cuda_image: str) -> None:
+def test_the_engine_is_asked_for_every_gpu_and_for_no_newer_driver_than_promised(cuda_image: str) -> None:
     settings = dict(pair.split("=", 1) for pair in inspect(cuda_image, ".Config.Env"))
     assert (settings["NVIDIA_VISIBLE_DEVICES"], settings["NVIDIA_DRIVER_CAPABILITIES"]) == ("all", "compute,utility")
+    asked = {name: text for name, text in settings.items() if name.startswith("NVIDIA_REQUIRE_")}
+    assert asked == {"NVIDIA_REQUIRE_CUDA": "cuda>=13.0"}  # that is driver 580: docs/container.md
+
+
+def test_no_other_driver_is_inside(cuda_image: str) -> None:
+    """A compatibility driver (cuda-compat) would be taken in place of the host's, and GeForce cards refuse it."""
+    find = ["--entrypoint", "find", cuda_image, "/", "-xdev", "-name", "libcuda.so*"]
+    assert docker("run", "--rm", "--network", "none", "--user", "0", *find).stdout == ""
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ from typing import Any
 
 from toolkit import console
 from toolkit.bench.classes import describe_classes
-from toolkit.bench.comparison import ReportRow, find_shipped, name_model
+from toolkit.bench.comparison import ReportRow, find_shipped, name_gpu, name_model
 from toolkit.bench.gain import describe_gain
 from toolkit.bench.markdown import bullets, markdown_table, percent
 from toolkit.bench.table import Report, short_count
@@ -274,7 +274,7 @@ def _describe_limits(report: Report) -> str:
 
 def _describe_environment(report: Report) -> str:
     hardware = report["hardware"]
-    gpu = f", {hardware['gpu']} (driver {hardware['driver']})" if hardware["gpu"] else ""
+    gpu = f", {name_gpu(hardware)} (driver {hardware['driver']})" if hardware["gpu"] else ""
     return bullets(
         {
             "measured on": f"{hardware['cpu']}, {console.count(hardware['cores'], 'core')}, "

@@ -3,8 +3,10 @@
 Works on the dictionaries of report.json, so that an old report can be read again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from toolkit.predictor import IO_BINDING
 
 ReportRow = dict[str, Any]
 
@@ -14,7 +16,7 @@ SAME = 0.05
 ROUNDING = 1e-9
 """What a difference of two fractions may exceed a bound by: 0.91 - 0.90 is a little more than 0.01."""
 
-ACCELERATORS = ("cuda", "tensorrt", "rocm", "migraphx", "mps", "coreml", "gpu", "npu", "dml")
+ACCELERATORS = ("cuda", "rocm", "migraphx", "mps", "coreml", "gpu", "npu", "dml")
 """What the name of a provider has in it where it is not the CPU."""
 
 
@@ -59,8 +61,14 @@ def name_runtime(row: ReportRow, rows: Sequence[ReportRow]) -> str:
 
 
 def short_provider(provider: str) -> str:
-    """`CPUExecutionProvider` → `cpu`; torch's names stay."""
-    return provider.removesuffix("ExecutionProvider").lower()
+    """`CPUExecutionProvider` → `cpu`, `CUDAExecutionProvider:1` → `cuda:1`; torch's names stay."""
+    return provider.replace("ExecutionProvider", "").lower()
+
+
+def name_gpu(hardware: Mapping[str, Any]) -> str | None:
+    """The GPU that a report's torch rows ran on, else all that the machine shows; None where there is none."""
+    device = hardware.get("device") or ""
+    return device if device.startswith("cuda") else hardware.get("gpu")
 
 
 def find_contradictions(rows: Sequence[ReportRow], tolerance: float) -> list[str]:
@@ -86,8 +94,10 @@ def ship(rows: Sequence[ReportRow], max_drop: float, images: int) -> str:
 
     The loss is of top-1 accuracy, as a fraction, from the teacher's most accurate row on the same kind of device (the
     CPU or not); speed and size are against the fastest of its rows that lose no more. `images` is how many were tested.
-    Where no student row is accurate enough, or the fastest is no faster than the teacher, the sentence says so.
+    Where no student row is accurate enough, or the fastest is no faster than the teacher, the sentence says so. What
+    runs without copying images to the GPU is left out: that is not what a caller sees.
     """
+    rows = [row for row in rows if row["runtime"] != IO_BINDING]
     pairs = [(row, *_reference(row, rows, max_drop)) for row in rows if row["model"] == "student"]
     near = [pair for pair in pairs if _loss(pair[0], pair[1]) <= max_drop + ROUNDING]
     if not near:

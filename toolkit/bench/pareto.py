@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from toolkit import console
-from toolkit.bench.comparison import ReportRow, name_model, name_runtime
+from toolkit.bench.comparison import ReportRow, name_gpu, name_model, name_runtime
 from toolkit.bench.figure import GREY, add_title, dress_axes, start_figure, write_png
 from toolkit.palette import COLOURS, INK
 
@@ -45,7 +45,7 @@ def draw_accuracy_latency(report: dict[str, Any]) -> bytes:
     panel = figure.add_axes((1 - list_width, 0.6 / height, list_width - 0.1 / width, 1 - 1.5 / height))
     _list_rows(panel, rows, front, line=LINE / (height - 1.5))
     dataset, hardware = report["dataset"], report["hardware"]
-    where = hardware["gpu"] or f"{hardware['cpu']}, {console.count(hardware['cores'], 'core')}"
+    where = name_gpu(hardware) or f"{hardware['cpu']}, {console.count(hardware['cores'], 'core')}"
     add_title(
         figure,
         f"{dataset['name']}: accuracy against latency",

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from toolkit import console
+from toolkit import console, tiny_model
 from toolkit.cgroups import memory_bytes
-from toolkit.environment import GIB, MIB, pick_provider, same_imports, tiny_model
+from toolkit.environment import GIB, MIB, pick_provider, same_imports
 from toolkit.errors import DeviceError, ToolkitError
-from toolkit.predictor import ONNX_RUNTIMES, OpenVinoPredictor, Predictor, import_openvino, open_predictor
+from toolkit.predictor import OpenVinoPredictor, Predictor, import_openvino, open_predictor
 
 if TYPE_CHECKING:
     from toolkit.bench.rows import Row
@@ -51,7 +51,7 @@ class FirstUse:
     first_call_ms: float
     """From opening the file to the answer for one image, compiling included.
 
-    Imports and the start of the runtime and its device are not: it has run a tiny convolution before.
+    Imports and the start of the runtime and its device are not: it has run something tiny before.
     """
     peak_memory_mib: float | None
     """What opening it and running one image and one batch added to the process at its peak.
@@ -175,7 +175,7 @@ def use_first(*, batch_size: int, **opening: Any) -> FirstUse:
     _answer(predictor, 1)
     first_call_ms = (time.perf_counter_ns() - start) / 1e6
     _answer(predictor, batch_size)
-    on_gpu = predictor.runtime == "onnxruntime" and predictor.provider != "CPUExecutionProvider"
+    on_gpu = predictor.runtime.startswith("onnxruntime") and predictor.provider not in ON_CPU
     return FirstUse(first_call_ms, None if on_gpu else read_peak())
 
 
@@ -185,12 +185,12 @@ def _answer(predictor: Predictor, count: int) -> None:
 
 
 def _start_runtime(runtime: str, place: str, path: Path) -> None:
-    """Import what the runtime needs and run a tiny convolution: what it costs to start is no model's cost."""
-    if runtime == "onnxruntime":
+    """Import what the runtime needs and run something tiny: what it costs to start is no model's cost."""
+    if runtime.startswith("onnxruntime"):
         pick_provider(place)
     elif runtime == "openvino":
         core = import_openvino().Core()
-        core.compile_model(core.read_model(tiny_model()), OpenVinoPredictor.provider)(np.ones((1, 1, 4, 4), np.float32))
+        core.compile_model(core.read_model(tiny_model.build()), OpenVinoPredictor.provider)(tiny_model.images())
     else:
         import torch
 
@@ -206,7 +206,7 @@ def _start_runtime(runtime: str, place: str, path: Path) -> None:
 
 def _watch_memory(runtime: str, place: str) -> Callable[[], float | None]:
     """Begin to watch; what is returned tells by how many MiB memory has grown at its peak since then."""
-    if runtime not in ONNX_RUNTIMES and place != "cpu":
+    if runtime.startswith("torch") and place != "cpu":
         import torch
 
         torch.cuda.reset_peak_memory_stats(place)

@@ -20,7 +20,7 @@ from toolkit.bench.gain import measure_gain
 from toolkit.bench.gate import SCHEMA
 from toolkit.bench.noise import find_noise
 from toolkit.bench.plots import draw_accuracy_latency, draw_confusion_difference, draw_reliability
-from toolkit.bench.rows import Row, answer_images, choose_images, find_stale, open_rows
+from toolkit.bench.rows import Row, answer_images, choose_images, find_remarks, find_stale, open_rows
 from toolkit.bench.speed import measure_speed
 from toolkit.bench.table import print_table, render_markdown
 from toolkit.data.pixels import Pixels
@@ -49,11 +49,12 @@ def run_bench(
 ) -> dict[str, Any]:
     """Measure teacher and student (and the control, where there is one) in every runtime of `recipe.bench.runtimes`.
 
-    torch runs on `device`. Returns the report that is written to report.json. Raises ArtifactError where weights or
-    ONNX files are missing, DataError where the test images are not of the model's classes, DeviceError.
+    torch runs on `device`, and onnxruntime on the same GPU, unless `provider` says otherwise. Returns the report that
+    is written to report.json. Raises ArtifactError where weights or ONNX files are missing, DataError where the test
+    images are not of the model's classes, DeviceError.
     """
     device = pick_device(device)
-    hardware = describe_hardware()  # before this process is busy itself
+    hardware = describe_hardware(device)  # before this process is busy itself
     rows = open_rows(model_dir, device, provider, recipe.bench.runtimes)
     _require_fitting_images(rows, test_pixels, dataset)
     chosen = choose_images(len(test_pixels), recipe.bench.images)
@@ -69,7 +70,7 @@ def run_bench(
         *find_stale(rows, model_dir),
         *find_contradictions(measured, recipe.export.max_accuracy_drop),
     ]
-    noise = find_noise(measured, hardware)
+    noise = [*find_remarks(rows, model_dir), *find_noise(measured, hardware)]
     _warn(contradictions, noise)
     # what ships against the teacher: the pair that classes and pictures are about
     shipped = measured.index(find_shipped(measured))

@@ -16,11 +16,12 @@ from torch import nn
 from toolkit import console
 from toolkit.bench.cost import count_macs, count_params
 from toolkit.data.pixels import Pixels
-from toolkit.environment import available_cores
+from toolkit.environment import available_cores, follow_device, gpu_index, pick_provider
 from toolkit.errors import ArtifactError
+from toolkit.io_binding import IoBindingPredictor
 from toolkit.modeldir import ModelDir, Precision, Role, sha256_file
 from toolkit.networks.weights import ModelInfo, load_model, read_info
-from toolkit.predictor import ONNX_RUNTIMES, Predictor, open_predictor
+from toolkit.predictor import IO_BINDING, ONNX_RUNTIMES, Predictor, RowRuntime, open_predictor
 from toolkit.recipe import BenchRecipe, Recipe, Runtime
 
 BATCH_PIXELS = 2**20
@@ -42,7 +43,7 @@ class Row:
     extra: dict[str, Any]
     """What the weights file tells of its training."""
     place: str = "cpu"
-    """Where it was asked to run: a torch device, or onnxruntime's provider by its short name."""
+    """Where it was asked to run: a torch device, or what environment.pick_provider makes a provider of."""
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -75,7 +76,8 @@ def open_rows(
 ) -> list[Row]:
     """Teacher, student and its control, where there is one, in every runtime and precision; the teacher is first.
 
-    torch computes in fp32, on a GPU in fp16 too; runtimes of ONNX files take every one that is there.
+    torch computes in fp32, on a GPU in fp16 too; runtimes of ONNX files take every one that is there, but onnxruntime
+    on a GPU, which is the one of `device`: it takes no int8 file, and the others by I/O binding too.
     Raises ArtifactError where a file is missing or was made from another set of classes, DeviceError.
     """
     roles = _find_roles(model_dir)
@@ -83,12 +85,14 @@ def open_rows(
         model_dir.require(model_dir.weights(role))
         if role != "control" and set(runtimes) & set(ONNX_RUNTIMES):
             model_dir.require(model_dir.onnx(role))
+    provider = follow_device(provider, device)
+    on_gpu = "onnxruntime" in runtimes and gpu_index(pick_provider(provider)) is not None
     threads = available_cores()  # the same for all runtimes, or they could not be compared
     rows = []
     for role in roles:
         classifier, info = load_model(model_dir.weights(role))
-        for runtime, precision, path in _list_files(model_dir, role, device, runtimes):
-            place = provider if runtime in ONNX_RUNTIMES else device
+        for runtime, precision, path in _list_files(model_dir, role, device, runtimes, on_gpu):
+            place = device if runtime.startswith("torch") else provider
             if runtime == "torch.compile":
                 console.say(f"torch.compile: the {role}, up to a minute")
             predictor = open_predictor(runtime, path, place, threads, precision)
@@ -110,15 +114,34 @@ def _find_roles(model_dir: ModelDir) -> list[Role]:
 
 
 def _list_files(
-    model_dir: ModelDir, role: Role, device: str, runtimes: Sequence[Runtime]
-) -> Iterator[tuple[Runtime, Precision, Path]]:
+    model_dir: ModelDir, role: Role, device: str, runtimes: Sequence[Runtime], on_gpu: bool
+) -> Iterator[tuple[RowRuntime, Precision, Path]]:
+    """`on_gpu`: whether onnxruntime is."""
     for runtime in dict.fromkeys(runtimes):
-        if runtime in ONNX_RUNTIMES:
+        if runtime == "onnxruntime" and on_gpu:
+            for precision, path in model_dir.onnx_files(role).items():
+                if precision != "int8":
+                    yield from ((kind, precision, path) for kind in (runtime, IO_BINDING))
+        elif runtime in ONNX_RUNTIMES:
             yield from ((runtime, precision, path) for precision, path in model_dir.onnx_files(role).items())
         else:
             yield runtime, "fp32", model_dir.weights(role)
             if runtime == "torch" and device != "cpu":
                 yield runtime, "fp16", model_dir.weights(role)
+
+
+def find_remarks(rows: Sequence[Row], model_dir: ModelDir) -> list[str]:
+    """What a reader must know of onnxruntime's rows on a GPU: which files have none, and which run without a graph."""
+    predictors = [row.predictor for row in rows]
+    found = [predictor.remark for predictor in predictors if isinstance(predictor, IoBindingPredictor)]
+    roles = dict.fromkeys(row.model for row in rows)
+    int8 = [model_dir.onnx(role, "int8").name for role in roles if "int8" in model_dir.onnx_files(role)]
+    if found and int8:
+        found.append(
+            f"onnxruntime has no row for {', '.join(int8)}: its CUDA provider computes int8 files in float;"
+            " measure them with --provider cpu"
+        )
+    return [remark for remark in found if remark]
 
 
 def find_stale(rows: Sequence[Row], model_dir: ModelDir) -> list[str]:

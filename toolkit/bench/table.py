@@ -10,7 +10,7 @@ from rich.text import Text
 
 from toolkit import console
 from toolkit.bench.classes import describe_classes, render_classes
-from toolkit.bench.comparison import ReportRow, describe_difference, name_model, short_provider
+from toolkit.bench.comparison import ReportRow, describe_difference, name_gpu, name_model, short_provider
 from toolkit.bench.gain import describe_gain
 from toolkit.bench.markdown import bullets, markdown_table, percent
 
@@ -112,7 +112,7 @@ def _mebibytes(memory: float | None) -> str:
 def render_markdown(report: Report) -> str:
     """report.md: verdict, every figure, and under which conditions."""
     dataset, hardware, versions = report["dataset"], report["hardware"], report["versions"]
-    gpu = f", {hardware['gpu']} (driver {hardware['driver']})" if hardware["gpu"] else ""
+    gpu = f", {name_gpu(hardware)} (driver {hardware['driver']})" if hardware["gpu"] else ""
     sections = [
         f"# Teacher and student on {dataset['name']}",
         report["verdict"],

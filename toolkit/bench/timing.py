@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.io_binding import IoBindingPredictor
 from toolkit.predictor import Predictor
 
 WINDOW = 5
@@ -179,6 +180,8 @@ def _answer_batches(predictor: Predictor, images: NDArray[np.uint8], batch_size:
     def take_batch(number: int) -> NDArray[np.uint8]:
         return images[np.arange(number * batch_size, (number + 1) * batch_size) % len(images)]
 
+    if isinstance(predictor, IoBindingPredictor):
+        return Work(lambda number: predictor.send(take_batch(number)), predictor.run)
     return Work(take_batch, predictor.logits)
 
 

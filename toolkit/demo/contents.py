@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from toolkit import console
+from toolkit.bench.comparison import name_gpu
 from toolkit.bench.examples import Example, Examples, read_picture
 from toolkit.bench.gate import SCHEMA
 from toolkit.errors import ArtifactError
@@ -110,7 +111,7 @@ def _read_report(path: Path) -> dict[str, Any]:
             "rows": report["rows"],
             "dataset": report["dataset"]["name"],
             "images": report["dataset"]["images"],
-            "hardware": report["hardware"].get("gpu") or report["hardware"]["cpu"],
+            "hardware": name_gpu(report["hardware"]) or report["hardware"]["cpu"],
             "cores": report["hardware"]["cores"],
             "date": report["created"][:10],
             "verdict": report["verdict"],
