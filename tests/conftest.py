@@ -26,6 +26,25 @@ def shared(*parts: str) -> Path:
     return path
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-gpu", action="store_true", help="tests marked gpu fail where torch sees no GPU, and are not skipped"
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked gpu is skipped where there is none; with --require-gpu (make test-gpu) it fails."""
+    if item.get_closest_marker("gpu") is None or item.get_closest_marker("container"):
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if item.config.getoption("--require-gpu"):
+        pytest.fail("torch sees no GPU, so this was not tried; toolkit doctor may know why", pytrace=False)
+    pytest.skip("torch sees no GPU")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test fills the user's own cache, nor reads decoded images or hashes from it.
