@@ -1,9 +1,13 @@
-"""What a device does at best: products of matrices, copies in its memory, copies from the host. Seconds are the least of
-some runs, when nothing is in the way."""
+"""What a device does at best: products of matrices, copies in its memory, copies from the host.
+
+The best of some runs counts: what it can do when nothing is in the way.
+"""
 
 import contextlib
+import operator
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -35,7 +39,7 @@ def product_flop_s(
     end, best = clock() + limit_s, 0.0
     for side in SIDES[_kind(device)]:
         a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
-        seconds = least_seconds(lambda a=a, b=b: a @ b, device, clock=clock)
+        seconds = least_seconds(partial(operator.matmul, a, b), device, clock=clock)
         best = max(best, 2 * side**3 / seconds)
         if clock() + 2**3 * seconds * (RUNS + 1) > end:  # twice the side
             break
@@ -62,7 +66,7 @@ def copy_bytes_s(device: str) -> float:
 
 
 def bus_bytes_s(device: str, *, pinned: bool) -> float:
-    """Bytes a second from the host's memory to a GPU's; `pinned`: from pages that cannot be moved, as fast as it can."""
+    """Bytes a second from the host's memory to a GPU's; faster from `pinned` pages, which stay where they are."""
     host = torch.empty(BUS_BYTES, dtype=torch.uint8, pin_memory=pinned).fill_(1)
     target = torch.empty_like(host, device=device)
     return host.nbytes / least_seconds(lambda: target.copy_(host, non_blocking=pinned), device, QUEUED)
@@ -74,9 +78,7 @@ def launch_seconds(device: str) -> float:
     return least_seconds(lambda: tiny.add_(1), device, calls=500)
 
 
-def least_seconds(
-    work: Callable[[], object], device: str, calls: int = 1, clock: Clock = time.perf_counter
-) -> float:
+def least_seconds(work: Callable[[], object], device: str, calls: int = 1, clock: Clock = time.perf_counter) -> float:
     """The least time of a call in some runs after a warm-up, each of `calls` calls that the device has finished."""
     times = []
     for _ in range(RUNS + 1):
