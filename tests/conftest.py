@@ -14,6 +14,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real photographs and the notebook's student, where they are beside the checkout."""
 
 
+DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)]
+"""What the body of a test for a GPU runs on: the CPU proves the body."""
+
+
 USERS_CACHE = Path(os.environ.get("KD_TOOLKIT_CACHE") or Path.home() / ".cache" / "kd-toolkit")
 """Read for the real Fashion-MNIST, and nothing else of it."""
 

@@ -6,15 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from conftest import DEVICES
 
 from toolkit import cli, deep, doctor, environment
 from toolkit.deep import find_code
 from toolkit.distill.rehearsal import Launches, Rehearsal
 from toolkit.doctor import Check
+from toolkit.networks.half import halve
 
-DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)]
 BUILT = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 """What torch 2.15 for CUDA 13.2 has code for."""
 
@@ -173,8 +175,14 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, n
 
 
 @pytest.mark.parametrize("provider", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_provider_that_answers_as_torch_does_is_ok(graph: tuple[Path, np.ndarray, np.ndarray], provider: str) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_provider_that_answers_as_torch_does_is_ok(
+    graph: tuple[Path, np.ndarray, np.ndarray], provider: str, precision: str
+) -> None:
     path, images, expected = graph
+    if precision == "fp16":
+        half = halve(onnx.load_model(path))
+        onnx.save_model(half, path := path.with_name("student.fp16.onnx"))
     assert np.abs(expected).max() > 0.1
     assert expected.argmax(1).std() > 0, "not all the same"
     check = deep.compare(path, provider, images, expected)

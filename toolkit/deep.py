@@ -56,7 +56,7 @@ MEND_GPU_CODE = (
     "use a newer GPU, or a torch that was built for this one: https://pytorch.org/get-started/previous-versions"
 )
 MEND_NCCL = (
-    "in a container, start it with --shm-size=1g; NCCL_DEBUG=INFO says what it tries, with NCCL_P2P_DISABLE=1 it goes by"
+    "in a container, start it with --shm-size=1g; NCCL_DEBUG=INFO says what it tries, NCCL_P2P_DISABLE=1 sends it by"
     " way of the host; or train on one GPU, without torchrun"
 )
 
