@@ -9,9 +9,11 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "distill_speed.py"
-sys.path.insert(0, str(SCRIPT.parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import distill_speed
 from distill_speed import default_images
+
+SCRIPT = Path(distill_speed.__file__)
 
 
 @pytest.mark.parametrize(
