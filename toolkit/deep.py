@@ -283,7 +283,9 @@ def check_all_reduce(devices: Sequence[str]) -> Check:
     with tempfile.TemporaryDirectory(prefix="doctor.") as folder:
         meeting = Path(folder, "meeting")
         processes = [
-            context.Process(target=_add_up, args=(rank, list(devices), str(meeting), results), daemon=True)
+            context.Process(
+                target=_add_up, args=(rank, list(devices), str(meeting), ALL_REDUCE_S, results), daemon=True
+            )
             for rank in range(len(devices))
         ]
         for process in processes:
@@ -313,7 +315,7 @@ def _wait_for(processes: Sequence[BaseProcess]) -> None:
         raise RuntimeError(f"{len(left)} of {len(processes)} processes were not through after {ALL_REDUCE_S:.0f} s")
 
 
-def _add_up(rank: int, devices: list[str], meeting: str, results: Any) -> None:
+def _add_up(rank: int, devices: list[str], meeting: str, timeout_s: float, results: Any) -> None:
     """One of the processes: s that a sum took, and whether it was right, into `results`."""
     import torch
     import torch.distributed as dist
@@ -326,7 +328,7 @@ def _add_up(rank: int, devices: list[str], meeting: str, results: Any) -> None:
         init_method=f"file://{meeting}",
         rank=rank,
         world_size=len(devices),
-        timeout=timedelta(seconds=ALL_REDUCE_S),
+        timeout=timedelta(seconds=timeout_s),
         device_id=gpu,
     )
     values = torch.full((ALL_REDUCE_BYTES // 4,), float(rank + 1), device=devices[rank])

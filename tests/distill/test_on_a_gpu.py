@@ -1,7 +1,6 @@
 """Training on a GPU: what the CPU computes, and nothing lost. The CPU runs the same bodies, which proves them."""
 
 import contextlib
-import copy
 import gc
 import math
 import signal
@@ -293,7 +292,7 @@ def test_every_kind_of_training_comes_to_its_end(
 def test_pixels_leave_the_gpu_with_those_who_use_them(splits: Splits) -> None:
     gc.collect()
     before = torch.cuda.memory_allocated()
-    pixels = copy.copy(Rehearsal("cpu", 160, 64, 4)._pixels)
+    pixels = Rehearsal("cpu", 160, 64, 4)._pixels
     gc.disable()
     try:
         views = TrainingViews(pixels, DATA, CLASSES, seed=0, mixup=0.0, device="cuda:0")
