@@ -24,12 +24,13 @@ SOURCES := toolkit tests scripts $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data run demo test lint format test-browser test-container lock clean
+.PHONY: help install data run demo test test-gpu lint format test-browser test-container lock clean
 
 help:
 	@echo 'make run             train, distil, export, benchmark on Fashion-MNIST; prints the table'
 	@echo 'make demo            teacher and student side by side in the browser'
 	@echo 'make test            all tests'
+	@echo 'make test-gpu        the tests that need an NVIDIA GPU; they fail where torch sees none'
 	@echo 'make lint            ruff, mypy, hadolint'
 	@echo 'make format          ruff format, and the fixes ruff can make'
 	@echo 'make test-browser    the demo in a real browser (Chromium), and its accessibility'
@@ -54,6 +55,10 @@ PYTEST = $(BIN)/python -m pytest -m "not browser and not container" $(PYTEST_FLA
 test: $(INSTALLED_DEV)
 	$(PYTEST) --ignore tests/bench || [ $$? = 5 ]
 	$(PYTEST) tests/bench || [ $$? = 5 ]
+
+# Elsewhere these tests are skipped; here they fail without a GPU, as green would mean that they had passed.
+test-gpu: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest -m "gpu and not container" --require-gpu -rs --durations=10 tests $(PYTEST_FLAGS)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check $(SOURCES)

@@ -1,23 +1,17 @@
 """How far a training speed is from what the device could do: floating-point operations and bytes of one image."""
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from toolkit.distill.precision import FloatPrecision, Precision, has_fast_bf16
+from toolkit.ceilings import copy_bytes_s, product_flop_s
+from toolkit.distill.precision import FloatPrecision, Precision
 
 ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "int8": 1}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SIDES = {"cpu": (256, 512, 1024, 2048), "gpu": (1024, 2048, 4096, 8192)}
-"""Of the square matrices that are multiplied to find the peak."""
-PEAK_SECONDS = 3.0
-"""s after which no larger matrices are tried"""
-RUNS = 5
 
 
 @dataclass(frozen=True)
@@ -42,9 +36,7 @@ class Limits:
 def measure_limits(network: nn.Module, size: int, device: str, precision: FloatPrecision) -> Limits:
     """Limits of training `network` in `precision` on images of `size` px."""
     moved = 3 * ELEMENT_BYTES[precision] * count_elements(network, torch.rand(1, 3, size, size))
-    return Limits(
-        count_training_flop(network, size), moved, measure_peak_flop_s(device, precision), _peak_bytes_s(device)
-    )
+    return Limits(count_training_flop(network, size), moved, product_flop_s(device, precision), copy_bytes_s(device))
 
 
 def count_training_flop(network: nn.Module, size: int) -> float:
@@ -103,39 +95,3 @@ def count_elements(network: nn.Module, image: Tensor) -> int:
     for hook in hooks:
         hook.remove()
     return total
-
-
-def measure_peak_flop_s(
-    device: str, precision: FloatPrecision, clock: Callable[[], float] = time.perf_counter
-) -> float:
-    """The best of matrix products of growing size, in `precision`, or in fp32 where the device has no bfloat16.
-
-    No product is begun that would not end within PEAK_SECONDS, as far as the last one tells.
-    """
-    dtype = DTYPES[precision if has_fast_bf16(device) else "fp32"]
-    end, best = clock() + PEAK_SECONDS, 0.0
-    for side in SIDES["cpu" if device == "cpu" else "gpu"]:
-        a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
-        seconds = _seconds(lambda a=a, b=b: a @ b, device, clock)
-        best = max(best, 2 * side**3 / seconds)
-        if clock() + 2**3 * seconds * (RUNS + 1) > end:  # twice the side
-            break
-    return best
-
-
-def _peak_bytes_s(device: str) -> float:
-    source = torch.rand(2**26, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / _seconds(lambda: target.copy_(source), device)
-
-
-def _seconds(work: Callable[[], object], device: str, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The least time of some runs after a warm-up: what the device can do when nothing is in the way."""
-    times = []
-    for _ in range(RUNS + 1):
-        start = clock()
-        work()
-        if device != "cpu":
-            torch.cuda.synchronize(device)
-        times.append(clock() - start)
-    return min(times[1:])

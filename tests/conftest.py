@@ -14,6 +14,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real photographs and the notebook's student, where they are beside the checkout."""
 
 
+DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)]
+"""What the body of a test for a GPU runs on: the CPU proves the body."""
+
+
 USERS_CACHE = Path(os.environ.get("KD_TOOLKIT_CACHE") or Path.home() / ".cache" / "kd-toolkit")
 """Read for the real Fashion-MNIST, and nothing else of it."""
 
@@ -24,6 +28,25 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"../shared/{'/'.join(parts)} is not here")
     return path
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-gpu", action="store_true", help="tests marked gpu fail where torch sees no GPU, and are not skipped"
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked gpu is skipped where there is none; with --require-gpu (make test-gpu) it fails."""
+    if item.get_closest_marker("gpu") is None or item.get_closest_marker("container"):
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if item.config.getoption("--require-gpu"):
+        pytest.fail("torch sees no GPU, so this was not tried; toolkit doctor may know why", pytrace=False)
+    pytest.skip("torch sees no GPU")
 
 
 @pytest.fixture(scope="session", autouse=True)

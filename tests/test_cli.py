@@ -173,7 +173,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: P
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     code = (
         "import toolkit.doctor, toolkit.cli, sys; sys.argv = ['toolkit', 'doctor']\n"
-        "def broken(): raise ZeroDivisionError('a bug')\n"
+        "def broken(**_): raise ZeroDivisionError('a bug')\n"
         "toolkit.doctor.examine = broken; toolkit.cli.main()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -1,6 +1,7 @@
 import json
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,58 @@ def test_a_visible_gpu_that_does_not_work_is_a_problem(monkeypatch: pytest.Monke
 def test_a_working_gpu_is_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     set_devices(monkeypatch, {"cpu": "", "cuda:0": ""})
     assert [check.status for check in doctor.check_devices(["NVIDIA H200"])] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "built", "status", "finding"),
+    [
+        ((13, 2), "13.2", "ok", "the driver's is 13.2, torch was built for 13.2"),
+        ((14, 0), "13.2", "ok", "the driver's is 14.0, torch was built for 13.2"),
+        ((13, 0), "13.2", "note", "the driver's is 13.0, torch was built for 13.2"),
+        ((12, 8), "13.2", "problem", "the driver's is 12.8, torch was built for 13.2"),
+    ],
+)
+def test_a_driver_that_is_older_than_torchs_cuda_is_told(
+    monkeypatch: pytest.MonkeyPatch, driver: tuple[int, int], built: str, status: str, finding: str
+) -> None:
+    monkeypatch.setattr(doctor, "driver_cuda", lambda: driver)
+    monkeypatch.setattr("torch.version.cuda", built)
+    (check,) = doctor.check_cuda()
+    assert (check.name, check.status, check.finding) == ("cuda", status, finding)
+    assert ("update the" in check.remedy) == (status != "ok")
+
+
+def test_without_a_driver_or_a_torch_for_cuda_nothing_is_told_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "driver_cuda", lambda: None)
+    assert list(doctor.check_cuda()) == []
+    monkeypatch.setattr(doctor, "driver_cuda", lambda: (13, 0))
+    monkeypatch.setattr("torch.version.cuda", None)
+    assert list(doctor.check_cuda()) == []
+
+
+class Driver:
+    """Stands for libcuda.so.1, which tells its version in thousands and tens."""
+
+    def __init__(self, version: int, code: int = 0) -> None:
+        self.version, self.code = version, code
+
+    def cuDriverGetVersion(self, place: Any) -> int:  # noqa: N802 - CUDA's name
+        place._obj.value = self.version
+        return self.code
+
+
+@pytest.mark.parametrize(("library", "expected"), [(Driver(13020), (13, 2)), (Driver(12090, 3), None), (None, None)])
+def test_the_driver_is_asked_for_its_cuda(
+    monkeypatch: pytest.MonkeyPatch, library: Driver | None, expected: tuple[int, int] | None
+) -> None:
+    def load(name: str) -> Driver:
+        assert name == "libcuda.so.1"
+        if library is None:
+            raise OSError("libcuda.so.1: cannot open shared object file")
+        return library
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    assert doctor.driver_cuda() == expected
 
 
 def test_a_torch_that_does_not_load_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +204,9 @@ def test_little_memory_is_noted(monkeypatch: pytest.MonkeyPatch, size_bytes: int
 @pytest.mark.parametrize(("size_bytes", "status"), [(2**20, "note"), (2**30, "ok"), (None, "ok")])
 def test_little_shared_memory_is_noted(monkeypatch: pytest.MonkeyPatch, size_bytes: int | None, status: str) -> None:
     monkeypatch.setattr(environment, "shared_memory_bytes", lambda: size_bytes)
-    assert doctor.check_shared_memory().status == status
+    check = doctor.check_shared_memory()
+    assert check.status == status
+    assert ("for torchrun on several GPUs start the container with --shm-size=1g" in check.remedy) == (status == "note")
 
 
 def test_a_cache_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from toolkit.options import (
     ClientsOption,
     CompareOption,
     DataOption,
+    DeepOption,
     DeviceOption,
     ForceOption,
     JsonOption,
@@ -111,11 +112,11 @@ def _options(
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(deep: DeepOption = False, as_json: JsonOption = False) -> None:
     """What this machine can really do, what is wrong and how to mend it."""
     from toolkit.doctor import examine
 
-    report = examine()
+    report = examine(deep=deep)
     if as_json:
         print_json(report.to_json())
     else:

@@ -3,6 +3,7 @@
 A machine without a GPU is in order. One whose NVIDIA GPU is visible and cannot be used is not.
 """
 
+import ctypes
 import os
 import platform
 import shutil
@@ -22,6 +23,8 @@ Status = Literal["ok", "note", "problem"]
 
 STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 DISTRIBUTION = "kd-toolkit"
+TORCH = "torch "
+"""What the name of a check of one of torch's devices begins with."""
 LITTLE_DISK_BYTES = 2 * environment.GIB
 LITTLE_SHARED_MEMORY_BYTES = environment.GIB // 16
 """What containers get where nobody asks for more."""
@@ -71,10 +74,13 @@ class Report:
         console.out.print(Text(verdict, style="bold"))
 
 
-def examine() -> Report:
-    """Look at everything; takes a few seconds, because devices and providers are tried, not asked."""
+def examine(*, deep: bool = False) -> Report:
+    """Look at everything; takes a few seconds, because devices and providers are tried, not asked.
+
+    `deep` puts the devices that work to work, for some 20 s more.
+    """
     gpus = environment.visible_gpus()
-    checks = (
+    checks: tuple[Check, ...] = (
         check_python(),
         check_packages(),
         *check_twin_runtimes(bool(gpus)),
@@ -82,11 +88,19 @@ def examine() -> Report:
         check_memory(),
         check_shared_memory(),
         *check_devices(gpus),
+        *check_cuda(),
         *check_providers(bool(gpus)),
         check_cache(),
         check_disk(),
         check_default_data(),
     )
+    if deep:
+        from toolkit.deep import examine_at_work
+
+        working = [
+            check.name.removeprefix(TORCH) for check in checks if check.name.startswith(TORCH) and check.status == "ok"
+        ]
+        checks += tuple(examine_at_work(working))
     return Report(checks, environment.describe_hardware(), environment.describe_versions())
 
 
@@ -160,7 +174,7 @@ def check_shared_memory() -> Check:
         return Check("/dev/shm", "ok", "not here, and not needed: images are decoded by threads")
     finding = f"{size_bytes / environment.GIB:.2f} GiB"
     if size_bytes < LITTLE_SHARED_MEMORY_BYTES:
-        remedy = "the toolkit does not need it; for torch's worker processes start the container with --shm-size=1g"
+        remedy = "one process does not need it; for torchrun on several GPUs start the container with --shm-size=1g"
         return Check("/dev/shm", "note", finding, remedy)
     return Check("/dev/shm", "ok", finding)
 
@@ -174,14 +188,47 @@ def check_devices(gpus: list[str]) -> Iterator[Check]:
         return
     for device, reason in devices.items():
         if not reason:
-            yield Check(f"torch {device}", "ok", "allocated and multiplied")
+            yield Check(f"{TORCH}{device}", "ok", "allocated and multiplied")
         elif device == "cpu":
-            yield Check("torch cpu", "problem", reason, MEND_TORCH)
+            yield Check(f"{TORCH}cpu", "problem", reason, MEND_TORCH)
         else:
             shown = ", ".join(gpus) or "a GPU"
-            yield Check(f"torch {device}", "problem", f"{shown} is visible, but unusable: {reason}", MEND_DRIVER)
+            yield Check(f"{TORCH}{device}", "problem", f"{shown} is visible, but unusable: {reason}", MEND_DRIVER)
     if not gpus and len(devices) == 1:
         yield Check("gpu", "ok", "no NVIDIA GPU is visible; everything runs on the CPU")
+
+
+def check_cuda() -> Iterator[Check]:
+    """The driver's CUDA against the one that torch was built for; nothing where there is no driver."""
+    try:
+        import torch
+    except (ImportError, OSError):  # check_devices has told
+        return
+    driver = driver_cuda()
+    if driver is None or torch.version.cuda is None:
+        return
+    major, minor = (int(part) for part in torch.version.cuda.split(".")[:2])
+    told = f"the driver's is {driver[0]}.{driver[1]}, torch was built for {major}.{minor}"
+    if driver >= (major, minor):
+        yield Check("cuda", "ok", told)
+    elif driver[0] == major:
+        remedy = (
+            f"update the driver to one for CUDA {major}.{minor} if a kernel fails: with this one, kernels that are"
+            " compiled already run, and those that are compiled when first called may not"
+        )
+        yield Check("cuda", "note", told, remedy)
+    else:
+        yield Check("cuda", "problem", told, f"update the NVIDIA driver to one for CUDA {major}.{minor}")
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """The newest CUDA that the NVIDIA driver knows, as (major, minor); None where there is no driver."""
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return None if failed else (version.value // 1000, version.value % 1000 // 10)
 
 
 def check_providers(has_gpu: bool) -> Iterator[Check]:

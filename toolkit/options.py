@@ -70,5 +70,8 @@ SecondsOption = Annotated[
 ]
 RoleOption = Annotated[Literal["teacher", "student"], typer.Option("--model", help="With --clients: whose file.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="With --clients: in which precision.")]
+DeepOption = Annotated[
+    bool, typer.Option("--deep", help="Also put the machine to work for some 20 s: copies, products, training, ONNX.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
 ModelDirArgument = Annotated[Path, typer.Argument(metavar="[MODEL_DIR]", help="A directory that distill wrote.")]

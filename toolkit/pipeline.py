@@ -104,6 +104,7 @@ def open_training_job(
     made.
     """
     _warn_of_little_memory()
+    from toolkit.distill.compilation import require_few_sizes
     from toolkit.distill.distributed import join
 
     recipe, own_dir = _training_recipe(recipe_name, data, out)
@@ -114,7 +115,9 @@ def open_training_job(
         _warn_of_no_volume(model_dir.path)
     device = _pick_device(device)
     join(device)
-    return _follow_pictures(Job(recipe, model_dir, device, **options))
+    job = _follow_pictures(Job(recipe, model_dir, device, **options))
+    require_few_sizes(job.recipe)
+    return job
 
 
 def forecast(job: Job, command: "Command") -> "Forecast":

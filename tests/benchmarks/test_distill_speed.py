@@ -9,7 +9,18 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "distill_speed.py"
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import distill_speed
+from distill_speed import default_images
+
+SCRIPT = Path(distill_speed.__file__)
+
+
+@pytest.mark.parametrize(
+    ("device", "available", "expected"), [("cpu", 50_000, 1024), ("cuda:0", 50_000, 16_384), ("cuda:0", 900, 900)]
+)
+def test_a_gpu_is_given_more_images_as_far_as_there_are(device: str, available: int, expected: int) -> None:
+    assert default_images(device, available) == expected
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What a training image costs, against numbers that were worked out by hand, and a peak that is found in time."""
+"""What a training image costs, against numbers that were worked out by hand."""
 
 import sys
 from pathlib import Path
@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolkit.distill.precision import FloatPrecision
 from toolkit.networks import registry
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import limits
-from limits import count_forward_flop, count_training_flop, measure_limits, measure_peak_flop_s
+from limits import count_forward_flop, count_training_flop, measure_limits
 
 PLAIN = 2 * 8 * 3 * 3 * 3 * 10 * 10
 """operations of one forward pass: a multiply-add is 2; 8 channels from 3 by 3×3 weights at 10×10 places"""
@@ -66,55 +65,9 @@ def test_the_student_costs_what_its_layers_do() -> None:
     assert count_training_flop(student, 256) == by_hand == pytest.approx(653.7e6, rel=1e-3)
 
 
-class Products:
-    """Stands for matrix products: notes type and side, and moves its clock on by what each takes."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, flop_s: float) -> None:
-        self.now, self.flop_s = 0.0, flop_s
-        self.made: list[tuple[torch.dtype, int]] = []
-        monkeypatch.setattr(Tensor, "__matmul__", self)
-
-    def __call__(self, other: Tensor) -> None:
-        self.made.append((other.dtype, len(other)))
-        self.now += 2 * len(other) ** 3 / self.flop_s
-
-
-@pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch) -> Products:
-    return Products(monkeypatch, flop_s=1e11)
-
-
-def test_the_peak_is_of_the_largest_products_that_there_is_time_for(products: Products) -> None:
-    assert measure_peak_flop_s("cpu", "fp32", lambda: products.now) == pytest.approx(1e11)
-    assert sorted({side for _, side in products.made}) == [256, 512, 1024, 2048]
-
-
-def test_a_slow_device_is_not_asked_for_larger_products_than_it_has_time_for(products: Products) -> None:
-    products.flop_s = 1e9
-    assert measure_peak_flop_s("cpu", "fp32", lambda: products.now) == pytest.approx(1e9)
-    assert {side for _, side in products.made} == {256, 512}
-    assert products.now < limits.PEAK_SECONDS
-
-
-@pytest.mark.parametrize(
-    ("precision", "has_bf16", "dtype"),
-    [
-        ("bf16", True, torch.bfloat16),
-        ("bf16", False, torch.float32),
-        ("fp32", True, torch.float32),
-    ],
-)
-def test_the_peak_is_of_the_arithmetic_that_training_used_where_the_device_has_it(
-    products: Products, monkeypatch: pytest.MonkeyPatch, precision: FloatPrecision, has_bf16: bool, dtype: torch.dtype
-) -> None:
-    monkeypatch.setattr(limits, "has_fast_bf16", lambda device: has_bf16)
-    measure_peak_flop_s("cpu", precision, lambda: products.now)
-    assert {kind for kind, _ in products.made} == {dtype}
-
-
 def test_bytes_are_those_of_the_precision_that_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "measure_peak_flop_s", lambda device, precision: 1e9)
-    monkeypatch.setattr(limits, "_peak_bytes_s", lambda device: 1e9)
+    monkeypatch.setattr(limits, "product_flop_s", lambda device, precision: 1e9)
+    monkeypatch.setattr(limits, "copy_bytes_s", lambda device: 1e9)
     elements = 3 * 10 * 10 + 8 * 10 * 10
     assert measure_limits(plain(), 10, "cpu", "fp32").bytes == 3 * 4 * elements
     half = measure_limits(plain(), 10, "cpu", "bf16")

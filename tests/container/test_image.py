@@ -1,5 +1,6 @@
 """What the images are made of."""
 
+import json
 import re
 import shutil
 import time
@@ -80,6 +81,13 @@ def test_doctor_finds_nothing_wrong(image: str) -> None:
     assert found["onnxruntime cpu"]["finding"] == "ran a small model"
     assert found["fashion-mnist"]["finding"] == "in /usr/share/datasets/fashion-mnist"
     assert found["cache"]["status"] == "ok"
+
+
+def test_doctor_puts_the_image_to_work(image: str) -> None:
+    report = json.loads(run(image, "doctor", "--deep", "--json").stdout)
+    found = {check["name"]: check["status"] for check in report["checks"]}
+    assert report["ok"] is True
+    assert {found[f"{what} cpu"] for what in ("copies on", "products on", "training on", "onnx graph")} == {"ok"}
 
 
 def test_without_arguments_it_says_what_it_can(image: str) -> None:

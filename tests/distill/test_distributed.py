@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,26 @@ def test_processes_add_up_agree_and_know_their_place(tmp_path: Path) -> None:
     common: list[Any] = [[3.0, 4.0], [1, 5], "of 0"]
     got = together(add_agree_and_compare, tmp_path)
     assert got == [[*common, [True, 2, 0]], [*common, [False, 2, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "gpu"), [("cpu", "gloo", None), ("cuda:1", "nccl", torch.device("cuda:1"))]
+)
+def test_processes_wait_for_one_that_decodes_for_hours(
+    monkeypatch: pytest.MonkeyPatch, device: str, backend: str, gpu: torch.device | None
+) -> None:
+    """nccl's default is ten minutes; a GPU is bound from the start, or its number is guessed at the first barrier."""
+    joined: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **rest: joined.append((name, rest)))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(distributed.atexit, "register", lambda function: None)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    distributed.join(device)
+    ((name, rest),) = joined
+    assert name == backend
+    assert rest["timeout"] >= timedelta(hours=6)
+    assert rest["device_id"] == gpu
 
 
 def test_alone_nothing_is_shared() -> None:

@@ -55,6 +55,25 @@ def test_one_cycle_peaks_where_warm_up_ends() -> None:
     assert found[-1] < 1e-6
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_one_cycle_moves_the_momentum_against_the_rate_and_the_others_leave_it(optimizer: str) -> None:
+    for schedule in ("one-cycle", "cosine", "constant"):
+        settings = section(optimizer=optimizer, schedule=schedule, warm_up=0.3)
+        moved = make_optimizer(nn.Linear(1, 1), settings)
+        scheduler = make_scheduler(moved, settings, 101)
+        found = []
+        for _ in range(100):
+            group = moved.param_groups[0]
+            found.append(group["momentum"] if optimizer == "sgd" else group["betas"][0])
+            moved.step()
+            scheduler.step()
+        if schedule == "one-cycle":
+            assert (found[0], min(found), found[-1]) == pytest.approx((0.95, 0.85, 0.95), abs=1e-3)
+            assert found.index(min(found)) == pytest.approx(29, abs=1)
+        else:
+            assert set(found) == {0.9}
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
 def test_a_single_step_is_no_special_case(schedule: str) -> None:
     assert len(rates(section(schedule=schedule, warm_up=0.25), 1)) == 1

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 Value = TypeVar("Value")
 
+WAIT = timedelta(hours=12)
+"""of waiting in a collective: one process may decode a whole data set while the others wait, and a large set takes
+longer than nccl's default of ten minutes. torchrun ends those that wait for a process that has failed."""
 PART_SECONDS = 30.0
 """s that a process waits for the others before it ends; as long as torchrun waits before it kills"""
 
@@ -54,9 +57,10 @@ def join(device: str) -> None:
     """Join the processes that torchrun started, until this one ends."""
     if not launched() or dist.is_initialized():
         return
-    if device != "cpu":
-        torch.cuda.set_device(device)
-    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    gpu = None if device == "cpu" else torch.device(device)
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+    dist.init_process_group("gloo" if gpu is None else "nccl", timeout=WAIT, device_id=gpu)
     atexit.register(_leave)
 
 

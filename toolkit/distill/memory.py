@@ -6,7 +6,17 @@ WORDS = (
     "can't allocate memory",  # torch's allocator on the CPU
     "could not create a primitive",  # oneDNN, for whose workspace there was no room
     "could not create a memory object",
-    "Failed to allocate memory",  # onnxruntime
+    "Failed to allocate memory",  # onnxruntime's arena
+    "Available memory of ",  # the same, where a limit is set: "... is smaller than requested bytes of ..."
+    "CUDA error: out of memory",  # torch, where something other than its allocator asked (AcceleratorError)
+    "CUDA ran out of memory outside PyTorch's allocator",  # torch, of cuDNN's kernels
+    "CUDA failure 2: out of memory",  # onnxruntime
+    "Cuda failure 2 'out of memory'",  # NCCL
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # cuDNN 9's name of it
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
     "bad_alloc",
     "bad allocation",
 )

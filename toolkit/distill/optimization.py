@@ -13,7 +13,10 @@ MOMENTUM = 0.9
 
 
 def make_optimizer(network: nn.Module, section: TrainingRecipe) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov's momentum of 0.9, in torch's fused form, over all parameters of `network`."""
+    """AdamW, or SGD with Nesterov's momentum, in torch's fused form, over all parameters of `network`.
+
+    The momentum, and AdamW's β1, is 0.9 but under `one-cycle`, which moves it too: see make_scheduler.
+    """
     parameters, rate, decay = network.parameters(), section.learning_rate, section.weight_decay
     if section.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
@@ -25,6 +28,10 @@ def make_scheduler(optimizer: torch.optim.Optimizer, section: TrainingRecipe, st
 
     `one-cycle` climbs to the peak in the first `warm_up` share and falls by a cosine to nearly 0 (Smith & Topin 2018,
     arXiv:1708.07120); `cosine` and `constant` climb in a straight line, then fall by a cosine to 0 or stay.
+
+    `one-cycle` moves the momentum, or AdamW's β1, against the learning rate, as the paper and torch's OneCycleLR have
+    it: from 0.95 to 0.85 at the peak and back. Both are Python numbers in the optimiser's groups, set anew after each
+    step: a CUDA graph of a step would keep those that it was captured with.
     """
     if section.schedule == "one-cycle":
         steps = max(steps, 2)

@@ -13,6 +13,7 @@ from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
 from toolkit.distill.checkpoint import Checkpoint, State
+from toolkit.distill.compilation import make_room
 from toolkit.distill.curves import draw_learning_curves
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import Objective
@@ -172,6 +173,7 @@ class Job:
     ) -> dict[str, Any]:
         """Train, and leave the best weights in `learner`; figures for the weights' metadata."""
         _prove_smallest_size(learner.classifier, plan)
+        make_room(plan)
         if (least := min(plan.section.batch_size, len(views))) < distributed.world_size():
             raise TrainingError(
                 f"{least} images a step cannot be shared out to {distributed.world_size()} processes",

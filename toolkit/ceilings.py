@@ -1,0 +1,95 @@
+"""What a device does at best: products of matrices, copies in its memory, copies from the host.
+
+The best of some runs counts: what it can do when nothing is in the way.
+"""
+
+import contextlib
+import operator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from toolkit.distill.precision import FloatPrecision, has_fast_bf16
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SIDES = {"cpu": (256, 512, 1024, 2048), "gpu": (1024, 2048, 4096, 8192)}
+"""Of the square matrices that are multiplied to find the peak."""
+PEAK_SECONDS = 3.0
+"""s after which no larger matrices are tried"""
+COPY_BYTES = {"cpu": 2**28, "gpu": 2**30}
+"""Of what is copied: far more than caches hold, an H100's 50 MB and a server's 300 MB of them"""
+BUS_BYTES = 2**26
+QUEUED = 8
+"""copies on a GPU from one look at the clock to the next: none of them then waits for its launch"""
+RUNS = 5
+
+Clock = Callable[[], float]
+
+
+def product_flop_s(
+    device: str, precision: FloatPrecision, clock: Clock = time.perf_counter, limit_s: float = PEAK_SECONDS
+) -> float:
+    """The best of matrix products of growing size, in `precision`, or in fp32 where the device has no bfloat16.
+
+    No product is begun that would not end within `limit_s`, as far as the last one tells.
+    """
+    dtype = DTYPES[precision if has_fast_bf16(device) else "fp32"]
+    end, best = clock() + limit_s, 0.0
+    for side in SIDES[_kind(device)]:
+        a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+        seconds = least_seconds(partial(operator.matmul, a, b), device, clock=clock)
+        best = max(best, 2 * side**3 / seconds)
+        if clock() + 2**3 * seconds * (RUNS + 1) > end:  # twice the side
+            break
+    return best
+
+
+@contextlib.contextmanager
+def tf32_products() -> Iterator[None]:
+    """While it lasts, a GPU multiplies fp32 matrices in TF32, as torch lets it compute convolutions anyway."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def copy_bytes_s(device: str) -> float:
+    """Bytes a second that a copy in the device's memory reads and writes, together."""
+    source = torch.empty(COPY_BYTES[_kind(device)], dtype=torch.uint8, device=device).fill_(1)
+    target = torch.empty_like(source)
+    calls = 1 if device == "cpu" else QUEUED
+    return 2 * source.nbytes / least_seconds(lambda: target.copy_(source), device, calls)
+
+
+def bus_bytes_s(device: str, *, pinned: bool) -> float:
+    """Bytes a second from the host's memory to a GPU's; faster from `pinned` pages, which stay where they are."""
+    host = torch.empty(BUS_BYTES, dtype=torch.uint8, pin_memory=pinned).fill_(1)
+    target = torch.empty_like(host, device=device)
+    return host.nbytes / least_seconds(lambda: target.copy_(host, non_blocking=pinned), device, QUEUED)
+
+
+def launch_seconds(device: str) -> float:
+    """s from one small kernel to the next, which is the least that a kernel costs."""
+    tiny = torch.zeros(1, device=device)
+    return least_seconds(lambda: tiny.add_(1), device, calls=500)
+
+
+def least_seconds(work: Callable[[], object], device: str, calls: int = 1, clock: Clock = time.perf_counter) -> float:
+    """The least time of a call in some runs after a warm-up, each of `calls` calls that the device has finished."""
+    times = []
+    for _ in range(RUNS + 1):
+        start = clock()
+        for _ in range(calls):
+            work()
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        times.append((clock() - start) / calls)
+    return min(times[1:])
+
+
+def _kind(device: str) -> str:
+    return "cpu" if device == "cpu" else "gpu"

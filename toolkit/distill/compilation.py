@@ -1,0 +1,46 @@
+"""torch.compile and images that grow: it compiles once for each size, and only for so many."""
+
+from toolkit.distill.optimization import image_size_of
+from toolkit.distill.plan import Plan
+from toolkit.distill.provenance import is_given
+from toolkit.errors import RecipeError
+from toolkit.recipe import Recipe, TrainingRecipe
+
+MOST_SIZES = 8
+"""Each takes 20 to 40 s to compile; more of them take longer than they save."""
+
+
+def require_few_sizes(recipe: Recipe) -> None:
+    """RecipeError where torch.compile would have to compile a network that is trained for more than 8 image sizes."""
+    if recipe.distill.compile == "off":
+        return
+    trained: dict[str, TrainingRecipe] = {"distill": recipe.distill}
+    if not is_given(recipe):
+        trained["teacher"] = recipe.teacher
+    for name, section in trained.items():
+        if (count := len(_sizes(section, recipe.data.image_size))) > MOST_SIZES:
+            raise RecipeError(
+                f"distill.compile = {recipe.distill.compile}: images grow through {count} sizes"
+                f" ({name}.start_image_size), each of which is compiled by itself; at most {MOST_SIZES} are allowed",
+                f"use a larger {name}.start_image_size, 0 for full size throughout, or distill.compile=off",
+            )
+
+
+def make_room(plan: Plan) -> None:
+    """Let torch compile every size of `plan`.
+
+    It counts what it compiles for teacher and student together; from the ninth on they run uncompiled, and only a line
+    in its log tells.
+    """
+    if plan.compile == "off":
+        return
+    from torch._dynamo import config
+
+    sizes = len(_sizes(plan.section, plan.image_size))
+    config.recompile_limit += sizes
+    config.accumulated_recompile_limit += sizes
+
+
+def _sizes(section: TrainingRecipe, full_size: int) -> set[int]:
+    """px"""
+    return {image_size_of(epoch, section, full_size) for epoch in range(section.epochs)}
