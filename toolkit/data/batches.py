@@ -3,22 +3,24 @@
 B images of a batch, N of the split, C classes, R px side of the rendered view.
 """
 
-import functools
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.data.device_views import DeviceViews
 from toolkit.data.pixels import Pixels
-from toolkit.data.resident import ResidentPixels
-from toolkit.data.views import MixDraw, draw_mix, draw_views, render_views
+from toolkit.data.resident import ResidentPixels, send
+from toolkit.data.views import MixDraw, draw_mix, draw_views, mix_targets, mix_views, render_views
 from toolkit.recipe import DataRecipe
+
+Indices = np.ndarray | Tensor
+"""int64 (B,), which images of a split: an array, or where views are made on a GPU a tensor there (`upload`)."""
 
 
 class TrainingViews:
     """View number v of any image, rendered at any size, on one device; fixed by (seed, image, v).
 
-    `mixup` is α of Beta(α, α), 0 mixes none.
+    `mixup` is α of Beta(α, α), 0 mixes none. `on_device` makes the views where they are made on a GPU.
     """
 
     def __init__(
@@ -30,41 +32,56 @@ class TrainingViews:
         self.seed = seed
         self.mixup = mixup
         self.device = device
-        self._resident = None if device == "cpu" else ResidentPixels.where_it_fits(pixels, device)
-        self._draw_mix = functools.lru_cache(maxsize=1)(self._mix_of_view)
+        self._mix: tuple[int, MixDraw] | None = None
+        resident = None if device == "cpu" else ResidentPixels.where_it_fits(pixels, device)
+        self.on_device = None if resident is None else DeviceViews(self, resident)
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def render(self, indices: np.ndarray, view: int, side: int | None = None) -> Tensor:
+    def render(self, indices: Indices, view: int, side: int | None = None) -> Tensor:
         """float32 (B, 3, R, R) in 0..1, channels last in memory; R is `side` px, data.image_size by default."""
+        if self.on_device is not None:
+            return self.on_device.render(self._upload(indices), view, side or self.data.image_size)
+        indices = np.asarray(indices)
         views = self._render_one(indices, view, side)
         if not self.mixup:
             return views
         mix = self._draw_mix(view)
-        weights = torch.from_numpy(mix.weights[indices]).to(self.device).view(-1, 1, 1, 1)
-        return torch.lerp(self._render_one(mix.partners[indices], view, side), views, weights)
+        weights = torch.from_numpy(mix.weights[indices]).to(self.device)
+        return mix_views(views, self._render_one(mix.partners[indices], view, side), weights)
 
-    def labels(self, indices: np.ndarray) -> Tensor:
+    def labels(self, indices: Indices) -> Tensor:
         """int64 (B,), the images' own labels."""
-        return torch.from_numpy(self.pixels.labels[indices]).to(self.device)
+        if self.on_device is not None:
+            return self.on_device.labels(self._upload(indices))
+        return torch.from_numpy(self.pixels.labels[np.asarray(indices)]).to(self.device)
 
-    def targets(self, indices: np.ndarray, view: int) -> Tensor:
+    def targets(self, indices: Indices, view: int) -> Tensor:
         """What the view should be taken for: int64 (B,), or with mixup float32 (B, C) that sum to 1."""
+        if self.on_device is not None:
+            return self.on_device.targets(self._upload(indices), view)
+        indices = np.asarray(indices)
         labels = self.labels(indices)
         if not self.mixup:
             return labels
         mix = self._draw_mix(view)
         weights = torch.from_numpy(mix.weights[indices]).to(self.device)
-        targets = torch.zeros(len(indices), self.num_classes, device=self.device)
-        targets.scatter_add_(1, labels.unsqueeze(1), weights.unsqueeze(1))
-        return targets.scatter_add_(1, self.labels(mix.partners[indices]).unsqueeze(1), 1 - weights.unsqueeze(1))
+        return mix_targets(labels, self.labels(mix.partners[indices]), weights, self.num_classes)
+
+    def upload(self, indices: Indices) -> Indices:
+        """`indices` where a step looks for them: on the GPU if views are made there, else as they are."""
+        return indices if self.on_device is None else self._upload(indices)
+
+    def _upload(self, indices: Indices) -> Tensor:
+        return indices if isinstance(indices, Tensor) else send(indices, self.device)
 
     def _render_one(self, indices: np.ndarray, view: int, side: int | None) -> Tensor:
-        source = self.pixels if self._resident is None else self._resident
-        canvas, sizes = source.canvas(indices)
+        canvas, sizes = self.pixels.canvas(indices)
         draw = draw_views(self.data, sizes, indices, self.seed, view)
         return render_views(canvas, sizes, draw, self.data, self.device, side)
 
-    def _mix_of_view(self, view: int) -> MixDraw:
-        return draw_mix(self.mixup, len(self.pixels), self.seed, view)
+    def _draw_mix(self, view: int) -> MixDraw:
+        if self._mix is None or self._mix[0] != view:
+            self._mix = view, draw_mix(self.mixup, len(self.pixels), self.seed, view)
+        return self._mix[1]
