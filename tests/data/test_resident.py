@@ -85,11 +85,14 @@ def test_centre_crops_are_those_of_the_memory_map(sizes: list[tuple[int, int]]) 
 
 def test_pixels_go_up_in_pieces_and_the_host_never_holds_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "PIECE_BYTES", 1000)
-    data = np.random.default_rng(0).integers(0, 256, 3 * 1111, dtype=np.uint8)
-    assert np.array_equal(resident._copy_in_pieces(data, "cpu").numpy(), data)
+    data = np.random.default_rng(0).normal(size=(3, 1111))
+    copy = torch.empty(data.shape, dtype=torch.float64)
+    resident.copy_in_pieces(data, copy)
+    assert np.array_equal(copy.numpy(), data)
     monkeypatch.setattr(resident, "PIECE_BYTES", 10_000)
+    data = np.zeros(3_000_000, np.uint8)
     tracemalloc.start()
-    resident._copy_in_pieces(np.broadcast_to(np.uint8(7), 3_000_000), "meta")
+    resident.copy_in_pieces(data, torch.empty(len(data), dtype=torch.uint8, device="meta"))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100_000

@@ -69,6 +69,11 @@ class TrainingViews:
         weights = torch.from_numpy(mix.weights[indices]).to(self.device)
         return mix_targets(labels, self.labels(mix.partners[indices]), weights, self.num_classes)
 
+    def show(self, view: int) -> None:
+        """Have on the GPU what view `view` needs there, before a captured step looks for it."""
+        if self.on_device is not None:
+            self.on_device.show(view)
+
     def upload(self, indices: Indices) -> Indices:
         """`indices` where a step looks for them: on the GPU if views are made there, else as they are."""
         return indices if self.on_device is None else self._upload(indices)

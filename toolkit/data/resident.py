@@ -14,7 +14,7 @@ from toolkit.data.preprocess import crop_start
 MEMORY_SHARE = 0.4
 """of the device's free memory that pixels may take; the rest is for training"""
 PIECE_BYTES = 64 * 2**20
-"""of pixels that are on their way to the device at once; the host holds no more of them than that"""
+"""that are on their way to the device at once; the host holds no more than that in memory of its own"""
 
 
 class ResidentPixels:
@@ -22,7 +22,8 @@ class ResidentPixels:
 
     def __init__(self, pixels: Pixels, device: str) -> None:
         sizes = np.stack((pixels.heights, pixels.widths), axis=1)
-        self._colours = _copy_in_pieces(pixels.data, device).view(-1, 3)
+        self._colours = torch.empty(len(pixels.data) // 3, 3, dtype=torch.uint8, device=device)
+        copy_in_pieces(pixels.data, self._colours)
         self._starts = torch.from_numpy(pixels.starts // 3).to(device)
         self.sizes = torch.from_numpy(sizes).to(device)
         self._centres = torch.from_numpy(crop_start(sizes, pixels.preprocess.image_size)).to(device)
@@ -75,12 +76,14 @@ def free_memory_bytes(device: str) -> int:
     return free_bytes + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def _copy_in_pieces(data: np.ndarray, device: str) -> Tensor:
-    """`data`, uint8 and perhaps larger than the host's memory, on `device`: by way of one buffer of PIECE_BYTES."""
-    copy = torch.empty(len(data), dtype=torch.uint8, device=device)
-    buffer = torch.empty(min(PIECE_BYTES, len(data)), dtype=torch.uint8, pin_memory=device.startswith("cuda"))
-    for start in range(0, len(data), PIECE_BYTES):
-        part = data[start : start + PIECE_BYTES]
-        buffer[: len(part)].numpy()[:] = part
-        copy[start : start + len(part)].copy_(buffer[: len(part)])  # waits until the buffer may be filled again
-    return copy
+def copy_in_pieces(data: np.ndarray, copy: Tensor) -> None:
+    """Fill `copy`, on any device, with `data`, perhaps larger than the host's memory: through a buffer of PIECE_BYTES.
+
+    Both are contiguous, and of as many bytes.
+    """
+    source, target = data.reshape(-1).view(np.uint8), copy.view(-1).view(torch.uint8)
+    buffer = torch.empty(min(PIECE_BYTES, len(source)), dtype=torch.uint8, pin_memory=copy.is_cuda)
+    for start in range(0, len(source), PIECE_BYTES):
+        piece = source[start : start + PIECE_BYTES]
+        buffer[: len(piece)].numpy()[:] = piece
+        target[start : start + len(piece)].copy_(buffer[: len(piece)])  # waits until the buffer may be filled again

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels, send
 from toolkit.data.views import centre_views
 from toolkit.distill import distributed
+from toolkit.distill.distributed import Items
 from toolkit.distill.memory import is_out_of_memory
 from toolkit.distill.precision import Precision, autocast
 from toolkit.errors import TrainingError
@@ -68,7 +70,7 @@ def _evaluation_views(pixels: Pixels, indices: np.ndarray, device: str) -> Tenso
     return centre_views(crops.to(device, non_blocking=True))
 
 
-def batches(order: np.ndarray, batch_size: int, least: int) -> Iterator[np.ndarray]:
+def batches(order: Items, batch_size: int, least: int) -> Iterator[Items]:
     """Consecutive batches; a last one of fewer than `least` images joins the one before.
 
     Batch statistics need two images, and every process that trains its share of each batch.
@@ -77,4 +79,4 @@ def batches(order: np.ndarray, batch_size: int, least: int) -> Iterator[np.ndarr
     if len(starts) > 1 and len(order) - starts[-1] < least:
         starts.pop()
     for start, end in itertools.pairwise((*starts, len(order))):
-        yield order[start:end]
+        yield cast(Items, order[start:end])

@@ -4,14 +4,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from toolkit import console
-from toolkit.data.batches import TrainingViews
+from toolkit.data.batches import Indices, TrainingViews
 from toolkit.distill import distributed
 from toolkit.distill.evaluation import batches
 from toolkit.distill.features import TappedNetwork
@@ -49,8 +48,9 @@ class Stepper:
         self.part_size = self._share_size
         """images that go through the network at once, in this process; halved where memory runs out"""
 
-    def take(self, indices: np.ndarray, view: int, side: int) -> tuple[Tensor, Tensor]:
+    def take(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor]:
         """Step on the images at `indices`, rendered at `side` px; this process's share of the loss's sum and hits."""
+        indices = self._views.upload(indices)
         while True:
             sums = self._gradients_or_none(indices, view, side)
             if sums is not None:
@@ -58,11 +58,12 @@ class Stepper:
             self._halve()
         self._optimizer.step()
         if self._average is not None:
-            self._average.update_parameters(self._learner.classifier.network)
+            update = AveragedModel.update_parameters if self._plan.device == "cpu" else update_average
+            update(self._average, self._learner.classifier.network)
         self._scheduler.step()
         return sums
 
-    def _gradients_or_none(self, indices: np.ndarray, view: int, side: int) -> tuple[Tensor, Tensor] | None:
+    def _gradients_or_none(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor] | None:
         """None where memory ran out; what was allocated is free again by then."""
         try:
             return self._compute_gradients(indices, view, side)
@@ -71,7 +72,7 @@ class Stepper:
                 raise
             return None
 
-    def _compute_gradients(self, indices: np.ndarray, view: int, side: int) -> tuple[Tensor, Tensor]:
+    def _compute_gradients(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor]:
         """Leave the batch's mean gradient in the parameters."""
         share = distributed.own_share(indices)
         self._optimizer.zero_grad()
@@ -151,3 +152,17 @@ class Stepper:
             self._average.load_state_dict(state["average"])
         if state["part_size"] and distributed.world_size() == 1:
             self.part_size = min(state["part_size"], self._share_size)
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, network: nn.Module) -> None:
+    """`average.update_parameters(network)`, which on a GPU waits at every step for its count to get there."""
+    own, other = ([*module.parameters(), *module.buffers()] for module in (average.module, network))
+    if not average.n_averaged:
+        average.update_parameters(network)
+        return
+    assert average.multi_avg_fn is not None
+    for dtype in {values.dtype for values in own}:
+        alike = [number for number, values in enumerate(own) if values.dtype == dtype]
+        average.multi_avg_fn([own[i] for i in alike], [other[i].detach() for i in alike], average.n_averaged)
+    average.n_averaged += 1

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from toolkit import console
-from toolkit.data.batches import TrainingViews
+from toolkit.data.batches import Indices, TrainingViews
 from toolkit.data.cache import REMEDY, cache_folder
 from toolkit.data.disk import remove_leftovers
 from toolkit.data.pixels import Pixels
+from toolkit.data.resident import copy_in_pieces
 from toolkit.distill import distributed
 from toolkit.distill.evaluation import batches, compute_logits
 from toolkit.distill.features import TappedNetwork
@@ -54,11 +55,14 @@ class Answers:
 class Teaching(Protocol):
     """A teacher, live or stored. It always sees the view the student sees, at the size data.image_size."""
 
-    def answer(self, indices: np.ndarray, view: int, student_images: Tensor) -> Answers:
+    def answer(self, indices: Indices, view: int, student_images: Tensor) -> Answers:
         """The teacher's answers for view `view` of the images at `indices`, as float32.
 
         `student_images` (B, 3, R, R) is that view as the student sees it.
         """
+
+    def show(self, view: int) -> None:
+        """Have on the device what the answers for view `view` need, before a captured step looks for it there."""
 
     def valid_logits(self) -> Tensor:
         """float32 (V, C), the evaluation views of the validation images."""
@@ -74,7 +78,10 @@ class LiveTeacher:
         self._network = network.eval()
         self._views, self._valid_pixels, self._precision = views, valid_pixels, precision
 
-    def answer(self, indices: np.ndarray, view: int, student_images: Tensor) -> Answers:
+    def show(self, view: int) -> None:
+        """Nothing: the views are all it needs."""
+
+    def answer(self, indices: Indices, view: int, student_images: Tensor) -> Answers:
         same_size = student_images.shape[-1] == self._views.data.image_size
         images = student_images if same_size else self._views.render(indices, view)
         with torch.no_grad(), autocast(self._views.device, self._precision):
@@ -92,8 +99,22 @@ class StoredTeacher:
         self._train_logits = train_logits
         self._valid_logits = torch.from_numpy(np.array(valid_logits)).to(device)
         self._device = device
+        self._shown = torch.empty(0, device=device)
+        self._number = -1
 
-    def answer(self, indices: np.ndarray, view: int, student_images: Tensor) -> Answers:
+    def show(self, view: int) -> None:
+        """Have that view's logits on the device: float32 (N, C), in place."""
+        if (number := view % len(self._train_logits)) == self._number:
+            return
+        if self._number < 0:
+            self._shown = torch.empty(self._train_logits.shape[1:], device=self._device)
+        copy_in_pieces(self._train_logits[number], self._shown)
+        self._number = number
+
+    def answer(self, indices: Indices, view: int, student_images: Tensor) -> Answers:
+        if isinstance(indices, Tensor):
+            self.show(view)
+            return Answers(self._shown[indices])
         logits = self._train_logits[view % len(self._train_logits), indices]
         return Answers(torch.from_numpy(logits).to(self._device))
 

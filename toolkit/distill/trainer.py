@@ -146,7 +146,7 @@ class _Run:
         plan, progress = self._plan, self._progress
         self._learner.train()
         self._agree_steps = self._choose_agree_steps()
-        order = np.random.default_rng((plan.seed, progress.epoch)).permutation(len(self._views))
+        order = self._views.upload(np.random.default_rng((plan.seed, progress.epoch)).permutation(len(self._views)))
         view, side = plan.view_of(progress.epoch), plan.image_size_of(progress.epoch)
         sums: list[StepSums] = []
         with console.progress(f"{plan.stage} {progress.epoch + 1}/{plan.section.epochs}", len(order)) as advance:
