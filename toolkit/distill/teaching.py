@@ -26,6 +26,7 @@ from toolkit.data.resident import copy_in_pieces
 from toolkit.distill import distributed
 from toolkit.distill.evaluation import batches, compute_logits
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.frozen import freeze
 from toolkit.distill.precision import Precision, autocast
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import write_atomically
@@ -69,13 +70,15 @@ class Teaching(Protocol):
 
 
 class LiveTeacher:
-    """Runs the network on every batch."""
+    """Runs the network on every batch; on a GPU a frozen copy of it, unless somebody looks at its layers."""
 
     def __init__(
         self, network: TappedNetwork, views: TrainingViews, valid_pixels: Pixels, precision: Precision
     ) -> None:
         place(network, views.device)
         self._network = network.eval()
+        if views.device.startswith("cuda") and not network.projectors:
+            self._network = TappedNetwork(freeze(network.classifier, precision, views.data.image_size))
         self._views, self._valid_pixels, self._precision = views, valid_pixels, precision
 
     def show(self, view: int) -> None:
