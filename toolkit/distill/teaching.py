@@ -41,6 +41,9 @@ ELEMENT_BYTES = 4
 FILL_BATCH_PIXELS = 2**22
 """px in a batch of the filling pass: 64 images of 256 px, 256 of 128 px"""
 
+WRITE_BYTES = 2**26
+"""of logits that gather, where they were computed, before they are written: no batch waits for a GPU or a disk"""
+
 NOT_IN_VIEWS = {"source", "workers", "validation_fraction", "test_fraction", "split_seed", "share", "mean", "std"}
 """[data] settings that do not change a view; which images there are is in the key by itself."""
 
@@ -192,23 +195,28 @@ def _fill(path: Path, live: LiveTeacher, views: TrainingViews, num_views: int) -
             temporary.open("wb") if temporary else contextlib.nullcontext() as file,
             console.progress("teacher logits", num_views * len(views)) as advance,
         ):
-            _write(file, live.valid_logits())
+            waiting = [live.valid_logits()]
             for view in range(num_views):
                 for indices in batches(
                     np.arange(len(views)), batch_size * distributed.world_size(), distributed.world_size()
                 ):
                     share = distributed.own_share(indices)
                     logits = live.answer(share, view, nothing).logits
-                    _write(file, distributed.gather_shares(logits, len(indices)))
+                    waiting.append(distributed.gather_shares(logits, len(indices)))
+                    if sum(part.nbytes for part in waiting) >= WRITE_BYTES:
+                        _write(file, waiting)
                     advance(len(indices))
+            _write(file, waiting)
     except ArtifactError as error:
         problem = error.problem.replace("cannot write", "cannot keep the teacher's logits in the cache,", 1)
         raise DataError(problem, REMEDY) from None
 
 
-def _write(file: IO[bytes] | None, logits: Tensor) -> None:
-    if file is not None:
-        file.write(np.ascontiguousarray(logits.float().cpu().numpy()).data)
+def _write(file: IO[bytes] | None, waiting: list[Tensor]) -> None:
+    """Write what waits, float32 (B, C) each, and forget it."""
+    if file is not None and waiting:
+        file.write(torch.cat(waiting).cpu().numpy().data)
+    waiting.clear()
 
 
 def _store_path(
