@@ -18,6 +18,7 @@ from toolkit.distill.memory import is_out_of_memory
 from toolkit.distill.objective import Objective
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import autocast
+from toolkit.distill.step_graph import StepGraph
 from toolkit.distill.teaching import Answers, Teaching
 from toolkit.errors import TrainingError
 
@@ -47,6 +48,7 @@ class Stepper:
         self._share_size = -(-plan.section.batch_size // distributed.world_size())
         self.part_size = self._share_size
         """images that go through the network at once, in this process; halved where memory runs out"""
+        self._graph = StepGraph(learner) if self._is_capturable() else None
 
     def take(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor]:
         """Step on the images at `indices`, rendered at `side` px; this process's share of the loss's sum and hits."""
@@ -55,7 +57,8 @@ class Stepper:
             sums = self._gradients_or_none(indices, view, side)
             if sums is not None:
                 break
-            self._halve()
+            if self._graph is None or not self._graph.release():
+                self._halve()
         self._optimizer.step()
         if self._average is not None:
             update = AveragedModel.update_parameters if self._plan.device == "cpu" else update_average
@@ -66,7 +69,12 @@ class Stepper:
     def _gradients_or_none(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor] | None:
         """None where memory ran out; what was allocated is free again by then."""
         try:
-            return self._compute_gradients(indices, view, side)
+            if self._graph is None or not isinstance(indices, Tensor):
+                return self._compute_gradients(indices, view, side)
+            self._views.show(view)
+            if self._teaching:
+                self._teaching.show(view)
+            return self._graph.run(self._compute_gradients, indices, view, side)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -93,6 +101,15 @@ class Stepper:
             loss_sum += loss.detach() * len(part)
             hits += (student.logits.detach().argmax(1) == self._views.labels(part)).sum()
         return loss_sum, hits
+
+    def _is_capturable(self) -> bool:
+        """Whether a step may become a CUDA graph: all that it looks for is on one GPU, and only the step looks there.
+
+        torch.compile has graphs of its own, other processes must be waited for, and a layer that is tapped leaves its
+        output with the host.
+        """
+        alone = distributed.world_size() == 1 and self._compiled is None and not self._learner.projectors
+        return alone and self._plan.device.startswith("cuda") and self._views.on_device is not None
 
     def _forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Through torch.compile where it is on; odd sizes of batch go without, as each would be compiled anew."""
