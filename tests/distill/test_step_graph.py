@@ -246,24 +246,25 @@ def test_only_what_lies_on_one_gpu_is_captured(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.gpu
 @pytest.mark.parametrize("how", ["live", "stored"])
 @pytest.mark.parametrize("name", list(SETTINGS))
-def test_on_a_gpu_replayed_steps_are_eager_ones(how: str, name: str) -> None:
+def test_on_a_gpu_replayed_steps_are_eager_ones(how: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 without TF32, with cuDNN's deterministic kernels: the same ones run either way."""
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     ends = []
-    with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
-        for graphed in (False, True):
-            stepper, learner = make_stepper(how, "cuda:0", *SETTINGS[name])
-            assert stepper._graph is not None
-            if not graphed:
-                stepper._graph = None
-            sums = []
-            for epoch, side in enumerate((SIDE // 2, SIDE // 2, SIDE)):
-                order = stepper._views.upload(np.random.default_rng(epoch).permutation(COUNT))
-                sums += [stepper.take(order[start : start + 12], epoch, side) for start in range(0, COUNT, 12)]
-            assert (stepper._graph is not None and stepper._graph._captured is not None) == graphed
-            losses = torch.tensor([[loss.item(), hits.item()] for loss, hits in sums])
-            ends.append((flatten(learner.cpu().state_dict()), losses))
+    for graphed in (False, True):
+        stepper, learner = make_stepper(how, "cuda:0", *SETTINGS[name])
+        assert stepper._graph is not None
+        if not graphed:
+            stepper._graph = None
+        sums = []
+        for epoch, side in enumerate((SIDE // 2, SIDE // 2, SIDE)):
+            order = stepper._views.upload(np.random.default_rng(epoch).permutation(COUNT))
+            sums += [stepper.take(order[start : start + 12], epoch, side) for start in range(0, COUNT, 12)]
+        assert (stepper._graph is not None and stepper._graph._captured is not None) == graphed
+        losses = torch.tensor([[loss.item(), hits.item()] for loss, hits in sums])
+        ends.append((flatten(learner.cpu().state_dict()), losses))
     torch.testing.assert_close(ends[1][0], ends[0][0], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(ends[1][1][:, 0], ends[0][1][:, 0], rtol=1e-3, atol=1e-3)
 

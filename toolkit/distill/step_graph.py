@@ -109,8 +109,8 @@ class StepGraph:
 def capture(work: Callable[[], Sums], device: torch.device) -> tuple[Sums, Callable[[], None]]:
     """Where `work` leaves its sums at each call of the second; until the first of them they hold nothing."""
     with torch.cuda.device(device):
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             sums = work()
     return sums, graph.replay
 
