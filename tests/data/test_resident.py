@@ -1,7 +1,6 @@
-"""Pixels on a device, and the views that are made there, are to the bit those of the memory map."""
+"""Pixels on a device: as many bytes as it takes, the same crops, one copy for all, and gone with the last of them."""
 
 import gc
-import itertools
 import tracemalloc
 import weakref
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from conftest import make_image
 from toolkit.data import resident
 from toolkit.data.batches import TrainingViews
 from toolkit.data.dataset import Dataset, Images
-from toolkit.data.device_views import DeviceViews
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.resident import ResidentPixels
@@ -37,43 +35,6 @@ def load(sizes: list[tuple[int, int]]) -> Pixels:
 def make_views(pixels: Pixels, mixup: float = 0.0, device: str = "cpu", **data: Any) -> TrainingViews:
     recipe = DataRecipe.model_validate({"image_size": 16, **data})
     return TrainingViews(pixels, recipe, num_classes=2, seed=3, mixup=mixup, device=device)
-
-
-def on_device(views: TrainingViews, device: str = "cpu") -> TrainingViews:
-    """The same views, made as on a GPU."""
-    views.on_device = DeviceViews(views, ResidentPixels(views.pixels, device))
-    return views
-
-
-@pytest.mark.parametrize("sizes", [ALIKE, UNLIKE])
-@pytest.mark.parametrize(("padding_mode", "crop_padding"), [("symmetric", 0), ("symmetric", 3), ("constant", 3)])
-@pytest.mark.parametrize(("rotation", "side"), [(0.0, 16), (15.0, 16), (0.0, 24), (15.0, 8)])
-@pytest.mark.parametrize("mixup", [0.0, 0.4])
-def test_views_and_targets_are_those_of_the_memory_map(
-    sizes: list[tuple[int, int]], padding_mode: str, crop_padding: int, rotation: float, side: int, mixup: float
-) -> None:
-    pixels = load(sizes)
-    settings = {"padding_mode": padding_mode, "crop_padding": crop_padding, "rotation_degrees": rotation}
-    expected, views = make_views(pixels, mixup, **settings), on_device(make_views(pixels, mixup, **settings))
-    chosen = views.upload(BATCH)
-    assert isinstance(chosen, torch.Tensor)
-    for view in (0, 1, 0):
-        assert torch.equal(views.render(chosen, view, side), expected.render(BATCH, view, side))
-        assert torch.equal(views.targets(chosen, view), expected.targets(BATCH, view))
-    assert torch.equal(views.labels(chosen), expected.labels(BATCH))
-    assert views.render(BATCH, 1).is_contiguous(memory_format=torch.channels_last), "an array will do too"
-
-
-def test_another_view_s_draws_lie_where_the_last_one_s_did() -> None:
-    """A captured step knows nothing but their addresses."""
-    views = on_device(make_views(load(UNLIKE), mixup=0.4)).on_device
-    assert views is not None
-    views.show(0)
-    before = dict(views._drawn)
-    places, values = {name: v.data_ptr() for name, v in before.items()}, {n: v.clone() for n, v in before.items()}
-    views.show(1)
-    assert {name: v.data_ptr() for name, v in views._drawn.items()} == places
-    assert not any(torch.equal(values[name], views._drawn[name]) for name in ("top", "axes", "partners", "weights"))
 
 
 @pytest.mark.parametrize("sizes", [ALIKE, UNLIKE, [(12, 14)] * 5])
@@ -132,8 +93,8 @@ class TestRoom:
         first, second = make_views(pixels, device="meta"), make_views(pixels, device="meta")
         assert first.on_device is not None
         assert second.on_device is not None
-        assert first.on_device._resident is second.on_device._resident
-        gone = weakref.ref(first), weakref.ref(first.on_device), weakref.ref(first.on_device._resident)
+        assert first.on_device.resident is second.on_device.resident
+        gone = weakref.ref(first), weakref.ref(first.on_device), weakref.ref(first.on_device.resident)
         del first, second
         assert [ref() is None for ref in gone] == [True, True, False]
         del pixels
@@ -153,7 +114,7 @@ class TestRoom:
         pixels = load(ALIKE)
         gpu.free = 10_000
         for _ in range(2):
-            assert make_views(pixels, device="meta").on_device is None
+            assert not make_views(pixels, device="meta").is_resident
         said = capsys.readouterr().err
         assert said.splitlines() == [
             "meta: the pixels of 5 images, 7.2 kB, stay in the host's memory, as 40% of the GPU's free 10.0 kB are for"
@@ -167,21 +128,13 @@ class TestRoom:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_views_are_the_same() -> None:
+def test_on_a_gpu_centre_crops_are_the_same() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
     pixels = load(UNLIKE)
-    for mixup, rotation, side in itertools.product((0.0, 0.4), (0.0, 15.0), (16, 8)):
-        on_gpu = make_views(pixels, mixup, "cuda:0", rotation_degrees=rotation)
-        on_cpu = make_views(pixels, mixup, rotation_degrees=rotation)
-        assert on_gpu.on_device is not None
-        chosen = on_gpu.upload(BATCH)
-        found, expected = on_gpu.render(chosen, 1, side).cpu(), on_cpu.render(BATCH, 1, side)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
-        torch.testing.assert_close(on_gpu.targets(chosen, 1).cpu(), on_cpu.targets(BATCH, 1))
-    centre = ResidentPixels.where_it_fits(pixels, "cuda:0")
-    assert centre is not None
-    assert np.array_equal(centre.centre(torch.from_numpy(BATCH).to("cuda:0")).cpu().numpy(), pixels.centre(BATCH))
+    resident = ResidentPixels.where_it_fits(pixels, "cuda:0")
+    assert resident is not None
+    assert np.array_equal(resident.centre(torch.from_numpy(BATCH).to("cuda:0")).cpu().numpy(), pixels.centre(BATCH))
 
 
 @pytest.mark.gpu

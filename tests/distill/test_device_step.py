@@ -6,28 +6,31 @@ the host. On the CPU, steps that are taken as on a GPU end in the same weights t
 """
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from distill_samples import flatten
+from distill_samples import flatten, load_splits, make_plan, make_records, make_student, make_views
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from toolkit.data.batches import TrainingViews
 from toolkit.data.device_views import DeviceViews
+from toolkit.data.host_crops import HostCrops
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.resident import ResidentPixels
 from toolkit.distill import step as step_module
 from toolkit.distill import teaching as teaching_module
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.objective import learn_from_teacher
+from toolkit.distill.objective import learn_from_labels, learn_from_teacher
 from toolkit.distill.optimization import make_average, make_scheduler
 from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper, update_average
 from toolkit.distill.teaching import LiveTeacher, StoredTeacher
+from toolkit.distill.trainer import train
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.recipe import Recipe
@@ -93,7 +96,9 @@ def make_pixels(device: str) -> Pixels:
     return Pixels(tuple(map(str, range(COUNT))), np.arange(COUNT) % CLASSES, sizes, sizes, data, starts, preprocess)
 
 
-def make_stepper(how: str, device: str, *settings: str, as_on_gpu: bool = False) -> tuple[Stepper, TappedNetwork]:
+def make_stepper(
+    how: str, device: str, *settings: str, as_on_gpu: bool = False, has_room: bool = True
+) -> tuple[Stepper, TappedNetwork]:
     """A stepper of the depthwise student, and the student; its teacher is `live` or `stored`."""
     recipe = Recipe().with_overrides(
         [f"data.image_size={SIDE}", f"data.resize={CANVAS}", f"distill.batch_size={BATCH}", *settings]
@@ -105,8 +110,8 @@ def make_stepper(how: str, device: str, *settings: str, as_on_gpu: bool = False)
         for name in ("depthwise", "resnet18" if device == "meta" else "depthwise")
     )
     views = TrainingViews(pixels, data, CLASSES, seed=0, mixup=section.mixup, device=device)
-    if as_on_gpu:
-        views.on_device = DeviceViews(views, ResidentPixels(pixels, device))
+    if as_on_gpu or not has_room:
+        views.on_device = DeviceViews(views, ResidentPixels(pixels, device) if has_room else None)
     logits = np.random.default_rng(1).normal(size=(2, COUNT, CLASSES)).astype(np.float32)
     teaching = (
         LiveTeacher(teacher, views, pixels, "fp32") if how == "live" else StoredTeacher(logits, logits[0, :4], device)
@@ -163,19 +168,66 @@ def test_an_epoch_sends_some_bytes_an_image(how: str) -> None:
     assert sum(crossings.sent) <= COUNT * per_image + 8 * BATCH
 
 
+@pytest.mark.usefixtures("_meta_is_a_gpu")
+@pytest.mark.parametrize("how", ["live", "stored"])
+@pytest.mark.parametrize("name", ["kd", "all at once"])
+def test_where_pixels_stay_on_the_host_a_step_sends_its_crops_and_little_else(how: str, name: str) -> None:
+    stepper, _ = make_stepper(how, "meta", *SETTINGS[name], has_room=False)
+    for _ in range(2):
+        stepper.take(np.arange(BATCH), 0, SIDE)
+    with Crossings() as crossings:
+        stepper.take(np.arange(BATCH), 0, SIDE)
+    crops = BATCH * SIDE * SIDE * 3
+    assert crossings.read == 0
+    assert crossings.sent.count(crops) == (2 if name == "all at once" else 1), "with mixup, the partners' too"
+    assert sum(nbytes for nbytes in crossings.sent if nbytes != crops) <= 8 * BATCH * 8
+    assert crossings.on_host <= crops
+
+
 @pytest.mark.parametrize("how", ["live", "stored"])
 @pytest.mark.parametrize("name", list(SETTINGS))
-def test_steps_as_on_a_gpu_end_in_the_weights_of_the_cpu_s(how: str, name: str) -> None:
+@pytest.mark.parametrize("has_room", [True, False])
+def test_steps_as_on_a_gpu_end_in_the_weights_of_the_cpu_s(how: str, name: str, has_room: bool) -> None:
     ends = []
     for as_on_gpu in (False, True):
-        stepper, learner = make_stepper(how, "cpu", *SETTINGS[name], as_on_gpu=as_on_gpu)
+        stepper, learner = make_stepper(
+            how, "cpu", *SETTINGS[name], as_on_gpu=as_on_gpu, has_room=has_room or not as_on_gpu
+        )
         order = stepper._views.upload(np.random.default_rng(2).permutation(COUNT))
-        assert isinstance(order, torch.Tensor) == as_on_gpu
+        assert isinstance(order, torch.Tensor) == (as_on_gpu and has_room)
+        stepper.expect([order[: BATCH + 3], order[BATCH:-1]], 0)
         sums = [stepper.take(order[: BATCH + 3], 0, SIDE), stepper.take(order[BATCH:-1], 1, SIDE // 2)]
         sums.append(stepper.take(order[5 : BATCH + 5], 2, SIDE))
         ends.append((flatten(learner.state_dict()), sums))
     assert torch.equal(ends[0][0], ends[1][0])
     assert ends[0][1] == ends[1][1]
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_training_as_on_a_gpu_ends_in_the_weights_of_the_cpu_s(
+    has_room: bool, class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_pixels, valid_pixels = load_splits(class_folders)
+    plan = make_plan(epochs=3, batch_size=8, start_image_size=16, mixup=0.3, ema=0.9)
+    begun: list[int] = []
+    begin = HostCrops._begin
+
+    def note(self: HostCrops, indices: np.ndarray, view: int) -> Any:
+        begun.append(view)
+        return begin(self, indices, view)
+
+    monkeypatch.setattr(HostCrops, "_begin", note)
+    ends = []
+    for as_on_gpu in (False, True):
+        views = make_views(train_pixels, mixup=0.3)
+        if as_on_gpu:
+            views.on_device = DeviceViews(views, ResidentPixels(train_pixels, "cpu") if has_room else None)
+        result = train(
+            make_student(), learn_from_labels(0.1), views, valid_pixels, plan, make_records(tmp_path / str(as_on_gpu))
+        )
+        ends.append(flatten(result.state_dict))
+    assert torch.equal(*ends)
+    assert begun == ([] if has_room else [0] * 10 + [1] * 10 + [2] * 10), "each batch and its partners, cut once"
 
 
 def test_the_average_on_a_gpu_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,7 +239,8 @@ def test_only_what_lies_on_one_gpu_is_captured(monkeypatch: pytest.MonkeyPatch) 
         patch.setattr(step_graph.torch.distributed, "is_initialized", lambda: True)
         patch.setattr(step_graph.torch.distributed, "get_world_size", lambda: 2)
         assert not stepper._is_capturable()
-    stepper._views.on_device = None
+    assert stepper._views.on_device is not None
+    stepper._views.on_device.resident = None
     assert not stepper._is_capturable()
 
 

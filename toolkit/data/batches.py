@@ -3,24 +3,23 @@
 B images of a batch, N of the split, C classes, R px side of the rendered view.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from toolkit.data.device_views import DeviceViews
 from toolkit.data.pixels import Pixels
-from toolkit.data.resident import ResidentPixels, send
-from toolkit.data.views import MixDraw, draw_mix, draw_views, mix_targets, mix_views, render_views
+from toolkit.data.resident import ResidentPixels
+from toolkit.data.views import Indices, MixDraw, draw_mix, draw_views, mix_targets, mix_views, render_views
 from toolkit.recipe import DataRecipe
-
-Indices = np.ndarray | Tensor
-"""int64 (B,), which images of a split: an array, or where views are made on a GPU a tensor there (`upload`)."""
 
 
 class TrainingViews:
     """View number v of any image, rendered at any size, on one device; fixed by (seed, image, v).
 
-    `mixup` is α of Beta(α, α), 0 mixes none. `on_device` makes the views where they are made on a GPU.
+    `mixup` is α of Beta(α, α), 0 mixes none. On a GPU `on_device` makes the views; what is here makes them on the CPU.
     """
 
     def __init__(
@@ -33,8 +32,9 @@ class TrainingViews:
         self.mixup = mixup
         self.device = device
         self._mix: tuple[int, MixDraw] | None = None
-        resident = None if device == "cpu" else ResidentPixels.where_it_fits(pixels, device)
-        self.on_device = None if resident is None else DeviceViews(self, resident)
+        self.on_device: DeviceViews | None = None
+        if device != "cpu":
+            self.on_device = DeviceViews(self, ResidentPixels.where_it_fits(pixels, device))
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -42,49 +42,56 @@ class TrainingViews:
     def render(self, indices: Indices, view: int, side: int | None = None) -> Tensor:
         """float32 (B, 3, R, R) in 0..1, channels last in memory; R is `side` px, data.image_size by default."""
         if self.on_device is not None:
-            return self.on_device.render(self._upload(indices), view, side or self.data.image_size)
+            return self.on_device.render(indices, view, side or self.data.image_size)
         indices = np.asarray(indices)
         views = self._render_one(indices, view, side)
         if not self.mixup:
             return views
         mix = self._draw_mix(view)
-        weights = torch.from_numpy(mix.weights[indices]).to(self.device)
+        weights = torch.from_numpy(mix.weights[indices])
         return mix_views(views, self._render_one(mix.partners[indices], view, side), weights)
 
     def labels(self, indices: Indices) -> Tensor:
         """int64 (B,), the images' own labels."""
         if self.on_device is not None:
-            return self.on_device.labels(self._upload(indices))
-        return torch.from_numpy(self.pixels.labels[np.asarray(indices)]).to(self.device)
+            return self.on_device.labels(indices)
+        return torch.from_numpy(self.pixels.labels[np.asarray(indices)])
 
     def targets(self, indices: Indices, view: int) -> Tensor:
         """What the view should be taken for: int64 (B,), or with mixup float32 (B, C) that sum to 1."""
         if self.on_device is not None:
-            return self.on_device.targets(self._upload(indices), view)
+            return self.on_device.targets(indices, view)
         indices = np.asarray(indices)
         labels = self.labels(indices)
         if not self.mixup:
             return labels
         mix = self._draw_mix(view)
-        weights = torch.from_numpy(mix.weights[indices]).to(self.device)
+        weights = torch.from_numpy(mix.weights[indices])
         return mix_targets(labels, self.labels(mix.partners[indices]), weights, self.num_classes)
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the pixels are in a GPU's memory."""
+        return self.on_device is not None and self.on_device.resident is not None
+
+    def upload(self, indices: Indices) -> Indices:
+        """`indices` where a step looks for them: where the pixels are."""
+        return self.on_device.upload(indices) if self.on_device is not None and self.is_resident else indices
 
     def show(self, view: int) -> None:
         """Have on the GPU what view `view` needs there, before a captured step looks for it."""
         if self.on_device is not None:
             self.on_device.show(view)
 
-    def upload(self, indices: Indices) -> Indices:
-        """`indices` where a step looks for them: on the GPU if views are made there, else as they are."""
-        return indices if self.on_device is None else self._upload(indices)
-
-    def _upload(self, indices: Indices) -> Tensor:
-        return indices if isinstance(indices, Tensor) else send(indices, self.device)
+    def expect(self, batches: Sequence[Indices], view: int) -> None:
+        """View `view` of these batches will be rendered next: begin, where a GPU would wait for the host."""
+        if self.on_device is not None:
+            self.on_device.expect(batches, view)
 
     def _render_one(self, indices: np.ndarray, view: int, side: int | None) -> Tensor:
         canvas, sizes = self.pixels.canvas(indices)
         draw = draw_views(self.data, sizes, indices, self.seed, view)
-        return render_views(canvas, sizes, draw, self.data, self.device, side)
+        return render_views(canvas, sizes, draw, self.data, side)
 
     def _draw_mix(self, view: int) -> MixDraw:
         if self._mix is None or self._mix[0] != view:

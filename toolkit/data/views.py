@@ -5,6 +5,7 @@ order or process, and the same part of the picture at any size. Shapes: B images
 of the canvas, S side of the crop (data.image_size), R side of the view as it is rendered.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +18,9 @@ from toolkit.recipe import DataRecipe
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 """Numbers of a batch, in the host's memory or on a device."""
+
+Indices = np.ndarray | Tensor
+"""int64 (B,), which images of a split: an array, or a tensor on the GPU where their pixels are."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_STREAM = 1
@@ -89,12 +93,7 @@ def mix_targets(labels: Tensor, partners: Tensor, weights: Tensor, num_classes: 
 
 
 def render_views(
-    canvas: np.ndarray,
-    sizes: np.ndarray,
-    draw: ViewDraw,
-    recipe: DataRecipe,
-    device: str = "cpu",
-    side: int | None = None,
+    canvas: np.ndarray, sizes: np.ndarray, draw: ViewDraw, recipe: DataRecipe, side: int | None = None
 ) -> Tensor:
     """Render the drawn views: uint8 canvas (B, H, W, 3) → float32 (B, 3, R, R) in 0..1, channels last in memory.
 
@@ -105,8 +104,9 @@ def render_views(
     side = side or recipe.image_size
     sampled = is_sampled(recipe, side)
     rows, columns = crop_places(sizes, draw.top, draw.left, None if sampled else draw.flip, recipe)
-    crops = torch.from_numpy(_take(canvas, rows, columns)).to(device, non_blocking=True)
-    return finish_views(crops, view_axes(draw).to(device, non_blocking=True) if sampled else None, side)
+    crops = np.empty((*rows.shape, rows.shape[1], 3), dtype=np.uint8)
+    cut_crops(canvas, rows, columns, crops)
+    return finish_views(torch.from_numpy(crops), view_axes(draw) if sampled else None, side)
 
 
 def is_sampled(recipe: DataRecipe, side: int) -> bool:
@@ -179,11 +179,10 @@ def _fold(places: Any, length: Any, recipe: DataRecipe, library: Any) -> Any:
     return places
 
 
-def _take(canvas: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """uint8 (B, S, S, 3); row or column −1 is black."""
-    crops = np.empty((*rows.shape, rows.shape[1], 3), dtype=np.uint8)
+def cut_crops(images: Iterable[np.ndarray], rows: np.ndarray, columns: np.ndarray, crops: np.ndarray) -> None:
+    """Fill `crops`, uint8 (B, S, S, 3), from B `images`, uint8 (H, W, 3) each; row or column −1 is black."""
     whole = _is_run(rows) & _is_run(columns)
-    for image, crop, row, column, is_whole in zip(canvas, crops, rows, columns, whole, strict=True):
+    for image, crop, row, column, is_whole in zip(images, crops, rows, columns, whole, strict=True):
         if is_whole:
             crop[:] = image[row[0] : row[-1] + 1, column[0] : column[-1] + 1]
         else:
@@ -191,7 +190,6 @@ def _take(canvas: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarr
             np.take(np.take(image, column, axis=1, mode="clip"), row, axis=0, out=crop, mode="clip")
     if rows.min() < 0 or columns.min() < 0:
         crops[(rows < 0)[:, :, None] | (columns < 0)[:, None, :]] = 0
-    return crops
 
 
 def _is_run(places: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """One optimiser step over a batch, in as many parts as memory asks for. B images of a batch."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from toolkit import console
-from toolkit.data.batches import Indices, TrainingViews
+from toolkit.data.batches import TrainingViews
+from toolkit.data.views import Indices
 from toolkit.distill import distributed
 from toolkit.distill.evaluation import batches
 from toolkit.distill.features import TappedNetwork
@@ -82,12 +83,10 @@ class Stepper:
 
     def _compute_gradients(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor]:
         """Leave the batch's mean gradient in the parameters."""
-        share = distributed.own_share(indices)
         self._optimizer.zero_grad()
         loss_sum = torch.zeros((), device=self._plan.device)
         hits = torch.zeros((), device=self._plan.device, dtype=torch.int64)
-        whole = self.part_size == self._share_size  # then in one go: processes must have the same number of parts
-        parts = [share] if whole else list(batches(share, self.part_size, min(2, self.part_size)))
+        parts = self._parts(indices)
         for number, part in enumerate(parts, start=1):
             images = self._views.render(part, view, side)
             teacher = self._teaching.answer(part, view, images) if self._teaching else None
@@ -102,6 +101,17 @@ class Stepper:
             hits += (student.logits.detach().argmax(1) == self._views.labels(part)).sum()
         return loss_sum, hits
 
+    def expect(self, batches: Sequence[Indices], view: int) -> None:
+        """Steps on these batches come next: begin, where a GPU would wait for the host."""
+        self._views.expect([part for indices in batches for part in self._parts(indices)], view)
+
+    def _parts(self, indices: Indices) -> list[Indices]:
+        """What goes through the network at once, of this process's share."""
+        share = distributed.own_share(indices)
+        if self.part_size == self._share_size:  # in one go: processes must have the same number of parts
+            return [share]
+        return list(batches(share, self.part_size, min(2, self.part_size)))
+
     def _is_capturable(self) -> bool:
         """Whether a step may become a CUDA graph: all that it looks for is on one GPU, and only the step looks there.
 
@@ -109,7 +119,7 @@ class Stepper:
         output with the host.
         """
         alone = distributed.world_size() == 1 and self._compiled is None and not self._learner.projectors
-        return alone and self._plan.device.startswith("cuda") and self._views.on_device is not None
+        return alone and self._plan.device.startswith("cuda") and self._views.is_resident
 
     def _forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Through torch.compile where it is on; odd sizes of batch go without, as each would be compiled anew."""

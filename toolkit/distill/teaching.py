@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from toolkit import console
-from toolkit.data.batches import Indices, TrainingViews
+from toolkit.data.batches import TrainingViews
 from toolkit.data.cache import REMEDY, cache_folder
 from toolkit.data.disk import remove_leftovers
 from toolkit.data.pixels import Pixels
-from toolkit.data.resident import copy_in_pieces
+from toolkit.data.resident import copy_in_pieces, send
+from toolkit.data.views import Indices
 from toolkit.distill import distributed
 from toolkit.distill.evaluation import batches, compute_logits
 from toolkit.distill.features import TappedNetwork
@@ -122,7 +123,7 @@ class StoredTeacher:
             self.show(view)
             return Answers(self._shown[indices])
         logits = self._train_logits[view % len(self._train_logits), indices]
-        return Answers(torch.from_numpy(logits).to(self._device))
+        return Answers(send(logits, self._device))
 
     def valid_logits(self) -> Tensor:
         return self._valid_logits
@@ -187,7 +188,9 @@ def _is_whole(path: Path, rows: int, num_classes: int) -> bool:
 
 def _fill(path: Path, live: LiveTeacher, views: TrainingViews, num_views: int) -> None:
     """Compute every row and write the file, whole or not at all; one process of each machine writes."""
-    batch_size = max(1, FILL_BATCH_PIXELS // views.data.image_size**2)
+    batch_size = max(1, FILL_BATCH_PIXELS // views.data.image_size**2) * distributed.world_size()
+    steps = list(batches(np.arange(len(views)), batch_size, distributed.world_size()))
+    shares = [distributed.own_share(indices) for indices in steps]
     nothing = torch.empty(0, 3, 0, 0)
     try:
         with (
@@ -197,10 +200,8 @@ def _fill(path: Path, live: LiveTeacher, views: TrainingViews, num_views: int) -
         ):
             waiting = [live.valid_logits()]
             for view in range(num_views):
-                for indices in batches(
-                    np.arange(len(views)), batch_size * distributed.world_size(), distributed.world_size()
-                ):
-                    share = distributed.own_share(indices)
+                for step, (indices, share) in enumerate(zip(steps, shares, strict=True)):
+                    views.expect(shares[step : step + 2], view)
                     logits = live.answer(share, view, nothing).logits
                     waiting.append(distributed.gather_shares(logits, len(indices)))
                     if sum(part.nbytes for part in waiting) >= WRITE_BYTES:

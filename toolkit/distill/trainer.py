@@ -151,15 +151,17 @@ class _Run:
         self._agree_steps = self._choose_agree_steps()
         order = self._views.upload(np.random.default_rng((plan.seed, progress.epoch)).permutation(len(self._views)))
         view, side = plan.view_of(progress.epoch), plan.image_size_of(progress.epoch)
+        steps = list(batches(order, plan.section.batch_size, self._least_batch()))
         sums: list[StepSums] = []
         with console.progress(f"{plan.stage} {progress.epoch + 1}/{plan.section.epochs}", len(order)) as advance:
-            for step, indices in enumerate(batches(order, plan.section.batch_size, self._least_batch())):
+            for step, indices in enumerate(steps):
                 advance(len(indices))
                 if step < progress.step:
                     continue
                 if step == 0:
                     self._first_rate = self._rate()
                 rate = self._rate()
+                self._stepper.expect(steps[step : step + 2], view)
                 sums.append((*self._stepper.take(indices, view, side), rate))
                 self._is_saved = False
                 progress.step = step + 1
