@@ -1,18 +1,27 @@
-"""Pixels on a device give the same canvas and the same views as pixels in the memory map."""
+"""Pixels on a device: as many bytes as it takes, the same crops, one copy for all, and gone with the last of them."""
+
+import gc
+import tracemalloc
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_image
 
+from toolkit.data import resident
+from toolkit.data.batches import TrainingViews
 from toolkit.data.dataset import Dataset, Images
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.resident import ResidentPixels
-from toolkit.data.views import draw_views, render_views
 from toolkit.recipe import DataRecipe
 
 BATCH = np.array([4, 0, 2, 2])
+ALIKE, UNLIKE = [(20, 24)] * 5, [(31, 20), (18, 25), (8, 8), (40, 12), (17, 17)]
 
 
 def load(sizes: list[tuple[int, int]]) -> Pixels:
@@ -23,35 +32,120 @@ def load(sizes: list[tuple[int, int]]) -> Pixels:
     return load_pixels(dataset, "train", Preprocess(16, 0, (0.0,) * 3, (1.0,) * 3))
 
 
-@pytest.mark.parametrize("sizes", [[(20, 24)] * 5, [(31, 20), (18, 25), (8, 8), (40, 12), (17, 17)]])
-@pytest.mark.parametrize("padding_mode", ["symmetric", "constant"])
-def test_canvas_and_views_equal_those_of_the_memory_map(sizes: list[tuple[int, int]], padding_mode: str) -> None:
+def make_views(pixels: Pixels, mixup: float = 0.0, device: str = "cpu", **data: Any) -> TrainingViews:
+    recipe = DataRecipe.model_validate({"image_size": 16, **data})
+    return TrainingViews(pixels, recipe, num_classes=2, seed=3, mixup=mixup, device=device)
+
+
+@pytest.mark.parametrize("sizes", [ALIKE, UNLIKE, [(12, 14)] * 5])
+def test_centre_crops_are_those_of_the_memory_map(sizes: list[tuple[int, int]]) -> None:
     pixels = load(sizes)
-    resident = ResidentPixels(pixels, "cpu")
-    expected, expected_sizes = pixels.canvas(BATCH)
-    canvas, canvas_sizes = resident.canvas(BATCH)
-    assert np.array_equal(canvas.numpy(), expected)
-    assert np.array_equal(canvas_sizes, expected_sizes)
-    for rotation in (0.0, 15.0):
-        data = DataRecipe.model_validate(
-            {"image_size": 16, "crop_padding": 3, "padding_mode": padding_mode, "rotation_degrees": rotation}
-        )
-        draw = draw_views(data, expected_sizes, BATCH, seed=0, view=1)
-        views = [render_views(source, expected_sizes, draw, data) for source in (canvas, expected)]
-        torch.testing.assert_close(*views, rtol=0, atol=0)
+    crops = ResidentPixels(pixels, "cpu").centre(torch.from_numpy(BATCH))
+    assert np.array_equal(crops.numpy(), pixels.centre(BATCH))
+
+
+def test_pixels_go_up_in_pieces_and_the_host_never_holds_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "PIECE_BYTES", 1000)
+    data = np.random.default_rng(0).normal(size=(3, 1111))
+    copy = torch.empty(data.shape, dtype=torch.float64)
+    resident.copy_in_pieces(data, copy)
+    assert np.array_equal(copy.numpy(), data)
+    monkeypatch.setattr(resident, "PIECE_BYTES", 10_000)
+    data = np.zeros(3_000_000, np.uint8)
+    tracemalloc.start()
+    resident.copy_in_pieces(data, torch.empty(len(data), dtype=torch.uint8, device="meta"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+
+
+def test_an_index_a_pixel_is_the_largest_thing_that_cutting_makes() -> None:
+    """Eight bytes for every byte of every canvas once were gigabytes."""
+    pixels = load([(300, 200)] * 5)
+    copy = ResidentPixels(pixels, "cpu")
+    places = torch.arange(16).expand(len(BATCH), -1)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        copy.crops(torch.from_numpy(BATCH), places, places, black=False)
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert largest <= 8 * len(BATCH) * 16 * 16
+
+
+@pytest.fixture
+def _no_cyclic_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class TestRoom:
+    @pytest.fixture
+    def gpu(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        """The memory of a GPU that is not there, in bytes; what goes to it stays on the CPU."""
+        memory = SimpleNamespace(free=10**9, reserved=0, allocated=0)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (memory.free, 10**9))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: memory.reserved)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: memory.allocated)
+        return memory
+
+    @pytest.mark.usefixtures("gpu", "_no_cyclic_collector")
+    def test_all_stages_share_one_copy_and_it_goes_with_the_pixels(self) -> None:
+        pixels = load(ALIKE)
+        first, second = make_views(pixels, device="meta"), make_views(pixels, device="meta")
+        assert first.on_device is not None
+        assert second.on_device is not None
+        assert first.on_device.resident is second.on_device.resident
+        gone = weakref.ref(first), weakref.ref(first.on_device), weakref.ref(first.on_device.resident)
+        del first, second
+        assert [ref() is None for ref in gone] == [True, True, False]
+        del pixels
+        assert gone[2]() is None
+
+    @pytest.mark.usefixtures("_no_cyclic_collector")
+    def test_views_with_mixup_are_freed_at_once_too(self) -> None:
+        views = make_views(load(ALIKE), mixup=0.3)
+        views.render(BATCH, 0)
+        gone = weakref.ref(views)
+        del views
+        assert gone() is None
+
+    def test_where_they_do_not_fit_that_is_said_once(
+        self, gpu: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pixels = load(ALIKE)
+        gpu.free = 10_000
+        for _ in range(2):
+            assert not make_views(pixels, device="meta").is_resident
+        said = capsys.readouterr().err
+        assert said.splitlines() == [
+            "meta: the pixels of 5 images, 7.2 kB, stay in the host's memory, as 40% of the GPU's free 10.0 kB are for"
+            " them; batches are cut out there, which is slower"
+        ]
+
+    def test_what_torch_keeps_and_does_not_use_is_free(self, gpu: SimpleNamespace) -> None:
+        gpu.free, gpu.reserved, gpu.allocated = 10_000, 50_000, 40_000
+        assert resident.free_memory_bytes("cuda:0") == 20_000
+        assert ResidentPixels.where_it_fits(load(ALIKE), "meta") is not None
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_views_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_centre_crops_are_the_same() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
-    pixels = load([(31, 20), (18, 25), (8, 8), (40, 12), (17, 17)])
+    pixels = load(UNLIKE)
     resident = ResidentPixels.where_it_fits(pixels, "cuda:0")
     assert resident is not None
-    data = DataRecipe(image_size=16, rotation_degrees=15.0)
-    canvas, sizes = resident.canvas(BATCH)
-    draw = draw_views(data, sizes, BATCH, seed=0, view=1)
-    on_gpu = render_views(canvas, sizes, draw, data, "cuda:0").cpu()
-    torch.testing.assert_close(on_gpu, render_views(pixels.canvas(BATCH)[0], sizes, draw, data), rtol=0, atol=1e-3)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
-    assert ResidentPixels.where_it_fits(pixels, "cuda:0") is None
+    assert np.array_equal(resident.centre(torch.from_numpy(BATCH).to("cuda:0")).cpu().numpy(), pixels.centre(BATCH))
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("_no_cyclic_collector")
+def test_a_gpu_s_memory_is_free_again_without_the_cyclic_collector() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    before = torch.cuda.memory_allocated()
+    pixels = load(UNLIKE)
+    views = make_views(pixels, mixup=0.4, device="cuda:0")
+    views.render(BATCH, 0)
+    assert torch.cuda.memory_allocated() > before
+    del views, pixels
+    assert torch.cuda.memory_allocated() == before

@@ -135,4 +135,5 @@ def test_draws_are_uniform_over_what_is_allowed() -> None:
 
 def test_centre_views_are_the_pixels_over_255() -> None:
     crops = np.random.default_rng(1).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(centre_views(crops).permute(0, 2, 3, 1).numpy(), crops.astype(np.float32) / 255)
+    views = centre_views(torch.from_numpy(crops)).permute(0, 2, 3, 1)
+    np.testing.assert_array_equal(views.numpy(), crops.astype(np.float32) / 255)

@@ -1,13 +1,18 @@
 """A split's logits: the same whatever fits into memory, and one line where nothing does."""
 
+import contextlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from distill_samples import load_splits
 from test_step import OUT_OF_MEMORY
 from torch import Tensor, nn
 
+from toolkit.data.pixels import Pixels
+from toolkit.data.resident import ResidentPixels
+from toolkit.distill import evaluation
 from toolkit.distill.evaluation import compute_logits
 from toolkit.errors import TrainingError
 from toolkit.networks.classifier import Classifier
@@ -57,3 +62,19 @@ def test_other_errors_are_bugs(class_folders: Path) -> None:
 
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         compute_logits(Classifier(Broken(), (0.5,) * 3, (0.5,) * 3), load_splits(class_folders)[1], "fp32", "cpu")
+
+
+def test_on_a_gpu_images_are_cut_where_they_lie_and_batches_are_larger(
+    class_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meta device stands for the GPU."""
+    pixels, network = load_splits(class_folders)[1], Greedy(5000, "gpu")
+    monkeypatch.setattr(ResidentPixels, "where_it_fits", classmethod(lambda cls, pixels, device: cls(pixels, device)))
+    monkeypatch.setattr(Pixels, "centre", lambda *_: pytest.fail("cut on the host"))
+    many = np.tile(np.arange(len(pixels)), 100)
+    batch_size = min(evaluation.GPU_LARGEST_BATCH, evaluation.GPU_BATCH_PIXELS // 32**2)
+    classifier = Classifier(network, (0.5,) * 3, (0.5,) * 3).to("meta")
+    monkeypatch.setattr(evaluation.distributed, "own_share", lambda _: many)
+    monkeypatch.setattr(evaluation, "autocast", lambda device, precision: contextlib.nullcontext())
+    assert compute_logits(classifier, pixels, "fp32", "meta").device.type == "meta"
+    assert network.sizes == [batch_size, len(many) - batch_size]

@@ -12,6 +12,7 @@ from toolkit.distill.precision import (
     autocast,
     choose_precision,
     has_fast_bf16,
+    has_tf32_convolutions,
     least_times,
     step_seconds,
 )
@@ -199,3 +200,28 @@ def test_a_cpu_has_bfloat16_where_onednn_has_instructions_for_it(monkeypatch: py
 def test_a_gpu_that_only_emulates_bfloat16_does_not_count(monkeypatch: pytest.MonkeyPatch, has_it: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it or including_emulation)
     assert has_fast_bf16("cuda:0") is has_it
+
+
+@pytest.mark.parametrize(("capability", "allowed", "expected"), [(9, True, True), (8, False, False), (7, True, False)])
+def test_convolutions_in_tf32_are_a_matter_of_the_gpu_and_of_cudnn_s_setting(
+    capability: int, allowed: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (capability, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    assert has_tf32_convolutions("cuda:0") == expected
+    assert not has_tf32_convolutions("cpu")
+
+
+def test_fp32_that_is_tf32_is_said_to_be(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(precision, "has_tf32_convolutions", lambda device: True)
+    for _ in range(2):
+        assert choose_precision("fp32", network(), 8, 32, "cpu") == "fp32"
+    assert capsys.readouterr().err == "precision: fp32 with TF32 convolutions on cpu\n"
+    for fp32_s, chosen in ((0.01, "fp32 with TF32 convolutions"), (0.03, "bf16")):
+        precision.forget()
+        steps = Steps(fp32=fp32_s, bf16=0.02)
+        steps.stand_for(monkeypatch)
+        choose_precision("auto", network(), 8, 32, "cpu", clock=steps.clock)
+        said = capsys.readouterr().err
+        assert said.startswith(f"precision: {chosen} to train DepthwiseStudent (an image takes ")
+        assert " ms in fp32 with TF32 convolutions" in said

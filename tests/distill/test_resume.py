@@ -182,6 +182,30 @@ def test_a_power_cut_between_checkpoint_and_metrics_leaves_each_epoch_once(
     assert_same_result(tmp_path / "cut", tmp_path / "whole")
 
 
+def test_where_epochs_end_without_a_checkpoint_a_stop_between_two_saves_and_a_power_cut_costs_them(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where checkpoints are written by time."""
+    case = CASES["depthwise, sgd, one-cycle, ema, mixup"]
+    go_on(case, splits, tmp_path / "whole")
+    monkeypatch.setattr(trainer._Run, "_saves_every_epoch", lambda _: False)
+    (tmp_path / "cut").mkdir()
+    validations = itertools.count(1)
+
+    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+        if not student.logits.requires_grad and next(validations) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return LABELS(student, target, teacher)
+
+    with pytest.raises(Interrupted, match="distill, after epoch 1"):
+        go_on(case, splits, tmp_path / "cut", objective)
+    with pytest.raises(PowerCut):
+        go_on(case, splits, tmp_path / "cut", interrupting(STEPS_AN_EPOCH + 2, PowerCut))
+    assert [line["epoch"] for line in read_lines(tmp_path / "cut" / "metrics.jsonl")] == [0, 1]
+    go_on(case, splits, tmp_path / "cut")
+    assert_same_result(tmp_path / "cut", tmp_path / "whole")
+
+
 def test_a_signal_that_comes_while_the_last_epoch_is_validated_is_obeyed(splits: Splits, tmp_path: Path) -> None:
     """Else Ctrl-C would end one stage and begin the next."""
     case = CASES["dropout, adamw, cosine, growing images"]

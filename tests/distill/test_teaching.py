@@ -66,6 +66,21 @@ def test_a_live_teacher_sees_full_size_where_the_student_s_images_are_smaller(sp
     assert not live.answer(INDICES, 1, small).logits.requires_grad
 
 
+def test_logits_gather_before_they_are_written(splits: Splits, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    write = teaching._write
+    monkeypatch.setattr(teaching, "_write", lambda file, waiting: (sizes.append(len(waiting)), write(file, waiting)))
+    store(splits, num_views=3)
+    assert sizes == [4]
+    (path,) = cache.iterdir()
+    whole = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(teaching, "WRITE_BYTES", 12 * 12)
+    store(splits, num_views=3)
+    assert sizes == [4, 2, 1, 1, 0]
+    assert path.read_bytes() == whole
+
+
 def test_a_second_run_asks_no_teacher(splits: Splits, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = store(splits)
     (path,) = cache.iterdir()

@@ -320,6 +320,26 @@ def test_a_checkpoint_is_written_within_an_epoch_when_the_last_one_is_long_ago(
     assert places == [(1, 0), (2, 0)]
 
 
+def test_on_a_gpu_checkpoints_are_written_by_time_and_at_the_end(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an epoch takes seconds, one checkpoint an epoch would be a fifth of the time."""
+    places: list[tuple[int, int]] = []
+    monkeypatch.setattr(Checkpoint, "save", lambda _, state: places.append((state["epoch"], state["progress"]["step"])))
+    monkeypatch.setattr(trainer._Run, "_saves_every_epoch", lambda _: False)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 1e9)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS_AT_END", 0.0)
+    run(splits, tmp_path, epochs=3, batch_size=18)
+    assert places == [(3, 0)]
+    places.clear()
+    run(splits, tmp_path, tapped(Recorder()), epochs=9, patience=2, learning_rate=1e-12)
+    assert places == [(3, 0)], "the end comes early"
+    places.clear()
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
+    run(splits, tmp_path, epochs=2, batch_size=18)
+    assert places == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+
+
 def test_a_last_batch_of_one_joins_the_one_before() -> None:
     assert [b.tolist() for b in batches(np.arange(7), 3, 2)] == [[0, 1, 2], [3, 4, 5, 6]]
     assert [b.tolist() for b in batches(np.arange(7), 3, 1)] == [[0, 1, 2], [3, 4, 5], [6]]

@@ -3,22 +3,23 @@
 B images of a batch, N of the split, C classes, R px side of the rendered view.
 """
 
-import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.data.device_views import DeviceViews
 from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels
-from toolkit.data.views import MixDraw, draw_mix, draw_views, render_views
+from toolkit.data.views import Indices, MixDraw, draw_mix, draw_views, mix_targets, mix_views, render_views
 from toolkit.recipe import DataRecipe
 
 
 class TrainingViews:
     """View number v of any image, rendered at any size, on one device; fixed by (seed, image, v).
 
-    `mixup` is α of Beta(α, α), 0 mixes none.
+    `mixup` is α of Beta(α, α), 0 mixes none. On a GPU `on_device` makes the views; what is here makes them on the CPU.
     """
 
     def __init__(
@@ -30,41 +31,69 @@ class TrainingViews:
         self.seed = seed
         self.mixup = mixup
         self.device = device
-        self._resident = None if device == "cpu" else ResidentPixels.where_it_fits(pixels, device)
-        self._draw_mix = functools.lru_cache(maxsize=1)(self._mix_of_view)
+        self._mix: tuple[int, MixDraw] | None = None
+        self.on_device: DeviceViews | None = None
+        if device != "cpu":
+            self.on_device = DeviceViews(self, ResidentPixels.where_it_fits(pixels, device))
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def render(self, indices: np.ndarray, view: int, side: int | None = None) -> Tensor:
+    def render(self, indices: Indices, view: int, side: int | None = None) -> Tensor:
         """float32 (B, 3, R, R) in 0..1, channels last in memory; R is `side` px, data.image_size by default."""
+        if self.on_device is not None:
+            return self.on_device.render(indices, view, side or self.data.image_size)
+        indices = np.asarray(indices)
         views = self._render_one(indices, view, side)
         if not self.mixup:
             return views
         mix = self._draw_mix(view)
-        weights = torch.from_numpy(mix.weights[indices]).to(self.device).view(-1, 1, 1, 1)
-        return torch.lerp(self._render_one(mix.partners[indices], view, side), views, weights)
+        weights = torch.from_numpy(mix.weights[indices])
+        return mix_views(views, self._render_one(mix.partners[indices], view, side), weights)
 
-    def labels(self, indices: np.ndarray) -> Tensor:
+    def labels(self, indices: Indices) -> Tensor:
         """int64 (B,), the images' own labels."""
-        return torch.from_numpy(self.pixels.labels[indices]).to(self.device)
+        if self.on_device is not None:
+            return self.on_device.labels(indices)
+        return torch.from_numpy(self.pixels.labels[np.asarray(indices)])
 
-    def targets(self, indices: np.ndarray, view: int) -> Tensor:
+    def targets(self, indices: Indices, view: int) -> Tensor:
         """What the view should be taken for: int64 (B,), or with mixup float32 (B, C) that sum to 1."""
+        if self.on_device is not None:
+            return self.on_device.targets(indices, view)
+        indices = np.asarray(indices)
         labels = self.labels(indices)
         if not self.mixup:
             return labels
         mix = self._draw_mix(view)
-        weights = torch.from_numpy(mix.weights[indices]).to(self.device)
-        targets = torch.zeros(len(indices), self.num_classes, device=self.device)
-        targets.scatter_add_(1, labels.unsqueeze(1), weights.unsqueeze(1))
-        return targets.scatter_add_(1, self.labels(mix.partners[indices]).unsqueeze(1), 1 - weights.unsqueeze(1))
+        weights = torch.from_numpy(mix.weights[indices])
+        return mix_targets(labels, self.labels(mix.partners[indices]), weights, self.num_classes)
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the pixels are in a GPU's memory."""
+        return self.on_device is not None and self.on_device.resident is not None
+
+    def upload(self, indices: Indices) -> Indices:
+        """`indices` where a step looks for them: where the pixels are."""
+        return self.on_device.upload(indices) if self.on_device is not None and self.is_resident else indices
+
+    def show(self, view: int) -> None:
+        """Have on the GPU what view `view` needs there, before a captured step looks for it."""
+        if self.on_device is not None:
+            self.on_device.show(view)
+
+    def expect(self, batches: Sequence[Indices], view: int) -> None:
+        """View `view` of these batches will be rendered next: begin, where a GPU would wait for the host."""
+        if self.on_device is not None:
+            self.on_device.expect(batches, view)
 
     def _render_one(self, indices: np.ndarray, view: int, side: int | None) -> Tensor:
-        source = self.pixels if self._resident is None else self._resident
-        canvas, sizes = source.canvas(indices)
+        canvas, sizes = self.pixels.canvas(indices)
         draw = draw_views(self.data, sizes, indices, self.seed, view)
-        return render_views(canvas, sizes, draw, self.data, self.device, side)
+        return render_views(canvas, sizes, draw, self.data, side)
 
-    def _mix_of_view(self, view: int) -> MixDraw:
-        return draw_mix(self.mixup, len(self.pixels), self.seed, view)
+    def _draw_mix(self, view: int) -> MixDraw:
+        if self._mix is None or self._mix[0] != view:
+            self._mix = view, draw_mix(self.mixup, len(self.pixels), self.seed, view)
+        return self._mix[1]

@@ -7,9 +7,10 @@ the map.
 
 import hashlib
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from toolkit.data.decode import LAYOUT_VERSION, Index, decode_split, estimate_by
 from toolkit.data.preprocess import Preprocess, crop_start
 from toolkit.errors import DataError
 
+if TYPE_CHECKING:
+    from toolkit.data.resident import ResidentPixels
+
 SHOWN_UNREADABLE = 20
 """Unreadable images that are named one by one; `toolkit data` lists all."""
 
@@ -29,7 +33,7 @@ class Pixels:
     """A split's decoded images.
 
     `names`, `labels` int64 (N,), `heights` and `widths` int64 (N,) in px; image i lies in `data`, uint8, from
-    `starts[i]` on, as (H, W, 3).
+    `starts[i]` on, as (H, W, 3). `residents` are the copies on GPUs (resident.py), None where there is no room.
     """
 
     names: tuple[str, ...]
@@ -39,6 +43,7 @@ class Pixels:
     data: np.ndarray
     starts: np.ndarray
     preprocess: Preprocess
+    residents: "dict[str, ResidentPixels | None]" = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.names)

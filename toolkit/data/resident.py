@@ -1,45 +1,89 @@
 """A split's pixels in a GPU's memory, so that batches are cut out there and nothing waits for the bus.
 
-B images of a batch, H W pixels.
+B images of a batch, S px the side of the network's square. Whatever chooses images is a tensor on the device.
 """
-
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit import console
 from toolkit.data.pixels import Pixels
+from toolkit.data.preprocess import crop_start
 
 MEMORY_SHARE = 0.4
 """of the device's free memory that pixels may take; the rest is for training"""
+PIECE_BYTES = 64 * 2**20
+"""that are on their way to the device at once; the host holds no more than that in memory of its own"""
 
 
 class ResidentPixels:
-    """`pixels` on `device`; `canvas` gives what Pixels.canvas gives, as a tensor there."""
+    """`pixels` on `device`: one copy for all who want one there, which goes when `pixels` go."""
 
     def __init__(self, pixels: Pixels, device: str) -> None:
-        self._pixels = pixels
-        self._data = torch.from_numpy(np.array(pixels.data)).to(device)
-        self._starts = torch.from_numpy(pixels.starts).to(device)
-        self._sizes = np.stack((pixels.heights, pixels.widths), axis=1)
+        sizes = np.stack((pixels.heights, pixels.widths), axis=1)
+        self._colours = torch.empty(len(pixels.data) // 3, 3, dtype=torch.uint8, device=device)
+        copy_in_pieces(pixels.data, self._colours)
+        self._starts = torch.from_numpy(pixels.starts // 3).to(device)
+        self.sizes = torch.from_numpy(sizes).to(device)
+        self._centres = torch.from_numpy(crop_start(sizes, pixels.preprocess.image_size)).to(device)
+        self._steps = torch.arange(pixels.preprocess.image_size, device=device)
 
     @classmethod
-    def where_it_fits(cls, pixels: Pixels, device: str) -> Self | None:
-        """None where the pixels would take more than MEMORY_SHARE of the GPU's free memory."""
-        free_bytes, _ = torch.cuda.mem_get_info(device)
-        return cls(pixels, device) if pixels.data.nbytes <= MEMORY_SHARE * free_bytes else None
+    def where_it_fits(cls, pixels: Pixels, device: str) -> "ResidentPixels | None":
+        """The copy on `device`; None, which is said once, where it takes more than MEMORY_SHARE of the free memory."""
+        if device not in pixels.residents:
+            free_bytes = free_memory_bytes(device)
+            fits = pixels.data.nbytes <= MEMORY_SHARE * free_bytes
+            pixels.residents[device] = cls(pixels, device) if fits else None
+            if not fits:
+                console.say(
+                    f"{device}: the pixels of {len(pixels):,} images, {console.size(pixels.data.nbytes)}, stay in the"
+                    f" host's memory, as {MEMORY_SHARE:.0%} of the GPU's free {console.size(free_bytes)} are for them;"
+                    " batches are cut out there, which is slower"
+                )
+        return pixels.residents[device]
 
-    def canvas(self, indices: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """uint8 (B, Hmax, Wmax, 3) on the device and int64 (B, 2) sizes; images lie top left on black."""
-        sizes = self._sizes[indices]
-        height, width = sizes.max(axis=0, initial=0)
-        device = self._data.device
-        chosen = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(device)
-        heights, widths = torch.from_numpy(sizes).to(device).view(-1, 2, 1, 1).unbind(1)
-        rows = torch.arange(height, device=device).view(1, -1, 1)
-        columns = torch.arange(width, device=device).view(1, 1, -1)
-        places = self._starts[chosen].view(-1, 1, 1) + (rows * widths + columns) * 3
-        inside = (rows < heights) & (columns < widths)
-        places = torch.where(inside, places, 0).unsqueeze(-1) + torch.arange(3, device=device)
-        return torch.where(inside.unsqueeze(-1), self._data[places], 0), sizes
+    def crops(self, chosen: Tensor, rows: Tensor, columns: Tensor, *, black: bool) -> Tensor:
+        """uint8 (B, S, S, 3): of image `chosen`, int64 (B,), what lies at `rows` and `columns`, int64 (B, S) each.
+
+        With `black`, what lies at row or column −1 is that; else there must be none.
+        """
+        starts, widths = self._starts[chosen].unsqueeze(1), self.sizes[chosen, 1].unsqueeze(1)
+        lines = starts + rows.clamp_min(0) * widths
+        crops = self._colours[lines.unsqueeze(2) + columns.clamp_min(0).unsqueeze(1)]
+        if black:
+            crops.masked_fill_(((rows < 0).unsqueeze(2) | (columns < 0).unsqueeze(1)).unsqueeze(3), 0)
+        return crops
+
+    def centre(self, chosen: Tensor) -> Tensor:
+        """uint8 (B, S, S, 3), what Pixels.centre gives."""
+        places = self._centres[chosen].unsqueeze(2) + self._steps
+        inside = (places >= 0) & (places < self.sizes[chosen].unsqueeze(2))
+        rows, columns = torch.where(inside, places, -1).unbind(1)
+        return self.crops(chosen, rows, columns, black=True)
+
+
+def send(values: np.ndarray, device: str) -> Tensor:
+    """A copy of these few values on `device`; no GPU is waited for."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor.to(device)
+
+
+def free_memory_bytes(device: str) -> int:
+    """What can still be allocated on a GPU; what torch keeps and does not use is free too."""
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return free_bytes + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def copy_in_pieces(data: np.ndarray, copy: Tensor) -> None:
+    """Fill `copy`, on any device, with `data`, perhaps larger than the host's memory: through a buffer of PIECE_BYTES.
+
+    Both are contiguous, and of as many bytes.
+    """
+    source, target = data.reshape(-1).view(np.uint8), copy.view(-1).view(torch.uint8)
+    buffer = torch.empty(min(PIECE_BYTES, len(source)), dtype=torch.uint8, pin_memory=copy.is_cuda)
+    for start in range(0, len(source), PIECE_BYTES):
+        piece = source[start : start + PIECE_BYTES]
+        buffer[: len(piece)].numpy()[:] = piece
+        target[start : start + len(piece)].copy_(buffer[: len(piece)])  # waits until the buffer may be filled again

@@ -5,7 +5,9 @@ order or process, and the same part of the picture at any size. Shapes: B images
 of the canvas, S side of the crop (data.image_size), R side of the view as it is rendered.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toolkit.recipe import DataRecipe
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+"""Numbers of a batch, in the host's memory or on a device."""
+
+Indices = np.ndarray | Tensor
+"""int64 (B,), which images of a split: an array, or a tensor on the GPU where their pixels are."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_STREAM = 1
@@ -72,13 +80,20 @@ def draw_mix(alpha: float, count: int, seed: int, view: int) -> MixDraw:
     return MixDraw(generator.permutation(count), generator.beta(alpha, alpha, count).astype(np.float32))
 
 
+def mix_views(views: Tensor, partners: Tensor, weights: Tensor) -> Tensor:
+    """`weights`, float32 (B,), of each view, (B, 3, R, R), and the rest of its partner's."""
+    return torch.lerp(partners, views, weights.view(-1, 1, 1, 1))
+
+
+def mix_targets(labels: Tensor, partners: Tensor, weights: Tensor, num_classes: int) -> Tensor:
+    """The labels int64 (B,) of images and of their partners, mixed as their views are: float32 (B, C)."""
+    targets = torch.zeros(len(labels), num_classes, device=labels.device)
+    targets.scatter_add_(1, labels.unsqueeze(1), weights.unsqueeze(1))
+    return targets.scatter_add_(1, partners.unsqueeze(1), 1 - weights.unsqueeze(1))
+
+
 def render_views(
-    canvas: np.ndarray | Tensor,
-    sizes: np.ndarray,
-    draw: ViewDraw,
-    recipe: DataRecipe,
-    device: str = "cpu",
-    side: int | None = None,
+    canvas: np.ndarray, sizes: np.ndarray, draw: ViewDraw, recipe: DataRecipe, side: int | None = None
 ) -> Tensor:
     """Render the drawn views: uint8 canvas (B, H, W, 3) → float32 (B, 3, R, R) in 0..1, channels last in memory.
 
@@ -87,74 +102,94 @@ def render_views(
     torchvision's RandomRotation.
     """
     side = side or recipe.image_size
-    sampled = recipe.rotation_degrees != 0 or side != recipe.image_size
-    rows, columns = _crop_places(sizes, draw, recipe, flip=np.zeros_like(draw.flip) if sampled else draw.flip)
-    crops = _take(canvas, rows, columns).to(device, non_blocking=True).permute(0, 3, 1, 2)
-    if not sampled:
+    sampled = is_sampled(recipe, side)
+    rows, columns = crop_places(sizes, draw.top, draw.left, None if sampled else draw.flip, recipe)
+    crops = np.empty((*rows.shape, rows.shape[1], 3), dtype=np.uint8)
+    cut_crops(canvas, rows, columns, crops)
+    return finish_views(torch.from_numpy(crops), view_axes(draw) if sampled else None, side)
+
+
+def is_sampled(recipe: DataRecipe, side: int) -> bool:
+    """Whether views of `side` px are sampled, or else copied pixel by pixel."""
+    return recipe.rotation_degrees != 0 or side != recipe.image_size
+
+
+def crop_places(sizes: Array, top: Array, left: Array, flip: Array | None, recipe: DataRecipe) -> tuple[Array, Array]:
+    """Rows and columns of the image that each crop is made of, int64 (B, S) each; −1 where it is black.
+
+    `sizes` (B, 2) and the rest as in ViewDraw, all of them arrays or all of them tensors of one device. Columns run
+    backwards where `flip` says so.
+    """
+    side = recipe.image_size
+    if isinstance(top, np.ndarray):
+        library: Any = np
+        steps = np.arange(side)
+    else:
+        library, steps = torch, torch.arange(side, device=top.device)
+    across = steps if flip is None else library.where(flip[:, None], side - 1 - steps, steps)
+    return (
+        _fold(top[:, None] + steps, sizes[:, :1], recipe, library),
+        _fold(left[:, None] + across, sizes[:, 1:], recipe, library),
+    )
+
+
+def view_axes(draw: ViewDraw) -> Tensor:
+    """Where the axes of each view, to the right and down, point in its crop: complex64 (B, 2), x + iy.
+
+    A pixel at x + iy comes from (x + iy)·e^{iθ}, θ being the angle: the inverse turn, as y points down. Where `flip`
+    says so, it comes from (−x + iy)·e^{−iθ}, the mirror image of that: crops are flipped before they turn.
+    """
+    sign = torch.from_numpy(1 - 2 * draw.flip.astype(np.float32))
+    turn = torch.polar(torch.ones_like(sign), sign * torch.from_numpy(np.deg2rad(draw.angle)).float())
+    return torch.stack((sign * turn, 1j * turn), dim=1)
+
+
+def finish_views(crops: Tensor, axes: Tensor | None, side: int) -> Tensor:
+    """Crops, uint8 (B, S, S, 3) → views, float32 (B, 3, R, R) in 0..1, channels last in memory, on the same device.
+
+    Sampled at R = `side` px along `axes` (`view_axes`), where they are given.
+    """
+    crops = crops.permute(0, 3, 1, 2)
+    if axes is None:
         return crops.float().div_(255)
     # grid_sample is fastest on planes; the networks want channels last
     planes = crops.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    grid = _turned_grid(draw.angle, draw.flip, side).to(device, non_blocking=True)
+    grid = _sampling_grid(axes, side)
     views = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return views.contiguous(memory_format=torch.channels_last)
 
 
-def centre_views(crops: np.ndarray, device: str = "cpu") -> Tensor:
+def centre_views(crops: Tensor) -> Tensor:
     """Evaluation's view: uint8 (B, S, S, 3) → float32 (B, 3, S, S) in 0..1, channels last in memory."""
-    return torch.from_numpy(crops).to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+    return finish_views(crops, None, crops.shape[1])
 
 
-def _crop_places(
-    sizes: np.ndarray, draw: ViewDraw, recipe: DataRecipe, flip: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the image that each crop is made of, int64 (B, S) each; −1 where it is black.
-
-    Columns run backwards where `flip`, bool (B,), says so.
-    """
-    steps = np.arange(recipe.image_size)
-    flipped = np.where(flip[:, None], steps[::-1], steps)
-    return (
-        _fold(draw.top[:, None] + steps, sizes[:, :1], recipe),
-        _fold(draw.left[:, None] + flipped, sizes[:, 1:], recipe),
-    )
-
-
-def _fold(places: np.ndarray, length: np.ndarray, recipe: DataRecipe) -> np.ndarray:
+def _fold(places: Any, length: Any, recipe: DataRecipe, library: Any) -> Any:
     """Bring places outside 0..length−1 back as the padding mode has it: −1, or mirrored, border pixel repeated.
 
     torchvision mirrors twice where an image padded by `crop_padding` is still too small: the padded image, then the
-    image.
+    image. `library` is numpy or torch.
     """
     if recipe.padding_mode == "constant":
-        return np.where((places < 0) | (places >= length), -1, places)
+        return library.where((places < 0) | (places >= length), -1, places)
     for margin in (recipe.crop_padding, 0) if recipe.crop_padding else (0,):
         span = length + 2 * margin
         folded = (places + margin) % (2 * span)
-        places = np.minimum(folded, 2 * span - 1 - folded) - margin
+        places = library.minimum(folded, 2 * span - 1 - folded) - margin
     return places
 
 
-def _take(canvas: np.ndarray | Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
-    """uint8 (B, S, S, 3), where the canvas is; row or column −1 is black."""
-    black = rows.min() < 0 or columns.min() < 0
-    if isinstance(canvas, np.ndarray):
-        crops = np.empty((*rows.shape, rows.shape[1], 3), dtype=np.uint8)
-        whole = _is_run(rows) & _is_run(columns)
-        for image, crop, row, column, is_whole in zip(canvas, crops, rows, columns, whole, strict=True):
-            if is_whole:
-                crop[:] = image[row[0] : row[-1] + 1, column[0] : column[-1] + 1]
-            else:
-                # one axis after the other, and "clip", which checks no bounds: several times faster than indexing
-                np.take(np.take(image, column, axis=1, mode="clip"), row, axis=0, out=crop, mode="clip")
-        if black:
-            crops[(rows < 0)[:, :, None] | (columns < 0)[:, None, :]] = 0
-        return torch.from_numpy(crops)
-    across, down = (torch.from_numpy(places).to(canvas.device) for places in (columns, rows))
-    numbers = torch.arange(len(canvas), device=canvas.device).view(-1, 1, 1)
-    taken = canvas[numbers, down.unsqueeze(2).clamp_min(0), across.unsqueeze(1).clamp_min(0)]
-    if black:
-        taken[(down < 0).unsqueeze(2) | (across < 0).unsqueeze(1)] = 0
-    return taken
+def cut_crops(images: Iterable[np.ndarray], rows: np.ndarray, columns: np.ndarray, crops: np.ndarray) -> None:
+    """Fill `crops`, uint8 (B, S, S, 3), from B `images`, uint8 (H, W, 3) each; row or column −1 is black."""
+    whole = _is_run(rows) & _is_run(columns)
+    for image, crop, row, column, is_whole in zip(images, crops, rows, columns, whole, strict=True):
+        if is_whole:
+            crop[:] = image[row[0] : row[-1] + 1, column[0] : column[-1] + 1]
+        else:
+            # one axis after the other, and "clip", which checks no bounds: several times faster than indexing
+            np.take(np.take(image, column, axis=1, mode="clip"), row, axis=0, out=crop, mode="clip")
+    if rows.min() < 0 or columns.min() < 0:
+        crops[(rows < 0)[:, :, None] | (columns < 0)[:, None, :]] = 0
 
 
 def _is_run(places: np.ndarray) -> np.ndarray:
@@ -163,16 +198,11 @@ def _is_run(places: np.ndarray) -> np.ndarray:
     return run
 
 
-def _turned_grid(angle: np.ndarray, flip: np.ndarray, side: int) -> Tensor:
-    """Where in the crop each pixel of each view lies, float32 (B, R, R, 2), (x, y) in −1..1; `angle` in degrees.
-
-    A pixel at x + iy comes from (x + iy)·e^{iθ}, θ being the angle: the inverse turn, as y points down. Where `flip`,
-    bool (B,), says so, it comes from (−x + iy)·e^{−iθ}, the mirror image of that: crops are flipped before they turn.
-    """
-    places = (torch.arange(side) * 2 + 1) / side - 1
-    sign = torch.from_numpy(1 - 2 * flip.astype(np.float32)).view(-1, 1, 1)
-    turn = torch.polar(torch.ones_like(sign), sign * torch.from_numpy(np.deg2rad(angle)).float().view(-1, 1, 1))
-    return torch.view_as_real(places.view(1, 1, -1) * (sign * turn) + places.view(1, -1, 1) * (1j * turn))
+def _sampling_grid(axes: Tensor, side: int) -> Tensor:
+    """Where in the crop each pixel of each view lies, float32 (B, R, R, 2), (x, y) in −1..1; made where `axes` are."""
+    places = (torch.arange(side, device=axes.device) * 2 + 1) / side - 1
+    across, down = axes.view(-1, 2, 1, 1).unbind(1)
+    return torch.view_as_real(places.view(1, 1, -1) * across + places.view(1, -1, 1) * down)
 
 
 def _uniform(seed: int, images: np.ndarray, view: int, count: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 Value = TypeVar("Value")
+Items = TypeVar("Items", bound=np.ndarray | Tensor)
 
 WAIT = timedelta(hours=12)
 """of waiting in a collective: one process may decode a whole data set while the others wait, and a large set takes
@@ -124,9 +125,9 @@ def greatest(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def own_share(items: np.ndarray) -> np.ndarray:
+def own_share(items: Items) -> Items:
     """Every R-th item, from this process's rank on; all processes together have each item once."""
-    return items[rank() :: world_size()]
+    return cast(Items, items[rank() :: world_size()])
 
 
 def gather_shares(share: Tensor, count: int) -> Tensor:

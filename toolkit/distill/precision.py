@@ -49,6 +49,12 @@ def has_fast_bf16(device: str) -> bool:
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
+def has_tf32_convolutions(device: str) -> bool:
+    """Whether convolutions in fp32 round their factors to TF32's 10 bits: what cuDNN does on GPUs that have it."""
+    tf32 = device.startswith("cuda") and torch.backends.cudnn.allow_tf32
+    return tf32 and torch.cuda.get_device_capability(device)[0] >= 8
+
+
 def autocast(device: str, precision: Precision) -> AbstractContextManager[None]:
     """Run matrix work in `precision` on `device`; weights stay fp32."""
     return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=precision == "bf16")
@@ -73,6 +79,8 @@ def choose_precision(
     statistics are left as they were. What was measured is said once, to the first who wants to hear it (`say`).
     """
     if wanted != "auto":
+        if say and wanted == "fp32" and has_tf32_convolutions(device):
+            _say_once(f"precision: {_describe(wanted, device)} on {device}")
         return wanted
     if not has_fast_bf16(device):
         if say:
@@ -84,10 +92,11 @@ def choose_precision(
         choices: tuple[FloatPrecision, ...] = ("fp32", "bf16")
         times = _time_steps(network, choices, batch_size, image_size, device, training, images, clock)
         _chosen[key] = min(times, key=lambda choice: times[choice])
-        _told[key] = f"an image takes {', '.join(f'{times[choice] * 1e3:.3g} ms in {choice}' for choice in times)}"
+        told = [f"{times[choice] * 1e3:.3g} ms in {_describe(choice, device)}" for choice in times]
+        _told[key] = f"an image takes {', '.join(told)}"
     if say and key in _told:
         purpose = f"to train {_name(network)}" if training else f"for {_name(network)} to teach"
-        console.say(f"precision: {_chosen[key]} {purpose} ({_told.pop(key)})")
+        console.say(f"precision: {_describe(_chosen[key], device)} {purpose} ({_told.pop(key)})")
     return _chosen[key]
 
 
@@ -181,6 +190,10 @@ _calls: dict[tuple[object, ...], int] = {}
 def _key(network: Classifier, *settings: object) -> tuple[object, ...]:
     """What a step's time depends on: of the network its layers and their sizes, not its weights."""
     return (repr(network), registry.enlargement(network.network), *settings)
+
+
+def _describe(precision: FloatPrecision, device: str) -> str:
+    return "fp32 with TF32 convolutions" if precision == "fp32" and has_tf32_convolutions(device) else precision
 
 
 def _name(network: Classifier) -> str:

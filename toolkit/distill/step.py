@@ -1,10 +1,9 @@
 """One optimiser step over a batch, in as many parts as memory asks for. B images of a batch."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -12,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from toolkit import console
 from toolkit.data.batches import TrainingViews
+from toolkit.data.views import Indices
 from toolkit.distill import distributed
 from toolkit.distill.evaluation import batches
 from toolkit.distill.features import TappedNetwork
@@ -19,6 +19,7 @@ from toolkit.distill.memory import is_out_of_memory
 from toolkit.distill.objective import Objective
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import autocast
+from toolkit.distill.step_graph import StepGraph
 from toolkit.distill.teaching import Answers, Teaching
 from toolkit.errors import TrainingError
 
@@ -48,37 +49,44 @@ class Stepper:
         self._share_size = -(-plan.section.batch_size // distributed.world_size())
         self.part_size = self._share_size
         """images that go through the network at once, in this process; halved where memory runs out"""
+        self._graph = StepGraph(learner) if self._is_capturable() else None
 
-    def take(self, indices: np.ndarray, view: int, side: int) -> tuple[Tensor, Tensor]:
+    def take(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor]:
         """Step on the images at `indices`, rendered at `side` px; this process's share of the loss's sum and hits."""
+        indices = self._views.upload(indices)
         while True:
             sums = self._gradients_or_none(indices, view, side)
             if sums is not None:
                 break
-            self._halve()
+            if self._graph is None or not self._graph.release():
+                self._halve()
         self._optimizer.step()
         if self._average is not None:
-            self._average.update_parameters(self._learner.classifier.network)
+            update = AveragedModel.update_parameters if self._plan.device == "cpu" else update_average
+            update(self._average, self._learner.classifier.network)
         self._scheduler.step()
         return sums
 
-    def _gradients_or_none(self, indices: np.ndarray, view: int, side: int) -> tuple[Tensor, Tensor] | None:
+    def _gradients_or_none(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor] | None:
         """None where memory ran out; what was allocated is free again by then."""
         try:
-            return self._compute_gradients(indices, view, side)
+            if self._graph is None or not isinstance(indices, Tensor):
+                return self._compute_gradients(indices, view, side)
+            self._views.show(view)
+            if self._teaching:
+                self._teaching.show(view)
+            return self._graph.run(self._compute_gradients, indices, view, side)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return None
 
-    def _compute_gradients(self, indices: np.ndarray, view: int, side: int) -> tuple[Tensor, Tensor]:
+    def _compute_gradients(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor]:
         """Leave the batch's mean gradient in the parameters."""
-        share = distributed.own_share(indices)
         self._optimizer.zero_grad()
         loss_sum = torch.zeros((), device=self._plan.device)
         hits = torch.zeros((), device=self._plan.device, dtype=torch.int64)
-        whole = self.part_size == self._share_size  # then in one go: processes must have the same number of parts
-        parts = [share] if whole else list(batches(share, self.part_size, min(2, self.part_size)))
+        parts = self._parts(indices)
         for number, part in enumerate(parts, start=1):
             images = self._views.render(part, view, side)
             teacher = self._teaching.answer(part, view, images) if self._teaching else None
@@ -92,6 +100,26 @@ class Stepper:
             loss_sum += loss.detach() * len(part)
             hits += (student.logits.detach().argmax(1) == self._views.labels(part)).sum()
         return loss_sum, hits
+
+    def expect(self, batches: Sequence[Indices], view: int) -> None:
+        """Steps on these batches come next: begin, where a GPU would wait for the host."""
+        self._views.expect([part for indices in batches for part in self._parts(indices)], view)
+
+    def _parts(self, indices: Indices) -> list[Indices]:
+        """What goes through the network at once, of this process's share."""
+        share = distributed.own_share(indices)
+        if self.part_size == self._share_size:  # in one go: processes must have the same number of parts
+            return [share]
+        return list(batches(share, self.part_size, min(2, self.part_size)))
+
+    def _is_capturable(self) -> bool:
+        """Whether a step may become a CUDA graph: all that it looks for is on one GPU, and only the step looks there.
+
+        torch.compile has graphs of its own, other processes must be waited for, and a layer that is tapped leaves its
+        output with the host.
+        """
+        alone = distributed.world_size() == 1 and self._compiled is None and not self._learner.projectors
+        return alone and self._plan.device.startswith("cuda") and self._views.is_resident
 
     def _forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Through torch.compile where it is on; odd sizes of batch go without, as each would be compiled anew."""
@@ -151,3 +179,17 @@ class Stepper:
             self._average.load_state_dict(state["average"])
         if state["part_size"] and distributed.world_size() == 1:
             self.part_size = min(state["part_size"], self._share_size)
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, network: nn.Module) -> None:
+    """`average.update_parameters(network)`, which on a GPU waits at every step for its count to get there."""
+    own, other = ([*module.parameters(), *module.buffers()] for module in (average.module, network))
+    if not average.n_averaged:
+        average.update_parameters(network)
+        return
+    assert average.multi_avg_fn is not None
+    for dtype in {values.dtype for values in own}:
+        alike = [number for number, values in enumerate(own) if values.dtype == dtype]
+        average.multi_avg_fn([own[i] for i in alike], [other[i].detach() for i in alike], average.n_averaged)
+    average.n_averaged += 1

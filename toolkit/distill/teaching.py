@@ -22,9 +22,12 @@ from toolkit.data.batches import TrainingViews
 from toolkit.data.cache import REMEDY, cache_folder
 from toolkit.data.disk import remove_leftovers
 from toolkit.data.pixels import Pixels
+from toolkit.data.resident import copy_in_pieces, send
+from toolkit.data.views import Indices
 from toolkit.distill import distributed
 from toolkit.distill.evaluation import batches, compute_logits
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.frozen import freeze
 from toolkit.distill.precision import Precision, autocast
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import write_atomically
@@ -38,6 +41,9 @@ ELEMENT_BYTES = 4
 
 FILL_BATCH_PIXELS = 2**22
 """px in a batch of the filling pass: 64 images of 256 px, 256 of 128 px"""
+
+WRITE_BYTES = 2**26
+"""of logits that gather, where they were computed, before they are written: no batch waits for a GPU or a disk"""
 
 NOT_IN_VIEWS = {"source", "workers", "validation_fraction", "test_fraction", "split_seed", "share", "mean", "std"}
 """[data] settings that do not change a view; which images there are is in the key by itself."""
@@ -54,27 +60,35 @@ class Answers:
 class Teaching(Protocol):
     """A teacher, live or stored. It always sees the view the student sees, at the size data.image_size."""
 
-    def answer(self, indices: np.ndarray, view: int, student_images: Tensor) -> Answers:
+    def answer(self, indices: Indices, view: int, student_images: Tensor) -> Answers:
         """The teacher's answers for view `view` of the images at `indices`, as float32.
 
         `student_images` (B, 3, R, R) is that view as the student sees it.
         """
+
+    def show(self, view: int) -> None:
+        """Have on the device what the answers for view `view` need, before a captured step looks for it there."""
 
     def valid_logits(self) -> Tensor:
         """float32 (V, C), the evaluation views of the validation images."""
 
 
 class LiveTeacher:
-    """Runs the network on every batch."""
+    """Runs the network on every batch; on a GPU a frozen copy of it, unless somebody looks at its layers."""
 
     def __init__(
         self, network: TappedNetwork, views: TrainingViews, valid_pixels: Pixels, precision: Precision
     ) -> None:
         place(network, views.device)
         self._network = network.eval()
+        if views.device.startswith("cuda") and not network.projectors:
+            self._network = TappedNetwork(freeze(network.classifier, precision, views.data.image_size))
         self._views, self._valid_pixels, self._precision = views, valid_pixels, precision
 
-    def answer(self, indices: np.ndarray, view: int, student_images: Tensor) -> Answers:
+    def show(self, view: int) -> None:
+        """Nothing: the views are all it needs."""
+
+    def answer(self, indices: Indices, view: int, student_images: Tensor) -> Answers:
         same_size = student_images.shape[-1] == self._views.data.image_size
         images = student_images if same_size else self._views.render(indices, view)
         with torch.no_grad(), autocast(self._views.device, self._precision):
@@ -92,10 +106,24 @@ class StoredTeacher:
         self._train_logits = train_logits
         self._valid_logits = torch.from_numpy(np.array(valid_logits)).to(device)
         self._device = device
+        self._shown = torch.empty(0, device=device)
+        self._number = -1
 
-    def answer(self, indices: np.ndarray, view: int, student_images: Tensor) -> Answers:
+    def show(self, view: int) -> None:
+        """Have that view's logits on the device: float32 (N, C), in place."""
+        if (number := view % len(self._train_logits)) == self._number:
+            return
+        if self._number < 0:
+            self._shown = torch.empty(self._train_logits.shape[1:], device=self._device)
+        copy_in_pieces(self._train_logits[number], self._shown)
+        self._number = number
+
+    def answer(self, indices: Indices, view: int, student_images: Tensor) -> Answers:
+        if isinstance(indices, Tensor):
+            self.show(view)
+            return Answers(self._shown[indices])
         logits = self._train_logits[view % len(self._train_logits), indices]
-        return Answers(torch.from_numpy(logits).to(self._device))
+        return Answers(send(logits, self._device))
 
     def valid_logits(self) -> Tensor:
         return self._valid_logits
@@ -160,7 +188,9 @@ def _is_whole(path: Path, rows: int, num_classes: int) -> bool:
 
 def _fill(path: Path, live: LiveTeacher, views: TrainingViews, num_views: int) -> None:
     """Compute every row and write the file, whole or not at all; one process of each machine writes."""
-    batch_size = max(1, FILL_BATCH_PIXELS // views.data.image_size**2)
+    batch_size = max(1, FILL_BATCH_PIXELS // views.data.image_size**2) * distributed.world_size()
+    steps = list(batches(np.arange(len(views)), batch_size, distributed.world_size()))
+    shares = [distributed.own_share(indices) for indices in steps]
     nothing = torch.empty(0, 3, 0, 0)
     try:
         with (
@@ -168,23 +198,26 @@ def _fill(path: Path, live: LiveTeacher, views: TrainingViews, num_views: int) -
             temporary.open("wb") if temporary else contextlib.nullcontext() as file,
             console.progress("teacher logits", num_views * len(views)) as advance,
         ):
-            _write(file, live.valid_logits())
+            waiting = [live.valid_logits()]
             for view in range(num_views):
-                for indices in batches(
-                    np.arange(len(views)), batch_size * distributed.world_size(), distributed.world_size()
-                ):
-                    share = distributed.own_share(indices)
+                for step, (indices, share) in enumerate(zip(steps, shares, strict=True)):
+                    views.expect(shares[step : step + 2], view)
                     logits = live.answer(share, view, nothing).logits
-                    _write(file, distributed.gather_shares(logits, len(indices)))
+                    waiting.append(distributed.gather_shares(logits, len(indices)))
+                    if sum(part.nbytes for part in waiting) >= WRITE_BYTES:
+                        _write(file, waiting)
                     advance(len(indices))
+            _write(file, waiting)
     except ArtifactError as error:
         problem = error.problem.replace("cannot write", "cannot keep the teacher's logits in the cache,", 1)
         raise DataError(problem, REMEDY) from None
 
 
-def _write(file: IO[bytes] | None, logits: Tensor) -> None:
-    if file is not None:
-        file.write(np.ascontiguousarray(logits.float().cpu().numpy()).data)
+def _write(file: IO[bytes] | None, waiting: list[Tensor]) -> None:
+    """Write what waits, float32 (B, C) each, and forget it."""
+    if file is not None and waiting:
+        file.write(torch.cat(waiting).cpu().numpy().data)
+    waiting.clear()
 
 
 def _store_path(

@@ -38,9 +38,9 @@ CHECK_STEPS = 20
 AGREE_SECONDS = 5.0
 """s between two agreements on stopping, about; whoever sends SIGTERM does not wait long before SIGKILL"""
 SAVE_SECONDS = 120.0
-"""s between two checkpoints within an epoch; every epoch ends with one."""
+"""s between two checkpoints; on a CPU every epoch ends with one too, on a GPU it may be over sooner than written"""
 SAVE_SECONDS_AT_END = 10.0
-"""s after which an epoch is also saved before its validation, which may take minutes and sees to no signal"""
+"""s after which an epoch is also saved before its validation, which on a CPU may take minutes and sees to no signal"""
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,15 @@ class _Run:
             self._log = MetricsLog(records.metrics, plan.stage, plan.section.epochs, records.tensorboard)
             self._log.start(self._history)
         self._clock = self._saved_at = time.perf_counter()
+        self._is_saved = True
 
     def to_end(self) -> Training:
         while self._progress.epoch < self._plan.section.epochs and not self._out_of_patience():
             self._train_epoch()
             self._finish_epoch()
             self._stop_if_asked([])  # a signal that came with the last step or later
+        if not self._is_saved:
+            self._save()
         assert self._best is not None
         progress = self._progress
         return Training(
@@ -146,18 +149,21 @@ class _Run:
         plan, progress = self._plan, self._progress
         self._learner.train()
         self._agree_steps = self._choose_agree_steps()
-        order = np.random.default_rng((plan.seed, progress.epoch)).permutation(len(self._views))
+        order = self._views.upload(np.random.default_rng((plan.seed, progress.epoch)).permutation(len(self._views)))
         view, side = plan.view_of(progress.epoch), plan.image_size_of(progress.epoch)
+        steps = list(batches(order, plan.section.batch_size, self._least_batch()))
         sums: list[StepSums] = []
         with console.progress(f"{plan.stage} {progress.epoch + 1}/{plan.section.epochs}", len(order)) as advance:
-            for step, indices in enumerate(batches(order, plan.section.batch_size, self._least_batch())):
+            for step, indices in enumerate(steps):
                 advance(len(indices))
                 if step < progress.step:
                     continue
                 if step == 0:
                     self._first_rate = self._rate()
                 rate = self._rate()
+                self._stepper.expect(steps[step : step + 2], view)
                 sums.append((*self._stepper.take(indices, view, side), rate))
+                self._is_saved = False
                 progress.step = step + 1
                 progress.images_seen += len(indices)
                 if step % CHECK_STEPS == 0:
@@ -188,11 +194,12 @@ class _Run:
         )
         if self._best is None or valid_accuracy > self._best.valid_accuracy:
             self._best = metrics
-            self._best_state = {name: value.cpu().clone() for name, value in self._shipped().state_dict().items()}
+            self._best_state = {name: value.clone() for name, value in self._shipped().state_dict().items()}
         self._history.append(metrics)
+        self._is_saved = False
         self._progress = replace(progress, epoch=progress.epoch + 1, step=0, loss_sum=0.0, hits=0, epoch_s=0.0)
-        # first the checkpoint, then the line: a line without a checkpoint would stand twice after a kill
-        self._save()
+        if self._saves_every_epoch():  # before the line: whoever reads it may count on the checkpoint
+            self._save()
         if self._log is not None:
             self._log.add(metrics)
 
@@ -241,13 +248,14 @@ class _Run:
         step = self._progress.step
         asked = self._request.signal_number
         at_end = step == self._last_step
-        late = time.perf_counter() - self._saved_at > min(SAVE_SECONDS, SAVE_SECONDS_AT_END if at_end else math.inf)
+        soon = at_end and self._saves_every_epoch()
+        late = time.perf_counter() - self._saved_at > min(SAVE_SECONDS, SAVE_SECONDS_AT_END if soon else math.inf)
         if distributed.world_size() > 1:
             if step % self._agree_steps and not at_end:
                 return
             wishes = torch.tensor([asked, int(late)], device=self._plan.device)
             asked, late = distributed.greatest(wishes).tolist()
-        if step and (asked or late):  # between two epochs all is saved already
+        if not self._is_saved and (asked or late):
             self._add_up(sums)
             if not self._weights_are_finite():  # the step after the last loss broke them: they are no good state
                 self._stop_not_finite("weight", step, self._rate())
@@ -290,6 +298,10 @@ class _Run:
                 }
             )
         self._saved_at = time.perf_counter()
+        self._is_saved = True
+
+    def _saves_every_epoch(self) -> bool:
+        return self._plan.device == "cpu"
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._stepper.restore(state)

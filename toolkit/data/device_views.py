@@ -1,0 +1,124 @@
+"""Training views on a GPU: what a step needs lies there, and where the pixels do too, a step sends it nothing.
+
+The labels lie there, the draws of one view of every image, which go up once an epoch, and the pixels (resident.py), or
+else crops come from the host (host_crops.py). What is rendered is what TrainingViews renders on the CPU.
+B images of a batch, N of the split, C classes, S px side of the crop, R px side of the rendered view.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toolkit.data.host_crops import HostCrops
+from toolkit.data.resident import ResidentPixels, send
+from toolkit.data.views import (
+    Indices,
+    crop_places,
+    draw_mix,
+    draw_views,
+    finish_views,
+    is_sampled,
+    mix_targets,
+    mix_views,
+    view_axes,
+)
+
+if TYPE_CHECKING:
+    from toolkit.data.batches import TrainingViews
+
+
+class DeviceViews:
+    """The views of `views`, on its device; from `resident`, its pixels there, or None where there is no room."""
+
+    def __init__(self, views: "TrainingViews", resident: ResidentPixels | None) -> None:
+        pixels = views.pixels
+        self._data, self._num_classes, self._seed, self._mixup = views.data, views.num_classes, views.seed, views.mixup
+        self._device = views.device
+        self._sizes = np.stack((pixels.heights, pixels.widths), axis=1)
+        self.resident = resident
+        self._host = None
+        if resident is None:
+            self._host = HostCrops(pixels, views.data, views.seed, pinned=self._device.startswith("cuda"))
+        self._labels = torch.from_numpy(pixels.labels).to(self._device)
+        self._drawn: dict[str, Tensor] = {}
+        self._partners = np.empty(0, np.int64)
+        self._view = -1
+
+    def show(self, view: int) -> None:
+        """Have the draws of view number `view` on the device: in place, so that a captured step finds them there."""
+        if view == self._view:
+            return
+        images = np.arange(len(self._sizes))
+        draw = draw_views(self._data, self._sizes, images, self._seed, view)
+        drawn = {name: torch.from_numpy(values) for name, values in vars(draw).items() if name != "angle"}
+        drawn["axes"] = view_axes(draw)
+        if self._mixup:
+            mix = draw_mix(self._mixup, len(images), self._seed, view)
+            drawn |= {name: torch.from_numpy(values) for name, values in vars(mix).items()}
+            self._partners = mix.partners
+        for name, values in drawn.items():
+            if name not in self._drawn:
+                self._drawn[name] = torch.empty_like(values, device=self._device)
+            self._drawn[name].copy_(values)
+        self._view = view
+
+    def expect(self, batches: Sequence[Indices], view: int) -> None:
+        """Begin with what `render` is going to need of the host for these batches."""
+        if self._host is None:
+            return
+        self.show(view)
+        arrays = [np.asarray(indices) for indices in batches]
+        both = [(indices, self._partners[indices]) if self._mixup else (indices,) for indices in arrays]
+        self._host.expect([part for parts in both for part in parts], view)
+
+    def render(self, indices: Indices, view: int, side: int) -> Tensor:
+        """float32 (B, 3, R, R) in 0..1, channels last in memory; R is `side` px."""
+        self.show(view)
+        views = self._render_one(indices, side)
+        if not self._mixup:
+            return views
+        chosen = self.upload(indices)
+        partners = self._drawn["partners"][chosen] if self._host is None else self._partners[indices]
+        return mix_views(views, self._render_one(partners, side), self._drawn["weights"][chosen])
+
+    def labels(self, indices: Indices) -> Tensor:
+        """int64 (B,), the images' own labels."""
+        return self._labels[self.upload(indices)]
+
+    def targets(self, indices: Indices, view: int) -> Tensor:
+        """int64 (B,), or with mixup float32 (B, C) that sum to 1."""
+        chosen = self.upload(indices)
+        labels = self._labels[chosen]
+        if not self._mixup:
+            return labels
+        self.show(view)
+        partners, weights = self._drawn["partners"][chosen], self._drawn["weights"][chosen]
+        return mix_targets(labels, self._labels[partners], weights, self._num_classes)
+
+    def upload(self, indices: Indices) -> Tensor:
+        """The same numbers on the device."""
+        return indices if isinstance(indices, Tensor) else send(indices, self._device)
+
+    def _render_one(self, indices: Indices, side: int) -> Tensor:
+        chosen = self.upload(indices)
+        sampled = is_sampled(self._data, side)
+        if self.resident is None:
+            crops = self._fetch(np.asarray(indices), None if sampled else self._drawn["flip"][chosen])
+        else:
+            crops = self._cut(self.resident, chosen, None if sampled else self._drawn["flip"][chosen])
+        return finish_views(crops, self._drawn["axes"][chosen] if sampled else None, side)
+
+    def _cut(self, resident: ResidentPixels, chosen: Tensor, flip: Tensor | None) -> Tensor:
+        """uint8 (B, S, S, 3)."""
+        top, left = self._drawn["top"][chosen], self._drawn["left"][chosen]
+        rows, columns = crop_places(resident.sizes[chosen], top, left, flip, self._data)
+        return resident.crops(chosen, rows, columns, black=self._data.padding_mode == "constant")
+
+    def _fetch(self, indices: np.ndarray, flip: Tensor | None) -> Tensor:
+        """uint8 (B, S, S, 3)."""
+        assert self._host is not None
+        crops = self._host.take(indices, self._view).to(self._device, non_blocking=True)
+        return crops if flip is None else torch.where(flip.view(-1, 1, 1, 1), crops.flip(2), crops)

@@ -1,0 +1,56 @@
+"""Crops of images that a GPU has no room for: threads cut them from the host's memory, one batch ahead.
+
+B images of a batch, S px the side of the crop. numpy copies outside Python's lock, so that threads cut side by side.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toolkit.data.pixels import Pixels
+from toolkit.data.views import crop_places, cut_crops, draw_views
+from toolkit.recipe import DataRecipe
+
+Key = tuple[int, bytes]
+"""Which view of which images."""
+
+
+class HostCrops:
+    """Crops of the views that draw_views draws, not yet flipped; with `pinned`, a GPU fetches them by itself."""
+
+    def __init__(self, pixels: Pixels, data: DataRecipe, seed: int, *, pinned: bool) -> None:
+        self._pixels, self._data, self._seed, self._pinned = pixels, data, seed, pinned
+        self._sizes = np.stack((pixels.heights, pixels.widths), axis=1)
+        self._workers = torch.get_num_threads()  # this process's share of the cores
+        self._pool = ThreadPoolExecutor(self._workers)
+        self._expected: dict[Key, tuple[Tensor, list[Future[None]]]] = {}
+
+    def expect(self, batches: Sequence[np.ndarray], view: int) -> None:
+        """Begin with these batches, each int64 (B,), in this order; what else was expected is so no more."""
+        before, self._expected = self._expected, {}
+        for indices in batches:
+            key = view, indices.tobytes()
+            self._expected[key] = before[key] if key in before else self._begin(indices, view)
+
+    def take(self, indices: np.ndarray, view: int) -> Tensor:
+        """uint8 (B, S, S, 3), waited for where need be; raises whatever cutting raised."""
+        crops, parts = self._expected.get((view, indices.tobytes())) or self._begin(indices, view)
+        for part in parts:
+            part.result()
+        return crops
+
+    def _begin(self, indices: np.ndarray, view: int) -> tuple[Tensor, list[Future[None]]]:
+        side = self._data.image_size
+        crops = torch.empty(len(indices), side, side, 3, dtype=torch.uint8, pin_memory=self._pinned)
+        place, length = crops.numpy(), max(1, -(-len(indices) // self._workers))
+        parts = [slice(start, start + length) for start in range(0, len(indices), length)]
+        return crops, [self._pool.submit(self._cut, indices[part], view, place[part]) for part in parts]
+
+    def _cut(self, indices: np.ndarray, view: int, crops: np.ndarray) -> None:
+        sizes = self._sizes[indices]
+        draw = draw_views(self._data, sizes, indices, self._seed, view)
+        rows, columns = crop_places(sizes, draw.top, draw.left, None, self._data)
+        cut_crops([self._pixels.whole(index) for index in indices], rows, columns, crops)

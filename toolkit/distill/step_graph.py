@@ -1,0 +1,131 @@
+"""A step's gradients as one CUDA graph: the host launches some 300 kernels with one call, instead of one by one.
+
+The first steps of a kind run kernel by kernel, in which libraries choose and allocate what they need. Then one is
+captured: it computes nothing, and what it launches is written down, with all addresses. A replay launches that again:
+it reads the numbers of its images, and the draws of their view, where the captured step did, and leaves gradients and
+sums where that one would have. The optimiser is not captured, as its learning rate and momentum are numbers of the
+host that change with every step; it takes a handful of launches.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from toolkit import console
+
+WARM_UP = 3
+"""steps of a kind, one after the other, before it is captured"""
+
+Kind = tuple[int, int]
+"""Number of images, and px of their side."""
+Sums = tuple[Tensor, Tensor]
+Body = Callable[[Tensor, int, int], Sums]
+"""(indices int64 (B,) on the GPU, view, side in px) → sums of that batch; leaves its gradients in the parameters."""
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A step, and the tensors that it reads or leaves."""
+
+    kind: Kind
+    indices: Tensor
+    sums: Sums
+    gradients: list[Tensor | None]
+    replay: Callable[[], None]
+
+
+class StepGraph:
+    """Computes gradients by the graph of the last kind of step that came often enough.
+
+    What comes in between, like an epoch's last and smaller batch, runs kernel by kernel.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._parameters = list(network.parameters())
+        self._captured: _Captured | None = None
+        self._last: Kind | None = None
+        self._alike = 0
+        self._watched: Kind | None = None
+        self._gave_up = False
+
+    def run(self, body: Body, indices: Tensor, view: int, side: int) -> Sums:
+        """What `body` gives and leaves: by a replay, where a step of this kind was captured."""
+        kind = len(indices), side
+        if self._captured is None or kind != self._captured.kind:
+            self._alike = self._alike + 1 if kind == self._last else 1
+            self._last = kind
+            if self._gave_up or self._alike < WARM_UP:
+                return body(indices, view, side)
+            if kind != self._watched:
+                return self._run_watched(body, indices, view, side)
+            self._captured = None  # first, as two may not fit into memory
+            self._captured = self._capture_or_none(body, indices, view, side)
+            if self._captured is None:
+                return body(indices, view, side)
+        return self._replay(self._captured, indices)
+
+    def release(self) -> bool:
+        """After memory ran out: do without, from now on; whether that leaves any more of it."""
+        if self._captured is None:
+            return False
+        self._captured = None
+        self._give_up("there is no memory for both")
+        return True
+
+    def _run_watched(self, body: Body, indices: Tensor, view: int, side: int) -> Sums:
+        sums, waits = watch(lambda: body(indices, view, side))
+        self._watched = self._last
+        if waits:
+            self._give_up("the host waits for the GPU within a step")
+        return sums
+
+    def _capture_or_none(self, body: Body, indices: Tensor, view: int, side: int) -> _Captured | None:
+        own = indices.clone()
+        try:
+            sums, replay = capture(lambda: body(own, view, side), own.device)
+        except Exception as error:
+            first = error.__context__ or error  # the end of a capture that failed fails too
+            self._give_up(str(first).strip().partition("\n")[0] or type(first).__name__)
+            return None
+        gradients = [parameter.grad for parameter in self._parameters]
+        return _Captured((len(indices), side), own, sums, gradients, replay)
+
+    def _replay(self, captured: _Captured, indices: Tensor) -> Sums:
+        captured.indices.copy_(indices)
+        captured.replay()
+        for parameter, gradient in zip(self._parameters, captured.gradients, strict=True):
+            parameter.grad = gradient  # a step in between left others
+        loss_sum, hits = captured.sums
+        return loss_sum.clone(), hits.clone()  # the next replay leaves its own in their place
+
+    def _give_up(self, reason: str) -> None:
+        self._gave_up = True
+        console.say(f"steps run kernel by kernel, not as one CUDA graph: {reason}")
+
+
+def capture(work: Callable[[], Sums], device: torch.device) -> tuple[Sums, Callable[[], None]]:
+    """Where `work` leaves its sums at each call of the second; until the first of them they hold nothing."""
+    with torch.cuda.device(device):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            sums = work()
+    return sums, graph.replay
+
+
+def watch(work: Callable[[], Sums]) -> tuple[Sums, bool]:
+    """What `work` returns, and whether the host waited for the GPU in it.
+
+    Such work cannot be captured, and an attempt would leave torch's allocator in a state that it does not recover from.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            sums = work()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return sums, any("synchronizing CUDA operation" in str(warning.message) for warning in told)
