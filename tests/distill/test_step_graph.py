@@ -157,7 +157,7 @@ def test_a_step_that_waits_for_the_gpu_is_not_tried(
     ]
 
 
-def test_where_memory_is_too_little_for_both_the_graph_goes_before_a_batch_is_halved(
+def test_if_memory_runs_out_the_graph_goes_before_a_batch_is_halved(
     graphs: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stepper, _ = make_graphed(graphs, "stored")
@@ -176,7 +176,7 @@ def test_where_memory_is_too_little_for_both_the_graph_goes_before_a_batch_is_ha
     stepper.take(order[:5], 0, SIDE)
     assert stepper.part_size == BATCH
     assert capsys.readouterr().err.splitlines() == [
-        "steps run kernel by kernel, not as one CUDA graph: there is no memory for both"
+        "steps run kernel by kernel, not as one CUDA graph: there is no memory for it"
     ]
     for _ in range(5):
         stepper.take(order[:BATCH], 0, SIDE)

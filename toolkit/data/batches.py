@@ -84,7 +84,7 @@ class TrainingViews:
             self.on_device.show(view)
 
     def expect(self, batches: Sequence[Indices], view: int) -> None:
-        """View `view` of these batches will be rendered next: begin, where a GPU would wait for the host."""
+        """View `view` of these batches is rendered next: begin with what a GPU would wait for."""
         if self.on_device is not None:
             self.on_device.expect(batches, view)
 

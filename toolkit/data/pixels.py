@@ -7,7 +7,7 @@ the map.
 
 import hashlib
 import mmap
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ class Pixels:
     """A split's decoded images.
 
     `names`, `labels` int64 (N,), `heights` and `widths` int64 (N,) in px; image i lies in `data`, uint8, from
-    `starts[i]` on, as (H, W, 3). `residents` are the copies on GPUs (resident.py), None where there is no room.
+    `starts[i]` on, as (H, W, 3).
     """
 
     names: tuple[str, ...]
@@ -43,7 +43,6 @@ class Pixels:
     data: np.ndarray
     starts: np.ndarray
     preprocess: Preprocess
-    residents: "dict[str, ResidentPixels | None]" = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,6 +83,11 @@ class Pixels:
         """One image, resized and not cropped: uint8 (H, W, 3)."""
         height, width, start = self.heights[index], self.widths[index], self.starts[index]
         return self.data[start : start + height * width * 3].reshape(height, width, 3)
+
+    @cached_property
+    def residents(self) -> "dict[str, ResidentPixels | None]":
+        """The copies on GPUs, by device, None where there is no room; resident.py makes them, and they go with this."""
+        return {}
 
     @cached_property
     def _same_size(self) -> np.ndarray | None:

@@ -49,9 +49,9 @@ class ResidentPixels:
 
         With `black`, what lies at row or column −1 is that; else there must be none.
         """
-        starts, widths = self._starts[chosen].unsqueeze(1), self.sizes[chosen, 1].unsqueeze(1)
-        lines = starts + rows.clamp_min(0) * widths
-        crops = self._colours[lines.unsqueeze(2) + columns.clamp_min(0).unsqueeze(1)]
+        down, across = (rows.clamp_min(0), columns.clamp_min(0)) if black else (rows, columns)
+        lines = self._starts[chosen].unsqueeze(1) + down * self.sizes[chosen, 1].unsqueeze(1)
+        crops = self._colours[lines.unsqueeze(2) + across.unsqueeze(1)]
         if black:
             crops.masked_fill_(((rows < 0).unsqueeze(2) | (columns < 0).unsqueeze(1)).unsqueeze(3), 0)
         return crops

@@ -101,9 +101,9 @@ class Stepper:
             hits += (student.logits.detach().argmax(1) == self._views.labels(part)).sum()
         return loss_sum, hits
 
-    def expect(self, batches: Sequence[Indices], view: int) -> None:
-        """Steps on these batches come next: begin, where a GPU would wait for the host."""
-        self._views.expect([part for indices in batches for part in self._parts(indices)], view)
+    def expect(self, coming: Sequence[Indices], view: int) -> None:
+        """The next steps are on these batches: begin with what a GPU would wait for."""
+        self._views.expect([part for indices in coming for part in self._parts(indices)], view)
 
     def _parts(self, indices: Indices) -> list[Indices]:
         """What goes through the network at once, of this process's share."""
@@ -113,10 +113,9 @@ class Stepper:
         return list(batches(share, self.part_size, min(2, self.part_size)))
 
     def _is_capturable(self) -> bool:
-        """Whether a step may become a CUDA graph: all that it looks for is on one GPU, and only the step looks there.
+        """Whether a step may become a CUDA graph: all that it reads is on one GPU, and no more than that is going on.
 
-        torch.compile has graphs of its own, other processes must be waited for, and a layer that is tapped leaves its
-        output with the host.
+        torch.compile has graphs of its own, processes wait for each other, and hooks on layers are Python's.
         """
         alone = distributed.world_size() == 1 and self._compiled is None and not self._learner.projectors
         return alone and self._plan.device.startswith("cuda") and self._views.is_resident

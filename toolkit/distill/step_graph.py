@@ -27,7 +27,7 @@ Body = Callable[[Tensor, int, int], Sums]
 
 
 @dataclass(frozen=True)
-class _Captured:
+class _Capture:
     """A step, and the tensors that it reads or leaves."""
 
     kind: Kind
@@ -45,7 +45,7 @@ class StepGraph:
 
     def __init__(self, network: nn.Module) -> None:
         self._parameters = list(network.parameters())
-        self._captured: _Captured | None = None
+        self._captured: _Capture | None = None
         self._last: Kind | None = None
         self._alike = 0
         self._watched: Kind | None = None
@@ -61,7 +61,7 @@ class StepGraph:
                 return body(indices, view, side)
             if kind != self._watched:
                 return self._run_watched(body, indices, view, side)
-            self._captured = None  # first, as two may not fit into memory
+            self._captured = None  # first, as there may be no memory for two
             self._captured = self._capture_or_none(body, indices, view, side)
             if self._captured is None:
                 return body(indices, view, side)
@@ -72,7 +72,7 @@ class StepGraph:
         if self._captured is None:
             return False
         self._captured = None
-        self._give_up("there is no memory for both")
+        self._give_up("there is no memory for it")
         return True
 
     def _run_watched(self, body: Body, indices: Tensor, view: int, side: int) -> Sums:
@@ -82,7 +82,7 @@ class StepGraph:
             self._give_up("the host waits for the GPU within a step")
         return sums
 
-    def _capture_or_none(self, body: Body, indices: Tensor, view: int, side: int) -> _Captured | None:
+    def _capture_or_none(self, body: Body, indices: Tensor, view: int, side: int) -> _Capture | None:
         own = indices.clone()
         try:
             sums, replay = capture(lambda: body(own, view, side), own.device)
@@ -91,9 +91,9 @@ class StepGraph:
             self._give_up(str(first).strip().partition("\n")[0] or type(first).__name__)
             return None
         gradients = [parameter.grad for parameter in self._parameters]
-        return _Captured((len(indices), side), own, sums, gradients, replay)
+        return _Capture((len(indices), side), own, sums, gradients, replay)
 
-    def _replay(self, captured: _Captured, indices: Tensor) -> Sums:
+    def _replay(self, captured: _Capture, indices: Tensor) -> Sums:
         captured.indices.copy_(indices)
         captured.replay()
         for parameter, gradient in zip(self._parameters, captured.gradients, strict=True):
