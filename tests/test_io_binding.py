@@ -101,10 +101,6 @@ def test_where_a_graph_does_not_hold_it_goes_without_and_says_so(
 
 @pytest.mark.gpu
 def test_on_a_gpu(path: Path) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
     bound, plain = IoBindingPredictor(path, "cuda"), OnnxPredictor(path, "cuda")
     for count in (1, 7, 1, 32):
         np.testing.assert_allclose(bound.logits(images(count)), plain.logits(images(count)), rtol=0, atol=1e-4)

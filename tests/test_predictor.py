@@ -335,8 +335,6 @@ class TestOnnx:
 
     @pytest.mark.gpu
     def test_on_a_gpu(self, onnx_file: Path) -> None:
-        if not torch.cuda.is_available():
-            pytest.skip("no GPU")
         on_gpu, on_cpu = OnnxPredictor(onnx_file, "cuda"), OnnxPredictor(onnx_file, "cpu")
         assert on_gpu.provider == "CUDAExecutionProvider"
         np.testing.assert_allclose(on_gpu.logits(images(5)), on_cpu.logits(images(5)), rtol=0, atol=1e-4)
@@ -467,8 +465,6 @@ class TestTorch:
 
     @pytest.mark.gpu
     def test_on_a_gpu(self, weights: Path) -> None:
-        if not torch.cuda.is_available():
-            pytest.skip("no GPU")
         on_gpu, on_cpu = TorchPredictor(weights, "cuda:0"), TorchPredictor(weights)
         np.testing.assert_allclose(on_gpu.logits(images(5)), on_cpu.logits(images(5)), rtol=0, atol=1e-4)
 

@@ -151,8 +151,6 @@ class TestHostCrops:
 @pytest.mark.gpu
 @pytest.mark.parametrize("source", SOURCES)
 def test_on_a_gpu_views_are_the_same(source: str) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     pixels = load(UNLIKE)
     if source == "host":
         pixels.residents["cuda:0"] = None

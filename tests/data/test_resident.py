@@ -129,8 +129,6 @@ class TestRoom:
 
 @pytest.mark.gpu
 def test_on_a_gpu_centre_crops_are_the_same() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     pixels = load(UNLIKE)
     resident = ResidentPixels.where_it_fits(pixels, "cuda:0")
     assert resident is not None
@@ -140,8 +138,6 @@ def test_on_a_gpu_centre_crops_are_the_same() -> None:
 @pytest.mark.gpu
 @pytest.mark.usefixtures("_no_cyclic_collector")
 def test_a_gpu_s_memory_is_free_again_without_the_cyclic_collector() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     before = torch.cuda.memory_allocated()
     pixels = load(UNLIKE)
     views = make_views(pixels, mixup=0.4, device="cuda:0")

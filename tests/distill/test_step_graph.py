@@ -249,8 +249,6 @@ def test_only_what_lies_on_one_gpu_is_captured(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_on_a_gpu_replayed_steps_are_eager_ones(how: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 without TF32, with cuDNN's deterministic kernels: the same ones run either way."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     ends = []
@@ -274,8 +272,6 @@ def test_on_a_gpu_replayed_steps_are_eager_ones(how: str, name: str, monkeypatch
 def test_on_a_gpu_a_step_that_waits_is_noticed_and_one_that_fails_is_survived(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     network = nn.Linear(2, 2).cuda()
 
     def read_back(indices: Tensor, view: int, side: int) -> Sums:
@@ -292,8 +288,6 @@ def test_on_a_gpu_a_step_that_waits_is_noticed_and_one_that_fails_is_survived(
 
 @pytest.mark.gpu
 def test_on_a_gpu_dropout_draws_anew_at_every_replay() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     network, images = nn.Linear(1, 1).cuda(), torch.ones(10_000, device="cuda")
 
     def drop(indices: Tensor, view: int, side: int) -> Sums:
