@@ -35,6 +35,7 @@ from toolkit.environment import (
     keep_freed_memory,
     pick_device,
 )
+from toolkit.errors import DeviceError
 from toolkit.networks import registry
 
 COUNTED_STEPS = 8
@@ -60,7 +61,10 @@ def main() -> None:
     start = time.perf_counter()
     torch.set_num_threads(available_cores())
     keep_freed_memory()
-    device = pick_device(options.device)
+    try:
+        device = pick_device(options.device)
+    except DeviceError as error:
+        sys.exit(f"error: {error}")
     kind = "cpu" if device == "cpu" else "gpu"
     precision: FloatPrecision = "bf16" if has_fast_bf16(device) else "fp32"
     ceilings = measure_ceilings(device)
@@ -73,7 +77,7 @@ def main() -> None:
     versions = describe_versions()
     result = {
         "device": device,
-        "hardware": describe_hardware(),
+        "hardware": describe_hardware(device),
         "torch": versions["torch"],
         "toolkit": versions["toolkit"],
         "cuda": torch.version.cuda,

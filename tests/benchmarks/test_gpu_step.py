@@ -88,3 +88,9 @@ def test_a_gpus_ceilings_have_the_way_from_the_host_and_tf32(monkeypatch: pytest
     monkeypatch.setattr(gpu_step, "has_fast_bf16", lambda device: True)
     names = {"fp32_tflop_s", "bf16_tflop_s", "tf32_tflop_s", "copy_gb_s", "pageable_gb_s", "pinned_gb_s", "launch_us"}
     assert set(gpu_step.measure_ceilings("cuda:0")) == names
+
+
+def test_a_device_that_is_not_here_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_step.py", "--device", "tpu"])
+    with pytest.raises(SystemExit, match=r"^error: unknown device 'tpu'; give auto, cpu, cuda or cuda:N$"):
+        gpu_step.main()

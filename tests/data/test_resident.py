@@ -121,6 +121,22 @@ class TestRoom:
             " them; batches are cut out there, which is slower"
         ]
 
+    @pytest.mark.usefixtures("gpu")
+    def test_where_what_is_free_cannot_be_had_they_stay_too(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A captured step keeps memory for itself that counts as free: smaller batches would not help."""
+        pixels, tried = load(ALIKE), []
+
+        def run_out(*_: Any) -> None:
+            tried.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        monkeypatch.setattr(resident, "copy_in_pieces", run_out)
+        assert [ResidentPixels.where_it_fits(pixels, "meta") for _ in range(2)] == [None, None]
+        assert len(tried) == 1
+        assert "stay in the host's memory" in capsys.readouterr().err
+
     def test_what_torch_keeps_and_does_not_use_is_free(self, gpu: SimpleNamespace) -> None:
         gpu.free, gpu.reserved, gpu.allocated = 10_000, 50_000, 40_000
         assert resident.free_memory_bytes("cuda:0") == 20_000

@@ -39,7 +39,7 @@ from typer.testing import CliRunner
 from toolkit.cli import app
 from toolkit.demo.gate import INPUTS
 from toolkit.demo.server import GRACE_S, read_login, serve
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, UsageError
 from toolkit.modeldir import ModelDir
 from toolkit.predict import predict_files
 
@@ -172,7 +172,9 @@ def test_the_upload_limit_is_an_option_and_a_variable(monkeypatch: pytest.Monkey
     assert CliRunner().invoke(app, ["demo", "--max-upload", "3"]).exit_code == 0
     assert CliRunner().invoke(app, ["demo"], env={"KD_TOOLKIT_MAX_UPLOAD": "25"}).exit_code == 0
     assert seen == [10, 3, 25]
-    assert CliRunner().invoke(app, ["demo", "--max-upload", "0"]).exit_code == 2
+    refused = CliRunner().invoke(app, ["demo", "--max-upload", "0"])
+    assert isinstance(refused.exception, UsageError)
+    assert "--max-upload" in refused.exception.problem
 
 
 def files_below(folder: Path) -> set[Path]:

@@ -121,8 +121,6 @@ def test_a_network_whose_answers_would_differ_stays_as_it_is() -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_frozen_teacher_answers_as_on_the_cpu(class_folders: Path) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     train, valid = load_splits(class_folders)
     network = make_classifier(registry.build("resnet18", 3))
     on_cpu = LiveTeacher(TappedNetwork(copy.deepcopy(network)), make_views(train), valid, "fp32").valid_logits()

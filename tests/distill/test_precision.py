@@ -196,10 +196,12 @@ def test_a_cpu_has_bfloat16_where_onednn_has_instructions_for_it(monkeypatch: py
     assert has_fast_bf16("cpu") is has_it
 
 
-@pytest.mark.parametrize("has_it", [True, False])
-def test_a_gpu_that_only_emulates_bfloat16_does_not_count(monkeypatch: pytest.MonkeyPatch, has_it: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it or including_emulation)
-    assert has_fast_bf16("cuda:0") is has_it
+def test_a_gpu_that_only_emulates_bfloat16_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4 does; each GPU is asked for itself, not the first of them."""
+    capabilities = {"cuda:0": (7, 5), "cuda:1": (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device])
+    assert not has_fast_bf16("cuda:0")
+    assert has_fast_bf16("cuda:1")
 
 
 @pytest.mark.parametrize(("capability", "allowed", "expected"), [(9, True, True), (8, False, False), (7, True, False)])

@@ -59,8 +59,9 @@ def test_kernels_and_copies_are_told_apart() -> None:
         *("Memcpy HtoD (Pageable -> Device)", "Memcpy HtoD (Pinned -> Device)", "Memcpy DtoH (Device -> Pageable)"),
         "Memcpy DtoD (Device -> Device)",
     ]
-    events = [SimpleNamespace(name=name, device_type=DeviceType.CUDA, is_user_annotation=False) for name in names]
-    events.append(SimpleNamespace(name="Optimizer.step#SGD.step", device_type=DeviceType.CUDA, is_user_annotation=True))
+    gpu = DeviceType(DeviceType.CUDA.value)  # equal to DeviceType.CUDA and another object, as a profiler's are
+    events = [SimpleNamespace(name=name, device_type=gpu, is_user_annotation=False) for name in names]
+    events.append(SimpleNamespace(name="Optimizer.step#SGD.step", device_type=gpu, is_user_annotation=True))
     events.append(SimpleNamespace(name="aten::mm", device_type=DeviceType.CPU, is_user_annotation=False))
     assert Launches.among(events) == Launches(kernels=2, sent=2, read=1)
 

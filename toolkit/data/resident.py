@@ -3,6 +3,8 @@
 B images of a batch, S px the side of the network's square. Whatever chooses images is a tensor on the device.
 """
 
+import contextlib
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,9 +36,12 @@ class ResidentPixels:
         """The copy on `device`; None, which is said once, where it takes more than MEMORY_SHARE of the free memory."""
         if device not in pixels.residents:
             free_bytes = free_memory_bytes(device)
-            fits = pixels.data.nbytes <= MEMORY_SHARE * free_bytes
-            pixels.residents[device] = cls(pixels, device) if fits else None
-            if not fits:
+            copy = None
+            if pixels.data.nbytes <= MEMORY_SHARE * free_bytes:
+                with contextlib.suppress(torch.OutOfMemoryError):  # some of what is free may be in pieces, or a graph's
+                    copy = cls(pixels, device)
+            pixels.residents[device] = copy
+            if copy is None:
                 console.say(
                     f"{device}: the pixels of {len(pixels):,} images, {console.size(pixels.data.nbytes)}, stay in the"
                     f" host's memory, as {MEMORY_SHARE:.0%} of the GPU's free {console.size(free_bytes)} are for them;"

@@ -46,7 +46,7 @@ def has_fast_bf16(device: str) -> bool:
     """Whether `device` has instructions for bfloat16; without them a product takes many times fp32's time."""
     if device == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def has_tf32_convolutions(device: str) -> bool:

@@ -147,7 +147,7 @@ class Launches:
     def among(cls, events: Iterable[Any]) -> "Launches":
         """Count those among a profiler's `events`; what only names a part of the program is none."""
         names = [
-            event.name for event in events if event.device_type is DeviceType.CUDA and not event.is_user_annotation
+            event.name for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation
         ]
         return cls(
             sum(not name.startswith(("Memcpy", "Memset")) for name in names),

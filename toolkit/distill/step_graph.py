@@ -7,6 +7,7 @@ sums where that one would have. The optimiser is not captured, as its learning r
 host that change with every step; it takes a handful of launches.
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,9 +55,9 @@ class StepGraph:
     def run(self, body: Body, indices: Tensor, view: int, side: int) -> Sums:
         """What `body` gives and leaves: by a replay, where a step of this kind was captured."""
         kind = len(indices), side
+        self._alike = self._alike + 1 if kind == self._last else 1
+        self._last = kind
         if self._captured is None or kind != self._captured.kind:
-            self._alike = self._alike + 1 if kind == self._last else 1
-            self._last = kind
             if self._gave_up or self._alike < WARM_UP:
                 return body(indices, view, side)
             if kind != self._watched:
@@ -109,10 +110,16 @@ class StepGraph:
 def capture(work: Callable[[], Sums], device: torch.device) -> tuple[Sums, Callable[[], None]]:
     """Where `work` leaves its sums at each call of the second; until the first of them they hold nothing."""
     with torch.cuda.device(device):
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=_capture_stream(device), capture_error_mode="thread_local"):
             sums = work()
     return sums, graph.replay
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The same for every capture on `device`: cuBLAS keeps memory of its own, tens of MB, for each stream it ran on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def watch(work: Callable[[], Sums]) -> tuple[Sums, bool]:
