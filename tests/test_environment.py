@@ -28,6 +28,7 @@ def _fresh_probes() -> Iterator[None]:
     for probe in probes:
         probe.cache_clear()
     yield
+    environment._runs_nchw_alone.clear()
     for probe in probes:
         probe.cache_clear()
 
@@ -353,6 +354,30 @@ def test_the_probe_allows_no_fallback(monkeypatch: pytest.MonkeyPatch, provider:
     assert seen.fallback == "1"
     options = {"device_id": gpu, "cudnn_conv_algo_search": "HEURISTIC", "prefer_nhwc": "1", "use_tf32": "0"}
     assert seen.kwargs == {"providers": [(CUDA, options)], "enable_fallback": 0}
+
+
+def test_a_gpu_without_kernels_for_nhwc_runs_in_nchw(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(_: bytes, __: onnxruntime.SessionOptions, providers: Any, **___: Any) -> FakeSession:
+        if providers[0][1]["prefer_nhwc"] == "1":
+            raise RuntimeError("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Failed to find kernel for Conv")
+        return FakeSession(CUDA, RIGHT)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", create)
+    gpu = f"{CUDA}:1"
+    assert environment.probe_provider(gpu) == ""
+    assert environment.session_providers(gpu)[0][1]["prefer_nhwc"] == "0"
+    assert environment.session_providers(CUDA)[0][1]["prefer_nhwc"] == "1", "another GPU was not tried"
+
+
+def test_a_gpu_that_runs_in_neither_layout_tells_the_first_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = iter(["no kernel for NHWC", "no kernel at all"])
+
+    def create(*_: Any, **__: Any) -> FakeSession:
+        raise RuntimeError(next(reasons))
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", create)
+    assert environment.probe_provider(CUDA) == "no kernel for NHWC"
+    assert environment.session_providers(CUDA)[0][1]["prefer_nhwc"] == "1"
 
 
 def test_the_wheel_knows_every_option() -> None:

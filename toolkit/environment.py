@@ -43,6 +43,9 @@ CUDA_OPTIONS = {
 }
 """What onnxruntime's CUDA provider is asked for."""
 
+_runs_nchw_alone: set[str] = set()
+"""GPUs on which the small model ran without `prefer_nhwc` alone."""
+
 PACKAGES = (
     "torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "onnxscript", "numpy", "pillow",
     "pydantic", "safetensors", "torchmetrics", "gradio", "typer", "rich", "matplotlib",
@@ -146,14 +149,16 @@ def working_providers() -> dict[str, str]:
 def probe_provider(provider: str) -> str:
     """Run tiny_model.py's classifier on `provider` alone (no fallback of any kind); "" if it did, else the reason.
 
-    `provider` is a name as `pick_provider` gives it.
+    `provider` is a name as `pick_provider` gives it. A GPU that fails is tried once more without `prefer_nhwc`, for
+    which some operators have no kernel on some GPUs; it goes without for the rest of the process where that runs.
     """
-    with _captured_output() as captured:
-        try:
-            _answer_on(provider)
-        except Exception as error:  # onnxruntime has a class of its own for every status code
-            return _explain(captured(), str(error)) or type(error).__name__
-    return ""
+    reason = _reason_not_to_answer(provider)
+    if reason and gpu_index(provider) is not None:
+        _runs_nchw_alone.add(provider)
+        if not _reason_not_to_answer(provider):
+            return ""
+        _runs_nchw_alone.remove(provider)
+    return reason
 
 
 def pick_provider(name: str) -> str:
@@ -194,7 +199,8 @@ def session_providers(provider: str, **options: str) -> list[Any]:
     gpu = gpu_index(provider)
     if gpu is None:
         return [provider]
-    return [(PROVIDERS["cuda"], {"device_id": str(gpu)} | CUDA_OPTIONS | options)]
+    layout = {"prefer_nhwc": "0"} if provider in _runs_nchw_alone else {}
+    return [(PROVIDERS["cuda"], {"device_id": str(gpu)} | CUDA_OPTIONS | layout | options)]
 
 
 def preload_gpu_libraries() -> None:
@@ -310,6 +316,15 @@ def _describe_device(device: str | None) -> str | None:
     import torch
 
     return f"{device}, {torch.cuda.get_device_name(device)}"
+
+
+def _reason_not_to_answer(provider: str) -> str:
+    with _captured_output() as captured:
+        try:
+            _answer_on(provider)
+        except Exception as error:  # onnxruntime has a class of its own for every status code
+            return _explain(captured(), str(error)) or type(error).__name__
+    return ""
 
 
 def _answer_on(provider: str) -> None:
