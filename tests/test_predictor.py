@@ -469,30 +469,34 @@ class TestTorch:
         np.testing.assert_allclose(on_gpu.logits(images(5)), on_cpu.logits(images(5)), rtol=0, atol=1e-4)
 
     def test_float32_on_a_gpu_is_not_tf32_and_training_s_setting_stays(self) -> None:
-        flags = torch.backends.cudnn, torch.backends.cuda.matmul
-        before = [flag.allow_tf32 for flag in flags]  # type: ignore[attr-defined]
-        assert before[0], "torch's default has changed: is without_tf32 still needed?"
+        settings: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+
+        def precisions() -> list[str]:
+            return [setting.fp32_precision for setting in settings]
+
+        before = precisions()
+        assert before[0] == "tf32", "torch's default has changed: is without_tf32 still needed?"
         with module.without_tf32("cpu"):
-            assert [flag.allow_tf32 for flag in flags] == before  # type: ignore[attr-defined]
+            assert precisions() == before
         with module.without_tf32("cuda:0"):
-            assert [flag.allow_tf32 for flag in flags] == [False, False]  # type: ignore[attr-defined]
-        assert [flag.allow_tf32 for flag in flags] == before  # type: ignore[attr-defined]
+            assert precisions() == ["ieee", "ieee"]
+        assert precisions() == before
         with pytest.raises(ZeroDivisionError), module.without_tf32("cuda:0"):
             1 / 0  # noqa: B018
-        assert [flag.allow_tf32 for flag in flags] == before  # type: ignore[attr-defined]
+        assert precisions() == before
 
     def test_every_answer_is_without_tf32(self, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[bool] = []
+        seen: list[str] = []
 
         def spy(planes: torch.Tensor) -> torch.Tensor:
-            seen.append(torch.backends.cudnn.allow_tf32)
+            seen.append(torch.backends.cudnn.conv.fp32_precision)
             return torch.zeros(len(planes), len(CLASSES))
 
         predictor = TorchPredictor(weights)
         monkeypatch.setattr(predictor, "_classifier", spy)
         monkeypatch.setattr(module, "without_tf32", partial(without_tf32_on, module.without_tf32, predictor))
         predictor.logits(images(2))
-        assert seen == [False]
+        assert seen == ["ieee"]
 
 
 def without_tf32_on(real: Any, predictor: TorchPredictor, device: str) -> Any:

@@ -323,8 +323,10 @@ def test_a_step_does_not_wait_for_the_gpu(splits: Splits, how: str, rotation: fl
     scheduler = make_scheduler(optimizer, plan.section, 100)
     objective = learn_from_teacher(plan.section)
     stepper = Stepper(learner, objective, views, teaching, plan, optimizer, scheduler, None)
-    for start in (0, 12, 24):
+    for start in (0, 12, 24, 0, 12):
         stepper.take(np.arange(start, start + 12), 0, 32)
+    assert stepper._graph is not None
+    assert stepper._graph._captured is not None, "the steps that follow are no replays"
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -204,12 +205,14 @@ def test_a_gpu_that_only_emulates_bfloat16_does_not_count(monkeypatch: pytest.Mo
     assert has_fast_bf16("cuda:1")
 
 
-@pytest.mark.parametrize(("capability", "allowed", "expected"), [(9, True, True), (8, False, False), (7, True, False)])
+@pytest.mark.parametrize(
+    ("capability", "setting", "expected"), [(9, "tf32", True), (8, "ieee", False), (7, "tf32", False)]
+)
 def test_convolutions_in_tf32_are_a_matter_of_the_gpu_and_of_cudnn_s_setting(
-    capability: int, allowed: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+    capability: int, setting: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (capability, 0))
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    monkeypatch.setattr(torch.backends.cudnn, "conv", SimpleNamespace(fp32_precision=setting))
     assert has_tf32_convolutions("cuda:0") == expected
     assert not has_tf32_convolutions("cpu")
 

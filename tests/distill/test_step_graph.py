@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +26,7 @@ from toolkit.distill.step import Stepper
 from toolkit.distill.step_graph import StepGraph, Sums
 from toolkit.distill.teaching import StoredTeacher
 from toolkit.environment import same_imports
+from toolkit.predictor import without_tf32
 
 
 @pytest.fixture
@@ -256,13 +257,19 @@ def test_only_what_lies_on_one_gpu_is_captured(monkeypatch: pytest.MonkeyPatch) 
     assert not stepper._is_capturable()
 
 
+@pytest.fixture
+def fp32_throughout() -> Iterator[None]:
+    with without_tf32("cuda:0"):
+        yield
+
+
 @pytest.mark.gpu
+@pytest.mark.usefixtures("fp32_throughout")
 @pytest.mark.parametrize("how", ["live", "stored"])
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_on_a_gpu_replayed_steps_are_eager_ones(how: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 without TF32, with cuDNN's deterministic kernels: the same ones run either way."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     ends = []
     for graphed in (False, True):
         stepper, learner = make_stepper(how, "cuda:0", *SETTINGS[name])

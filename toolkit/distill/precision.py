@@ -51,7 +51,8 @@ def has_fast_bf16(device: str) -> bool:
 
 def has_tf32_convolutions(device: str) -> bool:
     """Whether convolutions in fp32 round their factors to TF32's 10 bits: what cuDNN does on GPUs that have it."""
-    tf32 = device.startswith("cuda") and torch.backends.cudnn.allow_tf32
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    tf32 = device.startswith("cuda") and convolutions.fp32_precision == "tf32"
     return tf32 and torch.cuda.get_device_capability(device)[0] >= 8
 
 

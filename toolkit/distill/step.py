@@ -154,7 +154,8 @@ class Stepper:
         self.part_size = -(-self.part_size // 2)
         self._optimizer.zero_grad()
         if self._plan.device != "cpu":
-            torch.cuda.empty_cache()
+            with contextlib.suppress(RuntimeError):  # torch refuses it once a capture has failed
+                torch.cuda.empty_cache()
         console.say(
             f"out of memory: going on with {self.part_size} images at a time; gradients add up to the same batches of"
             f" {self._plan.section.batch_size}, batch statistics are of the parts"
