@@ -88,7 +88,7 @@ def main() -> None:
     if options.epochs:
         result |= measure_accuracy(options, teacher, device, folder)
     versions = describe_versions()
-    result |= {"hardware": describe_hardware(), "torch": versions["torch"], "toolkit": versions["toolkit"]}
+    result |= {"hardware": describe_hardware(device), "torch": versions["torch"], "toolkit": versions["toolkit"]}
     sys.stdout.write(json.dumps(result) + "\n")
 
 
