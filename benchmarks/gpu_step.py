@@ -23,22 +23,21 @@ import torch
 from limits import ELEMENT_BYTES, Limits, count_elements, count_forward_flop, count_training_flop
 
 from toolkit import console
-from toolkit.ceilings import bus_bytes_s, copy_bytes_s, launch_seconds, product_flop_s, tf32_products
+from toolkit.ceilings import bus_bytes_s, copy_bytes_s, launch_seconds, product_flop_s
 from toolkit.distill.precision import FloatPrecision, has_fast_bf16
-from toolkit.distill.rehearsal import CLASSES, Rehearsal
+from toolkit.distill.rehearsal import CLASSES, COUNTED_STEPS, Rehearsal
 from toolkit.doctor import driver_cuda
 from toolkit.environment import (
-    _captured_output,
     available_cores,
+    captured_output,
     describe_hardware,
     describe_versions,
+    fp32_products_in,
     keep_freed_memory,
     pick_device,
 )
 from toolkit.errors import DeviceError
 from toolkit.networks import registry
-
-COUNTED_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def measure_ceilings(device: str) -> dict[str, float]:
     found = {f"{name}_tflop_s": product_flop_s(device, name) / 1e12 for name in names}
     found |= {"copy_gb_s": copy_bytes_s(device) / 1e9, "launch_us": launch_seconds(device) * 1e6}
     if device != "cpu":
-        with tf32_products():
+        with fp32_products_in("tf32"):
             found["tf32_tflop_s"] = product_flop_s(device, "fp32") / 1e12
         for name, pinned in (("pageable_gb_s", False), ("pinned_gb_s", True)):
             found[name] = bus_bytes_s(device, pinned=pinned) / 1e9
@@ -114,7 +113,7 @@ def measure_row(
     steps = max(1, images // row.batch_size)
     rehearsal = Rehearsal(device, row.image_size_px, row.batch_size, steps, live=teacher == "live", settings=settings)
     try:
-        with _captured_output() as said:
+        with captured_output() as said:
             speed = rehearsal.images_a_second()
             remarks = _remarks(said())
             launches = replace(rehearsal, steps=COUNTED_STEPS).count_launches()

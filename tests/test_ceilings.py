@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from toolkit import ceilings
-from toolkit.ceilings import bus_bytes_s, copy_bytes_s, launch_seconds, product_flop_s, tf32_products
+from toolkit.ceilings import bus_bytes_s, copy_bytes_s, launch_seconds, product_flop_s
 from toolkit.distill.precision import FloatPrecision
+from toolkit.environment import fp32_products_in
 
 
 class Products:
@@ -57,7 +58,7 @@ def test_the_peak_is_of_the_arithmetic_that_training_used_where_the_device_has_i
 
 def test_tf32_is_on_for_as_long_as_it_is_asked_for() -> None:
     before = torch.backends.cuda.matmul.fp32_precision
-    with tf32_products():
+    with fp32_products_in("tf32"):
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     assert torch.backends.cuda.matmul.fp32_precision == before
 
@@ -103,7 +104,7 @@ def test_the_way_from_the_host_is_timed_as_copies_that_follow_one_another(monkey
 def test_a_gpu_is_faster_at_all_of_it_than_a_cpu_may_be() -> None:
     assert copy_bytes_s("cuda:0") > bus_bytes_s("cuda:0", pinned=True) > 0
     assert bus_bytes_s("cuda:0", pinned=False) > 0
-    with tf32_products():
+    with fp32_products_in("tf32"):
         tf32 = product_flop_s("cuda:0", "fp32")
     assert min(tf32, product_flop_s("cuda:0", "bf16")) > 1e11
     assert launch_seconds("cuda:0") < 1e-3

@@ -3,10 +3,9 @@
 The best of some runs counts: what it can do when nothing is in the way.
 """
 
-import contextlib
 import operator
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -44,17 +43,6 @@ def product_flop_s(
         if clock() + 2**3 * seconds * (RUNS + 1) > end:  # twice the side
             break
     return best
-
-
-@contextlib.contextmanager
-def tf32_products() -> Iterator[None]:
-    """While it lasts, a GPU multiplies fp32 matrices in TF32, as torch lets it compute convolutions anyway."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def copy_bytes_s(device: str) -> float:

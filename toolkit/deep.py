@@ -10,7 +10,6 @@ import multiprocessing
 import re
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -23,8 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from toolkit import environment
-from toolkit.ceilings import bus_bytes_s, copy_bytes_s, product_flop_s, tf32_products
+from toolkit.ceilings import bus_bytes_s, copy_bytes_s, product_flop_s
 from toolkit.doctor import MEND_CUDA_PROVIDER, MEND_DRIVER, MEND_TORCH, Check
+from toolkit.placement import Placement
 
 if TYPE_CHECKING:
     from toolkit.networks.classifier import Classifier
@@ -35,7 +35,6 @@ IMAGE_SIZE = 160
 """px, of training and of the exported graph"""
 BATCHES = {"cpu": (32, 2), "gpu": (64, 40)}
 """images a step, and steps an epoch"""
-COUNTED_STEPS = 8
 SLOW_BUS_BYTES_S = 3e9
 """from pinned memory: less than four lanes of PCIe 3.0, where a GPU has sixteen of 4.0 or newer"""
 LITTLE_FREE = 0.5
@@ -88,7 +87,7 @@ def tried(name: str, look: Callable[[], Check], remedy: str) -> Check:
 
 def _attempt(work: Callable[[], Found]) -> Found | str:
     """What `work` returns, or why it failed: drivers raise errors of their own, so all count. Nothing is printed."""
-    with environment._captured_output(), contextlib.redirect_stderr(io.StringIO()):
+    with environment.captured_output(), contextlib.redirect_stderr(io.StringIO()):
         try:
             return work()
         except Exception as error:
@@ -167,7 +166,7 @@ def check_products(device: str) -> Check:
     precisions: tuple[FloatPrecision, ...] = ("fp32", "bf16") if has_fast_bf16(device) else ("fp32",)
     for precision in precisions:
         called = "tf32" if precision == "fp32" and device != "cpu" else precision
-        with tf32_products():
+        with environment.fp32_products_in("tf32"):
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             product = (a.to(device, dtype) @ b.to(device, dtype)).double().cpu()
             speeds.append(f"{product_flop_s(device, precision, limit_s=1.0) / 1e12:.3g} TFLOP/s in {called}")
@@ -181,7 +180,7 @@ def check_training(device: str) -> Check:
     """The student of the default settings, from the engine that trains, with stored logits."""
     import torch
 
-    from toolkit.distill.rehearsal import Rehearsal
+    from toolkit.distill.rehearsal import COUNTED_STEPS, Rehearsal
 
     batch, steps = BATCHES["cpu" if device == "cpu" else "gpu"]
     rehearsal = Rehearsal(device, IMAGE_SIZE, batch, steps)
@@ -260,20 +259,14 @@ def compare(path: Path, provider: str, images: np.ndarray, expected: np.ndarray)
     predictor = OnnxPredictor(path, provider)
     difference = float(np.abs(predictor.logits(images) - expected).max())
     largest = float(np.abs(expected).max())
+    placed = Placement.of(predictor._session).nodes
     told = (
         f"largest difference from torch on the CPU {difference:.1g}, of logits up to {largest:.2g};"
-        f" {_describe_placement(predictor._session)}"
+        f" {' and '.join(f'{len(nodes)} operators on {name}' for name, nodes in placed.items())}"
     )
     if not difference <= LOGITS_ERROR * largest:
         return Check(f"onnx graph {provider}", "problem", told, "take another --provider, and report this")
     return Check(f"onnx graph {provider}", "ok", told)
-
-
-def _describe_placement(session: Any) -> str:
-    counts: Counter[str] = Counter()
-    for part in session.get_provider_graph_assignment_info():
-        counts[part.ep_name] += len(part.get_nodes())
-    return " and ".join(f"{count} operators on {provider}" for provider, count in counts.items())
 
 
 def check_all_reduce(devices: Sequence[str]) -> Check:

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from toolkit import console
 from toolkit.activity import clock_mhz, load_1m, other_load_cores
@@ -132,6 +132,25 @@ def keep_freed_memory() -> None:
         libc.mallopt(parameter, value)
 
 
+@contextlib.contextmanager
+def fp32_products_in(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
+    """While it lasts, a GPU multiplies float32 as it is (ieee), or rounded to 10 bits (tf32).
+
+    That goes for convolutions and matrices; by default torch rounds for convolutions alone.
+    """
+    import torch
+
+    settings: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = precision
+        yield
+    finally:
+        for setting, precision_before in zip(settings, before, strict=True):
+            setting.fp32_precision = precision_before
+
+
 def same_imports() -> dict[str, str]:
     """Environment variables with which another Python (-P) finds its modules where this one does."""
     return {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
@@ -208,7 +227,7 @@ def preload_gpu_libraries() -> None:
     import onnxruntime
 
     if hasattr(onnxruntime, "preload_dlls"):
-        with _captured_output():
+        with captured_output():
             onnxruntime.preload_dlls()
 
 
@@ -319,7 +338,7 @@ def _describe_device(device: str | None) -> str | None:
 
 
 def _reason_not_to_answer(provider: str) -> str:
-    with _captured_output() as captured:
+    with captured_output() as captured:
         try:
             _answer_on(provider)
         except Exception as error:  # onnxruntime has a class of its own for every status code
@@ -388,7 +407,7 @@ def _first_sentence(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _captured_output() -> Iterator[Callable[[], str]]:
+def captured_output() -> Iterator[Callable[[], str]]:
     """Keep what onnxruntime's C++ writes to stderr, and its Python to stdout, off the screen; yields a reader."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file, contextlib.redirect_stdout(io.StringIO()):

@@ -6,7 +6,7 @@ N images, S px their side, C classes. Importing this module, and predicting from
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from toolkit import console
 from toolkit.data.preprocess import Preprocess
-from toolkit.environment import available_cores, gpu_index, pick_provider, preload_gpu_libraries, session_providers
+from toolkit.environment import (
+    available_cores,
+    fp32_products_in,
+    gpu_index,
+    pick_provider,
+    preload_gpu_libraries,
+    session_providers,
+)
 from toolkit.errors import ArtifactError, DeviceError, WeightsError
 from toolkit.modeldir import Precision
 from toolkit.placement import RECORD, Placement
@@ -193,26 +200,9 @@ class CompiledPredictor(TorchPredictor):
             ) from error
 
 
-@contextlib.contextmanager
-def without_tf32(device: str) -> Iterator[None]:
-    """On a GPU torch rounds what convolutions of float32 multiply to 10 bits (TF32) by default; within this it doesn't.
-
-    Does nothing on the CPU.
-    """
-    import torch
-
-    if device == "cpu":
-        yield
-        return
-    settings: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [setting.fp32_precision for setting in settings]
-    try:
-        for setting in settings:
-            setting.fp32_precision = "ieee"
-        yield
-    finally:
-        for setting, precision in zip(settings, before, strict=True):
-            setting.fp32_precision = precision
+def without_tf32(device: str) -> contextlib.AbstractContextManager[None]:
+    """A GPU's float32 is float32 within this; nothing on the CPU."""
+    return contextlib.nullcontext() if device == "cpu" else fp32_products_in("ieee")
 
 
 def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:

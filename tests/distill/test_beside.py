@@ -101,6 +101,14 @@ if "toolkit.beside" in sys.orig_argv:
     return folder / "pid"
 
 
+def hold_control(folder: Path, wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the control's process `wait`, an expression, before it does anything."""
+    write_patches(folder, "pass", monkeypatch.syspath_prepend)
+    with (folder / "sitecustomize.py").open("a") as file:
+        file.write("    import toolkit.environment\n")
+        file.write(f"    toolkit.environment.keep_freed_memory = lambda: {wait}\n")
+
+
 def open_job(data: Path, out: Path, *overrides: str, **options: Any) -> pipeline.Job:
     return pipeline.open_training_job(None, str(data), out, [*SMALL, *overrides], device="cpu", **options)
 
@@ -167,10 +175,7 @@ def test_a_stop_before_the_control_trains_is_no_traceback(
     class_folders: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The question is there and its end as well: what wakes the control finds it wherever it is."""
-    write_patches(tmp_path / "patches", "pass", monkeypatch.syspath_prepend)
-    with (tmp_path / "patches" / "sitecustomize.py").open("a") as file:
-        file.write("    import time, toolkit.environment\n")
-        file.write("    toolkit.environment.keep_freed_memory = lambda: time.sleep(1)\n")
+    hold_control(tmp_path / "patches", "__import__('time').sleep(1)", monkeypatch)
     question = pickle.dumps((open_job(class_folders, out), "fp32", 1))
     command = [sys.executable, "-P", "-m", "toolkit.beside"]
     done = subprocess.run(command, input=question, capture_output=True, env=os.environ | same_imports())
@@ -247,10 +252,7 @@ def test_a_stop_saves_both_and_both_go_on_to_the_same_weights(
 def test_a_stop_before_the_control_trains_does_not_say_that_it_saved_something(
     class_folders: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_patches(tmp_path / "patches", "pass", monkeypatch.syspath_prepend)
-    with (tmp_path / "patches" / "sitecustomize.py").open("a") as file:
-        file.write("    import select, toolkit.environment\n")
-        file.write("    toolkit.environment.keep_freed_memory = lambda: select.select([0], [], [])\n")  # till it ends
+    hold_control(tmp_path / "patches", "__import__('select').select([0], [], [])", monkeypatch)  # till it ends
     take = Stepper.take
 
     def stopping(*arguments: Any) -> Any:

@@ -26,6 +26,7 @@ from toolkit.distill.rehearsal import Rehearsal
 from toolkit.distill.step import Stepper
 from toolkit.distill.teaching import Answers, LiveTeacher, open_store
 from toolkit.distill.trainer import train
+from toolkit.environment import fp32_products_in
 from toolkit.errors import Interrupted
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
@@ -45,17 +46,6 @@ BETWEEN_PRECISIONS = {"logits": 0.05, "loss": 0.05, "gradient": 0.5}
 @pytest.fixture(scope="module")
 def splits(class_folders: Path) -> Splits:
     return load_splits(class_folders)
-
-
-@contextlib.contextmanager
-def exact() -> Iterator[None]:
-    """No TF32: a GPU's convolutions of fp32 in fp32."""
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.conv.fp32_precision = before
 
 
 def make_plan_on(device: str, **settings: Any) -> Plan:
@@ -132,7 +122,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("method", METHODS)
 def test_logits_loss_and_gradients_are_the_cpus(device: str, method: str) -> None:
-    with exact():
+    with fp32_products_in("ieee"):
         found = compute_step(method, device, "fp32")
     expected = compute_step(method, "cpu", "fp32")
     bound = ON_ONE_DEVICE if device == "cpu" else BETWEEN_DEVICES
@@ -161,7 +151,7 @@ def test_stored_answers_train_as_a_live_teacher_does(
             teaching: Any = LiveTeacher(teacher, views, splits[1], "fp32")
         else:
             teaching = open_store(teacher, "t", "d", views, splits[1], 2, "fp32")
-        with exact():
+        with fp32_products_in("ieee"):
             objective = learn_from_teacher(plan.section)
             train(make_student(), objective, views, splits[1], plan, make_records(tmp_path / how), teaching)
         losses.append([line["train_loss"] for line in read_lines(tmp_path / how / "metrics.jsonl")])
@@ -200,7 +190,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_losses(
         plan = make_plan_on(device, epochs=3, batch_size=8, schedule="one-cycle", warm_up=0.25, ema=0.9)
         state = make_records(folder).checkpoint.open(resume=True, force=False)
         objective, views = learn_from_labels(0.1), make_views_on(device, splits, mixup=0.3)
-        with exact():
+        with fp32_products_in("ieee"):
             train(make_student(), objective, views, splits[1], plan, make_records(folder, state))
         return read_lines(folder / "metrics.jsonl")
 

@@ -97,6 +97,18 @@ def interrupting(after: int, what: signal.Signals | type[BaseException] = signal
     return objective
 
 
+def stopping_at_validation(number: int) -> Objective:
+    """The labels' objective; Ctrl-C comes during validation `number` (from 1) of this process."""
+    validations = itertools.count(1)
+
+    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+        if not student.logits.requires_grad and next(validations) == number:
+            signal.raise_signal(signal.SIGINT)
+        return LABELS(student, target, teacher)
+
+    return objective
+
+
 def go_on(case: tuple[Any, Plan], splits: Splits, folder: Path, objective: Objective = LABELS) -> Training:
     """A run from its beginning or from the checkpoint in `folder`, with everything made anew as in a new process."""
     make, plan = case
@@ -190,15 +202,8 @@ def test_where_epochs_end_without_a_checkpoint_a_stop_between_two_saves_and_a_po
     go_on(case, splits, tmp_path / "whole")
     monkeypatch.setattr(trainer._Run, "_saves_every_epoch", lambda _: False)
     (tmp_path / "cut").mkdir()
-    validations = itertools.count(1)
-
-    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
-        if not student.logits.requires_grad and next(validations) == 1:
-            signal.raise_signal(signal.SIGINT)
-        return LABELS(student, target, teacher)
-
     with pytest.raises(Interrupted, match="distill, after epoch 1"):
-        go_on(case, splits, tmp_path / "cut", objective)
+        go_on(case, splits, tmp_path / "cut", stopping_at_validation(1))
     with pytest.raises(PowerCut):
         go_on(case, splits, tmp_path / "cut", interrupting(STEPS_AN_EPOCH + 2, PowerCut))
     assert [line["epoch"] for line in read_lines(tmp_path / "cut" / "metrics.jsonl")] == [0, 1]
@@ -210,15 +215,8 @@ def test_a_signal_that_comes_while_the_last_epoch_is_validated_is_obeyed(splits:
     """Else Ctrl-C would end one stage and begin the next."""
     case = CASES["dropout, adamw, cosine, growing images"]
     go_on(case, splits, tmp_path / "whole")
-    validations = itertools.count(1)
-
-    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
-        if not student.logits.requires_grad and next(validations) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return LABELS(student, target, teacher)
-
     with pytest.raises(Interrupted, match="distill, after epoch 3"):
-        go_on(case, splits, tmp_path / "cut", objective)
+        go_on(case, splits, tmp_path / "cut", stopping_at_validation(3))
     assert_same_result(tmp_path / "cut", tmp_path / "whole")
     go_on(case, splits, tmp_path / "cut")
     assert_same_result(tmp_path / "cut", tmp_path / "whole")

@@ -25,8 +25,7 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.step import Stepper
 from toolkit.distill.step_graph import StepGraph, Sums
 from toolkit.distill.teaching import StoredTeacher
-from toolkit.environment import same_imports
-from toolkit.predictor import without_tf32
+from toolkit.environment import fp32_products_in, same_imports
 
 
 @pytest.fixture
@@ -259,7 +258,7 @@ def test_only_what_lies_on_one_gpu_is_captured(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def fp32_throughout() -> Iterator[None]:
-    with without_tf32("cuda:0"):
+    with fp32_products_in("ieee"):
         yield
 
 

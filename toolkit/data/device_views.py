@@ -37,7 +37,7 @@ class DeviceViews:
         pixels = views.pixels
         self._data, self._num_classes, self._seed, self._mixup = views.data, views.num_classes, views.seed, views.mixup
         self._device = views.device
-        self._sizes = np.stack((pixels.heights, pixels.widths), axis=1)
+        self._sizes = pixels.sizes
         self.resident = resident
         self._host = None
         if resident is None:

@@ -23,7 +23,6 @@ class HostCrops:
 
     def __init__(self, pixels: Pixels, data: DataRecipe, seed: int, *, pinned: bool) -> None:
         self._pixels, self._data, self._seed, self._pinned = pixels, data, seed, pinned
-        self._sizes = np.stack((pixels.heights, pixels.widths), axis=1)
         self._workers = torch.get_num_threads()  # this process's share of the cores
         self._pool = ThreadPoolExecutor(self._workers)
         self._expected: dict[Key, tuple[Tensor, list[Future[None]]]] = {}
@@ -50,7 +49,7 @@ class HostCrops:
         return crops, [self._pool.submit(self._cut, indices[part], view, place[part]) for part in parts]
 
     def _cut(self, indices: np.ndarray, view: int, crops: np.ndarray) -> None:
-        sizes = self._sizes[indices]
+        sizes = self._pixels.sizes[indices]
         draw = draw_views(self._data, sizes, indices, self._seed, view)
         rows, columns = crop_places(sizes, draw.top, draw.left, None, self._data)
         cut_crops([self._pixels.whole(index) for index in indices], rows, columns, crops)

@@ -53,7 +53,7 @@ class Pixels:
         Images lie top left on black.
         """
         indices = np.asarray(indices, dtype=np.int64)
-        sizes = np.stack((self.heights[indices], self.widths[indices]), axis=1)
+        sizes = self.sizes[indices]
         if (same := self._same_size) is not None:
             return same[indices], sizes
         height, width = sizes.max(axis=0, initial=0)
@@ -83,6 +83,11 @@ class Pixels:
         """One image, resized and not cropped: uint8 (H, W, 3)."""
         height, width, start = self.heights[index], self.widths[index], self.starts[index]
         return self.data[start : start + height * width * 3].reshape(height, width, 3)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """int64 (N, 2), each image's (height, width) in px."""
+        return np.stack((self.heights, self.widths), axis=1)
 
     @cached_property
     def residents(self) -> "dict[str, ResidentPixels | None]":

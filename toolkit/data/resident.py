@@ -23,12 +23,11 @@ class ResidentPixels:
     """`pixels` on `device`: one copy for all who want one there, which goes when `pixels` go."""
 
     def __init__(self, pixels: Pixels, device: str) -> None:
-        sizes = np.stack((pixels.heights, pixels.widths), axis=1)
         self._colours = torch.empty(len(pixels.data) // 3, 3, dtype=torch.uint8, device=device)
         copy_in_pieces(pixels.data, self._colours)
         self._starts = torch.from_numpy(pixels.starts // 3).to(device)
-        self.sizes = torch.from_numpy(sizes).to(device)
-        self._centres = torch.from_numpy(crop_start(sizes, pixels.preprocess.image_size)).to(device)
+        self.sizes = torch.from_numpy(pixels.sizes).to(device)
+        self._centres = torch.from_numpy(crop_start(pixels.sizes, pixels.preprocess.image_size)).to(device)
         self._steps = torch.arange(pixels.preprocess.image_size, device=device)
 
     @classmethod

@@ -33,6 +33,8 @@ from toolkit.recipe import Recipe
 CLASSES = 10
 EPOCHS = 3
 """The first warms up: it chooses algorithms, and captures what is captured."""
+COUNTED_STEPS = 8
+"""an epoch, enough where launches are counted: a profiler keeps every one of them"""
 DISTINCT = 64
 """images; more are copies of them"""
 VALID = 8
