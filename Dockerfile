@@ -80,7 +80,7 @@ EXPOSE 7860
 STOPSIGNAL SIGINT
 # Asks a demo for /healthz; a stage is well as long as it runs.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=2m --start-interval=2s --retries=3 \
-    CMD ["python", "-m", "toolkit.health"]
+    CMD ["python", "-m", "toolkit.machine.health"]
 ENTRYPOINT ["toolkit"]
 CMD ["--help"]
 

@@ -43,18 +43,22 @@ from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.logit_store import open_store
 from toolkit.distill.objective import learn_from_teacher
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import choose_precision
 from toolkit.distill.quantized import choose_teacher
-from toolkit.distill.teaching import LiveTeacher, Teaching, open_store
+from toolkit.distill.teachers import LiveTeacher, Teaching
 from toolkit.distill.trainer import Records, train
-from toolkit.environment import available_cores, describe_hardware, describe_versions, keep_freed_memory, pick_device
+from toolkit.machine.devices import keep_freed_memory, pick_device
+from toolkit.machine.hardware import describe_hardware, describe_versions
+from toolkit.machine.limits import available_cores
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import read_state_dict
-from toolkit.pipeline import distill_student, make_teacher, open_training_job
+from toolkit.pipeline import distill_student, make_teacher
 from toolkit.recipe import Recipe
+from toolkit.workspace import open_training_job
 
 BATCH_SIZE = 64
 IMAGES, GPU_IMAGES = 1024, 16_384

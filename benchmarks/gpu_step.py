@@ -23,21 +23,16 @@ import torch
 from limits import ELEMENT_BYTES, Limits, count_elements, count_forward_flop, count_training_flop
 
 from toolkit import console
-from toolkit.ceilings import bus_bytes_s, copy_bytes_s, launch_seconds, product_flop_s
 from toolkit.distill.precision import FloatPrecision, has_fast_bf16
 from toolkit.distill.rehearsal import CLASSES, COUNTED_STEPS, Rehearsal
-from toolkit.doctor import driver_cuda
-from toolkit.environment import (
-    available_cores,
-    captured_output,
-    describe_hardware,
-    describe_versions,
-    fp32_products_in,
-    keep_freed_memory,
-    pick_device,
-)
+from toolkit.doctor.ceilings import bus_bytes_s, copy_bytes_s, launch_seconds, product_flop_s
+from toolkit.doctor.checks import driver_cuda
 from toolkit.errors import DeviceError
+from toolkit.machine.devices import fp32_products_in, keep_freed_memory, pick_device
+from toolkit.machine.hardware import describe_hardware, describe_versions
+from toolkit.machine.limits import available_cores
 from toolkit.networks import registry
+from toolkit.runtimes.providers import captured_output
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from toolkit.data.pixels import Pixels, load_pixels, spread
 from toolkit.data.sources import load_dataset
-from toolkit.environment import available_cores
-from toolkit.networks import quantize
-from toolkit.networks.graph import build_graph
+from toolkit.graphs import quantize
+from toolkit.graphs.build import build_graph
+from toolkit.machine.limits import available_cores
 from toolkit.networks.weights import load_model
-from toolkit.predictor import softmax
 from toolkit.recipe import Recipe
+from toolkit.runtimes.base import softmax
 
 BATCH = 256
 

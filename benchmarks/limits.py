@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from toolkit.ceilings import copy_bytes_s, product_flop_s
 from toolkit.distill.precision import FloatPrecision, Precision
+from toolkit.doctor.ceilings import copy_bytes_s, product_flop_s
 
 ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "int8": 1}
 

@@ -24,9 +24,10 @@ from torchvision import transforms
 
 from toolkit.data.dataset import Images
 from toolkit.data.sources import load_dataset
-from toolkit.environment import available_cores, pick_device
+from toolkit.machine.devices import pick_device
+from toolkit.machine.limits import available_cores
 from toolkit.networks import registry
-from toolkit.networks.student import DepthwiseStudent
+from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.networks.weights import read_state_dict
 from toolkit.recipe import Recipe
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.distill.precision import autocast
-from toolkit.environment import describe_hardware, describe_versions, keep_freed_memory
+from toolkit.machine.devices import keep_freed_memory
+from toolkit.machine.hardware import describe_hardware, describe_versions
 from toolkit.networks.small_maps import use_small_map_convolutions
 
 LAYERS = [  # channels in and out, kernel, groups, places a side

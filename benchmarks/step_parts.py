@@ -22,7 +22,9 @@ from torch.nn import functional as F
 
 from toolkit.data.views import draw_views, render_views
 from toolkit.distill.precision import autocast
-from toolkit.environment import available_cores, describe_hardware, describe_versions, keep_freed_memory
+from toolkit.machine.devices import keep_freed_memory
+from toolkit.machine.hardware import describe_hardware, describe_versions
+from toolkit.machine.limits import available_cores
 from toolkit.networks import registry
 from toolkit.networks.small_maps import place
 from toolkit.recipe import Recipe

@@ -23,16 +23,17 @@ import torch
 from torch import Tensor
 
 from toolkit import __version__, console
-from toolkit.bench.markdown import markdown_table, percent
+from toolkit.bench.report.markdown import markdown_table, percent
 from toolkit.data.dataset import Dataset, Split
 from toolkit.data.defaults import follow_pictures
 from toolkit.data.pixels import load_pixels
 from toolkit.data.sources import load_dataset
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.provenance import SHIPPED_ACCURACY
-from toolkit.environment import pick_device
 from toolkit.errors import GateError, RecipeError, ToolkitError, WeightsError
-from toolkit.modeldir import ModelDir, sha256_file, write_atomically
+from toolkit.files import sha256_file, write_atomically
+from toolkit.machine.devices import pick_device
+from toolkit.modeldir import ModelDir
 from toolkit.networks.weights import ModelInfo, load_model, save_model
 from toolkit.recipe import NOT_IN_FINGERPRINT, Recipe
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from toolkit import environment
+from toolkit.runtimes import providers
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -96,7 +96,7 @@ class Session:
 def pretend_cuda(monkeypatch: pytest.MonkeyPatch, fake: OnCuda) -> None:
     """Every provider is there and has proven itself."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(environment, "probe_provider", lambda _: "")
+    monkeypatch.setattr(providers, "probe_provider", lambda _: "")
     monkeypatch.setattr(onnxruntime, "InferenceSession", fake)
     monkeypatch.setattr(onnxruntime, "OrtValue", SimpleNamespace(ortvalue_from_shape_and_type=FakeValue))
     monkeypatch.setattr(FakeValue, "made", [])

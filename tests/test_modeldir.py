@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import cli, modeldir
+from toolkit.cli import app
 from toolkit.errors import ArtifactError
-from toolkit.modeldir import ModelDir, missing_volume, sha256_file, unwritable, write_atomically
+from toolkit.files import sha256_file, unwritable, write_atomically
+from toolkit.machine import container
+from toolkit.machine.container import missing_volume
+from toolkit.modeldir import ModelDir
 
 
 def fail_halfway(path: Path) -> None:
@@ -117,7 +120,7 @@ def test_a_second_command_is_told_before_it_plans(
     flags = ["--data", str(class_folders), "--out", str(tmp_path), "--device", "cpu"]
     for command in ("teacher", "distill", "run"):
         with pytest.raises(ArtifactError, match=IN_USE):
-            cli.app([command, *flags], standalone_mode=False)
+            app.app([command, *flags], standalone_mode=False)
     assert "plan: " not in capsys.readouterr().err
 
 
@@ -172,7 +175,7 @@ def test_a_volume_that_was_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounted: str, missing: str | None
 ) -> None:
     (tmp_path / "mountinfo").write_text(MOUNTS_INSIDE.format(volume=mounted))
-    monkeypatch.setattr(modeldir, "MOUNTS", tmp_path / "mountinfo")
+    monkeypatch.setattr(container, "MOUNTS", tmp_path / "mountinfo")
     there = Path("/app/models/fashion-mnist")
     assert missing_volume(there) is None  # not in the image
     monkeypatch.setenv("KD_TOOLKIT_VOLUME", "/app/models")

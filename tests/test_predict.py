@@ -17,7 +17,7 @@ from toolkit import predict
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import ModelDir
 from toolkit.predict import Answer, Prediction, ask, find_model, predict_files, print_predictions, read_image, to_json
-from toolkit.predictor import OnnxPredictor
+from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from toolkit import pipeline
+from toolkit import pipeline, workspace
 from toolkit.data.pixels import load_pixels
 from toolkit.data.sources import load_dataset
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.provenance import SHIPPED_ACCURACY
 from toolkit.errors import GateError, RecipeError, WeightsError
-from toolkit.modeldir import sha256_file
+from toolkit.files import sha256_file
 from toolkit.networks.weights import load_model, read_info
 from toolkit.recipe import Recipe
 
@@ -54,7 +54,7 @@ def trained(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("trained")
     (folder / "recipe.toml").write_text(RECIPE.format(source=class_folders))
     recipe = str(folder / "recipe.toml")
-    pipeline.make_teacher(pipeline.open_training_job(recipe, None, folder, ["distill.seed=3"], device="cpu"))
+    pipeline.make_teacher(workspace.open_training_job(recipe, None, folder, ["distill.seed=3"], device="cpu"))
     return folder
 
 

@@ -14,7 +14,7 @@ from toolkit.data.pixels import load_pixels
 from toolkit.data.sources import load_dataset
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.provenance import SPLIT_SETTINGS
-from toolkit.modeldir import sha256_file
+from toolkit.files import sha256_file
 from toolkit.networks.weights import load_model, read_info
 from toolkit.recipe import Recipe, load_builtin
 

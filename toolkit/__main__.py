@@ -4,11 +4,11 @@ import sys
 
 
 def main() -> None:
-    """Run the command; from its first line on, it has its own way to end (`toolkit.cli`)."""
+    """Run the command; from its first line on, it has its own way to end (`toolkit.cli.app`)."""
     try:
-        from toolkit import cli
+        from toolkit.cli import app
 
-        cli.main()
+        app.main()
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         sys.exit(130)

@@ -1,21 +1,20 @@
-"""The model directory: which artifact lies where, whole or not at all, and what its SHA-256 is.
+"""The model directory: which artifact lies where.
 
 Every stage reads and writes one directory. This is the only module that knows the names in it.
 """
 
 import atexit
 import contextlib
-import errno
-import hashlib
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from toolkit.errors import ArtifactError
+from toolkit.files import unwritable
+from toolkit.machine.container import missing_volume
 
 Role = Literal["teacher", "student", "control"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -23,11 +22,6 @@ Precision = Literal["fp32", "fp16", "int8"]
 BENCH_PLOTS = ("accuracy_latency", "reliability", "confusion_difference")
 """Names of the pictures that the benchmark draws."""
 
-VOLUME = "KD_TOOLKIT_VOLUME"
-"""The environment variable by which the image names the folder where a volume belongs."""
-
-MOUNTS = Path("/proc/self/mountinfo")
-"""Linux's list of mounts; the fifth field of a line is where (proc_pid_mountinfo(5))."""
 
 MADE_BY = {
     ".safetensors": "toolkit distill",
@@ -148,84 +142,3 @@ class ModelDir:
                 f"{self.path} has no {artifact.name}", f"make it with: {command} {flag}{shlex.quote(str(self.path))}"
             )
         return artifact
-
-
-@contextlib.contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it is renamed to `path`, otherwise nothing is left.
-
-    Folders on the way are made. Raises ArtifactError where the place cannot be written or the disk is full.
-    """
-    temporary = None
-    path = path.absolute()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if error.filename is not None and Path(str(error.filename)).parent not in {path.parent, *path.parents}:
-            raise
-        raise unwritable(path, error) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with its process. Nothing where the system cannot lock a folder."""
-    handle = None
-    try:
-        with contextlib.suppress(ImportError, OSError):  # Windows has no fcntl, some network file systems no such lock
-            import fcntl
-
-            handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of the file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def missing_volume(path: Path) -> str | None:
-    """In the image, the folder where a volume would keep `path`, if nothing is mounted on the way to it; else None."""
-    volume = os.environ.get(VOLUME)
-    if not volume or not MOUNTS.is_file():
-        return None
-    mounted = {Path(line.split()[4]) for line in MOUNTS.read_text(errors="replace").splitlines()} - {Path("/")}
-    place = path.resolve()
-    return None if mounted.intersection((place, *place.parents)) else volume
-
-
-def unwritable(path: Path, error: OSError) -> ArtifactError:
-    """The error to raise where `path` could not be written."""
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        reason = "a file lies where a folder should be"
-    else:
-        reason = error.strerror or str(error)
-    remedy = "give a directory you may write to, with space left"
-    if isinstance(error, PermissionError) and hasattr(os, "getuid"):
-        folder = next(place for place in (path, *path.absolute().parents) if place.is_dir())
-        reason += f" ({folder} belongs to uid {folder.stat().st_uid}, and this is uid {os.getuid()})"
-        remedy += '; in a container: a volume without --user, or a folder of your own with --user "$(id -u):$(id -g)"'
-    elif error.errno == errno.EROFS:
-        remedy += "; in a container: mount one, as in docker run -v kd-models:/app/models"
-    return ArtifactError(f"cannot write {path}: {reason}", remedy)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

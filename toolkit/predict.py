@@ -21,7 +21,8 @@ from toolkit import console
 from toolkit.data.preprocess import UNREADABLE, open_image, why_unreadable
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import ModelDir
-from toolkit.predictor import OnnxPredictor, Predictor, softmax, top_k
+from toolkit.runtimes.base import Predictor, softmax, top_k
+from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 """What counts as an image when a directory is given; a file named by itself may be called anything."""

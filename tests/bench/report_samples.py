@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.bench.comparison import compare_with_teacher, ship
+from toolkit.bench.report.verdict import compare_with_teacher, ship
 from toolkit.recipe import Recipe, load_builtin
 
 PROVIDERS = {"torch": "cpu", "torch.compile": "cpu", "onnxruntime": "CPUExecutionProvider", "openvino": "CPU"}

@@ -14,17 +14,17 @@ from PIL import Image
 from small_networks import CLASSES, MEAN, STD
 from tiny_onnx import COLOURS, save_colour_model
 
-from toolkit.bench.fidelity import measure_fidelity
-from toolkit.bench.rows import answer_images
-from toolkit.bench.timing import time_rows
+from toolkit.bench.measure.fidelity import measure_fidelity
+from toolkit.bench.measure.rows import answer_images
+from toolkit.bench.measure.timing import time_rows
 from toolkit.data.pixels import load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
+from toolkit.graphs.build import build_graph, set_metadata
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.graph import build_graph, set_metadata
 from toolkit.networks.registry import build
-from toolkit.predictor import OnnxPredictor
 from toolkit.recipe import Recipe
+from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 SIDE, THREADS = 128, 1
 TOLERANCE = 0.1

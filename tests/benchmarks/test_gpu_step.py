@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import ceilings
 from toolkit.distill.rehearsal import Launches, Rehearsal
+from toolkit.doctor import ceilings
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import gpu_step

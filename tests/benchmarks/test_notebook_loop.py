@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from toolkit.networks.student import DepthwiseStudent
+from toolkit.networks.depthwise import DepthwiseStudent
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tiny_onnx import COLOURS, save_colour_model
 
-from toolkit.bench.examples import write_examples
+from toolkit.bench.report.examples import write_examples
 from toolkit.data.pixels import Pixels
 from toolkit.demo.contents import PLOTS
 from toolkit.modeldir import ModelDir, Precision, Role
-from toolkit.predictor import OnnxPredictor
+from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 LONG = "a class with a name that is much too long for its column, and goes on and on"
 CLASSES = ("red", "green", "blue", "<b>bold</b>", "cyan", LONG, "grey")

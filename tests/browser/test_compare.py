@@ -17,7 +17,7 @@ from browser.samples import CLASSES, save_picture
 from browser.visitor import ROLES, OpenPage, choose_file, expect_answers, read_bars, upload
 from toolkit.demo.texts import TEXTS
 from toolkit.predict import predict_files
-from toolkit.predictor import OnnxPredictor
+from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 pytestmark = pytest.mark.browser
 

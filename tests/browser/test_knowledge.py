@@ -13,7 +13,7 @@ from browser.samples import CLASSES, MANY_CLASSES, save_picture
 from browser.visitor import ROLES, choose_model, open_tab, read_bars, read_probabilities, upload
 from toolkit.demo.texts import TEXTS
 from toolkit.modeldir import ModelDir, Role
-from toolkit.predictor import OnnxPredictor
+from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 pytestmark = pytest.mark.browser
 

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 from browser.conftest import Demo
 from browser.samples import KEPT_DISAGREEMENTS, TEST_IMAGES
 from browser.visitor import choose_model, expect_answers, open_tab, read_bars
-from toolkit.bench.examples import Examples
+from toolkit.bench.report.examples import Examples
 from toolkit.demo.contents import PLOTS
 from toolkit.demo.texts import TEXTS
 

@@ -41,7 +41,7 @@ def test_a_demo_that_hangs_is_unhealthy(demo: tuple[str, str]) -> None:
     name, _ = demo
     wait_for_health(name)
     docker("kill", "--signal", "STOP", name)
-    assert docker("exec", name, "python", "-m", "toolkit.health", check=False).returncode == 1
+    assert docker("exec", name, "python", "-m", "toolkit.machine.health", check=False).returncode == 1
 
 
 def test_a_stage_is_healthy_and_says_nothing_of_it(cpu_image: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from toolkit.data import hashes
 from toolkit.data.dataset import fingerprint_files
 from toolkit.data.hashes import hash_files
-from toolkit.modeldir import sha256_file
+from toolkit.files import sha256_file
 
 NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/ü.png"]
 LABELS = [0, 0, 1, 1]

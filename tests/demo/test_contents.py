@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toolkit.bench.examples import Examples, write_examples
+from toolkit.bench.report.examples import Examples, write_examples
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.demo.contents import THUMBNAIL, read_contents, show_pixels

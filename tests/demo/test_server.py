@@ -36,8 +36,8 @@ from gradio_client.exceptions import AuthenticationError, ValidationError
 from PIL import Image
 from typer.testing import CliRunner
 
-from toolkit.cli import app
-from toolkit.demo.gate import INPUTS
+from toolkit.cli.app import app
+from toolkit.demo.firewall import INPUTS
 from toolkit.demo.server import GRACE_S, read_login, serve
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.modeldir import ModelDir

@@ -25,7 +25,7 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.plan import Plan
 from toolkit.distill.trainer import Records
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.student import DepthwiseStudent
+from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.recipe import DataRecipe, DistillRecipe
 
 DATA = DataRecipe(image_size=32, resize=0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -152,7 +152,7 @@ class Running:
 def other_processes() -> Any:
     """multiprocessing whose processes are forked from one that has imported torch: 0.1 s instead of 3 s."""
     context = multiprocessing.get_context("forkserver")
-    modules = ["toolkit.cli", "toolkit.pipeline", "toolkit.distill.student", "toolkit.distill.teacher"]
+    modules = ["toolkit.cli.app", "toolkit.pipeline", "toolkit.distill.student", "toolkit.distill.teacher"]
     context.set_forkserver_preload([*modules, "torch._dynamo", "distill_samples"])  # dynamo: of DistributedDataParallel
     return context
 
@@ -216,13 +216,14 @@ def _be_toolkit(
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background has it ignored
-    from toolkit import cli, environment
+    from toolkit.cli import app
     from toolkit.distill import trainer
+    from toolkit.machine import limits
 
-    environment.available_cores = lambda: 1  # one thread, so that results repeat to the bit
+    limits.available_cores = lambda: 1  # one thread, so that results repeat to the bit
     if save_seconds is not None:
         trainer.SAVE_SECONDS = save_seconds
     if prepare is not None:
         prepare()
     sys.argv = ["toolkit", *arguments]
-    cli.main()
+    app.main()

@@ -12,19 +12,19 @@ from torch._dynamo import config
 from torch._dynamo.testing import CompileCounter
 
 from toolkit.data.sources import load_dataset
-from toolkit.distill import stage
+from toolkit.distill import job
 from toolkit.distill.compilation import make_room, require_few_sizes
+from toolkit.distill.job import Images, Options
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.optimization import make_optimizer, make_scheduler
 from toolkit.distill.plan import Plan
-from toolkit.distill.stage import Images, Options
 from toolkit.distill.step import Stepper
 from toolkit.distill.student import train_control
 from toolkit.errors import RecipeError
 from toolkit.modeldir import ModelDir
-from toolkit.networks.student import DepthwiseStudent
-from toolkit.pipeline import open_training_job
+from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.recipe import Recipe
+from toolkit.workspace import open_training_job
 
 GROWING = ("start_image_size=32", "epochs=40", "learning_rate=0.05")
 """From 32 to 256 px in steps of 8: 29 sizes."""
@@ -80,8 +80,8 @@ def test_a_stage_makes_room_before_it_trains(
         "distill.precision=fp32",
     )
     images = Images(load_dataset(made.data), *load_splits(class_folders))
-    monkeypatch.setattr(stage, "make_room", lambda plan: called.append("room"))
-    monkeypatch.setattr(stage, "train", lambda *rest: called.append("train") or 1 / 0)
+    monkeypatch.setattr(job, "make_room", lambda plan: called.append("room"))
+    monkeypatch.setattr(job, "train", lambda *rest: called.append("train") or 1 / 0)
     called: list[str] = []
     with pytest.raises(ZeroDivisionError):
         train_control(made, ModelDir(tmp_path), images, Options())

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from toolkit.distill.curves import draw_learning_curves
-from toolkit.palette import COLOURS
+from toolkit.plotting import COLOURS
 
 
 def write_metrics(folder: Path, **epochs: int) -> Path:

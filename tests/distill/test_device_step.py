@@ -23,13 +23,14 @@ from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.resident import ResidentPixels
 from toolkit.distill import step as step_module
-from toolkit.distill import teaching as teaching_module
+from toolkit.distill import teachers as teaching_module
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.logit_store import StoredTeacher
 from toolkit.distill.objective import learn_from_labels, learn_from_teacher
 from toolkit.distill.optimization import make_average, make_scheduler
 from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper, update_average
-from toolkit.distill.teaching import LiveTeacher, StoredTeacher
+from toolkit.distill.teachers import LiveTeacher
 from toolkit.distill.trainer import train
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier

@@ -23,7 +23,7 @@ from toolkit.distill.features import (
 )
 from toolkit.errors import RecipeError
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.student import DepthwiseStudent
+from toolkit.networks.depthwise import DepthwiseStudent
 
 METHODS = ("fitnets", "attention", "similarity")
 SIZE = 32

@@ -12,7 +12,7 @@ from toolkit.distill import frozen
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.frozen import freeze
 from toolkit.distill.precision import autocast
-from toolkit.distill.teaching import LiveTeacher
+from toolkit.distill.teachers import LiveTeacher
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 

@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.distill.losses import (
-    cross_entropy,
-    dist_term,
-    dkd_term,
-    hard_term,
-    kd_term,
-    standardize_logits,
-)
-from toolkit.distill.objective import learn_from_teacher
-from toolkit.distill.teaching import Answers
+from toolkit.distill.losses import cross_entropy, dist_term, dkd_term, hard_term, kd_term, standardize_logits
+from toolkit.distill.objective import Answers, learn_from_teacher
 from toolkit.recipe import DistillRecipe
 
 

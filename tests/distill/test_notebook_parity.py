@@ -12,10 +12,9 @@ import torch
 from conftest import shared
 from torch import nn
 
-from toolkit.distill.objective import learn_from_teacher
+from toolkit.distill.objective import Answers, learn_from_teacher
 from toolkit.distill.optimization import make_optimizer, make_scheduler
-from toolkit.distill.teaching import Answers
-from toolkit.networks.student import DepthwiseStudent
+from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.recipe import load_builtin
 
 RECIPE = load_builtin("food11")

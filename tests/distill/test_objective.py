@@ -5,8 +5,7 @@ import torch
 
 from toolkit.distill.features import feature_term
 from toolkit.distill.losses import cross_entropy, dist_term, dkd_term, hard_term, kd_term, standardize_logits
-from toolkit.distill.objective import FEATURE_WEIGHTS, learn_from_labels, learn_from_teacher
-from toolkit.distill.teaching import Answers
+from toolkit.distill.objective import FEATURE_WEIGHTS, Answers, learn_from_labels, learn_from_teacher
 from toolkit.recipe import DistillRecipe
 
 LABELS = torch.arange(6) % 4

@@ -18,20 +18,21 @@ from torch import Tensor, nn
 from toolkit import console
 from toolkit.data.batches import TrainingViews
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.objective import learn_from_labels, learn_from_teacher
+from toolkit.distill.logit_store import open_store
+from toolkit.distill.objective import Answers, learn_from_labels, learn_from_teacher
 from toolkit.distill.optimization import make_optimizer, make_scheduler
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatPrecision, autocast
 from toolkit.distill.rehearsal import Rehearsal
 from toolkit.distill.step import Stepper
-from toolkit.distill.teaching import Answers, LiveTeacher, open_store
+from toolkit.distill.teachers import LiveTeacher
 from toolkit.distill.trainer import train
-from toolkit.environment import fp32_products_in
 from toolkit.errors import Interrupted
+from toolkit.machine.devices import fp32_products_in
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.networks.small_maps import place
-from toolkit.networks.student import DepthwiseStudent
 from toolkit.recipe import DataRecipe, Recipe
 
 METHODS = ("kd", "dkd", "dist", "hard", "fitnets", "attention", "similarity")
@@ -254,7 +255,8 @@ SETTINGS = {
 def test_every_kind_of_training_comes_to_its_end(
     class_folders: Path, device: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from toolkit.pipeline import distill_student, open_training_job
+    from toolkit.pipeline import distill_student
+    from toolkit.workspace import open_training_job
 
     monkeypatch.setenv("KD_TOOLKIT_CACHE", str(tmp_path / "cache"))
     threads = torch.get_num_threads()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit.distill.optimization import image_size_of, make_average, make_optimizer, make_scheduler
+from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
+from toolkit.distill.plan import image_size_of
 from toolkit.recipe import DistillRecipe
 
 

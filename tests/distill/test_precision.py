@@ -18,7 +18,7 @@ from toolkit.distill.precision import (
     step_seconds,
 )
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.student import DepthwiseStudent
+from toolkit.networks.depthwise import DepthwiseStudent
 
 
 def network() -> Classifier:

@@ -9,12 +9,14 @@ import torch
 from conftest import make_class_folders, make_image
 from small_networks import settled_network
 
-from toolkit import cli, pipeline, shipped
+from toolkit import pipeline, shipped, workspace
+from toolkit.cli import app
 from toolkit.data import food11
 from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.distill import teacher
+from toolkit.distill.job import Made
 from toolkit.distill.provenance import (
     SHIPPED_ACCURACY,
     find_training_images,
@@ -23,7 +25,6 @@ from toolkit.distill.provenance import (
     require_fitting,
     warn_of_seen_images,
 )
-from toolkit.distill.stage import Made
 from toolkit.errors import WeightsError
 from toolkit.forecast.facts import find_facts
 from toolkit.networks.weights import ModelInfo, read_info, save_model
@@ -167,7 +168,7 @@ class TestRequireFitting:
             self.require(weights, "a", "b", "c")
 
     def test_the_command_refuses_before_it_downloads_or_decodes(self, class_folders: Path, tmp_path: Path) -> None:
-        job = pipeline.open_training_job("food11-fast", str(class_folders), tmp_path / "m", [], device="cpu")
+        job = workspace.open_training_job("food11-fast", str(class_folders), tmp_path / "m", [], device="cpu")
         with pytest.raises(WeightsError, match=r"knows 11 classes, .* has 3; train a teacher here: --set"):
             pipeline.distill_student(job)
         assert not {"train_pixels", "valid_pixels"} & set(vars(job))
@@ -179,7 +180,7 @@ class TestImport:
         self, shipped_teacher: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         settings = [*SMALL, "teacher.weights=colours"]
-        job = pipeline.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+        job = workspace.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
         pipeline.distill_student(job)
         said = capsys.readouterr().err
         assert f"teacher: imported {shipped_teacher}\n" in said
@@ -195,7 +196,7 @@ class TestImport:
     ) -> None:
         def make(*overrides: str) -> bool:
             settings = [*SMALL, *overrides]
-            job = pipeline.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+            job = workspace.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
             return pipeline.make_teacher(job).new
 
         copy = tmp_path / "copy.safetensors"
@@ -208,7 +209,7 @@ class TestImport:
         self, shipped_teacher: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         settings = [*SMALL, f'teacher.weights="{shipped_teacher}"', "data.image_size=40", "data.resize=40"]
-        job = pipeline.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+        job = workspace.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
         pipeline.make_teacher(job)
         told = (
             "warning: teacher-depthwise.safetensors was trained at 32 px (resize 36) and teaches at 40 px (resize 40)"
@@ -227,7 +228,7 @@ class TestImport:
 
         def warnings_of(command: str) -> list[str]:
             monkeypatch.setattr("sys.argv", ["toolkit", command, *flags])
-            cli.app([command, *flags], standalone_mode=False)
+            app.app([command, *flags], standalone_mode=False)
             return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
 
         planned = warnings_of("plan")
@@ -285,9 +286,9 @@ class TestKnownAccuracy:
         torch.save(settled_network("depthwise").state_dict(), tmp_path / "bare.bin")
         assert known_accuracy(tmp_path / "bare.bin", recipe, dataset) is None
 
-    def job(self, weights: Path, data: Path, out: Path, *overrides: str) -> pipeline.Job:
+    def job(self, weights: Path, data: Path, out: Path, *overrides: str) -> workspace.Job:
         settings = [*SMALL, f'teacher.weights="{weights}"', *overrides]
-        return pipeline.open_training_job(None, str(data), out, settings, device="cpu")
+        return workspace.open_training_job(None, str(data), out, settings, device="cpu")
 
     def make(self, weights: Path, data: Path, out: Path, *overrides: str) -> Made:
         return pipeline.make_teacher(self.job(weights, data, out / "m", *overrides))

@@ -34,11 +34,10 @@ from torch import Tensor, nn
 from toolkit.distill import interruption, trainer
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.objective import Objective, learn_from_labels
-from toolkit.distill.plan import Plan, Training
+from toolkit.distill.objective import Answers, Objective, learn_from_labels
+from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper
-from toolkit.distill.teaching import Answers
-from toolkit.distill.trainer import train
+from toolkit.distill.trainer import Training, train
 from toolkit.errors import ArtifactError, Interrupted
 
 LABELS = learn_from_labels(0.1)

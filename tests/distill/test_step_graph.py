@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from toolkit.data.device_views import DeviceViews
 from toolkit.distill import step_graph
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.logit_store import StoredTeacher
 from toolkit.distill.step import Stepper
 from toolkit.distill.step_graph import StepGraph, Sums
-from toolkit.distill.teaching import StoredTeacher
-from toolkit.environment import fp32_products_in, same_imports
+from toolkit.machine.devices import fp32_products_in, same_imports
 
 
 @pytest.fixture

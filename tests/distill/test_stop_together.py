@@ -16,7 +16,7 @@ import pytest
 import torch
 from distill_samples import SMALL, Running, ToolkitCommands, read_lines, start_two
 
-from toolkit import cli
+from toolkit.cli import app
 from toolkit.distill import interruption, trainer
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.step import Stepper
@@ -106,24 +106,24 @@ def save_slowly() -> None:
 
 def begin_late() -> None:
     """Training begins much later here: the other one waits, ready to note a signal."""
-    cli.OTHERS_WAIT_S = 60.0
+    app.OTHERS_WAIT_S = 60.0
     train = trainer.train
 
     def late(*arguments: Any) -> Any:
         time.sleep(600)
         return train(*arguments)
 
-    from toolkit.distill import stage
+    from toolkit.distill import job
 
-    stage.train = late
+    job.train = late
 
 
 def wait_long_for_a_signal() -> None:
-    cli.OTHERS_WAIT_S = HANG_S
+    app.OTHERS_WAIT_S = HANG_S
 
 
 def wait_shortly_for_a_signal() -> None:
-    cli.OTHERS_WAIT_S = 0.1
+    app.OTHERS_WAIT_S = 0.1
 
 
 @pytest.mark.slow

@@ -24,15 +24,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from toolkit.data.batches import TrainingViews
+from toolkit.data.batches import TrainingViews, batches
 from toolkit.distill import trainer
 from toolkit.distill.checkpoint import Checkpoint
-from toolkit.distill.evaluation import batches, compute_logits
+from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.objective import Objective, learn_from_labels
-from toolkit.distill.plan import Training
-from toolkit.distill.teaching import Answers, LiveTeacher
-from toolkit.distill.trainer import train
+from toolkit.distill.objective import Answers, Objective, learn_from_labels
+from toolkit.distill.teachers import LiveTeacher
+from toolkit.distill.trainer import Training, train
 from toolkit.errors import TrainingError
 
 LABELS = learn_from_labels(0.0)

@@ -22,10 +22,10 @@ from toolkit.errors import ArtifactError, DataError, GateError, WeightsError
 from toolkit.export import export as stage
 from toolkit.export.export import ExportResult, Wanted, export_model_dir, export_onnx, export_weights_file
 from toolkit.modeldir import ModelDir
-from toolkit.networks.student import DepthwiseStudent
+from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.networks.weights import load_model
-from toolkit.predictor import TorchPredictor
 from toolkit.recipe import Recipe, load_builtin
+from toolkit.runtimes.pytorch import TorchPredictor
 
 ARCHITECTURES = ("depthwise", "resnet18", "mobilenet_v3_small")
 RECIPE = Recipe().with_overrides(["export.license=CC0-1.0", "export.images=24"])

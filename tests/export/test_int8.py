@@ -22,8 +22,8 @@ from toolkit.export.export import ExportResult, Wanted, at_precision, export_onn
 from toolkit.export.int8 import quantize_within, times_faster
 from toolkit.export.samples import Samples
 from toolkit.export.verify import Reference
+from toolkit.graphs.build import build_graph
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.graph import build_graph
 from toolkit.recipe import ExportRecipe, Recipe
 
 COUNT = 32

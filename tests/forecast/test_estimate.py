@@ -72,7 +72,7 @@ def test_growing_images_are_measured_at_three_sizes_at_most() -> None:
     assert found["control"].sizes_px == (64, 160)
     asked = {side for role, side in speeds.asked if role == "control"}
     assert asked == {64, 112, 160}
-    from toolkit.distill.optimization import image_size_of
+    from toolkit.distill.plan import image_size_of
 
     exact = sum(0.1 * (image_size_of(e, recipe.distill, 160) / 100) ** 2 * 1000 for e in range(20))
     assert found["control"].seconds == pytest.approx(exact + 20 * (100 * 0.02 * 1.6**2 + 0.5), rel=1e-6)

@@ -6,16 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from toolkit.graphs.build import build_graph
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.graph import build_graph
-from toolkit.networks.small_maps import (
-    MAX_PAIRS,
-    SmallMapConv2d,
-    output_size,
-    pair_places,
-    use_small_map_convolutions,
-)
+from toolkit.networks.small_maps import MAX_PAIRS, SmallMapConv2d, output_size, pair_places, use_small_map_convolutions
 
 LAYERS = {
     "dense 3×3": {"kernel_size": 3, "padding": 1},

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, WeightsError
+from toolkit.networks.depthwise import DepthwiseStudent, infer_student
 from toolkit.networks.registry import build, enlargement
-from toolkit.networks.student import DepthwiseStudent, infer_student
 from toolkit.networks.weights import (
     METADATA_KEY,
     ModelInfo,

@@ -3,7 +3,9 @@
 B images of a batch, N of the split, C classes, R px side of the rendered view.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,6 +16,20 @@ from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels
 from toolkit.data.views import Indices, MixDraw, draw_mix, draw_views, mix_targets, mix_views, render_views
 from toolkit.recipe import DataRecipe
+
+Items = TypeVar("Items", bound=np.ndarray | Tensor)
+
+
+def batches(order: Items, batch_size: int, least: int) -> Iterator[Items]:
+    """Consecutive batches; a last one of fewer than `least` images joins the one before.
+
+    Batch statistics need two images, and every process that trains its share of each batch.
+    """
+    starts = list(range(0, len(order), batch_size))
+    if len(starts) > 1 and len(order) - starts[-1] < least:
+        starts.pop()
+    for start, end in itertools.pairwise((*starts, len(order))):
+        yield cast(Items, order[start:end])
 
 
 class TrainingViews:

@@ -19,7 +19,7 @@ from toolkit.data.disk import Room, remove_leftovers
 from toolkit.data.parallel import run_in_blocks
 from toolkit.data.preprocess import UNREADABLE, Preprocess, decode_rgb, why_unreadable
 from toolkit.errors import ArtifactError, DataError
-from toolkit.modeldir import write_atomically
+from toolkit.files import write_atomically
 
 LAYOUT_VERSION = 1
 """Goes into the cache's key; raised whenever the meaning of the cached pixels changes."""

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.cgroups import available_cores
 from toolkit.console import progress
 from toolkit.data.cache import cache_folder
 from toolkit.data.parallel import run_in_blocks
 from toolkit.errors import ToolkitError
-from toolkit.modeldir import sha256_file, write_atomically
+from toolkit.files import sha256_file, write_atomically
+from toolkit.machine.limits import available_cores
 
 MEMO_VERSION = 1
 """Goes into every state; raised whenever the meaning of a memo changes."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from toolkit.environment import available_cores
+from toolkit.machine.limits import available_cores
 
 Result = TypeVar("Result")
 

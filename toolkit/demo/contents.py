@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from toolkit import console
-from toolkit.bench.comparison import name_gpu
-from toolkit.bench.examples import Example, Examples, read_picture
-from toolkit.bench.gate import SCHEMA
+from toolkit.bench.report.baseline import SCHEMA
+from toolkit.bench.report.examples import Example, Examples, read_picture
+from toolkit.bench.report.verdict import name_gpu
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import BENCH_PLOTS, ModelDir
 

@@ -16,7 +16,7 @@ from toolkit.demo.handlers import Handlers, open_models, precision_choices, tab_
 from toolkit.demo.language import LOCALES
 from toolkit.demo.texts import TEXTS
 from toolkit.modeldir import ModelDir
-from toolkit.palette import COLOURS
+from toolkit.plotting import COLOURS
 
 KEEP_UPLOADS_S = 3600
 """s; uploaded pictures older than this are deleted, all of them when the server stops"""

@@ -13,7 +13,7 @@ from toolkit.data.preprocess import UNREADABLE, open_image, upright_size
 from toolkit.errors import DataError
 from toolkit.modeldir import ModelDir, Precision, Role
 from toolkit.predict import Answer, ask, read_image
-from toolkit.predictor import OnnxPredictor
+from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 TOP_K = 5
 

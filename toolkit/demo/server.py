@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from toolkit import console
-from toolkit.demo.gate import MB, Gate
+from toolkit.demo.firewall import MB, Gate
 from toolkit.errors import ToolkitError
 from toolkit.modeldir import ModelDir
 

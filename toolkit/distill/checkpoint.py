@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from toolkit.errors import ArtifactError
-from toolkit.modeldir import write_atomically
+from toolkit.files import write_atomically
 
 State = dict[str, Any]
 Settings = dict[str, Any]

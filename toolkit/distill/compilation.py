@@ -1,7 +1,6 @@
 """torch.compile and images that grow: it compiles once for each size, and only for so many."""
 
-from toolkit.distill.optimization import image_size_of
-from toolkit.distill.plan import Plan
+from toolkit.distill.plan import Plan, image_size_of
 from toolkit.distill.provenance import is_given
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe, TrainingRecipe

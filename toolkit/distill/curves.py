@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from toolkit.palette import COLOURS, FAINT, INK
+from toolkit.plotting import COLOURS, FAINT, INK
 
 LABELS = {"teacher": "teacher", "distill": "student", "control": "student alone (control)"}
 """Stage of metrics.jsonl → what it is called in the picture; the role whose colour it has is the stage's own."""

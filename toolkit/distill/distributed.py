@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TypeVar, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from toolkit.data.batches import Items
+
 Value = TypeVar("Value")
-Items = TypeVar("Items", bound=np.ndarray | Tensor)
 
 WAIT = timedelta(hours=12)
 """of waiting in a collective: one process may decode a whole data set while the others wait, and a large set takes

@@ -1,19 +1,15 @@
 """A network's answers on a whole split, shared out over the processes that train. N images, C classes."""
 
-import itertools
-from collections.abc import Iterator
-from typing import cast
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from toolkit import console
+from toolkit.data.batches import batches
 from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels, send
 from toolkit.data.views import centre_views
 from toolkit.distill import distributed
-from toolkit.distill.distributed import Items
 from toolkit.distill.memory import is_out_of_memory
 from toolkit.distill.precision import Precision, autocast
 from toolkit.errors import TrainingError
@@ -68,15 +64,3 @@ def _evaluation_views(pixels: Pixels, indices: np.ndarray, device: str) -> Tenso
     resident = None if device == "cpu" else ResidentPixels.where_it_fits(pixels, device)
     crops = torch.from_numpy(pixels.centre(indices)) if resident is None else resident.centre(send(indices, device))
     return centre_views(crops.to(device, non_blocking=True))
-
-
-def batches(order: Items, batch_size: int, least: int) -> Iterator[Items]:
-    """Consecutive batches; a last one of fewer than `least` images joins the one before.
-
-    Batch statistics need two images, and every process that trains its share of each batch.
-    """
-    starts = list(range(0, len(order), batch_size))
-    if len(starts) > 1 and len(order) - starts[-1] < least:
-        starts.pop()
-    for start, end in itertools.pairwise((*starts, len(order))):
-        yield cast(Items, order[start:end])

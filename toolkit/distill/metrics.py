@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from toolkit import console
 from toolkit.errors import TrainingError
-from toolkit.modeldir import locked, unwritable, write_atomically
+from toolkit.files import locked, unwritable, write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

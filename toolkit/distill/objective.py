@@ -1,13 +1,22 @@
 """What training minimises, from the recipe: labels alone, or labels and a teacher. N images, C classes."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from toolkit.distill.features import feature_term
 from toolkit.distill.losses import cross_entropy, dist_term, dkd_term, hard_term, kd_term, standardize_logits
-from toolkit.distill.teaching import Answers
 from toolkit.recipe import DistillRecipe
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A network's logits (B, C), and its tapped feature maps, (B, D, H, W) each."""
+
+    logits: Tensor
+    features: tuple[Tensor, ...] = ()
+
 
 FEATURE_WEIGHTS = {"fitnets": 1.0, "attention": 1000.0, "similarity": 3000.0}
 """Weights of the layers' terms: those the papers' authors used; for fitnets one, as its scale is the network's."""

@@ -57,16 +57,3 @@ def make_average(network: nn.Module, section: TrainingRecipe) -> AveragedModel |
     average_of = get_ema_multi_avg_fn(section.ema)  # type: ignore[no-untyped-call]
     average = AveragedModel(network, multi_avg_fn=average_of, use_buffers=True)
     return average.requires_grad_(False)
-
-
-def image_size_of(epoch: int, section: TrainingRecipe, full_size: int) -> int:
-    """px; side of the training images in `epoch` (from 0).
-
-    Grows in a straight line from `start_image_size` to `full_size`, reached after `grow_until` of the epochs, in steps
-    of 16 px (8 below 64 px, so that small pictures can grow too).
-    """
-    start = section.start_image_size or full_size
-    growing = max(1, math.floor(section.epochs * section.grow_until))
-    share = min(1.0, epoch / growing)
-    step = 16 if start >= 64 else 8
-    return min(full_size, start + round(share * (full_size - start) / step) * step) if share < 1 else full_size

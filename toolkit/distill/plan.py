@@ -1,14 +1,26 @@
 """How a stage trains, and what came of it."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
-from toolkit.distill.metrics import EpochMetrics, Stage
-from toolkit.distill.optimization import image_size_of
+from toolkit.distill.metrics import Stage
 from toolkit.distill.precision import Precision
 from toolkit.recipe import TrainingRecipe
+
+
+def image_size_of(epoch: int, section: TrainingRecipe, full_size: int) -> int:
+    """px; side of the training images in `epoch` (from 0).
+
+    Grows in a straight line from `start_image_size` to `full_size`, reached after `grow_until` of the epochs, in steps
+    of 16 px (8 below 64 px, so that small pictures can grow too).
+    """
+    start = section.start_image_size or full_size
+    growing = max(1, math.floor(section.epochs * section.grow_until))
+    share = min(1.0, epoch / growing)
+    step = 16 if start >= 64 else 8
+    return min(full_size, start + round(share * (full_size - start) / step) * step) if share < 1 else full_size
+
 
 CompileMode = Literal["off", "default", "reduce-overhead", "max-autotune"]
 
@@ -37,28 +49,5 @@ class Plan:
         return epoch % self.teacher_views if self.teacher_views else epoch
 
     def image_size_of(self, epoch: int) -> int:
-        """px; see optimization.image_size_of."""
+        """px; see plan.image_size_of."""
         return image_size_of(epoch, self.section, self.image_size)
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a training run gave: the weights of the best epoch by validation accuracy, and what it took."""
-
-    state_dict: dict[str, Tensor]
-    best: EpochMetrics
-    epochs: int
-    images_seen: int
-    seconds: float
-    train_img_s: float
-
-    def summary(self) -> dict[str, float | int]:
-        """The figures that go into the weights' metadata and from there into the report."""
-        return {
-            "epochs": self.epochs,
-            "best_epoch": self.best.epoch,
-            "valid_accuracy": self.best.valid_accuracy,
-            "images_seen": self.images_seen,
-            "seconds": self.seconds,
-            "train_img_s": self.train_img_s,
-        }

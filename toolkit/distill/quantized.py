@@ -19,9 +19,9 @@ from toolkit.data.pixels import spread
 from toolkit.distill import distributed
 from toolkit.distill.precision import FloatPrecision, Precision, autocast, least_times
 from toolkit.errors import DeviceError
+from toolkit.graphs.build import INPUT, OUTPUTS, build_graph
+from toolkit.graphs.quantize import Quantizer
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.graph import INPUT, OUTPUTS, build_graph
-from toolkit.networks.quantize import Quantizer
 from toolkit.recipe import DistillRecipe
 
 OPSET = 20

@@ -21,10 +21,11 @@ from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.logit_store import StoredTeacher
 from toolkit.distill.objective import learn_from_teacher
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatPrecision, has_fast_bf16
-from toolkit.distill.teaching import LiveTeacher, StoredTeacher, Teaching
+from toolkit.distill.teachers import LiveTeacher, Teaching
 from toolkit.distill.trainer import Records, train
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier

@@ -10,17 +10,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from toolkit import console
-from toolkit.data.batches import TrainingViews
+from toolkit.data.batches import TrainingViews, batches
 from toolkit.data.views import Indices
 from toolkit.distill import distributed
-from toolkit.distill.evaluation import batches
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.memory import is_out_of_memory
-from toolkit.distill.objective import Objective
+from toolkit.distill.objective import Answers, Objective
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import autocast
 from toolkit.distill.step_graph import StepGraph
-from toolkit.distill.teaching import Answers, Teaching
+from toolkit.distill.teachers import Teaching
 from toolkit.errors import TrainingError
 
 Forward = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]

@@ -13,15 +13,17 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork, default_tap, tap_channels
+from toolkit.distill.job import Images, Job, Made, Options, prove_size
+from toolkit.distill.logit_store import find_stored, open_store
 from toolkit.distill.metrics import Stage
 from toolkit.distill.objective import learn_from_labels, learn_from_teacher
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import Precision
 from toolkit.distill.provenance import require_same_classes
 from toolkit.distill.quantized import choose_teacher
-from toolkit.distill.stage import Images, Job, Made, Options, prove_size
-from toolkit.distill.teaching import LiveTeacher, Teaching, find_stored, open_store
-from toolkit.modeldir import ModelDir, sha256_file
+from toolkit.distill.teachers import LiveTeacher, Teaching
+from toolkit.files import sha256_file
+from toolkit.modeldir import ModelDir
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import ModelInfo, load_model, read_info

@@ -12,11 +12,12 @@ from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed, provenance
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.job import Images, Job, Made, Options
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
-from toolkit.distill.stage import Images, Job, Made, Options
 from toolkit.errors import WeightsError
-from toolkit.modeldir import ModelDir, sha256_file
+from toolkit.files import sha256_file
+from toolkit.modeldir import ModelDir
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place

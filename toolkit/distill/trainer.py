@@ -15,23 +15,47 @@ import torch
 from torch import Tensor
 
 from toolkit import console
-from toolkit.data.batches import TrainingViews
+from toolkit.data.batches import TrainingViews, batches
 from toolkit.data.pixels import Pixels
 from toolkit.distill import distributed
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.constant_channels import keep_constant
-from toolkit.distill.evaluation import batches, compute_logits
+from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.interruption import StopRequest, stop_request
 from toolkit.distill.metrics import EpochMetrics, MetricsLog
-from toolkit.distill.objective import Objective
+from toolkit.distill.objective import Answers, Objective
 from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
-from toolkit.distill.plan import Plan, Training
+from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper
-from toolkit.distill.teaching import Answers, Teaching
+from toolkit.distill.teachers import Teaching
 from toolkit.errors import Interrupted, TrainingError
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training run gave: the weights of the best epoch by validation accuracy, and what it took."""
+
+    state_dict: dict[str, Tensor]
+    best: EpochMetrics
+    epochs: int
+    images_seen: int
+    seconds: float
+    train_img_s: float
+
+    def summary(self) -> dict[str, float | int]:
+        """The figures that go into the weights' metadata and from there into the report."""
+        return {
+            "epochs": self.epochs,
+            "best_epoch": self.best.epoch,
+            "valid_accuracy": self.best.valid_accuracy,
+            "images_seen": self.images_seen,
+            "seconds": self.seconds,
+            "train_img_s": self.train_img_s,
+        }
+
 
 CHECK_STEPS = 20
 """Steps between two looks at whether the loss is finite, and at most between two agreements of several processes."""

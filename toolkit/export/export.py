@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from toolkit import __version__, console
 from toolkit.data.pixels import Pixels, spread
 from toolkit.errors import ArtifactError, DataError, GateError
-from toolkit.export.bare import describe_bare_weights
 from toolkit.export.int8 import quantize_within, times_faster
 from toolkit.export.samples import choose_samples, read_batches
 from toolkit.export.verify import Bounds, Reference, prove_file, refer_to_network
-from toolkit.modeldir import ModelDir, Precision, Role, sha256_file, write_atomically
+from toolkit.files import sha256_file, write_atomically
+from toolkit.graphs.build import build_graph, check_graph, set_metadata
+from toolkit.graphs.half import halve
+from toolkit.modeldir import ModelDir, Precision, Role
+from toolkit.networks.bare import describe_bare_weights
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.graph import build_graph, check_graph, set_metadata
-from toolkit.networks.half import halve
 from toolkit.networks.weights import ModelInfo, carries_info, load_model
 from toolkit.recipe import Recipe
 

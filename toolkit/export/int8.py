@@ -12,15 +12,15 @@ import onnx
 from numpy.typing import NDArray
 
 from toolkit import console
-from toolkit.environment import available_cores
 from toolkit.errors import GateError
 from toolkit.export.replay import open_session
 from toolkit.export.samples import Samples, read_batches
 from toolkit.export.verify import ROUNDING, Reference
-from toolkit.networks.layers import name_layer
-from toolkit.networks.quantize import Quantizer
-from toolkit.predictor import softmax
+from toolkit.graphs.layers import name_layer
+from toolkit.graphs.quantize import Quantizer
+from toolkit.machine.limits import available_cores
 from toolkit.recipe import ExportRecipe
+from toolkit.runtimes.base import softmax
 
 TURNS, RUNS, UNTIMED, PAUSE_S = 4, 15, 5, 0.1
 """of the speed comparison: turns, runs of one image in each, those of them that warm up, s before a turn"""

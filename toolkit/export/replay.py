@@ -13,8 +13,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from toolkit.environment import available_cores
 from toolkit.errors import GateError
+from toolkit.machine.limits import available_cores
 
 Answer = tuple[NDArray[np.float32], NDArray[np.float32]]
 """logits (N, C) and probabilities (N, C)"""

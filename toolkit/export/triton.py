@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 from toolkit.errors import ArtifactError
-from toolkit.modeldir import write_atomically
+from toolkit.files import write_atomically
 
 MAX_BATCH = 64
 PREFERRED_BATCHES = (8, 32)

@@ -11,15 +11,15 @@ from typing import Protocol
 import numpy as np
 
 from toolkit import console
-from toolkit.bench import timing
-from toolkit.distill.optimization import image_size_of
+from toolkit.bench.measure import timing
+from toolkit.distill.logit_store import ELEMENT_BYTES
+from toolkit.distill.plan import image_size_of
 from toolkit.distill.quantized import INT8_SHARE, WORTH_S, may_answer_in_int8, views_to_answer
-from toolkit.distill.teaching import ELEMENT_BYTES
 from toolkit.forecast.facts import Facts
 from toolkit.forecast.forecast import Forecast, ForecastStage
 from toolkit.modeldir import Role
-from toolkit.predictor import ONNX_RUNTIMES
 from toolkit.recipe import Recipe, TrainingRecipe
+from toolkit.runtimes.opening import ONNX_RUNTIMES
 
 MEASURED_SIZES = 3
 """Sizes of growing images that are measured at most; between them time grows with the number of pixels."""

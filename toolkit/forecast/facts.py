@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from toolkit import beside
+from toolkit import control_process
 from toolkit.data.dataset import Split
 from toolkit.data.pixels import bytes_to_decode
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed, provenance
-from toolkit.distill.stage import Images, Options
-from toolkit.distill.stage import Job as TrainingJob
+from toolkit.distill.job import Images, Options
+from toolkit.distill.job import Job as TrainingJob
 from toolkit.distill.student import control_settings, find_stored_answers, student_settings
 from toolkit.distill.teacher import teacher_settings
-from toolkit.environment import available_cores
+from toolkit.machine.limits import available_cores
 from toolkit.modeldir import ModelDir, Role
-from toolkit.pipeline import Job, with_control
 from toolkit.recipe import FOOD_11, Recipe
+from toolkit.workspace import Job, with_control
 
 Command = Literal["teacher", "distill", "run"]
 Network = tuple[Role, int]
@@ -85,7 +85,7 @@ def find_facts(job: Job, command: Command) -> Facts:
         decoders=recipe.data.workers or available_cores(),
         cores=available_cores(),
         on_gpu=job.device != "cpu",
-        room_for_two=beside.has_room(job.device),
+        room_for_two=control_process.has_room(job.device),
         to_decode={split: size for split, size in sizes.items() if size},
     )
     there, done = _look_at_teacher(job, command)

@@ -10,14 +10,15 @@ from pathlib import Path
 from toolkit import console
 from toolkit.distill import distributed
 from toolkit.errors import ArtifactError
+from toolkit.files import write_atomically
+from toolkit.forecast.command import forecast
 from toolkit.forecast.estimate import estimate
 from toolkit.forecast.facts import Command, find_facts
 from toolkit.forecast.fit import AIM, Fitted, fit
 from toolkit.forecast.forecast import Forecast
 from toolkit.forecast.speeds import MeasuredSpeeds
-from toolkit.modeldir import write_atomically
-from toolkit.pipeline import Job, forecast
 from toolkit.recipe import FOLLOW_PICTURES
+from toolkit.workspace import Job
 
 
 def fit_job(job: Job, command: Command, minutes: float, started: float, *, writes: bool = True) -> tuple[Job, Forecast]:

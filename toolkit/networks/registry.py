@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.errors import RecipeError
-from toolkit.networks.student import DepthwiseStudent
+from toolkit.networks.depthwise import DepthwiseStudent
 
 DEPTHWISE = "depthwise"
 

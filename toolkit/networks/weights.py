@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import WeightsError
-from toolkit.modeldir import Role, write_atomically
+from toolkit.files import write_atomically
+from toolkit.modeldir import Role
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.registry import build
 from toolkit.recipe import Recipe

@@ -1,0 +1,596 @@
+"""The report: its schema, its figures against independent ones, what it says, and what it refuses."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pytest
+from cuda_sessions import OnCuda, pretend_cuda
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from tiny_onnx import COLOURS, save_colour_model
+from torch import nn
+
+from toolkit import console
+from toolkit.bench import bench as report_module
+from toolkit.bench.bench import run_bench, written_files
+from toolkit.bench.measure import speed, timing
+from toolkit.bench.measure.first_use import FirstUse
+from toolkit.bench.measure.rows import Row, choose_images, open_rows
+from toolkit.bench.report.card import MADE_BY
+from toolkit.bench.report.examples import Examples
+from toolkit.bench.report.table import print_table, render_markdown
+from toolkit.bench.report.verdict import compare_with_teacher, describe_difference, find_contradictions
+from toolkit.data.dataset import Dataset, Images
+from toolkit.data.pixels import Pixels, load_pixels
+from toolkit.data.preprocess import Preprocess
+from toolkit.errors import ArtifactError, DataError
+from toolkit.modeldir import ModelDir
+from toolkit.networks.registry import build
+from toolkit.networks.weights import ModelInfo, save_model
+from toolkit.recipe import Recipe
+
+RECIPE = Recipe.from_dict(
+    {"data": {"image_size": 32, "resize": 0}, "bench": {"samples": 10, "seconds": 0.02, "batch_sizes": [1, 4]}}, "test"
+)
+PREPROCESS = Preprocess.from_recipe(RECIPE.data)
+
+# ---- schema 1, as DESIGN.md has it -----------------------------------------------------------------------------------
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Hardware(Strict):
+    cpu: str
+    cores: Annotated[int, Field(ge=1)]
+    memory_gib: Positive
+    gpu: str | None
+    driver: str | None
+    device: str
+    clock_mhz: Annotated[int, Field(ge=1)] | None
+    load_1m: Annotated[float, Field(ge=0)] | None
+    other_load_cores: Annotated[float, Field(ge=0)] | None
+
+
+class DatasetPart(Strict):
+    name: str
+    split: Literal["test"]
+    images: Annotated[int, Field(ge=1)]
+    sha256: Annotated[str, Field(min_length=1)]
+
+
+class LatencyPart(Strict):
+    p50: Positive
+    p95: Positive
+    p99: Positive
+    mean: Positive
+    std: Annotated[float, Field(ge=0)]
+    n: Annotated[int, Field(ge=1)]
+    round_p50_min: Positive
+    round_p50_max: Positive
+
+
+class DurationPart(Strict):
+    p50: Positive
+    p95: Positive
+    n: Annotated[int, Field(ge=1)]
+
+
+class ClassPart(Strict):
+    name: str
+    images: Count
+    teacher_recall: Fraction | None
+    student_recall: Fraction | None
+    recall_difference: Annotated[float, Field(ge=-1, le=1)] | None
+
+
+class VsTeacher(Strict):
+    times_smaller: Positive
+    times_faster: Positive
+    accuracy_top1_difference: Annotated[float, Field(ge=-1, le=1)]
+
+
+class RowPart(Strict):
+    model: Literal["teacher", "student", "control"]
+    precision: Literal["fp32", "fp16", "int8"]
+    runtime: Literal["torch", "torch.compile", "onnxruntime", "onnxruntime.io_binding", "openvino"]
+    provider: str
+    threads: Annotated[int, Field(ge=1)]
+    params: Count
+    macs: Count
+    size_bytes: Count
+    accuracy_top1: Fraction
+    accuracy_top5: Fraction
+    macro_f1: Fraction
+    ece: Fraction
+    teacher_agreement: Fraction
+    latency_ms: LatencyPart
+    throughput_img_s: dict[Annotated[str, Field(pattern=r"^[1-9]\d*$")], Positive]
+    end_to_end_ms: DurationPart | None
+    first_call_ms: Positive
+    peak_memory_mib: Positive | None
+    calibration: str | None
+    float_layers: list[str]
+    vs_teacher: VsTeacher | None = None
+
+
+class SeedPart(Strict):
+    seed: int
+    student_accuracy_top1: Fraction
+    control_accuracy_top1: Fraction
+    gain_top1: float
+
+
+class Distillation(Strict):
+    control_accuracy_top1: Fraction | None
+    gain_top1: float | None
+    seeds: list[int] | None
+    mean: float | None
+    std: float | None
+    per_seed: list[SeedPart]
+    epochs: Count | None
+    images_seen: Count | None
+    seconds: Positive | None
+    train_img_s: Positive | None
+
+
+class Report(Strict):
+    schema_: Annotated[Literal[1], Field(alias="schema")]
+    created: AwareDatetime
+    toolkit_version: str
+    hardware: Hardware
+    versions: dict[str, str]
+    dataset: DatasetPart
+    recipe: dict[str, Any]
+    rows: Annotated[list[RowPart], Field(min_length=4)]
+    preprocess_ms: DurationPart
+    classes: list[ClassPart]
+    distillation: Distillation
+    verdict: Annotated[str, Field(min_length=20)]
+    warnings: list[str]
+    timing_warnings: list[str]
+    license: str
+
+
+# ---- rows whose answers are known -----------------------------------------------------------------------------------
+
+
+class FakePredictor:
+    """Logits are ten times the mean colours, but every `wrong_every`-th image is called the class after."""
+
+    classes = COLOURS
+    preprocess = PREPROCESS
+    threads = 1
+
+    def __init__(self, runtime: str, wrong_every: int) -> None:
+        self.runtime = runtime
+        self.provider = "cpu" if runtime == "torch" else "CPUExecutionProvider"
+        self.wrong_every = wrong_every
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits = 10 * images.astype(np.float32).mean((1, 2)) / 255
+        marks = images[:, 0, 0, 0]  # the first pixel's red is the image's number
+        return np.where((marks % self.wrong_every == 0)[:, None], np.roll(logits, 1, axis=1), logits)
+
+
+def make_rows(folder: Path, wrong_every: dict[tuple[str, str], int]) -> list[Row]:
+    networks = {"teacher": nn.Conv2d(3, 8, 3), "student": nn.Conv2d(3, 2, 3), "control": nn.Conv2d(3, 2, 3)}
+    rows = []
+    for (role, runtime), every in wrong_every.items():
+        path = folder / f"{role}.{'safetensors' if runtime == 'torch' else 'onnx'}"
+        path.write_bytes(b"x" * (5000 if role == "teacher" else 1000))
+        extra = {"epochs": 3, "images_seen": 300, "seconds": 1.5, "train_img_s": 200.0, "valid_accuracy": 0.5}
+        rows.append(Row(role, "fp32", path, FakePredictor(runtime, every), networks[role], extra))  # type: ignore[arg-type]
+    return rows
+
+
+def make_data(count: int = 60) -> tuple[Dataset, Pixels]:
+    """Plain pictures: class c has the channel c at 200; the first pixel's red is the picture's number."""
+    labels = np.arange(count) % 3
+    arrays = np.full((count, 32, 32, 3), 20, np.uint8)
+    arrays[np.arange(count), :, :, labels] = 200
+    arrays[:, 0, 0, 0] = np.arange(count)
+    images = Images.from_array("test", arrays, labels)
+    dataset = Dataset("colours", COLOURS, images, images, images, sha256="ab" * 32)
+    return dataset, load_pixels(dataset, "test", PREPROCESS)
+
+
+FOUR = {
+    ("teacher", "torch"): 10,
+    ("teacher", "onnxruntime"): 10,
+    ("student", "torch"): 4,
+    ("student", "onnxruntime"): 4,
+}
+
+
+@dataclass
+class Bench:
+    """run_bench over rows whose answers are known."""
+
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+
+    def run(self, wrong_every: dict[tuple[str, str], int] = FOUR, recipe: Recipe = RECIPE) -> dict[str, Any]:
+        rows = make_rows(self.folder, wrong_every)
+        self.monkeypatch.setattr(report_module, "open_rows", lambda *args: rows)
+        first_uses = lambda rows, batch_size, advance: [FirstUse(7.5, batch_size + 0.5)] * len(rows)  # noqa: E731
+        self.monkeypatch.setattr(speed, "measure_first_uses", first_uses)
+        dataset, pixels = make_data()
+        return run_bench(ModelDir(self.folder), recipe, pixels, dataset, device="cpu", provider="cpu")
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(timing, "SETTLE_MS", 0.0)
+    monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [])
+    return Bench(tmp_path, monkeypatch)
+
+
+def test_report_json_has_schema_1(bench: Bench) -> None:
+    report = bench.run()
+    text = (bench.folder / "report.json").read_text(encoding="utf-8")
+    assert json.loads(text) == report
+    Report.model_validate_json(text)
+    assert report["dataset"] == {"name": "colours", "split": "test", "images": 60, "sha256": "ab" * 32}
+    assert report["recipe"] == RECIPE.model_dump(mode="json")
+    assert [(row["model"], row["runtime"]) for row in report["rows"]] == list(FOUR)
+
+
+def test_figures_of_the_rows(bench: Bench) -> None:
+    teacher, _, student, _ = bench.run()["rows"]
+    numbers = np.arange(60)
+    assert teacher["accuracy_top1"] == np.mean(numbers % 10 != 0) == 0.9
+    assert student["accuracy_top1"] == np.mean(numbers % 4 != 0) == 0.75
+    assert student["teacher_agreement"] == np.mean((numbers % 10 == 0) == (numbers % 4 == 0))
+    assert student["accuracy_top5"] == 1.0
+    assert student["params"] == 3 * 2 * 9 + 2
+    assert student["macs"] == 30 * 30 * 2 * 27
+    assert student["size_bytes"] == 1000
+    assert set(student["throughput_img_s"]) == {"1", "4"}
+    assert student["vs_teacher"]["times_smaller"] == 5.0
+    assert student["vs_teacher"]["accuracy_top1_difference"] == pytest.approx(-0.15)
+    ratio = teacher["latency_ms"]["p50"] / student["latency_ms"]["p50"]
+    assert student["vs_teacher"]["times_faster"] == pytest.approx(ratio)
+    assert "vs_teacher" not in teacher
+    assert (student["first_call_ms"], student["peak_memory_mib"], student["threads"]) == (7.5, 4.5, 1)
+
+
+def test_whole_answers_are_timed_for_files_that_serve(bench: Bench) -> None:
+    report = bench.run()
+    for row in report["rows"]:
+        assert (row["end_to_end_ms"] is not None) == (row["runtime"] == "onnxruntime")
+    served = report["rows"][1]
+    assert served["end_to_end_ms"]["p50"] > report["preprocess_ms"]["p50"] > 0
+
+
+def test_classes_are_those_of_the_teacher_and_of_what_ships(bench: Bench) -> None:
+    classes = bench.run(FOUR | {("student", "torch"): 2})["classes"]
+    numbers, labels = np.arange(60), np.arange(60) % 3
+    assert [one["name"] for one in classes] == list(COLOURS)
+    for label, one in enumerate(classes):
+        own = labels == label
+        assert one["images"] == 20
+        assert one["teacher_recall"] == pytest.approx(np.mean(numbers[own] % 10 != 0))
+        assert one["student_recall"] == pytest.approx(np.mean(numbers[own] % 4 != 0))  # the ONNX file's, not torch's
+
+
+def test_noise_is_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [f"{hardware['cores']} are busy"])
+    (warning,) = bench.run()["timing_warnings"]
+    assert f"careful: {warning}" in capsys.readouterr().err
+
+
+def test_many_warnings_about_speed_are_cut_short(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [f"row {i}" for i in range(9)])
+    assert len(bench.run()["timing_warnings"]) == 9
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("careful: ")]
+    assert told == [*(f"careful: row {i}" for i in range(4)), "careful: 5 more warnings about speed in report.md"]
+    assert "row 8" in (bench.folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_test_images_are_kept_for_the_demo(bench: Bench) -> None:
+    recipe = RECIPE.with_overrides(["bench.disagreements=3"])
+    bench.run(FOUR | {("student", "torch"): 2}, recipe)
+    kept = Examples.read(bench.folder / "examples.zip")
+    numbers = np.arange(60)
+    assert kept.differing == np.sum((numbers % 10 == 0) != (numbers % 4 == 0))  # the ONNX file's, not torch's
+    assert (kept.images, len(kept.disagreements), len(kept.examples)) == (60, 3, len(COLOURS))
+
+
+def test_all_that_is_promised_is_written(bench: Bench) -> None:
+    bench.run()
+    assert all(path.stat().st_size > 0 for path in written_files(ModelDir(bench.folder)))
+
+
+def test_a_readme_of_somebody_s_own_stays(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    card = bench.folder / "README.md"
+    card.write_text("my notes")
+    bench.run()
+    assert card.read_text() == "my notes"
+    assert "was not written by toolkit bench and stays as it is" in capsys.readouterr().err
+    assert card not in written_files(ModelDir(bench.folder))
+    card.unlink()
+    for _ in range(2):
+        bench.run()
+        assert MADE_BY in card.read_text(encoding="utf-8")
+
+
+def test_the_distillation_section_passes_on_what_the_student_tells(bench: Bench) -> None:
+    assert bench.run()["distillation"] == {
+        "control_accuracy_top1": None,
+        "gain_top1": None,
+        "seeds": None,
+        "mean": None,
+        "std": None,
+        "per_seed": [],
+        "epochs": 3,
+        "images_seen": 300,
+        "seconds": 1.5,
+        "train_img_s": 200.0,
+    }
+
+
+def test_a_control_gets_its_row_and_the_gain(bench: Bench) -> None:
+    report = bench.run(FOUR | {("control", "torch"): 3})
+    Report.model_validate_json((bench.folder / "report.json").read_text(encoding="utf-8"))
+    control = report["rows"][-1]
+    assert control["model"] == "control"
+    assert report["distillation"]["control_accuracy_top1"] == control["accuracy_top1"] == pytest.approx(2 / 3)
+    assert report["distillation"]["gain_top1"] == pytest.approx(0.75 - 2 / 3)
+    assert report["distillation"]["seeds"] == [0]
+    assert report["distillation"]["std"] is None
+    markdown = (bench.folder / "report.md").read_text(encoding="utf-8")
+    assert "The teacher was worth +8.33 points: top-1 75.00 % with it, 66.67 % without (one seed" in markdown
+
+
+def test_rows_that_should_agree_and_do_not_are_flagged(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    report = bench.run(FOUR | {("student", "onnxruntime"): 3})
+    (warning,) = report["warnings"]
+    assert warning.startswith("student.onnx and student.safetensors should agree and do not: top-1 is 0.6667")
+    assert warning in capsys.readouterr().err
+    assert warning in (bench.folder / "report.md").read_text(encoding="utf-8")
+    assert bench.run()["warnings"] == []
+
+
+def test_fewer_images_are_spread_over_the_split(bench: Bench) -> None:
+    report = bench.run(recipe=RECIPE.with_overrides(["bench.images=20"]))
+    assert report["dataset"]["images"] == 20
+    chosen = np.arange(20) * 3
+    assert report["rows"][0]["accuracy_top1"] == np.mean(chosen % 10 != 0)
+    np.testing.assert_array_equal(choose_images(10, 4), [0, 2, 5, 7])
+    np.testing.assert_array_equal(choose_images(3, 0), [0, 1, 2])
+    np.testing.assert_array_equal(choose_images(3, 9), [0, 1, 2])
+
+
+def test_nothing_half_written_stays(bench: Bench) -> None:
+    bench.monkeypatch.setattr(report_module.json, "dumps", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bench.run()
+    left = {path.name for path in bench.folder.iterdir()}
+    assert "report.json" not in left
+    assert not any(name.startswith(".") for name in left)
+
+
+def test_the_table_fits_80_columns_and_ends_in_the_verdict(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    report = bench.run()
+    capsys.readouterr()
+    print_table(report)
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    table = [line for line in lines if " torch " in line or " onnxruntime " in line][1:5]
+    assert max(len(line) for line in table) <= 80
+    assert [line.split()[:2] for line in table] == [list(names) for names in FOUR]
+    assert "90.00" in table[0]
+    assert "75.00" in table[2]
+    assert "5.0 times smaller" in out
+    assert "Classes that lose most: " in out
+    assert lines[-1] == report["verdict"]
+
+
+def test_a_wide_terminal_shows_every_column(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    report = bench.run()
+    capsys.readouterr()
+    bench.monkeypatch.setattr(console.out, "_width", 240)
+    print_table(report)
+    heading = next(line for line in capsys.readouterr().out.splitlines() if "params" in line)
+    for name in ("MACs", "top-5 %", "F1", "ECE", "p99 ms", "whole ms", "first ms", "MiB", "img/s 1", "img/s 4"):
+        assert name in heading
+
+
+def test_the_markdown_is_complete(bench: Bench) -> None:
+    report = bench.run()
+    text = (bench.folder / "report.md").read_text(encoding="utf-8")
+    assert text == render_markdown(report)
+    assert report["verdict"] in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    for heading, rows in (
+        ("| model | runtime | provider | top-1", 4),
+        ("| class |", 3),
+        ("| model | runtime | threads", 4),
+    ):
+        at = next(i for i, line in enumerate(tables) if line.startswith(heading))
+        assert len({line.count("|") for line in tables[at : at + rows + 2]}) == 1
+    for name in ("accuracy_latency", "reliability", "confusion_difference"):
+        assert f"]({name}.png)" in text
+
+
+def test_the_plot_is_a_picture_with_ink_of_both_models(bench: Bench) -> None:
+    bench.run()
+    with Image.open(bench.folder / "accuracy_latency.png") as picture:
+        assert picture.width >= 1000
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
+    bluish, reddish = pixels[:, 2] - pixels[:, 0], pixels[:, 0] - pixels[:, 2]
+    assert (bluish > 40).sum() > 1000
+    assert (reddish > 60).sum() > 300
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def row_of(model: str, size: int, p50: float, accuracy: float, runtime: str = "onnxruntime") -> dict[str, Any]:
+    return {
+        "model": model,
+        "precision": "fp32",
+        "runtime": runtime,
+        "size_bytes": size,
+        "latency_ms": {"p50": p50},
+        "accuracy_top1": accuracy,
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "p50", "accuracy", "told"),
+    [
+        (1_000_000, 1.0, 0.916, "44.8 times smaller, 12.3 times faster and 0.4 points less accurate"),
+        (44_800_000, 12.3, 0.92, "about as large, about as fast and as accurate"),
+        (89_600_000, 24.6, 0.93, "2.0 times larger, 2.0 times slower and 1.0 points more accurate"),
+        (100_000, 0.1, 0.92, "448 times smaller, 123 times faster and as accurate"),
+    ],
+)
+def test_a_difference_in_words(size: int, p50: float, accuracy: float, told: str) -> None:
+    rows = [row_of("teacher", 44_800_000, 12.3, 0.92), row_of("student", size, p50, accuracy)]
+    compare_with_teacher(rows)
+    assert describe_difference(rows[1]) == told
+
+
+def test_each_row_is_compared_in_its_own_runtime() -> None:
+    rows: Sequence[dict[str, Any]] = [
+        row_of("teacher", 100, 20.0, 0.9, "torch"),
+        row_of("teacher", 100, 10.0, 0.9),
+        row_of("student", 50, 5.0, 0.9, "torch"),
+        row_of("student", 50, 5.0, 0.9),
+    ]
+    compare_with_teacher(rows)
+    assert rows[2]["vs_teacher"]["times_faster"] == 4.0
+    assert rows[3]["vs_teacher"]["times_faster"] == 2.0
+
+
+def test_a_small_difference_between_runtimes_is_no_contradiction() -> None:
+    rows = [row_of("student", 1, 1, 0.9000, "torch"), row_of("student", 1, 1, 0.9009)]
+    assert find_contradictions(rows, 0.001) == []
+    assert len(find_contradictions(rows, 0.0001)) == 1
+
+
+# ---- real files ------------------------------------------------------------------------------------------------------
+
+
+def save_network(model_dir: ModelDir, role: Any, classes: tuple[str, ...], preprocess: Preprocess = PREPROCESS) -> None:
+    network = build("depthwise", len(classes), base=2, width_mult=1.0)
+    sha = RECIPE.control_fingerprint() if role == "control" else "0" * 64
+    recipe = RECIPE.model_dump(mode="json")
+    info = ModelInfo(
+        role, "depthwise", 2, 1.0, classes, preprocess, recipe, sha, "1" * 64, None, "0.1.0", {"epochs": 2}
+    )  # fmt: skip
+    save_model(model_dir.weights(role), network, info)
+
+
+def test_rows_of_real_files_from_end_to_end(tmp_path: Path) -> None:
+    model_dir = ModelDir(tmp_path)
+    for role in ("teacher", "student"):
+        save_network(model_dir, role, COLOURS)
+        save_colour_model(model_dir.onnx(role), image_size=32, resize=0)
+    save_network(model_dir, "control", COLOURS)
+    dataset, pixels = make_data()
+    report = run_bench(model_dir, RECIPE, pixels, dataset, device="cpu", provider="cpu")
+    Report.model_validate_json((tmp_path / "report.json").read_text(encoding="utf-8"))
+    rows = {(row["model"], row["runtime"]): row for row in report["rows"]}
+    assert list(rows) == [*FOUR, ("control", "torch")]
+    assert rows["student", "onnxruntime"]["accuracy_top1"] == 1.0  # the colour model is right about every colour
+    assert rows["student", "onnxruntime"]["provider"] == "CPUExecutionProvider"
+    assert rows["student", "onnxruntime"]["params"] == rows["student", "torch"]["params"] > 0
+    assert rows["student", "torch"]["size_bytes"] == model_dir.weights("student").stat().st_size
+    assert report["distillation"]["epochs"] == 2
+
+
+def test_onnxruntime_on_a_gpu_from_end_to_end(bench: Bench) -> None:
+    """As on a machine with two, of which torch takes neither; the sentence on int8 is one about speed."""
+    model_dir = ModelDir(bench.folder)
+    for role in ("teacher", "student"):
+        save_network(model_dir, role, COLOURS)
+        save_colour_model(model_dir.onnx(role), image_size=32, resize=0)
+    save_colour_model(model_dir.onnx("student", "int8"), image_size=32, resize=0)
+    pretend_cuda(bench.monkeypatch, OnCuda())
+    first_uses = lambda rows, batch_size, advance: [FirstUse(7.5, None)] * len(rows)  # noqa: E731
+    bench.monkeypatch.setattr(speed, "measure_first_uses", first_uses)
+    dataset, pixels = make_data()
+    report = run_bench(model_dir, RECIPE, pixels, dataset, device="cpu", provider="cuda:1")
+    Report.model_validate_json((bench.folder / "report.json").read_text(encoding="utf-8"))
+    (kept, bound), providers = (
+        [row for row in report["rows"] if (row["model"], row["runtime"].split(".")[0]) == ("student", "onnxruntime")],
+        {row["runtime"]: row["provider"] for row in report["rows"]},
+    )
+    assert providers == {
+        "torch": "cpu", "onnxruntime": "CUDAExecutionProvider:1", "onnxruntime.io_binding": "CUDAExecutionProvider:1"
+    }  # fmt: skip
+    assert (kept["runtime"], bound["runtime"]) == ("onnxruntime", "onnxruntime.io_binding")
+    assert kept["accuracy_top1"] == bound["accuracy_top1"] == 1.0
+    assert kept["end_to_end_ms"] is not None
+    assert bound["end_to_end_ms"] is None
+    (remark,) = report["timing_warnings"]
+    assert remark.startswith("onnxruntime has no row for student.int8.onnx: ")
+    assert remark in (bench.folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_control_of_other_settings_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model_dir = ModelDir(tmp_path)
+    for role in ("teacher", "student"):
+        save_network(model_dir, role, COLOURS)
+        save_colour_model(model_dir.onnx(role), image_size=32, resize=0)
+    model_dir.weights("control").write_bytes(model_dir.weights("student").read_bytes())  # its fingerprint is another
+    assert {row.model for row in open_rows(model_dir, "cpu", "cpu")} == {"teacher", "student"}
+    assert "control.safetensors was trained with other settings than the student" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("teacher.safetensors", r"has no teacher\.safetensors; make it with: toolkit distill"),
+        ("student.onnx", r"has no student\.onnx; make it with: toolkit export --onnx"),
+    ],
+)
+def test_a_missing_file_names_the_command(tmp_path: Path, missing: str, message: str) -> None:
+    model_dir = ModelDir(tmp_path)
+    for role in ("teacher", "student"):
+        save_network(model_dir, role, COLOURS)
+        save_colour_model(model_dir.onnx(role), image_size=32, resize=0)
+    (tmp_path / missing).unlink()
+    with pytest.raises(ArtifactError, match=message):
+        open_rows(model_dir, "cpu", "cpu")
+
+
+def test_files_of_two_runs_are_refused(tmp_path: Path) -> None:
+    model_dir = ModelDir(tmp_path)
+    for role in ("teacher", "student"):
+        save_network(model_dir, role, COLOURS)
+        save_colour_model(model_dir.onnx(role), image_size=32, resize=0)
+    save_colour_model(model_dir.onnx("student"), ("a", "b", "c"), image_size=32, resize=0)
+    with pytest.raises(ArtifactError, match="were made for other classes"):
+        open_rows(model_dir, "cpu", "cpu")
+    save_colour_model(model_dir.onnx("student"), image_size=16, resize=20)
+    with pytest.raises(ArtifactError, match="sees 16 px, resized to 20"):
+        open_rows(model_dir, "cpu", "cpu")
+
+
+def test_images_that_do_not_fit_the_model_are_refused(bench: Bench) -> None:
+    rows = make_rows(bench.folder, FOUR)
+    bench.monkeypatch.setattr(report_module, "open_rows", lambda *args: rows)
+    dataset, pixels = make_data()
+    model_dir = ModelDir(bench.folder)
+    with pytest.raises(DataError, match=r"not trained on the classes of colours \(3 and 2\)"):
+        run_bench(model_dir, RECIPE, pixels, replace(dataset, classes=("a", "b")), device="cpu")
+    with pytest.raises(DataError, match="the same number, other names"):
+        run_bench(model_dir, RECIPE, pixels, replace(dataset, classes=("a", "b", "c")), device="cpu")
+    with pytest.raises(DataError, match="has no readable test image"):
+        run_bench(model_dir, RECIPE, replace(pixels, names=()), dataset, device="cpu")
+    with pytest.raises(DataError, match=r"use --set data\.image_size=32 --set data\.resize=0"):
+        run_bench(model_dir, RECIPE, replace(pixels, preprocess=replace(PREPROCESS, image_size=16)), dataset)

@@ -1,0 +1,97 @@
+"""`toolkit bench` around the measuring: the baseline's gate, JSON alone, and what ends it before any work."""
+
+import copy
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from report_samples import make_report
+
+from toolkit.cli import app, bench
+from toolkit.errors import ArtifactError, GateError
+from toolkit.modeldir import ModelDir
+from toolkit.recipe import Recipe
+
+
+class Measured:
+    """bench.measure with a report that was made up, and a baseline beside it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = ModelDir(folder / "m")
+        self.directory.path.mkdir()
+        self.report = make_report()
+        self.baseline = folder / "baseline.json"
+        self.baseline.write_text(json.dumps(self.report))
+        self.measured = 0
+        dataset = SimpleNamespace(name="fashion-mnist", sha256="ab" * 32)
+        job = SimpleNamespace(recipe=Recipe(), model_dir=self.directory, dataset=dataset, test_pixels=range(10_000))
+        monkeypatch.setattr(bench, "open_finished_job", lambda *args, **options: job)
+        monkeypatch.setattr(bench, "bench_models", self._bench)
+        monkeypatch.setattr(bench, "written_files", lambda directory: [])
+        self.job = job
+
+    def _bench(self, *args: object) -> dict[str, Any]:
+        self.measured += 1
+        return copy.deepcopy(self.report)
+
+    def __call__(self, baseline: Path | None = None, *, as_json: bool = False) -> None:
+        bench.measure(self.directory.path, None, None, "cpu", "cpu", [], baseline or self.baseline, as_json)
+
+
+@pytest.fixture
+def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measured:
+    return Measured(tmp_path, monkeypatch)
+
+
+def test_a_baseline_that_holds_is_said(measure: Measured, capsys: pytest.CaptureFixture[str]) -> None:
+    measure()
+    last = capsys.readouterr().out.splitlines()[-1]
+    held = "no more than 1.2 times as slow, no more than 1 points lost"
+    assert last == f"baseline of 2026-11-24T12:00:00+00:00: 4 rows held ({held})"
+
+
+def test_json_carries_the_comparison_and_nothing_else(measure: Measured, capsys: pytest.CaptureFixture[str]) -> None:
+    measure(as_json=True)
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["slowdown"] for row in printed["baseline"]] == [1.0] * 4
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_worse_report_is_shown_and_then_refused(
+    measure: Measured, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    measure.report["rows"][3]["latency_ms"]["p50"] *= 2
+    with pytest.raises(GateError, match=r"student in onnxruntime on cpu is 2\.00 times as slow"):
+        measure(as_json=as_json)
+    out = capsys.readouterr().out
+    assert json.loads(out)["rows"] if as_json else "onnxruntime" in out
+
+
+def test_the_directory_s_own_report_can_be_no_baseline(measure: Measured) -> None:
+    """A failing report would take its place, and the next one would pass."""
+    measure.directory.report_json.write_text(measure.baseline.read_text())
+    with pytest.raises(ArtifactError, match=r"is the report that this benchmark will replace.*; copy it to another"):
+        measure(measure.directory.report_json)
+    assert measure.measured == 0
+
+
+def test_other_images_are_refused_before_anything_is_measured(measure: Measured) -> None:
+    measure.job.test_pixels = range(500)
+    with pytest.raises(ArtifactError, match=r"the baseline was measured on 10,000 images of fashion-mnist, .* on 500"):
+        measure()
+    assert measure.measured == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "provider"), [([], "auto"), (["--device", "cuda:1"], "auto:1"), (["--provider", "cuda:2"], "cuda:2")]
+)
+def test_the_load_is_on_the_gpu_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], provider: str
+) -> None:
+    asked: list[str] = []
+    result = SimpleNamespace(summary=lambda: "", to_json=dict)
+    monkeypatch.setattr(bench, "run_load", lambda directory, role, precision, name, *_: asked.append(name) or result)
+    app.app(["bench", "models/m", "--clients", "2", "--json", *given], standalone_mode=False)
+    assert asked == [provider]

@@ -1,0 +1,263 @@
+"""The command line: usage, exit codes, one-line errors, and that --help stays light."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import make_image
+
+from toolkit import __version__
+from toolkit.cli import app
+from toolkit.errors import ToolkitError
+
+COMMANDS = ("doctor", "data", "teacher", "distill", "export", "bench", "predict", "demo", "plan", "run")
+HEAVY = {
+    *("torch", "torchvision", "torchmetrics", "onnx", "onnxruntime", "openvino", "numpy", "PIL", "matplotlib"),
+    *("gradio", "fastapi", "starlette", "uvicorn", "pydantic", "safetensors"),
+}
+
+
+def toolkit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "toolkit", *arguments], capture_output=True, text=True, cwd=cwd, check=False, timeout=600
+    )
+
+
+@pytest.fixture
+def toolkit_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """The command in this process, which has loaded torch already, as that takes seconds; it runs in tmp_path."""
+    import torch
+
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["toolkit", *arguments])
+        with pytest.raises(SystemExit) as ending:
+            app.main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, ending.value.code, said.out, said.err)  # type: ignore[arg-type]
+
+    yield run
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, handler)
+
+
+def assert_one_line_error(result: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -> None:
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    for part in parts:
+        assert part in lines[-1]
+
+
+def test_help_names_every_command_and_loads_nothing_but_the_command_line() -> None:
+    """That is why it takes well under a second."""
+    command = [sys.executable, "-X", "importtime", "-m", "toolkit", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert all(command in result.stdout for command in COMMANDS)
+    modules = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert {"toolkit.cli.app", "typer"} <= modules
+    assert {module.partition(".")[0] for module in modules}.isdisjoint(HEAVY), "a heavy import crept in"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, toolkit.cli.app, toolkit.pipeline;"
+        "heavy = 'torch onnxruntime gradio matplotlib torchvision numpy';"
+        "print([module for module in heavy.split() if module in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    result = toolkit(command, "--help")
+    assert result.returncode == 0
+    assert f"toolkit {command}" in result.stdout
+
+
+def test_version() -> None:
+    assert toolkit("--version").stdout.strip() == f"kd-toolkit {__version__}"
+
+
+@pytest.mark.parametrize("arguments", [("no-such-command",), ("distill", "--no-such-flag"), ("export",), ("predict",)])
+def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
+    result = toolkit(*arguments)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "allowed"),
+    [
+        (("plan", "--minutes", "0.01"), "'--minutes'", "0.1"),
+        (("run", "--minutes", "soon"), "'--minutes'", "number"),
+        (("distill", "--seeds", "0"), "'--seeds'", "1"),
+        (("teacher", "--seed", "-1"), "'--seed'", "0"),
+        (("bench", "--max-drop", "2"), "'--max-drop'", "1"),
+        (("bench", "--max-slowdown", "0.5"), "'--max-slowdown'", "1"),
+        (("bench", "--clients", "0"), "'--clients'", "1"),
+        (("bench", "--clients", "2", "--seconds", "0"), "'--seconds'", "0.1"),
+        (("bench", "--precision", "fp8"), "'--precision'", "int8"),
+        (("predict", "-k", "0", "a.onnx", "b.png"), "'--top'", "1"),
+        (("demo", "--port", "70000"), "'--port'", "65535"),
+        (("demo", "--max-upload", "0"), "'--max-upload'", "1"),
+        (("predict",), "missing argument 'MODEL'", ""),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_one_line_and_exit_2(
+    arguments: tuple[str, ...],
+    option: str,
+    allowed: str,
+    toolkit_here: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = toolkit_here(*arguments)
+    assert_one_line_error(done, option, allowed, f"see what it takes: toolkit {arguments[0]} --help", code=2)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_max_drop_without_int8_is_wrong_usage() -> None:
+    done = toolkit("export", "--onnx", "--max-drop", "0.1")
+    assert done.returncode == 2
+    assert "--int8" in done.stderr
+
+
+def test_export_says_which_format_flag_is_missing() -> None:
+    assert "--onnx" in toolkit("export").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("distill", "--set", "distill.epoch=3"), ("unknown key distill.epoch", "did you mean distill.epochs?")),
+        (("distill", "--set", "distill.epochs=many"), ('distill.epochs = "many" is not allowed', "valid integer")),
+        (("distill", "--recipe", "none.toml"), ("there is no file none.toml", "recipes: fashion-mnist, food11")),
+        (("distill", "--data", "no/such/dir"), ("no/such/dir",)),
+        (("distill", "--data", "fashion-mnits"), ("fashion-mnist",)),
+        (("distill", "--device", "cuda:99", "--data", "fashion-mnist"), ("cuda:99",)),
+        (("teacher", "--weights", "none.bin", "--data", "{data}"), ("none.bin",)),
+        (("export", "--onnx", "nowhere"), ("there is no model directory nowhere", "toolkit run --out nowhere")),
+        (("bench", "nowhere"), ("there is no model directory nowhere", "toolkit run --out nowhere")),
+        (("predict", "nowhere.onnx", "x.png"), ("nowhere.onnx",)),
+        (("data", "."), ("images",)),
+    ],
+)
+def test_a_user_s_mistake_is_one_line_and_exit_1(
+    arguments: tuple[str, ...],
+    parts: tuple[str, ...],
+    class_folders: Path,
+    toolkit_here: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    filled = [a.replace("{data}", str(class_folders)) for a in arguments]
+    assert_one_line_error(toolkit_here(*filled), *parts)
+
+
+def test_a_user_s_mistake_is_one_line_and_exit_1_in_a_process_of_its_own(tmp_path: Path) -> None:
+    assert_one_line_error(toolkit("demo", "nowhere", cwd=tmp_path), "nowhere")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path, class_folders: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = toolkit("distill", "--data", str(class_folders), "--out", str(tmp_path / "file" / "m"))
+    assert_one_line_error(result, "cannot write", "give a directory you may write to")
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    code = (
+        "import toolkit.doctor.checks, toolkit.cli.app, sys; sys.argv = ['toolkit', 'doctor']\n"
+        "def broken(**_): raise ZeroDivisionError('a bug')\n"
+        "toolkit.doctor.checks.examine = broken; toolkit.cli.app.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "ZeroDivisionError: a bug" in result.stderr
+
+
+def test_ctrl_c_while_the_command_loads_is_one_word(tmp_path: Path) -> None:
+    code = (
+        "import sys, toolkit.__main__\n"
+        "class Impatient:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Impatient()); toolkit.__main__.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "stopped\n")
+
+
+def test_data_counts_as_json_and_strict_names_the_broken_file(tmp_path: Path) -> None:
+    for split, count in (("train", 6), ("val", 3), ("test", 3)):
+        for name, label in (("a", 0), ("b", 1)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                make_image(label, hash_of(split, label, i)).save(tmp_path / split / name / f"{i}.png")
+    (tmp_path / "train" / "a" / "broken.png").write_bytes(b"\x89PNG not really")
+    result = toolkit("data", str(tmp_path), "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert "broken.png" in json.dumps(report)
+    strict = toolkit("data", str(tmp_path), "--strict")
+    assert_one_line_error(strict, "1 unreadable image", "train/a/broken.png")
+
+
+def hash_of(split: str, label: int, i: int) -> int:
+    return (len(split) + ord(split[1])) * 10_000 + label * 100 + i
+
+
+def test_sigterm_outside_training_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys
+from pathlib import Path
+from toolkit.cli import app as cli
+from toolkit.files import write_atomically
+
+def app():
+    with write_atomically(Path({str(tmp_path / "half")!r})):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+cli.app = app
+sys.argv = ["toolkit", "distill", "--out", "x y"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 143
+    assert done.stderr == "stopped; go on with: toolkit distill --out 'x y' --resume\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_temporary_folder_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp', '/app']")
+
+    monkeypatch.setattr("tempfile.gettempdir", fail)
+    with pytest.raises(ToolkitError, match=r"no folder for temporary files .*; set TMPDIR .* --tmpfs /tmp"):
+        app.app(["doctor"], standalone_mode=False)
+
+
+def test_onnxruntime_s_telemetry_is_off(tmp_path: Path) -> None:
+    """Where it is on, opening a model leaves an identity and a store of what is to be sent in the home folder."""
+    code = (
+        "import toolkit; from toolkit.runtimes import tiny_model; import onnxruntime as o;"
+        "o.InferenceSession(tiny_model.build(), providers=['CPUExecutionProvider'])"
+    )
+    quiet = {
+        "CI",
+        "ORT_RUNNING_UNIT_TESTS",
+        "ORT_DISABLE_TELEMETRY",
+        "XDG_CACHE_HOME",
+    }  # each turns it off, or elsewhere
+    environment = {name: value for name, value in os.environ.items() if name not in quiet} | {"HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.rglob("*")) == []

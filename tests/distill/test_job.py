@@ -1,0 +1,75 @@
+"""What every training stage refuses before it begins."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from distill_samples import load_splits
+from torch import nn
+
+from toolkit.data.sources import load_dataset
+from toolkit.distill import distributed
+from toolkit.distill.job import Images, Options
+from toolkit.distill.student import _require_same_size, train_control
+from toolkit.distill.teacher import make_teacher
+from toolkit.errors import RecipeError, TrainingError
+from toolkit.modeldir import ModelDir
+from toolkit.networks.classifier import Classifier
+from toolkit.recipe import Recipe
+
+SMALL = ["data.image_size=32", "data.resize=0", "teacher.architecture=depthwise", "student.base=4", "distill.epochs=4"]
+
+
+@pytest.fixture(scope="module")
+def images(class_folders: Path) -> Images:
+    recipe = Recipe().with_overrides([*SMALL, f"data.source={class_folders}"])
+    return Images(load_dataset(recipe.data), *load_splits(class_folders))
+
+
+@pytest.mark.parametrize(("make", "section"), [(make_teacher, "teacher"), (train_control, "distill")])
+def test_a_first_size_that_the_network_cannot_take_is_one_line(
+    images: Images, tmp_path: Path, make: object, section: str
+) -> None:
+    """The depthwise network halves its images four times."""
+    recipe = Recipe().with_overrides([*SMALL, f"{section}.start_image_size=8", "distill.precision=fp32"])
+    message = rf"cannot take images of 8 px \({section}.start_image_size\): .*; use a larger {section}.start_image_size"
+    with pytest.raises(RecipeError, match=message) as caught:
+        make(recipe, ModelDir(tmp_path), images, Options())  # type: ignore[operator]
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "synchronize_batch_norms", lambda network, device: network)
+    recipe = Recipe().with_overrides([*SMALL, "distill.batch_size=2", "distill.precision=fp32"])
+    message = "2 images a step cannot be shared out to 3 processes; use a larger distill.batch_size or fewer processes"
+    with pytest.raises(TrainingError, match=message):
+        train_control(recipe, ModelDir(tmp_path), images, Options())
+
+
+class Picky(nn.Module):
+    """Takes images of 64 px only."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.shape[-1] != 64:
+            raise RuntimeError("Output size is too small\nand more")
+        return images.mean((2, 3))
+
+
+def test_a_teacher_that_cannot_take_the_images_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = Classifier(Picky(), (0.5,) * 3, (0.5,) * 3)
+    info = SimpleNamespace(preprocess=SimpleNamespace(image_size=64))
+    _require_same_size(teacher, info, 64, "teacher.safetensors")  # type: ignore[arg-type]
+    told = (
+        r"teacher\.safetensors, trained at 64 px, cannot take images of 32 px \(data\.image_size\): Output size is too"
+    )
+    with pytest.raises(RecipeError, match=told):
+        _require_same_size(teacher, info, 32, "teacher.safetensors")  # type: ignore[arg-type]
+    easy = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (0.5,) * 3, (0.5,) * 3)
+    assert capsys.readouterr().err == ""
+    _require_same_size(easy, info, 32, "teacher.safetensors")  # type: ignore[arg-type]
+    assert "careful: teacher.safetensors was trained at 64 px and teaches at 32 px" in capsys.readouterr().err

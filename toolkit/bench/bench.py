@@ -1,0 +1,177 @@
+"""The benchmark: what is lost and what is won by shipping the student. Writes the report, its pictures and the card."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit import __version__, console
+from toolkit.bench.measure.classes import compare_classes
+from toolkit.bench.measure.fidelity import measure_fidelity
+from toolkit.bench.measure.gain import measure_gain
+from toolkit.bench.measure.noise import find_noise
+from toolkit.bench.measure.rows import Row, answer_images, choose_images, find_remarks, find_stale, open_rows
+from toolkit.bench.measure.speed import measure_speed
+from toolkit.bench.pictures.accuracy_latency import draw_accuracy_latency
+from toolkit.bench.pictures.confusion import draw_confusion_difference
+from toolkit.bench.pictures.reliability import draw_reliability
+from toolkit.bench.report.baseline import SCHEMA
+from toolkit.bench.report.card import MADE_BY, render_card
+from toolkit.bench.report.examples import write_examples
+from toolkit.bench.report.table import print_table, render_markdown
+from toolkit.bench.report.verdict import compare_with_teacher, find_contradictions, find_shipped, ship
+from toolkit.data.pixels import Pixels
+from toolkit.data.sources import Dataset
+from toolkit.errors import DataError
+from toolkit.files import write_atomically
+from toolkit.machine.devices import pick_device
+from toolkit.machine.hardware import describe_hardware, describe_versions
+from toolkit.modeldir import BENCH_PLOTS, ModelDir
+from toolkit.recipe import Recipe
+
+__all__ = ["print_table", "run_bench"]
+
+SHOWN_WARNINGS = 4
+"""of those about speed, on the terminal; report.md has all"""
+
+Logits = NDArray[np.float32]
+
+
+def run_bench(
+    model_dir: ModelDir,
+    recipe: Recipe,
+    test_pixels: Pixels,
+    dataset: Dataset,
+    *,
+    device: str = "auto",
+    provider: str = "auto",
+) -> dict[str, Any]:
+    """Measure teacher and student (and the control, where there is one) in every runtime of `recipe.bench.runtimes`.
+
+    torch runs on `device`, and onnxruntime on the same GPU, unless `provider` says otherwise. Returns the report that
+    is written to report.json. Raises ArtifactError where weights or ONNX files are missing, DataError where the test
+    images are not of the model's classes, DeviceError.
+    """
+    device = pick_device(device)
+    hardware = describe_hardware(device)  # before this process is busy itself
+    rows = open_rows(model_dir, device, provider, recipe.bench.runtimes)
+    _require_fitting_images(rows, test_pixels, dataset)
+    chosen = choose_images(len(test_pixels), recipe.bench.images)
+    images, labels = len(chosen), test_pixels.labels[chosen]
+    answers = _answer(rows, test_pixels, chosen)
+    speed = measure_speed(rows, recipe.bench, test_pixels, dataset.test, chosen)
+    measured = [
+        row.describe() | asdict(measure_fidelity(logits, labels, answers[0])) | figures
+        for row, logits, figures in zip(rows, answers, speed.rows, strict=True)
+    ]
+    compare_with_teacher(measured)
+    contradictions = [
+        *find_stale(rows, model_dir),
+        *find_contradictions(measured, recipe.export.max_accuracy_drop),
+    ]
+    noise = [*find_remarks(rows, model_dir), *find_noise(measured, hardware)]
+    _warn(contradictions, noise)
+    # what ships against the teacher: the pair that classes and pictures are about
+    shipped = measured.index(find_shipped(measured))
+    teacher, student = answers[0], answers[shipped]
+    report = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "toolkit_version": __version__,
+        "hardware": hardware,
+        "versions": describe_versions(),
+        "dataset": {"name": dataset.name, "split": "test", "images": images, "sha256": dataset.sha256},
+        "recipe": recipe.model_dump(mode="json"),
+        "rows": measured,
+        "preprocess_ms": speed.preprocess_ms,
+        "classes": compare_classes(labels, teacher, student, dataset.classes),
+        "distillation": measure_gain(model_dir, recipe.distill.seed, rows, measured, test_pixels, chosen, device),
+        "verdict": ship(measured, recipe.bench.max_drop, images),
+        "warnings": contradictions,
+        "timing_warnings": noise,
+        "license": rows[shipped].metadata.get("license", recipe.export.license),
+    }
+    write_examples(
+        *(model_dir.examples, dataset.name, dataset.classes, test_pixels, chosen),
+        *(teacher, student, recipe.bench.disagreements),
+    )
+    _write(model_dir, report, _draw(report, labels, teacher, student, dataset))
+    return report
+
+
+def written_files(model_dir: ModelDir) -> list[Path]:
+    """What `run_bench` wrote; a README.md of somebody's own is not among it."""
+    pictures = [model_dir.plot(name) for name in BENCH_PLOTS]
+    card = [model_dir.card] if MADE_BY in model_dir.card.read_text(encoding="utf-8", errors="replace") else []
+    return [model_dir.report_json, model_dir.report_markdown, *pictures, model_dir.examples, *card]
+
+
+def _warn(contradictions: Sequence[str], noise: Sequence[str]) -> None:
+    for warning in (*contradictions, *noise[:SHOWN_WARNINGS]):
+        console.say(f"careful: {warning}")
+    if (more := len(noise) - SHOWN_WARNINGS) > 0:
+        console.say(f"careful: {console.count(more, 'more warning')} about speed in report.md")
+
+
+def _answer(rows: Sequence[Row], pixels: Pixels, indices: NDArray[np.integer]) -> list[Logits]:
+    with console.progress("bench: quality", len(indices) * len(rows)) as advance:
+        return answer_images([row.predictor for row in rows], pixels, indices, advance)
+
+
+def _draw(
+    report: dict[str, Any], labels: NDArray[np.integer], teacher: Logits, student: Logits, dataset: Dataset
+) -> dict[str, bytes]:
+    """The pictures by their names in the model directory."""
+    return {
+        "accuracy_latency": draw_accuracy_latency(report),
+        "reliability": draw_reliability(labels, teacher, student, dataset.name),
+        "confusion_difference": draw_confusion_difference(labels, teacher, student, dataset.classes, dataset.name),
+    }
+
+
+def _require_fitting_images(rows: Sequence[Row], pixels: Pixels, dataset: Dataset) -> None:
+    if len(pixels) == 0:
+        raise DataError(f"{dataset.name} has no readable test image", "add some, or give another set with --data")
+    known, given = rows[0].predictor.classes, dataset.classes
+    if known != given:
+        detail = f"{len(known)} and {len(given)}" if len(known) != len(given) else "the same number, other names"
+        raise DataError(
+            f"{rows[0].path} was not trained on the classes of {dataset.name} ({detail})",
+            "give the data it was trained on with --data",
+        )
+    seen, cut = rows[0].predictor.preprocess, pixels.preprocess
+    if (seen.image_size, seen.resize) != (cut.image_size, cut.resize):
+        raise DataError(
+            f"{rows[0].path} sees {seen.image_size} px, resized to {seen.resize}; the recipe cuts images to "
+            f"{cut.image_size} px, resized to {cut.resize}",
+            f"use --set data.image_size={seen.image_size} --set data.resize={seen.resize}",
+        )
+
+
+def _write(model_dir: ModelDir, report: dict[str, Any], pictures: dict[str, bytes]) -> None:
+    """Pictures first, report.json last: where it is new, all is."""
+    for name, picture in pictures.items():
+        with write_atomically(model_dir.plot(name)) as path:
+            path.write_bytes(picture)
+    texts = {model_dir.report_markdown: render_markdown(report)}
+    if _may_replace(model_dir.card):
+        texts[model_dir.card] = render_card(report, report["license"])
+    texts[model_dir.report_json] = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    for destination, text in texts.items():
+        with write_atomically(destination) as path:
+            path.write_text(text, encoding="utf-8")
+
+
+def _may_replace(card: Path) -> bool:
+    """Whether there is no README.md, or one that an earlier benchmark wrote."""
+    if not card.exists() or MADE_BY in card.read_text(encoding="utf-8", errors="replace"):
+        return True
+    console.say(
+        f"{card} was not written by toolkit bench and stays as it is; without it, a model card is written there"
+    )
+    return False

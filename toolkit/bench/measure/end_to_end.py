@@ -1,0 +1,100 @@
+"""How long whole answers take: from an image file's bytes to probabilities, and what of that is preprocessing.
+
+By the method of timing.py, one image at a time. The steps are those of `toolkit predict`: decode, resize and crop by
+the model's own preprocess, logits, softmax. Reading the disk is left out: the bytes are in memory.
+"""
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from toolkit.bench.measure.timing import ROUNDS, Clock, Rounds, Work, time_in_turns
+from toolkit.data.dataset import Images
+from toolkit.data.preprocess import FORMATS, Preprocess
+from toolkit.runtimes.base import Predictor, softmax
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Milliseconds of one run over n timed runs; percentiles interpolate linearly."""
+
+    p50: float
+    p95: float
+    n: int
+
+    @classmethod
+    def of(cls, rounds: Rounds) -> "Duration":
+        durations_ms = np.concatenate(rounds) / 1e6
+        p50, p95 = (float(value) for value in np.percentile(durations_ms, (50, 95)))
+        return cls(p50, p95, len(durations_ms))
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """One image, in memory as a file's bytes."""
+
+    preprocess_ms: Duration
+    """Decode, resize and crop."""
+    end_to_end_ms: list[Duration]
+    """The same, and the network and softmax, for each predictor."""
+
+
+def encode_images(images: Images, names: Sequence[str]) -> list[bytes]:
+    """The files' own bytes of the images of those names; images that are arrays are encoded as PNG."""
+    places = {name: i for i, name in enumerate(images.names)}
+    return [_encode(images.read(places[name])) for name in names]
+
+
+def time_end_to_end(
+    preprocess: Preprocess,
+    predictors: Sequence[Predictor],
+    contents: Sequence[bytes],
+    samples: int,
+    seconds: float,
+    *,
+    clock: Clock = time.perf_counter_ns,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> EndToEnd:
+    """Time preprocessing and every predictor's whole answer in turns, one file of `contents` after the other.
+
+    `samples` and `seconds` are those of timing.time_rows; `advance` is told each finished turn, of which there are
+    `count_turns`.
+    """
+    works = [
+        Work(_choose(contents), lambda content: prepare_image(content, preprocess)),
+        *(Work(_choose(contents), _answer_with(predictor)) for predictor in predictors),
+    ]
+    preprocessing, *answers = time_in_turns(works, samples, seconds, clock=clock, advance=advance)
+    return EndToEnd(Duration.of(preprocessing), [Duration.of(rounds) for rounds in answers])
+
+
+def count_turns(predictors: int) -> int:
+    """How often `time_end_to_end` calls advance."""
+    return ROUNDS * (1 + predictors)
+
+
+def prepare_image(content: bytes, preprocess: Preprocess) -> np.ndarray:
+    """An image file's bytes → uint8 (S, S, 3)."""
+    return preprocess(Image.open(io.BytesIO(content), formats=FORMATS))
+
+
+def _answer_with(predictor: Predictor) -> Callable[[bytes], np.ndarray]:
+    return lambda content: softmax(predictor.logits(prepare_image(content, predictor.preprocess)[np.newaxis]))
+
+
+def _choose(contents: Sequence[bytes]) -> Callable[[int], bytes]:
+    return lambda number: contents[number % len(contents)]
+
+
+def _encode(image: Image.Image) -> bytes:
+    # preprocess.open_image has read the file whole, and Pillow decodes it only when its pixels are asked for
+    source = image.fp if isinstance(image, ImageFile.ImageFile) else None
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,248 @@
+"""What the first use of a model costs, measured in a process of its own: time to the first answer, and memory.
+
+A process that holds every row's network can tell neither. So each row is opened once more, by
+
+    python -m toolkit.bench.measure.first_use '{"runtime": "onnxruntime", "path": "/models/x/student.onnx", ...}'
+
+which imports and starts what the runtime needs, says that it is ready, waits for a line on stdin, and then measures and
+prints a FirstUse as JSON. For an ONNX file that process does not import torch, as one that serves it would not.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from toolkit import console
+from toolkit.errors import DeviceError, ToolkitError
+from toolkit.machine.devices import same_imports
+from toolkit.machine.hardware import GIB, MIB
+from toolkit.machine.limits import memory_bytes
+from toolkit.runtimes import tiny_model
+from toolkit.runtimes.base import Predictor
+from toolkit.runtimes.opening import open_predictor
+from toolkit.runtimes.openvino import OpenVinoPredictor, import_openvino
+from toolkit.runtimes.providers import pick_provider
+
+if TYPE_CHECKING:
+    from toolkit.bench.measure.rows import Row
+
+ON_CPU = ("cpu", "CPU", "CPUExecutionProvider")
+"""torch's, OpenVINO's and onnxruntime's name of it"""
+READY = "ready"
+LIMIT_S = 1800.0
+"""s after which a process that has not answered is stopped"""
+
+OWN_SETTINGS = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+"""Environment of the process: what torch.compile compiled before must not make its first call look cheap."""
+
+
+@dataclass(frozen=True)
+class FirstUse:
+    """Of one row, once, with its file in the system's cache."""
+
+    first_call_ms: float
+    """From opening the file to the answer for one image, compiling included.
+
+    Imports and the start of the runtime and its device are not: it has run something tiny before.
+    """
+    peak_memory_mib: float | None
+    """What opening it and running one image and one batch added to the process at its peak.
+
+    Resident memory on the CPU; for torch on a GPU what its allocator gave out there. None where neither is known.
+    """
+
+
+def measure_first_uses(
+    rows: Sequence["Row"], batch_size: int, advance: Callable[[int], None] = lambda count: None
+) -> list[FirstUse]:
+    """Measure every row with `batch_size` images; DeviceError, naming the row, where its process fails.
+
+    Several processes start side by side, but only one of them measures at a time, while the others wait for their turn.
+    `advance` is told each row that is done.
+    """
+    found: list[FirstUse] = []
+    at_once = _count_at_once(rows)
+    for first in range(0, len(rows), at_once):
+        with contextlib.ExitStack() as stack:
+            processes = [stack.enter_context(_Process(row, batch_size)) for row in rows[first : first + at_once]]
+            for process in processes:
+                process.wait_until_ready()
+            for process in processes:
+                found.append(process.answer())
+                advance(1)
+    return found
+
+
+def _count_at_once(rows: Sequence["Row"]) -> int:
+    """Processes that wait at the same time: one for each GiB of memory but the first; on a GPU one."""
+    if any(row.predictor.provider not in ON_CPU for row in rows):
+        return 1
+    return max(1, memory_bytes() // GIB - 1)
+
+
+class _Process:
+    """A context manager: the process of one row, which has READY to say once, and waits then until it is asked."""
+
+    def __init__(self, row: "Row", batch_size: int) -> None:
+        self._row = row
+        self._question = {
+            "runtime": row.predictor.runtime,
+            "path": str(row.path.resolve()),
+            "place": row.place,
+            "threads": row.predictor.threads,
+            "precision": row.precision,
+            "batch_size": batch_size,
+        }
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-P", "-m", "toolkit.bench.measure.first_use", json.dumps(self._question)]
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # a pipe might fill up
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            errors="replace",
+            env=os.environ | OWN_SETTINGS | same_imports(),
+        )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def wait_until_ready(self) -> None:
+        """Until its runtime has started or it has ended, which `answer` will tell."""
+        assert self._process.stdout is not None
+        limit = threading.Timer(LIMIT_S, self._process.kill)
+        limit.start()
+        try:
+            while (line := self._process.stdout.readline()) and line.strip() != READY:
+                pass
+        finally:
+            limit.cancel()
+
+    def answer(self) -> FirstUse:
+        try:
+            output, _ = self._process.communicate("\n", timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise self._failed(f"no answer after {LIMIT_S:.0f} s") from None
+        if self._process.returncode:
+            self._errors.seek(0)
+            raise self._failed(_why_it_ended(self._process.returncode, self._errors.read()))
+        return FirstUse(**json.loads(output.splitlines()[-1]))
+
+    def _failed(self, reason: str) -> DeviceError:
+        return DeviceError(
+            f"{self._row.name} fails in a process of its own: {reason}",
+            "see toolkit doctor, or leave that runtime out with --set bench.runtimes='[...]'",
+        )
+
+
+def main(argument: str) -> int:
+    """Answer one question, given as JSON, on stdout; not before READY was said there and a line read from stdin."""
+    question: dict[str, Any] = json.loads(argument)
+    question["path"] = Path(question["path"])
+    try:
+        _start_runtime(question["runtime"], question["place"], question["path"])
+        sys.stdout.write(READY + "\n")
+        sys.stdout.flush()
+        if not sys.stdin.readline():
+            return 1  # whoever asked is gone
+        first_use = use_first(**question)
+    except ToolkitError as error:
+        console.say(str(error))
+        return error.exit_code
+    sys.stdout.write(json.dumps(asdict(first_use)) + "\n")
+    return 0
+
+
+def use_first(*, batch_size: int, **opening: Any) -> FirstUse:
+    """Open a predictor, by the arguments of `open_predictor`, in this process, which has started its runtime."""
+    read_peak = _watch_memory(opening["runtime"], opening["place"])
+    start = time.perf_counter_ns()
+    predictor = open_predictor(**opening)
+    _answer(predictor, 1)
+    first_call_ms = (time.perf_counter_ns() - start) / 1e6
+    _answer(predictor, batch_size)
+    on_gpu = predictor.runtime.startswith("onnxruntime") and predictor.provider not in ON_CPU
+    return FirstUse(first_call_ms, None if on_gpu else read_peak())
+
+
+def _answer(predictor: Predictor, count: int) -> None:
+    side = predictor.preprocess.image_size
+    predictor.logits(np.full((count, side, side, 3), 127, np.uint8))
+
+
+def _start_runtime(runtime: str, place: str, path: Path) -> None:
+    """Import what the runtime needs and run something tiny: what it costs to start is no model's cost."""
+    if runtime.startswith("onnxruntime"):
+        pick_provider(place)
+    elif runtime == "openvino":
+        core = import_openvino().Core()
+        core.compile_model(core.read_model(tiny_model.build()), OpenVinoPredictor.provider)(tiny_model.images())
+    else:
+        import torch
+
+        from toolkit.networks.registry import import_builder
+        from toolkit.networks.weights import read_info
+
+        import_builder(read_info(path).architecture)
+        torch.conv2d(torch.ones(1, 1, 4, 4, device=place), torch.ones(1, 1, 3, 3, device=place))
+    if runtime == "torch.compile":
+        import torch._dynamo
+        import torch._inductor.compile_fx
+
+
+def _watch_memory(runtime: str, place: str) -> Callable[[], float | None]:
+    """Begin to watch; what is returned tells by how many MiB memory has grown at its peak since then."""
+    if runtime.startswith("torch") and place != "cpu":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(place)
+        allocated = torch.cuda.memory_allocated(place)
+        return lambda: (torch.cuda.max_memory_allocated(place) - allocated) / MIB
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (proc(5))
+    before = _peak_resident_mib()
+
+    def read() -> float | None:
+        after = _peak_resident_mib()
+        return None if before is None or after is None else after - before
+
+    return read
+
+
+def _peak_resident_mib() -> float | None:
+    """Not getrusage's ru_maxrss: a process inherits that from the one that started it."""
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) / 1024 if found else None
+
+
+def _why_it_ended(exit_code: int, stderr: str) -> str:
+    if exit_code < 0:
+        return f"it was ended by {signal.Signals(-exit_code).name}"
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return str(lines[-1][:300]) if lines else f"exit code {exit_code}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

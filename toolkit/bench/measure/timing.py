@@ -1,0 +1,229 @@
+"""How fast predictors are: latency of one image, throughput of batches. Preprocessing is not included.
+
+What is timed is `Predictor.logits` on images already decoded, resized and cropped: uint8 pixels in, float32 logits
+out, the copy to a device and back included. A predictor returns numpy, so an accelerator has finished when the clock
+stops.
+
+The method, for each batch size:
+
+1. Warm-up. Each row runs until it is stable: the median of its last WINDOW runs is within TOLERANCE of the median of
+   the WINDOW runs before, or WARM_UP_RUNS are reached, or a tenth of the time limit. Its first run does not count.
+2. Rounds. The rows take turns, ROUNDS times, in every other round in reverse order, so that a machine that slows down
+   or heats up does so for all alike. At its turn a row waits until the process is quiet, because the threads of the
+   row before go on spinning for a while (onnxruntime's for some 50 ms) and would take a core away; it runs untimed for
+   SETTLE_MS, which brings its weights back into the caches; then it takes its share of the samples.
+3. A row is done when it has its samples and MIN_SECONDS of timed runs, or when it has used up its time limit.
+
+end_to_end.py times whole answers, from a file's bytes on, by the same method.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.runtimes.base import Predictor
+from toolkit.runtimes.io_binding import IoBindingPredictor
+
+WINDOW = 5
+"""runs"""
+TOLERANCE = 0.05
+"""fraction of the median"""
+WARM_UP_RUNS = 50
+ROUNDS = 6
+SETTLE_MS = 5.0
+QUIET_STEP_S = 0.01
+QUIET_LIMIT_S = 0.3
+MIN_SECONDS = 0.3
+"""s of timed runs; a fast row gets more than the samples that were asked for, so that its tail means something"""
+
+Clock = Callable[[], int]
+"""ns, monotonic"""
+Rounds = list[list[int]]
+"""ns that each run of a round took, a list a round; fewer than ROUNDS where the time limit came before"""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one run over n timed runs; percentiles interpolate linearly, std is of the population.
+
+    `round_p50_min` and `round_p50_max` are the least and the greatest of the rounds' own medians: what another
+    measurement on this machine might have found.
+    """
+
+    p50: float
+    p95: float
+    p99: float
+    mean: float
+    std: float
+    n: int
+    round_p50_min: float
+    round_p50_max: float
+
+    @classmethod
+    def of(cls, rounds: Rounds) -> "Latency":
+        durations_ms = np.concatenate(rounds) / 1e6
+        p50, p95, p99 = (float(value) for value in np.percentile(durations_ms, (50, 95, 99)))
+        medians = [float(np.median(durations)) / 1e6 for durations in rounds]
+        mean, std = float(durations_ms.mean()), float(durations_ms.std())
+        return cls(p50, p95, p99, mean, std, len(durations_ms), min(medians), max(medians))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One row's figures."""
+
+    latency_ms: Latency
+    """Of batch 1."""
+    throughput_img_s: dict[str, float]
+    """Batch size, as a string → images a second over all timed runs."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is timed: `prepare(k)` makes what run k takes, while the clock stands, and `run` works on it."""
+
+    prepare: Callable[[int], Any]
+    run: Callable[[Any], object]
+
+
+@dataclass
+class _Run:
+    """One row at one batch size while it is being timed."""
+
+    work: Work
+    clock: Clock
+    count: int = 0
+    spent_ns: int = 0
+    rounds: Rounds = field(default_factory=list)
+
+    def once(self) -> int:
+        """Do the work once; ns it took."""
+        prepared = self.work.prepare(self.count)
+        self.count += 1
+        start = self.clock()
+        self.work.run(prepared)
+        duration = self.clock() - start
+        self.spent_ns += duration
+        return duration
+
+
+def time_rows(
+    predictors: Sequence[Predictor],
+    images: NDArray[np.uint8],
+    samples: int,
+    seconds: float,
+    batch_sizes: Iterable[int],
+    *,
+    clock: Clock = time.perf_counter_ns,
+    min_seconds: float = MIN_SECONDS,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> list[Timing]:
+    """Time every predictor on images (N, S, S, 3); one Timing each, in their order.
+
+    Latency is of batch 1 with at least `samples` runs, throughput of every one of `batch_sizes` with at least `samples`
+    images, unless `seconds` (s, for one row at one batch size) end it before; every row gets one timed run at least.
+    `advance` is told each finished turn; there are ROUNDS for each row and batch size.
+    """
+    results: dict[int, list[Rounds]] = {}
+    for batch_size in sorted({1, *batch_sizes}):
+        works = [_answer_batches(predictor, images, batch_size) for predictor in predictors]
+        wanted = -(-samples // batch_size)
+        results[batch_size] = time_in_turns(
+            works, wanted, seconds, clock=clock, min_seconds=min_seconds, advance=advance
+        )
+    return [
+        Timing(
+            latency_ms=Latency.of(results[1][row]),
+            throughput_img_s={
+                str(size): _throughput_img_s(size, results[size][row]) for size in sorted(set(batch_sizes))
+            },
+        )
+        for row in range(len(predictors))
+    ]
+
+
+def count_turns(rows: int, batch_sizes: Iterable[int]) -> int:
+    """How often `time_rows` calls advance."""
+    return ROUNDS * rows * len({1, *batch_sizes})
+
+
+def time_in_turns(
+    works: Sequence[Work],
+    samples: int,
+    seconds: float,
+    *,
+    clock: Clock = time.perf_counter_ns,
+    min_seconds: float = MIN_SECONDS,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> list[Rounds]:
+    """The method above for any work, at least one timed run each; `advance` is told ROUNDS turns for each."""
+    runs = [_Run(work, clock) for work in works]
+    limit_ns, least_ns = round(seconds * 1e9), round(min(min_seconds, seconds) * 1e9)
+    for run in runs:
+        _warm_up(run, limit_ns // 10)
+        run.spent_ns = 0
+    for turn in range(1, ROUNDS + 1):
+        for run in runs if turn % 2 else reversed(runs):
+            share = turn / ROUNDS
+            _take_turn(run, round(max(ROUNDS, samples) * share), limit_ns * share, least_ns * share)
+            advance(1)
+    return [run.rounds for run in runs]
+
+
+def _answer_batches(predictor: Predictor, images: NDArray[np.uint8], batch_size: int) -> Work:
+    """Batch after batch of the images, again from the start after the last."""
+
+    def take_batch(number: int) -> NDArray[np.uint8]:
+        return images[np.arange(number * batch_size, (number + 1) * batch_size) % len(images)]
+
+    if isinstance(predictor, IoBindingPredictor):
+        return Work(lambda number: predictor.send(take_batch(number)), predictor.run)
+    return Work(take_batch, predictor.logits)
+
+
+def _throughput_img_s(batch_size: int, rounds: Rounds) -> float:
+    durations_ns = [duration for durations in rounds for duration in durations]
+    return batch_size * len(durations_ns) * 1e9 / sum(durations_ns)
+
+
+def _warm_up(run: _Run, limit_ns: int) -> None:
+    run.once()
+    run.spent_ns = 0  # the first run may compile: it must not use up what warming takes
+    durations: list[int] = []
+    while not durations or (len(durations) < WARM_UP_RUNS and run.spent_ns < limit_ns):
+        durations.append(run.once())
+        if len(durations) >= 2 * WINDOW:
+            before = float(np.median(durations[-2 * WINDOW : -WINDOW]))
+            if abs(float(np.median(durations[-WINDOW:])) - before) <= TOLERANCE * before:
+                return
+
+
+def _wait_until_quiet() -> None:
+    """Sleep until no thread of this process computes any more, QUIET_LIMIT_S at most."""
+    for _ in range(round(QUIET_LIMIT_S / QUIET_STEP_S)):
+        before = time.process_time()
+        time.sleep(QUIET_STEP_S)
+        if time.process_time() - before < QUIET_STEP_S / 10:
+            return
+
+
+def _take_turn(run: _Run, samples: int, limit_ns: float, least_ns: float) -> None:
+    """A round: run until `samples` and `least_ns` are timed in all rounds so far, or `limit_ns` spent."""
+    if run.rounds and run.spent_ns >= limit_ns:
+        return
+    _wait_until_quiet()
+    settled_ns = run.once()
+    while settled_ns < SETTLE_MS * 1e6:
+        settled_ns += run.once()
+    count, timed_ns = sum(map(len, run.rounds)), sum(map(sum, run.rounds))
+    durations: list[int] = []
+    while count == 0 or (run.spent_ns < limit_ns and (count < samples or timed_ns < least_ns)):
+        durations.append(run.once())
+        count += 1
+        timed_ns += durations[-1]
+    if durations:
+        run.rounds.append(durations)

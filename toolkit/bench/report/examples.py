@@ -1,0 +1,137 @@
+"""Test images that the demo shows: one of each class, and those on which teacher and student differ.
+
+They lie in one file of the model directory, examples.zip: an index.json and PNG files. Each picture is resized as the
+networks' preprocessing does and not cropped, so that preprocessing it again gives the very pixels that were measured.
+
+N images, C classes.
+"""
+
+import io
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from toolkit.data.pixels import Pixels, spread
+from toolkit.data.preprocess import UNREADABLE, why_unreadable
+from toolkit.errors import ArtifactError
+from toolkit.files import write_atomically
+from toolkit.runtimes.base import softmax
+
+SCHEMA = 1
+INDEX = "index.json"
+MOST_EXAMPLES = 12
+"""Classes of which one image is kept; spread evenly where there are more classes."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test image and what both said about it; `file` is its name in the archive, `name` that in the data set."""
+
+    file: str
+    name: str
+    label: str
+    teacher: str
+    teacher_confidence: float
+    student: str
+    student_confidence: float
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What examples.zip holds. `differing` counts all images of `images` on which the two differ, kept or not."""
+
+    dataset: str
+    images: int
+    differing: int
+    examples: tuple[Example, ...]
+    disagreements: tuple[Example, ...]
+    """Most confident first: by the mean of the two networks' confidences."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises ArtifactError where the file is none that `write_examples` wrote."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                index = json.loads(archive.read(INDEX))
+            if index.pop("schema") != SCHEMA:
+                raise ValueError("another schema")
+            for key in ("examples", "disagreements"):
+                index[key] = tuple(Example(**entry) for entry in index[key])
+            return cls(**index)
+        except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path} cannot be read ({error})", "make it again with: toolkit bench") from None
+
+
+def read_picture(path: Path, example: Example) -> Image.Image:
+    """The picture of an example in the archive `path`. Raises ArtifactError where it is damaged or not there."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            image = Image.open(io.BytesIO(archive.read(example.file)))
+            image.load()
+    except (zipfile.BadZipFile, *UNREADABLE) as error:
+        raise ArtifactError(
+            f"{path}, {example.file}, cannot be read ({why_unreadable(error)})", "make it again with: toolkit bench"
+        ) from None
+    return image
+
+
+def write_examples(
+    path: Path,
+    dataset: str,
+    classes: tuple[str, ...],
+    pixels: Pixels,
+    chosen: NDArray[np.integer],
+    teacher_logits: NDArray[np.floating],
+    student_logits: NDArray[np.floating],
+    most_disagreements: int,
+) -> None:
+    """Keep examples and at most `most_disagreements` images on which the two differ.
+
+    Logits are (N, C), of the images `chosen` (N,) of `pixels`. Raises ArtifactError where `path` cannot be written.
+    """
+    teacher, student = softmax(teacher_logits), softmax(student_logits)
+    labels = pixels.labels[chosen]
+    differing = find_disagreements(teacher, student)
+
+    def describe(i: int) -> Example:
+        said, confidence = zip(*((classes[p[i].argmax()], float(p[i].max())) for p in (teacher, student)), strict=True)
+        name = pixels.names[chosen[i]]
+        return Example(f"{chosen[i]:06d}.png", name, classes[labels[i]], said[0], confidence[0], said[1], confidence[1])
+
+    examples = [describe(i) for i in first_of_classes(labels, len(classes))]
+    disagreements = [describe(i) for i in differing[:most_disagreements]]
+    index = Examples(dataset, len(chosen), len(differing), tuple(examples), tuple(disagreements))
+    with write_atomically(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.writestr(INDEX, json.dumps({"schema": SCHEMA, **asdict(index)}, indent=1, ensure_ascii=False))
+        for file in dict.fromkeys(example.file for example in (*examples, *disagreements)):
+            archive.writestr(file, _png(pixels, int(Path(file).stem)))
+
+
+def find_disagreements(teacher: NDArray[np.floating], student: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Which of N images the two answer differently, from probabilities (N, C): the surest first."""
+    differ = np.flatnonzero(teacher.argmax(1) != student.argmax(1))
+    confidence = teacher[differ].max(1) + student[differ].max(1)
+    return differ[np.argsort(-confidence, kind="stable")]
+
+
+def first_of_classes(labels: NDArray[np.integer], num_classes: int) -> list[int]:
+    """The first image of each class, in the order of classes: not chosen for being right, and none for a class without.
+
+    Where there are more than MOST_EXAMPLES classes, of some of them, spread evenly.
+    """
+    firsts = (np.flatnonzero(labels == label)[:1] for label in spread(num_classes, MOST_EXAMPLES))
+    return [int(first[0]) for first in firsts if len(first)]
+
+
+def _png(pixels: Pixels, index: int) -> bytes:
+    # Unresized images may be large; their centre is all that a network sees of them.
+    picture = pixels.whole(index) if pixels.preprocess.resize else pixels.centre(np.array([index]))[0]
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG")
+    return stream.getvalue()

@@ -1,0 +1,89 @@
+"""What `toolkit bench` can do: measure (and hold against a baseline), compare two reports, put a file under load."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from toolkit import console
+from toolkit.bench.bench import written_files
+from toolkit.bench.measure.load_test import run_load
+from toolkit.bench.measure.rows import choose_images
+from toolkit.bench.report.baseline import check_against_baseline, read_report, require_same_images
+from toolkit.bench.report.side_by_side import compare_reports, print_side_by_side
+from toolkit.bench.report.table import print_table
+from toolkit.cli.printing import command, print_end, print_json, print_written
+from toolkit.errors import ArtifactError
+from toolkit.modeldir import ModelDir, Precision, Role
+from toolkit.pipeline import bench_models
+from toolkit.recipe import BenchRecipe
+from toolkit.workspace import open_finished_job
+
+
+def measure(
+    model: Path,
+    recipe: str | None,
+    data: str | None,
+    device: str,
+    provider: str,
+    overrides: list[str],
+    baseline: Path | None,
+    as_json: bool,
+) -> None:
+    """Benchmark a model directory; GateError where it is worse than the report at `baseline` allows."""
+    start = time.perf_counter()
+    before = _read_baseline(baseline, ModelDir(model)) if baseline else None
+    job = open_finished_job(model, recipe, data, overrides, device=device)
+    if before is not None:
+        images = len(choose_images(len(job.test_pixels), job.recipe.bench.images))
+        require_same_images({"name": job.dataset.name, "sha256": job.dataset.sha256, "images": images}, before)
+    report = bench_models(job, provider)
+    if not as_json:
+        print_table(report)
+        print_written(written_files(job.model_dir))
+        print_end(start, command("demo", model))
+    try:
+        rows = _hold_against(report, before, job.recipe.bench) if before is not None else None
+    finally:  # a gate that is not met is no reason to keep the figures back
+        if as_json:
+            print_json(report)
+    if rows is not None and not as_json:
+        console.out.print(rows, markup=False)
+
+
+def compare(model: Path, other: Path, as_json: bool) -> None:
+    """Print two directories' reports side by side; nothing is measured."""
+    first, second = (read_report(ModelDir(path).report_json) for path in (model, other))
+    comparison = compare_reports(first, second, (str(model), str(other)))
+    if as_json:
+        print_json(comparison)
+    else:
+        print_side_by_side(comparison)
+
+
+def put_under_load(
+    model: Path, provider: str, clients: int, seconds: float, role: Role, precision: Precision, as_json: bool
+) -> None:
+    """Drive one ONNX file of a directory from many threads; its report stays as it is."""
+    result = run_load(ModelDir(model), role, precision, provider, clients, seconds)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        console.out.print(result.summary(), markup=False)
+
+
+def _read_baseline(path: Path, model_dir: ModelDir) -> dict[str, Any]:
+    if path.resolve() == model_dir.report_json.resolve():
+        raise ArtifactError(
+            f"{path} is the report that this benchmark will replace: it can be no baseline",
+            "copy it to another place, and name that with --baseline",
+        )
+    return read_report(path)
+
+
+def _hold_against(report: dict[str, Any], before: dict[str, Any], bounds: BenchRecipe) -> str:
+    """GateError where the report is worse than `before`; else the rows compared go into it, and a line is returned."""
+    rows = check_against_baseline(report, before, bounds.max_slowdown, bounds.max_drop)
+    report["baseline"] = [asdict(row) for row in rows]
+    told = f"no more than {bounds.max_slowdown:g} times as slow, no more than {100 * bounds.max_drop:g} points lost"
+    return f"baseline of {before['created']}: {console.count(len(rows), 'row')} held ({told})"

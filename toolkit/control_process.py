@@ -1,0 +1,236 @@
+"""Student and control side by side: while this process trains the student, one of its own trains the control.
+
+Two processes with half of the cores each do more of such small networks' steps than one process with all of them. The
+other one is `python -m toolkit.control_process`. What it is to do comes through its stdin, which stays open as long as
+both go on. If that ends, as it does with the process that wrote to it, the control saves its state and ends. What it
+says goes to its stderr, and how it ended to its stdout.
+"""
+
+import contextlib
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from toolkit import console
+from toolkit.distill import distributed
+from toolkit.distill.interruption import stop_request
+from toolkit.distill.precision import Precision
+from toolkit.distill.student import train_control
+from toolkit.errors import Interrupted, ToolkitError, TrainingError
+from toolkit.machine.devices import keep_freed_memory, same_imports
+from toolkit.machine.hardware import GIB
+from toolkit.machine.limits import memory_bytes
+
+if TYPE_CHECKING:
+    from toolkit.workspace import Job
+
+ENOUGH_MEMORY_BYTES = 4 * GIB
+"""for two trainings"""
+LOOK_S = 0.1
+"""s between two looks at whether the control has ended, while nothing else is left to do"""
+FIRST_TO_END = "500"
+"""Of proc_pid_oom_score_adj(5): where memory runs out, the kernel ends the control, and the student goes on."""
+
+
+def has_room(device: str) -> bool:
+    """Whether two trainings fit at once: on a CPU, if one process has cores and memory for both."""
+    alone = device == "cpu" and not distributed.launched()
+    return alone and torch.get_num_threads() >= 2 and memory_bytes() >= ENOUGH_MEMORY_BYTES
+
+
+@contextlib.contextmanager
+def control_beside(job: "Job", precision: Precision) -> Iterator[None]:
+    """While the body trains the student, train the job's control too, in the same arithmetic; ends when both have.
+
+    Each keeps its share of the threads to the end, so that the weights do not depend on which of them is faster. A
+    stop, or an error, of the body stops the control, which saves its state. An error of the control is said at once and
+    raised when the body has ended: TrainingError if its process was killed, RuntimeError with the traceback for a bug.
+    """
+    threads = torch.get_num_threads()
+    share = threads // 2
+    console.say(f"student and control train side by side, on {threads - share} and {share} of {threads} cores")
+    with stop_request() as request:  # also while the student is saved, and while the control is waited for
+        control = _Control(job, precision, share)
+        torch.set_num_threads(threads - share)
+        try:
+            with _suspended_together(control):
+                yield
+                control.is_awaited = True
+                while control.is_running():
+                    if request.signal_number:
+                        control.ask_to_stop()
+                    time.sleep(LOOK_S)
+            ending = control.ending()
+        except Interrupted as stop:
+            request.signal_number = stop.signal_number  # one more ends both at once
+            control.ask_to_stop()
+            where = f"; in {ending.where}" if isinstance(ending := control.ending(), Interrupted) else ""
+            raise Interrupted(stop.where + where, stop.signal_number) from None
+        except Exception:
+            control.ask_to_stop()
+            control.ending()
+            raise
+        finally:
+            control.end()
+            torch.set_num_threads(threads)
+        if isinstance(ending, Interrupted):
+            raise Interrupted(ending.where, request.signal_number or ending.signal_number)
+        if ending is not None:
+            raise ending
+
+
+@contextlib.contextmanager
+def _suspended_together(control: "_Control") -> Iterator[None]:
+    """Let a terminal's Ctrl-Z suspend the control too, until this process goes on; SIGSTOP cannot be passed on."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or not hasattr(signal, "SIGTSTP") or signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL:
+        yield
+        return
+
+    def suspend(signal_number: int, frame: FrameType | None) -> None:
+        control.suspend()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)  # here this process stays until fg, bg or SIGCONT
+        signal.signal(signal.SIGTSTP, suspend)
+        control.go_on()
+
+    signal.signal(signal.SIGTSTP, suspend)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+
+
+class _Control:
+    """The process that trains the control.
+
+    `is_awaited`: nothing else is left to do, so that its error is raised as soon as it could be said.
+    """
+
+    def __init__(self, job: "Job", precision: Precision, threads: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "toolkit.control_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | same_imports(),
+            process_group=0,  # a terminal's Ctrl-C and Ctrl-Z are for this process, which passes them on
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._questions, self._answer, self._words = self._process.stdin, self._process.stdout, self._process.stderr
+        self.is_awaited = False
+        self._ending: Exception | None = RuntimeError("the control's process has not said how it ended")
+        self._speaker = threading.Thread(target=self._say_words, daemon=True)
+        self._speaker.start()
+        self._listener = threading.Thread(target=self._hear_answer, daemon=True)
+        self._listener.start()
+        with contextlib.suppress(BrokenPipeError):  # `ending` will tell
+            self._questions.write(pickle.dumps((job, precision, threads)))
+            self._questions.flush()
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def ask_to_stop(self) -> None:
+        self._questions.close()
+
+    def suspend(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def ending(self) -> Exception | None:
+        """Wait for its end: None where the control is there, Interrupted where it was stopped, or the error."""
+        self._listener.join()
+        return self._ending
+
+    def end(self) -> None:
+        """At once, where it still runs."""
+        self.is_awaited = True
+        with self._process:
+            self._process.kill()
+            self._listener.join()
+
+    def _hear_answer(self) -> None:
+        answer = self._answer.read()
+        self._speaker.join()
+        self._ending = _read_ending(self._process.wait(), answer)
+        if self._ending is not None and not isinstance(self._ending, Interrupted) and not self.is_awaited:
+            console.say(f"warning: the control has failed: {str(self._ending).splitlines()[-1]}")
+
+    def _say_words(self) -> None:
+        for line in self._words:
+            console.say(line.decode(errors="replace").rstrip("\n"))
+
+
+def _read_ending(code: int, answer: bytes) -> Exception | None:
+    """What `ending` returns, from the process's exit code and what it answered."""
+    if code == 0:
+        ending: Exception | None = pickle.loads(answer)  # noqa: S301 - of our own process
+        return ending
+    if code > 0:
+        return RuntimeError(f"the control's process ended with exit code {code}")
+    return TrainingError(
+        f"control: its process was ended by {signal.Signals(-code).name}, which happens where memory runs out",
+        "go on with --resume, which trains it alone",
+    )
+
+
+def main() -> None:
+    """The other process: train one control, tell how it ended."""
+    answer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever sends it to all means the other process, which passes it on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    job, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started this
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END)
+    console.err = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=False)
+    console.LOG_INTERVAL_S = math.inf
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    pickle.dump(_train(job, precision), answer)
+    answer.flush()
+
+
+def _watch() -> None:
+    """Stop, as at Ctrl-C, once stdin ends."""
+    os.read(0, 1)
+    console.err.quiet = True  # the other process has said so, or is gone
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _train(job: "Job", precision: Precision) -> Exception | None:
+    try:
+        threading.Thread(target=_watch, daemon=True).start()  # here, as it may interrupt whatever comes next
+        console.err.quiet = True  # the other process has said all there is to say of the data
+        images = job.images
+        console.err.quiet = False
+        train_control(job.recipe, job.model_dir, images, job.options, precision)
+    except (ToolkitError, Interrupted) as error:
+        return error
+    except KeyboardInterrupt:
+        return Interrupted("control, outside of its epochs, with nothing new to save", signal.SIGINT)
+    except Exception:
+        return RuntimeError(f"in the control's process:\n{traceback.format_exc()}")
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""What every training stage shares: what may be kept or replaced, where to go on, training, and the file at the end."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit import __version__, console
+from toolkit.data.batches import TrainingViews
+from toolkit.data.dataset import Dataset
+from toolkit.data.pixels import Pixels
+from toolkit.data.preprocess import Preprocess
+from toolkit.distill import distributed
+from toolkit.distill.checkpoint import Checkpoint, State
+from toolkit.distill.compilation import make_room
+from toolkit.distill.curves import draw_learning_curves
+from toolkit.distill.features import TappedNetwork
+from toolkit.distill.objective import Objective
+from toolkit.distill.plan import Plan
+from toolkit.distill.precision import FloatPrecision, choose_precision
+from toolkit.distill.quantized import views_to_answer
+from toolkit.distill.teachers import Teaching
+from toolkit.distill.trainer import Records, train
+from toolkit.errors import ArtifactError, RecipeError, TrainingError
+from toolkit.files import locked, write_atomically
+from toolkit.modeldir import ModelDir, Role
+from toolkit.networks import registry
+from toolkit.networks.classifier import Classifier
+from toolkit.networks.weights import ModelInfo, read_info, save_model
+from toolkit.recipe import Recipe, TrainingRecipe
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set with its two training splits decoded."""
+
+    dataset: Dataset
+    train: Pixels
+    valid: Pixels
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.dataset.classes)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a command was called. `device` is a torch device that is proven to work."""
+
+    device: str = "cpu"
+    force: bool = False
+    resume: bool = False
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Made:
+    """A weights file of the model directory; `new` is False where an up-to-date one was kept."""
+
+    path: Path
+    new: bool
+    info: ModelInfo
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to be made: who it is, where it goes and what decides the result.
+
+    `settings` are recipe_sha256, dataset_sha256 and whatever else must be the same for an existing file to stay.
+    """
+
+    role: Role
+    recipe: Recipe
+    model_dir: ModelDir
+    images: Images
+    settings: dict[str, Any]
+    options: Options
+
+    @property
+    def destination(self) -> Path:
+        return self.model_dir.weights(self.role)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        settings = {"stage": self.role} | self.settings
+        if self.role == "control":
+            earlier = Checkpoint(self.model_dir.checkpoint("student"), settings)  # where its state lay once
+            if earlier.is_own():
+                return earlier
+        return Checkpoint(self.model_dir.checkpoint(self.role), settings)
+
+    def kept(self) -> Made | None:
+        """None where the stage has to run; the file that is there, where it came from these very settings.
+
+        Raises ArtifactError where another run's file lies there and --force was not given. With --force everything is
+        made again, except while an interrupted --force is being resumed.
+        """
+        if self._is_made_anew():
+            return None
+        info = read_info(self.destination)
+        if not (differing := self._differing(info)):
+            console.say(f"{self.destination} is up to date (same settings, data and teacher); --force makes it again")
+            self.checkpoint.discard_own()
+            return Made(self.destination, new=False, info=info)
+        if self.options.force:
+            return None
+        raise ArtifactError(
+            f"{self.destination} was made from another {' and '.join(differing)}",
+            "choose another directory with --out, or replace it with --force",
+        )
+
+    def is_up_to_date(self) -> bool:
+        """Whether `kept` will find the file that is there good enough; nothing is said or raised."""
+        return not self._is_made_anew() and not self._differing(read_info(self.destination))
+
+    def _is_made_anew(self) -> bool:
+        anew = self.options.force and (not self.options.resume or self.checkpoint.is_own())
+        return anew or not self.destination.exists()
+
+    def _differing(self, info: ModelInfo) -> list[str]:
+        """What the file was made from that is not what it would be made from now."""
+        known = {
+            "recipe_sha256": info.recipe_sha256,
+            "dataset_sha256": info.dataset_sha256,
+            "teacher_sha256": info.teacher_sha256,
+            **info.extra,
+        }
+        return [name.removesuffix("_sha256") for name, value in self.settings.items() if known.get(name) != value]
+
+    def saved_state(self) -> State | None:
+        """What an interrupted run of this very stage left to go on from."""
+        state = self.checkpoint.open(resume=self.options.resume, force=self.options.force)
+        if self.options.resume and state is None:
+            console.say(f"{self.role}: no state was saved, beginning anew")
+        return state
+
+    @property
+    def section(self) -> TrainingRecipe:
+        return self.recipe.teacher if self.role == "teacher" else self.recipe.distill
+
+    def choose_precision(self, classifier: Classifier, *, training: bool = True) -> FloatPrecision:
+        """Measured with `classifier`, where the recipe does not say."""
+        shown = self.section.epochs if training else views_to_answer(self.recipe.distill)
+        return choose_precision(
+            self.recipe.distill.precision,
+            classifier,
+            self.section.batch_size,
+            self.recipe.data.image_size,
+            self.options.device,
+            training=training,
+            images=len(self.images.train) * shown / distributed.world_size(),
+        )
+
+    def views(self) -> TrainingViews:
+        section = self.section
+        return TrainingViews(
+            self.images.train,
+            self.recipe.data,
+            self.images.num_classes,
+            seed=self.recipe.distill.seed,
+            mixup=section.mixup,
+            device=self.options.device,
+        )
+
+    def train(
+        self,
+        learner: TappedNetwork,
+        objective: Objective,
+        views: TrainingViews,
+        plan: Plan,
+        state: State | None,
+        teaching: Teaching | None = None,
+    ) -> dict[str, Any]:
+        """Train, and leave the best weights in `learner`; figures for the weights' metadata."""
+        _prove_smallest_size(learner.classifier, plan)
+        make_room(plan)
+        if (least := min(plan.section.batch_size, len(views))) < distributed.world_size():
+            raise TrainingError(
+                f"{least} images a step cannot be shared out to {distributed.world_size()} processes",
+                f"use a larger {plan.section_name}.batch_size or fewer processes",
+            )
+        tensorboard = self.model_dir.path / "tensorboard" if self.options.tensorboard else None
+        records = Records(self.model_dir.metrics, self.checkpoint, state, tensorboard)
+        training = train(learner, objective, views, self.images.valid, plan, records, teaching)
+        learner.classifier.network.load_state_dict(training.state_dict)
+        precisions = {"precision": plan.precision}
+        if plan.stage == "distill":
+            precisions["teacher_precision"] = plan.teacher_precision
+        return training.summary() | precisions
+
+    def save(self, learner: TappedNetwork, extra: dict[str, Any], preprocess: Preprocess) -> Made:
+        """Write the weights with all that is known of them; only then the state to go on from may go."""
+        section = self.recipe.teacher if self.role == "teacher" else self.recipe.student
+        info = ModelInfo(
+            role=self.role,
+            architecture=section.architecture,
+            base=self.recipe.student.base,
+            width_mult=self.recipe.student.width_mult,
+            classes=self.images.dataset.classes,
+            preprocess=preprocess,
+            recipe=self.recipe.model_dump(mode="json"),
+            recipe_sha256=self.settings["recipe_sha256"],
+            dataset_sha256=self.settings["dataset_sha256"],
+            teacher_sha256=self.settings.get("teacher_sha256"),
+            toolkit_version=__version__,
+            enlarge=registry.enlargement(learner.classifier.network),
+            extra=extra,
+        )
+        if distributed.is_main():
+            save_model(self.destination, learner.classifier.network, info)
+            self.checkpoint.discard()
+            self._draw_curves()
+        distributed.barrier()
+        return Made(self.destination, new=True, info=info)
+
+    def _draw_curves(self) -> None:
+        if self.model_dir.metrics.exists():
+            with locked(self.model_dir.path):  # so that whoever draws last has the lines of both
+                picture = draw_learning_curves(self.model_dir.metrics)
+                with write_atomically(self.model_dir.plot("learning_curves")) as path:
+                    path.write_bytes(picture)
+
+
+def _prove_smallest_size(classifier: Classifier, plan: Plan) -> None:
+    """RecipeError unless the network takes the first epoch's images; data.image_size it was built for."""
+    if (size := plan.image_size_of(0)) != plan.image_size:
+        setting = f"{plan.section_name}.start_image_size"
+        remedy = f"use a larger {setting}, or 0 for full size throughout"
+        prove_size(classifier.to(plan.device), size, f"the network cannot take images of {size} px ({setting})", remedy)
+
+
+def prove_size(classifier: Classifier, size: int, problem: str, remedy: str) -> None:
+    """RecipeError with `problem`, the network's reason and `remedy` unless it takes an image of `size` px."""
+    try:
+        with torch.no_grad():
+            classifier.eval()(torch.zeros(1, 3, size, size, device=classifier.mean.device))
+    except (AssertionError, RuntimeError, ValueError) as error:  # whatever torchvision's networks say no with
+        raise RecipeError(f"{problem}: {str(error).splitlines()[0]}", remedy) from None

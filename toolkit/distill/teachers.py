@@ -1,0 +1,61 @@
+"""What the teacher says of a batch: asked live here, or replayed by logit_store.py.
+
+C classes, B images of a batch, V validation images.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from toolkit.data.batches import TrainingViews
+from toolkit.data.pixels import Pixels
+from toolkit.data.views import Indices
+from toolkit.distill.evaluation import compute_logits
+from toolkit.distill.features import TappedNetwork
+from toolkit.distill.frozen import freeze
+from toolkit.distill.objective import Answers
+from toolkit.distill.precision import Precision, autocast
+from toolkit.networks.small_maps import place
+
+
+class Teaching(Protocol):
+    """A teacher, live or stored. It always sees the view the student sees, at the size data.image_size."""
+
+    def answer(self, indices: Indices, view: int, student_images: Tensor) -> Answers:
+        """The teacher's answers for view `view` of the images at `indices`, as float32.
+
+        `student_images` (B, 3, R, R) is that view as the student sees it.
+        """
+
+    def show(self, view: int) -> None:
+        """Have on the device what the answers for view `view` need, before a captured step looks for it there."""
+
+    def valid_logits(self) -> Tensor:
+        """float32 (V, C), the evaluation views of the validation images."""
+
+
+class LiveTeacher:
+    """Runs the network on every batch; on a GPU a frozen copy of it, unless somebody looks at its layers."""
+
+    def __init__(
+        self, network: TappedNetwork, views: TrainingViews, valid_pixels: Pixels, precision: Precision
+    ) -> None:
+        place(network, views.device)
+        self._network = network.eval()
+        if views.device.startswith("cuda") and not network.projectors:
+            self._network = TappedNetwork(freeze(network.classifier, precision, views.data.image_size))
+        self._views, self._valid_pixels, self._precision = views, valid_pixels, precision
+
+    def show(self, view: int) -> None:
+        """Nothing: the views are all it needs."""
+
+    def answer(self, indices: Indices, view: int, student_images: Tensor) -> Answers:
+        same_size = student_images.shape[-1] == self._views.data.image_size
+        images = student_images if same_size else self._views.render(indices, view)
+        with torch.no_grad(), autocast(self._views.device, self._precision):
+            logits, features = self._network(images)
+        return Answers(logits.float(), features)
+
+    def valid_logits(self) -> Tensor:
+        return compute_logits(self._network.classifier, self._valid_pixels, self._precision, self._views.device)

@@ -1,0 +1,297 @@
+"""`toolkit doctor`: what this machine can really do, what is wrong with it and how to mend that.
+
+A machine without a GPU is in order. One whose NVIDIA GPU is visible and cannot be used is not.
+"""
+
+import ctypes
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.text import Text
+
+from toolkit import console
+from toolkit.machine import devices, hardware, limits
+from toolkit.runtimes import providers
+
+Status = Literal["ok", "note", "problem"]
+
+STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
+DISTRIBUTION = "kd-toolkit"
+TORCH = "torch "
+"""What the name of a check of one of torch's devices begins with."""
+LITTLE_DISK_BYTES = 2 * hardware.GIB
+LITTLE_SHARED_MEMORY_BYTES = hardware.GIB // 16
+"""What containers get where nobody asks for more."""
+
+MEND_CUDA_PROVIDER = "reinstall it with: pip install --force-reinstall torch 'onnxruntime-gpu[cuda,cudnn]'"
+"""torch brings cuBLAS, which the provider is linked to and its package does not ask for."""
+MEND_TORCH = "reinstall it with: pip install --force-reinstall torch"
+MEND_DRIVER = "look at what nvidia-smi says; update the NVIDIA driver, and start containers with --gpus all"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: what was looked at, what was found, and for a note or a problem what to do about it."""
+
+    name: str
+    status: Status
+    finding: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    checks: tuple[Check, ...]
+    hardware: dict[str, object]
+    versions: dict[str, str]
+
+    @property
+    def has_problem(self) -> bool:
+        return any(check.status == "problem" for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """{"ok": bool, "checks": [{name, status, finding, remedy}], "hardware": {...}, "versions": {...}}."""
+        checks = [asdict(check) for check in self.checks]
+        return {"ok": not self.has_problem, "checks": checks, "hardware": self.hardware, "versions": self.versions}
+
+    def print_table(self) -> None:
+        width = max(len(check.name) for check in self.checks)
+        for check in self.checks:
+            line = Text.assemble(
+                (f"{check.status:<8}", STYLES[check.status]), f"{check.name:<{width}}  {check.finding}"
+            )
+            console.out.print(line)
+            if check.remedy:
+                console.out.print(Text(f"{'':<8}{'':<{width}}  → {check.remedy}", style="dim"))
+        problems = sum(check.status == "problem" for check in self.checks)
+        verdict = {0: "no problem found", 1: "1 problem to mend"}.get(problems, f"{problems} problems to mend")
+        console.out.print(Text(verdict, style="bold"))
+
+
+def examine(*, deep: bool = False) -> Report:
+    """Look at everything; takes a few seconds, because devices and providers are tried, not asked.
+
+    `deep` puts the devices that work to work, for some 20 s more.
+    """
+    gpus = hardware.visible_gpus()
+    checks: tuple[Check, ...] = (
+        check_python(),
+        check_packages(),
+        *check_twin_runtimes(bool(gpus)),
+        check_cores(),
+        check_memory(),
+        check_shared_memory(),
+        *check_devices(gpus),
+        *check_cuda(),
+        *check_providers(bool(gpus)),
+        check_cache(),
+        check_disk(),
+        check_default_data(),
+    )
+    if deep:
+        from toolkit.doctor.deep import examine_at_work
+
+        working = [
+            check.name.removeprefix(TORCH) for check in checks if check.name.startswith(TORCH) and check.status == "ok"
+        ]
+        checks += tuple(examine_at_work(working))
+    return Report(checks, hardware.describe_hardware(), hardware.describe_versions())
+
+
+def check_python() -> Check:
+    return Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def check_packages() -> Check:
+    """Every package that the installed toolkit asks for is there, and not too old.
+
+    onnxruntime counts for onnxruntime-gpu: all but the CUDA provider is in it, and check_providers looks at that.
+    """
+    from packaging.requirements import Requirement
+
+    try:
+        asked = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
+    except metadata.PackageNotFoundError:
+        return Check("packages", "note", f"{DISTRIBUTION} itself is not installed", "install it with: pip install -e .")
+    found, wrong = [], []
+    for requirement in asked:
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        names = (requirement.name, "onnxruntime") if requirement.name == "onnxruntime-gpu" else (requirement.name,)
+        installed = hardware.installed_versions(names)
+        if not installed:
+            wrong.append(f"{requirement.name} is not installed")
+            continue
+        name, version = next(iter(installed.items()))
+        if requirement.specifier.contains(version, prereleases=True):
+            found.append(f"{name} {version}")
+        else:
+            wrong.append(f"{name} is {version}, needed is {requirement.specifier}")
+    if wrong:
+        return Check("packages", "problem", "; ".join(wrong), f"mend it with: pip install --upgrade {DISTRIBUTION}")
+    return Check("packages", "ok", ", ".join(found))
+
+
+def check_twin_runtimes(has_gpu: bool) -> Iterator[Check]:
+    """Both packages unpack into one folder: the later one overwrites the other, and the CUDA provider may be lost."""
+    versions = hardware.installed_versions(("onnxruntime", "onnxruntime-gpu"))
+    if len(versions) == 2:
+        yield Check(
+            "onnxruntime",
+            "problem" if has_gpu else "note",
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
+            "keep one: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'",
+        )
+
+
+def check_cores() -> Check:
+    usable, machine = limits.available_cores(), os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal() and int(threads) > usable:
+        told = f"OMP_NUM_THREADS is {threads} and this process may use {usable} cores"
+        return Check("cores", "note", told, "unset OMP_NUM_THREADS, more threads than cores are slower")
+    limit = "" if usable == machine else f" of the machine's {machine} (affinity mask or cgroup quota)"
+    return Check("cores", "ok", f"{usable}{limit}, {hardware.cpu_name()}")
+
+
+def check_memory() -> Check:
+    size_bytes = limits.memory_bytes()
+    finding = f"{size_bytes / hardware.GIB:.1f} GiB that this process may use"
+    if size_bytes < limits.LITTLE_MEMORY_BYTES:
+        return Check("memory", "note", finding, "training may be killed; give it 2 GiB or more")
+    return Check("memory", "ok", finding)
+
+
+def check_shared_memory() -> Check:
+    size_bytes = limits.shared_memory_bytes()
+    if size_bytes is None:
+        return Check("/dev/shm", "ok", "not here, and not needed: images are decoded by threads")
+    finding = f"{size_bytes / hardware.GIB:.2f} GiB"
+    if size_bytes < LITTLE_SHARED_MEMORY_BYTES:
+        remedy = "one process does not need it; for torchrun on several GPUs start the container with --shm-size=1g"
+        return Check("/dev/shm", "note", finding, remedy)
+    return Check("/dev/shm", "ok", finding)
+
+
+def check_devices(gpus: list[str]) -> Iterator[Check]:
+    """torch on the CPU and on every GPU: a small product really ran there."""
+    try:
+        found = devices.torch_devices()
+    except (ImportError, OSError) as error:  # a broken or half-installed torch raises either while it loads
+        yield Check("torch", "problem", f"cannot be imported: {error}", MEND_TORCH)
+        return
+    for device, reason in found.items():
+        if not reason:
+            yield Check(f"{TORCH}{device}", "ok", "allocated and multiplied")
+        elif device == "cpu":
+            yield Check(f"{TORCH}cpu", "problem", reason, MEND_TORCH)
+        else:
+            shown = ", ".join(gpus) or "a GPU"
+            yield Check(f"{TORCH}{device}", "problem", f"{shown} is visible, but unusable: {reason}", MEND_DRIVER)
+    if not gpus and len(found) == 1:
+        yield Check("gpu", "ok", "no NVIDIA GPU is visible; everything runs on the CPU")
+
+
+def check_cuda() -> Iterator[Check]:
+    """The driver's CUDA against the one that torch was built for; nothing where there is no driver."""
+    try:
+        import torch
+    except (ImportError, OSError):  # check_devices has told
+        return
+    driver = driver_cuda()
+    if driver is None or torch.version.cuda is None:
+        return
+    major, minor = (int(part) for part in torch.version.cuda.split(".")[:2])
+    told = f"the driver's is {driver[0]}.{driver[1]}, torch was built for {major}.{minor}"
+    if driver >= (major, minor):
+        yield Check("cuda", "ok", told)
+    elif driver[0] == major:
+        remedy = (
+            f"update the driver to one for CUDA {major}.{minor} if a kernel fails: with this one, kernels that are"
+            " compiled already run, and those that are compiled when first called may not"
+        )
+        yield Check("cuda", "note", told, remedy)
+    else:
+        yield Check("cuda", "problem", told, f"update the NVIDIA driver to one for CUDA {major}.{minor}")
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """The newest CUDA that the NVIDIA driver knows, as (major, minor); None where there is no driver."""
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return None if failed else (version.value // 1000, version.value % 1000 // 10)
+
+
+def check_providers(has_gpu: bool) -> Iterator[Check]:
+    """onnxruntime's execution providers: a small model really ran there, whatever the list says."""
+    try:
+        found = providers.working_providers()
+    except (ImportError, OSError) as error:
+        yield Check("onnxruntime", "problem", f"cannot be imported: {error}", MEND_CUDA_PROVIDER)
+        return
+    for provider, reason in found.items():
+        name = f"onnxruntime {provider.removesuffix('ExecutionProvider').lower()}"
+        if not reason:
+            yield Check(name, "ok", "ran a small model")
+        elif provider == providers.PROVIDERS["cpu"] or has_gpu:
+            yield Check(name, "problem", f"listed, but does not run: {reason}", MEND_CUDA_PROVIDER)
+        else:
+            yield Check(name, "note", f"listed, but does not run: {reason}", "nothing to mend: it needs a GPU")
+    if has_gpu and providers.PROVIDERS["cuda"] not in found:
+        yield Check("onnxruntime cuda", "problem", "this onnxruntime is built without CUDA", MEND_CUDA_PROVIDER)
+
+
+def check_cache() -> Check:
+    from toolkit.data.cache import cache_folder
+
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"written")
+    except OSError as error:
+        remedy = "set KD_TOOLKIT_CACHE to a folder you may write to"
+        return Check("cache", "problem", f"{folder} cannot be written: {error.strerror}", remedy)
+    return Check("cache", "ok", f"{folder} can be written")
+
+
+def check_disk() -> Check:
+    """Free space where decoded images and model directories go."""
+    from toolkit.data.cache import cache_folder
+
+    folders = {folder.stat().st_dev: folder for folder in (Path.cwd(), _existing(cache_folder()))}  # one a file system
+    free = {folder: shutil.disk_usage(folder).free for folder in folders.values()}
+    finding = ", ".join(f"{size / hardware.GIB:.1f} GiB free at {folder}" for folder, size in free.items())
+    if min(free.values()) < LITTLE_DISK_BYTES:
+        return Check("disk", "note", finding, "free some space, or set KD_TOOLKIT_CACHE to a folder on a larger disk")
+    return Check("disk", "ok", finding)
+
+
+def check_default_data() -> Check:
+    from toolkit.data.cache import cache_folder
+    from toolkit.data.idx import find_idx_files
+    from toolkit.data.named import FASHION_MNIST_SYSTEM_FOLDER
+
+    own = cache_folder("fashion-mnist")
+    for folder in (own, own / "FashionMNIST" / "raw", FASHION_MNIST_SYSTEM_FOLDER):
+        if os.access(folder, os.R_OK | os.X_OK) and find_idx_files(folder):
+            return Check("fashion-mnist", "ok", f"in {folder}")
+    remedy = (
+        "it is downloaded when it is first needed; without a network: make data, or apt install dataset-fashion-mnist"
+    )
+    return Check("fashion-mnist", "note", "not on this machine", remedy)
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))

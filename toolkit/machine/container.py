@@ -1,0 +1,20 @@
+"""What the image tells of the container: where a volume belongs, and whether one is there."""
+
+import os
+from pathlib import Path
+
+VOLUME = "KD_TOOLKIT_VOLUME"
+"""The environment variable by which the image names the folder where a volume belongs."""
+
+MOUNTS = Path("/proc/self/mountinfo")
+"""Linux's list of mounts; the fifth field of a line is where (proc_pid_mountinfo(5))."""
+
+
+def missing_volume(path: Path) -> str | None:
+    """In the image, the folder where a volume would keep `path`, if nothing is mounted on the way to it; else None."""
+    volume = os.environ.get(VOLUME)
+    if not volume or not MOUNTS.is_file():
+        return None
+    mounted = {Path(line.split()[4]) for line in MOUNTS.read_text(errors="replace").splitlines()} - {Path("/")}
+    place = path.resolve()
+    return None if mounted.intersection((place, *place.parents)) else volume

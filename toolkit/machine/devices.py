@@ -1,0 +1,162 @@
+"""torch's devices: a list is not believed, a device counts once a small product has run on it."""
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from toolkit import console
+from toolkit.errors import DeviceError, first_sentence
+from toolkit.machine import hardware
+from toolkit.machine.hardware import MIB
+
+MALLOPT_TRIM_THRESHOLD, MALLOPT_TOP_PAD, MALLOPT_MMAP_MAX = -1, -2, -4
+"""Parameters of mallopt(3)."""
+NEVER = -1
+"""Value of MALLOPT_TRIM_THRESHOLD: freed memory never goes back, however much it is (a step may need over 2 GiB)."""
+
+
+def pick_device(name: str) -> str:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a torch device that a small product has really run on.
+
+    Only the GPU that was asked for is touched. `auto` takes the first GPU that works, else the CPU; a GPU that is there
+    and does not work is told on stderr. Raises DeviceError for anything that was asked for and cannot run.
+    """
+    if name == "cpu":
+        return "cpu"
+    if name == "auto":
+        return _first_working_gpu() or "cpu"
+    wanted = "cuda:0" if name == "cuda" else name
+    if not re.fullmatch(r"cuda:\d+", wanted):
+        raise DeviceError(f"unknown device {name!r}", "give auto, cpu, cuda or cuda:N")
+    gpus, reason = _list_gpus()
+    reason = probe_device(wanted) if wanted in gpus else reason or "torch finds no such GPU"
+    if reason:
+        here = ", ".join(["cpu", *gpus])
+        raise DeviceError(
+            f"device {name} cannot be used: {reason}; here are: {here}",
+            "take another of these, or see toolkit doctor, which tries them all",
+        )
+    return wanted
+
+
+def torch_devices() -> dict[str, str]:
+    """What `probe_devices` finds in a process of its own: the memory that it takes on every GPU goes with it.
+
+    Raises ImportError where that process fails, as it does if torch cannot be imported.
+    """
+    code = "import json; from toolkit.machine import devices; print(json.dumps(devices.probe_devices()))"
+    environment = os.environ | same_imports()
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise ImportError(lines[-1] if lines else f"its process ended with {done.returncode}")
+    devices: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return devices
+
+
+def probe_devices() -> dict[str, str]:
+    """Every torch device (`cpu`, `cuda:0`, ...) → "" if it allocated and multiplied, else the reason it does not.
+
+    Each GPU gives some 0.4 GB to this process for good. A GPU that the machine shows (visible_gpus) and torch cannot
+    count stands as `cuda:0` with the reason.
+    """
+    gpus, reason = _list_gpus()
+    return {device: probe_device(device) for device in ("cpu", *gpus)} | ({"cuda:0": reason} if reason else {})
+
+
+@functools.cache
+def probe_device(device: str) -> str:
+    """Multiply on one torch device; "" if it did, else the reason in words. No other GPU is touched."""
+    return _failure(lambda: _multiply_on(device))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's allocator keep what training frees, so that every step takes the same pages again.
+
+    By default a tensor of more than a few MB is mapped anew, and cleared page by page by the kernel, each time it is
+    allocated: that was half of a training step on the CPU. Does nothing where the C library is another.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for parameter, value in ((MALLOPT_MMAP_MAX, 0), (MALLOPT_TRIM_THRESHOLD, NEVER), (MALLOPT_TOP_PAD, 64 * MIB)):
+        libc.mallopt(parameter, value)
+
+
+@contextlib.contextmanager
+def fp32_products_in(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
+    """While it lasts, a GPU multiplies float32 as it is (ieee), or rounded to 10 bits (tf32).
+
+    That goes for convolutions and matrices; by default torch rounds for convolutions alone.
+    """
+    import torch
+
+    settings: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = precision
+        yield
+    finally:
+        for setting, precision_before in zip(settings, before, strict=True):
+            setting.fp32_precision = precision_before
+
+
+def same_imports() -> dict[str, str]:
+    """Environment variables with which another Python (-P) finds its modules where this one does."""
+    return {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+
+
+def _multiply_on(device: str) -> None:
+    import torch
+
+    ones = torch.ones(8, 8, device=device)
+    if not torch.equal((ones @ ones).cpu(), torch.full((8, 8), 8.0)):
+        raise RuntimeError("a small matrix product came out wrong")
+
+
+def _first_working_gpu() -> str | None:
+    """Tells on stderr why it is None where there are GPUs."""
+    gpus, reason = _list_gpus()
+    broken = {"cuda:0": reason} if reason else {}
+    for gpu in gpus:
+        if not (reason := probe_device(gpu)):
+            return gpu
+        broken[gpu] = reason
+    if broken:
+        told = "; ".join(f"{device}: {reason}" for device, reason in broken.items())
+        console.say(f"running on the CPU, the GPU here does not work ({told}); see toolkit doctor")
+    return None
+
+
+def _list_gpus() -> tuple[list[str], str]:
+    """The GPUs that torch counts, untouched; and, where it counts none of those that the machine shows, its reason."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count or not hardware.visible_gpus():
+        return [f"cuda:{index}" for index in range(count)], ""
+    if torch.version.cuda is None:
+        return [], "this torch is built without CUDA"
+    return [], first_sentence(str(caught[0].message)) if caught else "torch.cuda.is_available() is false"
+
+
+def _failure(action: Callable[[], None]) -> str:
+    """The message of whatever `action` raises, "" if it ends well. Drivers raise types of their own: all count."""
+    try:
+        action()
+    except Exception as error:
+        return first_sentence(str(error)) or type(error).__name__
+    return ""

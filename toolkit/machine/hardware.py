@@ -1,0 +1,110 @@
+"""What a report says of the machine: its processor, GPUs, drivers, and the versions of the packages."""
+
+import contextlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+from toolkit.machine.activity import clock_mhz, load_1m, other_load_cores
+from toolkit.machine.limits import LITTLE_MEMORY_BYTES as LITTLE_MEMORY_BYTES
+from toolkit.machine.limits import ROOT
+from toolkit.machine.limits import available_cores as available_cores
+from toolkit.machine.limits import memory_bytes as memory_bytes
+from toolkit.machine.limits import shared_memory_bytes as shared_memory_bytes
+
+PACKAGES = (
+    "torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "onnxscript", "numpy", "pillow",
+    "pydantic", "safetensors", "torchmetrics", "gradio", "typer", "rich", "matplotlib",
+)  # fmt: skip
+"""Distributions whose versions decide what a run does."""
+
+MIB = 2**20
+
+GIB = 2**30
+
+
+def visible_gpus(root: Path = ROOT) -> list[str]:
+    """NVIDIA GPUs that the machine shows, working or not: names from nvidia-smi, else the device files.
+
+    None where CUDA_VISIBLE_DEVICES hides them all: then nobody means to use them.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return []
+    names = [line.split(",")[0].strip() for line in _ask_nvidia_smi("name")]
+    return names or [str(path) for path in sorted((root / "dev").glob("nvidia[0-9]*"))]
+
+
+def describe_hardware(device: str | None = None) -> dict[str, object]:
+    """What a report says about the machine: cpu, cores, memory_gib, gpu and driver (None where there is no GPU).
+
+    `gpu` names every GPU that the machine shows; `device` is the torch device that is used, `cpu`, or `cuda:1` with the
+    GPU's name, None if none is given. And what the machine is doing at this moment, None where it does not tell:
+    clock_mhz, load_1m (the load average, this process's own work included) and other_load_cores (how many cores other
+    processes keep busy).
+    """
+    gpus = visible_gpus()
+    drivers = _ask_nvidia_smi("driver_version")
+    return {
+        "cpu": cpu_name(),
+        "cores": available_cores(),
+        "memory_gib": round(memory_bytes() / GIB, 1),
+        "gpu": ", ".join(gpus) or None,
+        "driver": drivers[0].strip() if drivers else None,
+        "device": _describe_device(device),
+        "clock_mhz": clock_mhz(),
+        "load_1m": load_1m(),
+        "other_load_cores": other_load_cores(),
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of Python, the system, the toolkit and every package of PACKAGES that is installed."""
+    from toolkit import __version__
+
+    versions = {"toolkit": __version__, "python": platform.python_version(), "system": platform.platform()}
+    versions |= installed_versions(PACKAGES)
+    versions.setdefault("onnxruntime", versions.get("onnxruntime-gpu", "not installed"))
+    return versions
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Those of `packages` that are installed here, with their versions."""
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def cpu_name(root: Path = ROOT) -> str:
+    try:
+        text = (root / "proc" / "cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _describe_device(device: str | None) -> str | None:
+    if device is None or not device.startswith("cuda"):
+        return device
+    import torch
+
+    return f"{device}, {torch.cuda.get_device_name(device)}"
+
+
+def _ask_nvidia_smi(field: str) -> list[str]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, f"--query-gpu={field}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.splitlines()

@@ -1,0 +1,47 @@
+"""`python -m toolkit.machine.health`, what a container engine asks a container now and then: exit code 0, it is well.
+
+A demo is well when its /healthz answers 200. Any other command ends by itself, and its exit code says how: as long as
+it runs it is well, and nothing is printed.
+"""
+
+import http.client
+import os
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+PORT = 7860
+TIMEOUT_S = 4.0
+
+
+def examine(arguments: Sequence[str], port: int = PORT) -> str:
+    """What is wrong with the process of those arguments, "" if nothing. `port` is a demo's where they give none."""
+    commands = [after for before, after in pairwise(arguments) if Path(before).name == "toolkit"]
+    if commands[:1] != ["demo"]:
+        return ""
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, joined = flag.partition("=")
+        if name == "--port":
+            port = int(joined or value)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", "/healthz")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return f"the demo does not answer on port {port}: {error}"
+    finally:
+        connection.close()
+    return "" if status == http.client.OK else f"the demo answers /healthz on port {port} with {status}"
+
+
+def main() -> int:
+    arguments = Path("/proc/1/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    problem = examine(arguments, int(os.environ.get("KD_TOOLKIT_PORT") or PORT))
+    if problem:
+        sys.stderr.write(f"{problem}\n")
+    return bool(problem)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

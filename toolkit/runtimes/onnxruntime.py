@@ -1,0 +1,96 @@
+"""An exported ONNX file in onnxruntime."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit import console
+from toolkit.errors import ArtifactError, DeviceError
+from toolkit.machine.limits import available_cores
+from toolkit.runtimes.base import Logits, Pixels, check_images, check_logits, damaged_file, read_metadata, require_file
+from toolkit.runtimes.placement import RECORD, Placement
+from toolkit.runtimes.providers import gpu_index, pick_provider, preload_gpu_libraries, session_providers
+
+
+class OnnxPredictor:
+    """An ONNX file that this toolkit exported, in onnxruntime; class names and preprocessing come from its metadata."""
+
+    runtime: str = "onnxruntime"
+
+    def __init__(self, path: Path, provider: str = "auto", threads: int | None = None) -> None:
+        """`provider` is for providers.pick_provider; `threads` takes the cores this process may use if not given.
+
+        Raises ArtifactError for a missing or foreign file, DeviceError where the provider does not run this model, or
+        leaves operators that the images go through to another; with auto that is said on stderr instead.
+        """
+        self.path = path
+        wanted = pick_provider(provider)
+        self.threads = threads or available_cores()
+        self._session = open_session(path, wanted, self.threads)
+        self.provider = _find_provider(self._session, wanted, path, is_wish=not provider.startswith("auto"))
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.classes, self.preprocess = read_metadata(self.metadata, path)
+        self._input = self._session.get_inputs()[0].name
+        shapes = {output.name: output.shape for output in self._session.get_outputs()}
+        check_logits(shapes.get("logits"), len(self.classes), path)
+
+    def logits(self, images: Pixels) -> Logits:
+        check_images(images, self.preprocess.image_size)
+        (logits,) = self._session.run(["logits"], {self._input: images})
+        return np.asarray(logits, dtype=np.float32)
+
+
+def open_session(path: Path, provider: str, threads: int, **wishes: str) -> Any:
+    """An onnxruntime.InferenceSession; `wishes` are options for providers.session_providers."""
+    require_file(path)
+    import onnxruntime
+
+    preload_gpu_libraries()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only: warnings about graph details help nobody at a prompt
+    options.add_session_config_entry(RECORD, "1")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}", "check the file's permissions") from None
+    if b"DequantizeLinear" in content:  # in that layout CUDA takes no convolution whose weights are an operator's
+        wishes["prefer_nhwc"] = "0"
+    providers = session_providers(provider, **wishes)
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+    except Exception as error:  # onnxruntime raises a class of its own for every status code, none with a useful base
+        reason = str(error).rpartition(" : ")[2].splitlines()[0][:160]
+        if gpu_index(provider) is not None and _runs_on_cpu(path):
+            raise DeviceError(
+                f"{provider} cannot run {path.name}: {reason}",
+                "use the CPU with --provider cpu, or see `toolkit doctor`",
+            ) from error
+        raise damaged_file("onnxruntime", path, reason) from error
+
+
+def _runs_on_cpu(path: Path) -> bool:
+    try:
+        open_session(path, "CPUExecutionProvider", 1)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _find_provider(session: Any, wanted: str, path: Path, *, is_wish: bool) -> str:
+    """The provider that does the session's work: `wanted`, or the one that onnxruntime left most of it to."""
+    kind, first = wanted.partition(":")[0], session.get_providers()[0]
+    if first != kind:
+        raise DeviceError(
+            f"onnxruntime put {path.name} on {first} instead of {wanted}",
+            "see `toolkit doctor` for what is missing, or use the CPU with --provider cpu",
+        )
+    placement = Placement.of(session)
+    if strays := placement.describe_strays(kind, path):
+        told = f"{path.name} is not wholly on {wanted}: {strays}"
+        if is_wish:
+            raise DeviceError(told, "use the CPU with --provider cpu, or auto to run it like that")
+        console.say(f"careful: {told}")
+    main = placement.main_provider(kind)
+    return wanted if main == kind else main

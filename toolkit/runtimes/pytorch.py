@@ -1,0 +1,88 @@
+"""The toolkit's weights in torch, as it is and compiled."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from toolkit.errors import DeviceError
+from toolkit.machine.devices import fp32_products_in
+from toolkit.machine.limits import available_cores
+from toolkit.runtimes.base import Logits, Pixels, check_images
+
+
+class TorchPredictor:
+    """A .safetensors file of the toolkit, in torch."""
+
+    runtime: str = "torch"
+
+    def __init__(
+        self,
+        path: Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        precision: Literal["fp32", "fp16"] = "fp32",
+    ) -> None:
+        """`device` is a torch device as `devices.pick_device` names it; `threads` sets torch's for this process.
+
+        Without `threads` torch keeps its number, at most the cores this process may use. Raises WeightsError.
+        """
+        import torch
+
+        from toolkit.networks.weights import load_model
+
+        classifier, self.info = load_model(path)
+        torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
+        self.path = path
+        self.threads = torch.get_num_threads()
+        self.classes, self.preprocess = self.info.classes, self.info.preprocess
+        self.provider = device
+        self._dtype = torch.float16 if precision == "fp16" else torch.float32
+        self._classifier: Callable[[torch.Tensor], torch.Tensor] = classifier.to(device, self._dtype)
+
+    def logits(self, images: Pixels) -> Logits:
+        import torch
+
+        check_images(images, self.preprocess.image_size)
+        with torch.inference_mode(), without_tf32(self.provider):
+            pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.provider).permute(0, 3, 1, 2)
+            return np.asarray(self._classifier(pixels.to(self._dtype) / 255).float().cpu().numpy(), dtype=np.float32)
+
+
+class CompiledPredictor(TorchPredictor):
+    """The same, compiled by torch.compile: when it is opened, for one image, and once more for the first batch."""
+
+    runtime = "torch.compile"
+
+    def __init__(
+        self,
+        path: Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        precision: Literal["fp32", "fp16"] = "fp32",
+    ) -> None:
+        """See TorchPredictor. Takes up to a minute. Raises DeviceError where the network cannot be compiled here."""
+        import torch
+
+        super().__init__(path, device, threads, precision)
+        self._classifier = torch.compile(self._classifier)
+        self.logits(np.zeros((1, self.preprocess.image_size, self.preprocess.image_size, 3), np.uint8))
+
+    def logits(self, images: Pixels) -> Logits:
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return super().logits(images)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).strip().split("\n\n")[0].split())[:200]
+            raise DeviceError(
+                f"torch.compile cannot compile {self.path.name} for {self.provider}: {reason}",
+                "it needs a C++ compiler on the CPU and Triton on a GPU; or leave torch.compile out of bench.runtimes",
+            ) from error
+
+
+def without_tf32(device: str) -> contextlib.AbstractContextManager[None]:
+    """A GPU's float32 is float32 within this; nothing on the CPU."""
+    return contextlib.nullcontext() if device == "cpu" else fp32_products_in("ieee")

@@ -1,0 +1,231 @@
+"""What a command works in: its recipe, data, model directory and device."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit import console
+from toolkit.errors import RecipeError
+from toolkit.machine.container import missing_volume
+from toolkit.machine.limits import LITTLE_MEMORY_BYTES, memory_bytes
+from toolkit.modeldir import ModelDir
+from toolkit.recipe import DEFAULT_RECIPE, Recipe, builtin_names, load_builtin
+
+if TYPE_CHECKING:
+    from toolkit.data.pixels import Pixels
+    from toolkit.data.sources import Dataset
+    from toolkit.distill.job import Images, Options
+
+MODELS = Path("models")
+"""Where model directories lie, seen from where the command is run."""
+
+NOTEBOOK_RECIPE = "food11"
+
+BUILTIN_RECIPE_OF_SET = {"fashion-mnist": "fashion-mnist", "food-11": NOTEBOOK_RECIPE}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage needs. `device` is a torch device that is proven to work."""
+
+    recipe: Recipe
+    model_dir: ModelDir
+    device: str
+    force: bool = False
+    strict: bool = False
+    resume: bool = False
+    tensorboard: bool = False
+    seeds: int = 1
+
+    @cached_property
+    def dataset(self) -> "Dataset":
+        from toolkit.data.sources import load_dataset
+
+        dataset = load_dataset(self.recipe.data)
+        for note in dataset.notes:
+            console.say(f"data: {note}")
+        return dataset
+
+    @cached_property
+    def train_pixels(self) -> "Pixels":
+        return self._pixels("train")
+
+    @cached_property
+    def valid_pixels(self) -> "Pixels":
+        return self._pixels("valid")
+
+    @cached_property
+    def test_pixels(self) -> "Pixels":
+        return self._pixels("test")
+
+    @cached_property
+    def images(self) -> "Images":
+        from toolkit.distill.job import Images
+
+        return Images(self.dataset, self.train_pixels, self.valid_pixels)
+
+    @property
+    def options(self) -> "Options":
+        from toolkit.distill.job import Options
+
+        return Options(self.device, self.force, self.resume, self.tensorboard)
+
+    def _pixels(self, split: Any) -> "Pixels":
+        from toolkit.data.pixels import load_pixels
+        from toolkit.data.preprocess import Preprocess
+        from toolkit.distill.distributed import leader_first
+
+        data = self.recipe.data
+        with leader_first():
+            return load_pixels(
+                self.dataset, split, Preprocess.from_recipe(data), workers=data.workers, strict=self.strict
+            )
+
+
+def open_training_job(
+    recipe_name: str | None,
+    data: str | None,
+    out: Path | None,
+    overrides: list[str],
+    *,
+    device: str = "auto",
+    writes: bool = True,
+    **options: Any,
+) -> Job:
+    """A job for teacher, distill and run; its recipe: --recipe, the data's own, OUT's, its teacher's, the default.
+
+    What that and --set leave to the pictures is chosen, said and from then on stated in the job's recipe. `options` are
+    the job's: force, strict, resume, tensorboard, seeds. Without `writes` no model directory is
+    made.
+    """
+    _warn_of_little_memory()
+    from toolkit.distill.compilation import require_few_sizes
+    from toolkit.distill.distributed import join
+
+    recipe, own_dir = _training_recipe(recipe_name, data, out)
+    recipe = _with_source(recipe, data).with_overrides(overrides)
+    model_dir = ModelDir(out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
+    if writes:
+        model_dir.make()
+        _warn_of_no_volume(model_dir.path)
+    device = _pick_device(device)
+    join(device)
+    job = _follow_pictures(Job(recipe, model_dir, device, **options))
+    require_few_sizes(job.recipe)
+    return job
+
+
+def open_finished_job(
+    model_dir: Path,
+    recipe_name: str | None,
+    data: str | None,
+    overrides: list[str],
+    *,
+    device: str = "auto",
+    force: bool = False,
+) -> Job:
+    """A job for export and bench: the recipe is the one its weights were made with, unless --recipe says otherwise."""
+    _warn_of_little_memory()
+    from toolkit.networks.weights import read_info
+
+    directory = ModelDir(model_dir)
+    recipe = (
+        _named_recipe(recipe_name)
+        if recipe_name
+        else Recipe.from_dict(read_info(directory.require(directory.weights("student"))).recipe, "student.safetensors")
+    )
+    directory.make()  # it is there: this proves that it can be written to, before any work
+    recipe = _with_source(recipe, data).with_overrides(overrides)
+    return _follow_pictures(Job(recipe, directory, _pick_device(device), force))
+
+
+def with_control(job: Job, *, by_default: bool) -> bool:
+    """Whether the control is trained too; see distill_student."""
+    wanted = job.recipe.distill.control
+    return (by_default or job.seeds > 1) if wanted is None else wanted
+
+
+def _training_recipe(recipe_name: str | None, data: str | None, out: Path | None) -> tuple[Recipe, Path | None]:
+    """The recipe and, where it has one, its own model directory."""
+    if recipe_name:
+        path = Path(recipe_name)
+        own_dir = path.parent if path.name == "recipe.toml" else MODELS / path.stem
+        return _named_recipe(recipe_name), own_dir
+    if data is not None:
+        builtin = BUILTIN_RECIPE_OF_SET.get(data)
+        return (load_builtin(builtin), MODELS / builtin) if builtin else (Recipe(), None)
+    if out is not None and ModelDir(out).recipe.is_file():
+        return Recipe.from_toml(ModelDir(out).recipe), out
+    if out is not None and ModelDir(out).weights("teacher").is_file():
+        from toolkit.networks.weights import read_info
+
+        teacher = ModelDir(out).weights("teacher")
+        return Recipe.from_dict(read_info(teacher).recipe, str(teacher)), out
+    return load_builtin(DEFAULT_RECIPE), MODELS / DEFAULT_RECIPE
+
+
+def _named_recipe(name: str) -> Recipe:
+    """A TOML file, or one of the recipes that ship with the toolkit by name."""
+    if name in builtin_names():
+        return load_builtin(name)
+    if not Path(name).is_file():
+        raise RecipeError(
+            f"--recipe: there is no file {name}",
+            f"give a TOML file or one of the built-in recipes: {', '.join(builtin_names())}",
+        )
+    return Recipe.from_toml(Path(name))
+
+
+def _with_source(recipe: Recipe, data: str | None) -> Recipe:
+    if data is None:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})})
+
+
+def _follow_pictures(job: Job) -> Job:
+    """The same job, with what its recipe leaves to the pictures chosen and said; its data set is read only for that."""
+    from toolkit.data.defaults import follow_pictures, left_to_pictures
+
+    if not left_to_pictures(job.recipe):
+        return job
+    recipe, line = follow_pictures(job.recipe, job.dataset.train)
+    if line:
+        console.say(line)
+    resolved = replace(job, recipe=recipe)
+    vars(resolved)["dataset"] = job.dataset  # nothing that was chosen changes it, and reading takes a while
+    return resolved
+
+
+def _warn_of_little_memory() -> None:
+    """Before anything is loaded: where memory runs out, the kernel ends the process, and nobody is told why."""
+    size_bytes = memory_bytes()
+    if size_bytes < LITTLE_MEMORY_BYTES:
+        console.say(
+            f"careful: {size_bytes / 2**30:.1f} GiB of memory for this process; if it ends without a word, or with exit"
+            " code 137, that was too little: give it 2 GiB, in a container with --memory 2g"
+        )
+
+
+def _warn_of_no_volume(path: Path) -> None:
+    """Before hours of work, whose results nobody could reach."""
+    if volume := missing_volume(path):
+        console.say(
+            f"careful: {path} lies in this container and is deleted with it; to keep it, mount a volume:"
+            f" docker run -v kd-models:{volume}"
+        )
+
+
+def _pick_device(name: str) -> str:
+    import torch
+
+    from toolkit.distill import distributed
+    from toolkit.machine.devices import keep_freed_memory, pick_device
+    from toolkit.machine.limits import available_cores
+
+    processes = distributed.processes_here()
+    torch.set_num_threads(max(1, available_cores() // processes))
+    keep_freed_memory()
+    if processes > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{distributed.local_rank()}"
+    return pick_device(name)
