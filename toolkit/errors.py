@@ -13,10 +13,6 @@ ToolkitError                 exit code 1: one line on stderr, what is wrong and 
 Interrupted                  no error: Ctrl-C (exit code 130) or SIGTERM (143) while a network trained
 """
 
-from toolkit.machine.limits import LITTLE_MEMORY_BYTES as LITTLE_MEMORY_BYTES
-from toolkit.machine.limits import available_cores as available_cores
-from toolkit.machine.limits import memory_bytes as memory_bytes
-from toolkit.machine.limits import shared_memory_bytes as shared_memory_bytes
 
 
 def first_sentence(text: str) -> str:

@@ -11,11 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from toolkit.machine.activity import clock_mhz, load_1m, other_load_cores
-from toolkit.machine.limits import LITTLE_MEMORY_BYTES as LITTLE_MEMORY_BYTES
-from toolkit.machine.limits import ROOT
-from toolkit.machine.limits import available_cores as available_cores
-from toolkit.machine.limits import memory_bytes as memory_bytes
-from toolkit.machine.limits import shared_memory_bytes as shared_memory_bytes
+from toolkit.machine.limits import ROOT, available_cores, memory_bytes
 
 PACKAGES = (
     "torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "onnxscript", "numpy", "pillow",

@@ -14,10 +14,6 @@ from toolkit import console
 from toolkit.errors import DeviceError, first_sentence
 from toolkit.machine import hardware
 from toolkit.machine.hardware import MIB
-from toolkit.machine.limits import LITTLE_MEMORY_BYTES as LITTLE_MEMORY_BYTES
-from toolkit.machine.limits import available_cores as available_cores
-from toolkit.machine.limits import memory_bytes as memory_bytes
-from toolkit.machine.limits import shared_memory_bytes as shared_memory_bytes
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Short name → onnxruntime's name."""

@@ -1,0 +1,78 @@
+"""How the code hangs together: what may import what, and how large a part of it may be."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "toolkit"
+
+FLOORS = (
+    "errors shipped",
+    "console plotting files",
+    "machine recipe",
+    "modeldir",
+    "data",
+    "networks",
+    "graphs runtimes",
+    "predict distill export bench",
+    "demo workspace",
+    "control_process",
+    "pipeline",
+    "forecast doctor",
+    "cli",
+    "__main__",
+)
+"""Folders and root modules, the lowest first: each imports only from floors below its own."""
+
+
+def floor_of(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms.split())
+
+
+def room_of(module: str) -> str:
+    """`toolkit.data.views` → `data`"""
+    return module.split(".")[1]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = ("toolkit", *path.relative_to(PACKAGE).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports_of(module: str) -> Iterator[str]:
+    """Every module of the package that it imports anywhere, types and imports within functions included."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "toolkit":
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+
+
+def test_every_room_has_its_floor() -> None:
+    rooms = {room_of(module) for module in MODULES if module != "toolkit"}
+    listed = [room for floor in FLOORS for room in floor.split()]
+    assert sorted(listed) == sorted(rooms)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_room_imports_only_what_stands_below_it(module: str) -> None:
+    if module == "toolkit":
+        return
+    above = [
+        other
+        for other in imports_of(module)
+        if other != "toolkit"
+        and room_of(other) != room_of(module)
+        and floor_of(room_of(other)) >= floor_of(room_of(module))
+    ]
+    assert above == []
