@@ -48,7 +48,7 @@ from toolkit.distill.objective import learn_from_teacher
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import choose_precision
 from toolkit.distill.quantized import choose_teacher
-from toolkit.distill.teachers import LiveTeacher, Teaching
+from toolkit.distill.teachers import LiveTeacher, Teacher
 from toolkit.distill.trainer import Records, train
 from toolkit.machine.devices import keep_freed_memory, pick_device
 from toolkit.machine.hardware import describe_hardware, describe_versions
@@ -58,7 +58,7 @@ from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import read_state_dict
 from toolkit.pipeline import distill_student, make_teacher
 from toolkit.recipe import Recipe
-from toolkit.workspace import open_training_job
+from toolkit.workspace import open_for_training
 
 BATCH_SIZE = 64
 IMAGES, GPU_IMAGES = 1024, 16_384
@@ -193,9 +193,9 @@ class EngineSpeed:
         self.live = LiveTeacher(tapped, views, self._valid, arithmetic)
         self.stored = open_store(tapped, "teacher", dataset.sha256, views, self._valid, 1, arithmetic)
 
-    def images_a_second(self, teaching: Teaching) -> float:
+    def images_a_second(self, teaching: Teacher) -> float:
         plan = Plan(
-            stage="distill",
+            role="student",
             section=self._recipe.distill,
             image_size=self._recipe.data.image_size,
             precision=self.precision,
@@ -225,7 +225,7 @@ def measure_accuracy(options: argparse.Namespace, teacher: nn.Module, device: st
     torch.save({name: value.cpu() for name, value in teacher.state_dict().items()}, weights)
     start = time.perf_counter()
     overrides = [f"teacher.weights={json.dumps(str(weights))}", f"distill.epochs={options.epochs}"]
-    job = open_training_job(options.recipe, str(options.data), folder / "model", overrides, device=device)
+    job = open_for_training(options.recipe, str(options.data), folder / "model", overrides, device=device)
     make_teacher(job)
     distill_student(job)
     seconds = time.perf_counter() - start

@@ -23,7 +23,7 @@ import torch
 from limits import ELEMENT_BYTES, Limits, count_elements, count_forward_flop, count_training_flop
 
 from toolkit import console
-from toolkit.distill.precision import FloatPrecision, has_fast_bf16
+from toolkit.distill.precision import FloatArithmetic, has_fast_bf16
 from toolkit.distill.rehearsal import CLASSES, COUNTED_STEPS, Rehearsal
 from toolkit.doctor.ceilings import bus_bytes_s, copy_bytes_s, launch_seconds, product_flop_s
 from toolkit.doctor.checks import driver_cuda
@@ -60,7 +60,7 @@ def main() -> None:
     except DeviceError as error:
         sys.exit(f"error: {error}")
     kind = "cpu" if device == "cpu" else "gpu"
-    precision: FloatPrecision = "bf16" if has_fast_bf16(device) else "fp32"
+    precision: FloatArithmetic = "bf16" if has_fast_bf16(device) else "fp32"
     ceilings = measure_ceilings(device)
     console.say("  ".join(f"{name} {value:.4g}" for name, value in ceilings.items()))
     rows = []
@@ -87,7 +87,7 @@ def main() -> None:
 
 def measure_ceilings(device: str) -> dict[str, float]:
     """GB/s, TFLOP/s and μs, as their names say."""
-    names: tuple[FloatPrecision, ...] = ("fp32", "bf16") if has_fast_bf16(device) else ("fp32",)
+    names: tuple[FloatArithmetic, ...] = ("fp32", "bf16") if has_fast_bf16(device) else ("fp32",)
     found = {f"{name}_tflop_s": product_flop_s(device, name) / 1e12 for name in names}
     found |= {"copy_gb_s": copy_bytes_s(device) / 1e9, "launch_us": launch_seconds(device) * 1e6}
     if device != "cpu":
@@ -99,7 +99,7 @@ def measure_ceilings(device: str) -> dict[str, float]:
 
 
 def measure_row(
-    row: Row, teacher: str, device: str, precision: FloatPrecision, ceilings: dict[str, float], images: int
+    row: Row, teacher: str, device: str, precision: FloatArithmetic, ceilings: dict[str, float], images: int
 ) -> dict[str, Any]:
     """Speed, limit and launches of one row, or `error`."""
     found: dict[str, Any] = vars(row) | {"teacher": teacher}
@@ -132,7 +132,7 @@ def _count(name: str, size: int) -> tuple[float, float, int]:
     return training, count_forward_flop(network, size), count_elements(network, torch.rand(1, 3, size, size))
 
 
-def find_limits(size: int, teacher: str, precision: FloatPrecision, ceilings: dict[str, float]) -> Limits:
+def find_limits(size: int, teacher: str, precision: FloatArithmetic, ceilings: dict[str, float]) -> Limits:
     """Of one training image, with the teacher's forward pass where it is live."""
     flop, _, elements = _count("depthwise", size)
     moved = 3 * elements
@@ -145,7 +145,7 @@ def find_limits(size: int, teacher: str, precision: FloatPrecision, ceilings: di
 
 def _remarks(said: str) -> list[str]:
     """What the engine said of its own accord; not its line an epoch, nor what the profiler logs."""
-    return [line for line in said.splitlines() if line and not re.match(r"distill +\d|\w+:\d{4}-\d\d-\d\d ", line)]
+    return [line for line in said.splitlines() if line and not re.match(r"student +\d|\w+:\d{4}-\d\d-\d\d ", line)]
 
 
 def _tell(row: dict[str, Any]) -> Iterator[str]:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from toolkit.distill.precision import FloatPrecision, Precision
+from toolkit.distill.precision import Arithmetic, FloatArithmetic
 from toolkit.doctor.ceilings import copy_bytes_s, product_flop_s
 
-ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "int8": 1}
+ELEMENT_BYTES: dict[Arithmetic, int] = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Limits:
         return min(self.peak_flop_s / self.flop, self.peak_bytes_s / self.bytes)
 
 
-def measure_limits(network: nn.Module, size: int, device: str, precision: FloatPrecision) -> Limits:
+def measure_limits(network: nn.Module, size: int, device: str, precision: FloatArithmetic) -> Limits:
     """Limits of training `network` in `precision` on images of `size` px."""
     moved = 3 * ELEMENT_BYTES[precision] * count_elements(network, torch.rand(1, 3, size, size))
     return Limits(count_training_flop(network, size), moved, product_flop_s(device, precision), copy_bytes_s(device))

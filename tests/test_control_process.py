@@ -25,7 +25,7 @@ from toolkit import control_process, pipeline, workspace
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.step import Stepper
 from toolkit.errors import Interrupted, ToolkitError, TrainingError
-from toolkit.forecast import command
+from toolkit.forecast.command import forecast_command
 from toolkit.forecast.estimate import BESIDE, CONTROL_START_S
 from toolkit.machine.devices import same_imports
 from toolkit.modeldir import ModelDir
@@ -110,8 +110,8 @@ def hold_control(folder: Path, wait: str, monkeypatch: pytest.MonkeyPatch) -> No
         file.write(f"    toolkit.machine.devices.keep_freed_memory = lambda: {wait}\n")
 
 
-def open_job(data: Path, out: Path, *overrides: str, **options: Any) -> workspace.Job:
-    return workspace.open_training_job(None, str(data), out, [*SMALL, *overrides], device="cpu", **options)
+def open_job(data: Path, out: Path, *overrides: str, **options: Any) -> workspace.Workspace:
+    return workspace.open_for_training(None, str(data), out, [*SMALL, *overrides], device="cpu", **options)
 
 
 def once_control_trains(monkeypatch: pytest.MonkeyPatch, out: Path, action: Callable[[], None]) -> None:
@@ -245,7 +245,7 @@ def test_a_stop_saves_both_and_both_go_on_to_the_same_weights(
     monkeypatch.undo()
     pipeline.distill_student(open_job(class_folders, out, resume=True))
     told = capsys.readouterr().err
-    assert "distill: going on at epoch 1, step 2" in told
+    assert "student: going on at epoch 1, step 2" in told
     assert re.search(r"^control: going on at epoch \d", told, re.MULTILINE)
     assert_same(out, whole)
 
@@ -410,7 +410,7 @@ def test_the_plan_says_so_and_measures_with_the_threads_that_each_will_have(
 
     monkeypatch.setattr(speeds, "step_seconds", noting)
     job = open_job(class_folders, out, "distill.seed=5")  # its logits are not stored
-    planned = {stage.name: stage for stage in command.forecast(job, "distill").stages}
+    planned = {stage.name: stage for stage in forecast_command(job, "distill").stages}
     assert planned["student"].seconds > 0
     assert planned["control"].seconds == pytest.approx(CONTROL_START_S)
     assert planned["control"].note == BESIDE

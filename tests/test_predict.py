@@ -16,7 +16,16 @@ from tiny_onnx import save_colour_model
 from toolkit import predict
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import ModelDir
-from toolkit.predict import Answer, Prediction, ask, find_model, predict_files, print_predictions, read_image, to_json
+from toolkit.predict import (
+    FilePrediction,
+    Prediction,
+    ask,
+    find_model,
+    predict_files,
+    print_predictions,
+    read_image,
+    to_json,
+)
 from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 
@@ -183,9 +192,9 @@ def test_a_bad_file_does_not_stop_the_others(model: Path, tmp_path: Path, capsys
 
 
 def test_json_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    answer = Answer((("[bold]thé", 0.75), ("b", 0.25)), 1.5, np.zeros(2, np.float32))
+    answer = Prediction((("[bold]thé", 0.75), ("b", 0.25)), 1.5, np.zeros(2, np.float32))
     bad = DataError("x is empty", "give another")
-    predictions = [Prediction(Path("a.png"), answer), Prediction(Path("x"), None, bad)]
+    predictions = [FilePrediction(Path("a.png"), answer), FilePrediction(Path("x"), None, bad)]
     with pytest.raises(DataError):
         print_predictions(predictions, as_json=True)
     assert (
@@ -203,7 +212,9 @@ def test_json_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_class_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    print_predictions([Prediction(Path("[red]a[/].png"), Answer((("[b]x", 1.0),), 0.5, np.zeros(1, np.float32)))])
+    print_predictions(
+        [FilePrediction(Path("[red]a[/].png"), Prediction((("[b]x", 1.0),), 0.5, np.zeros(1, np.float32)))]
+    )
     out = capsys.readouterr().out
     assert "[b]x" in out
     assert "[red]a[/].png" in out

@@ -54,7 +54,7 @@ def trained(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("trained")
     (folder / "recipe.toml").write_text(RECIPE.format(source=class_folders))
     recipe = str(folder / "recipe.toml")
-    pipeline.make_teacher(workspace.open_training_job(recipe, None, folder, ["distill.seed=3"], device="cpu"))
+    pipeline.make_teacher(workspace.open_for_training(recipe, None, folder, ["distill.seed=3"], device="cpu"))
     return folder
 
 

@@ -27,7 +27,7 @@ from rich.console import Console
 from toolkit import console
 from toolkit.distill import distributed
 from toolkit.distill.interruption import stop_request
-from toolkit.distill.precision import Precision
+from toolkit.distill.precision import Arithmetic
 from toolkit.distill.student import train_control
 from toolkit.errors import Interrupted, ToolkitError, TrainingError
 from toolkit.machine.devices import keep_freed_memory, same_imports
@@ -35,7 +35,7 @@ from toolkit.machine.hardware import GIB
 from toolkit.machine.limits import memory_bytes
 
 if TYPE_CHECKING:
-    from toolkit.workspace import Job
+    from toolkit.workspace import Workspace
 
 ENOUGH_MEMORY_BYTES = 4 * GIB
 """for two trainings"""
@@ -52,8 +52,8 @@ def has_room(device: str) -> bool:
 
 
 @contextlib.contextmanager
-def control_beside(job: "Job", precision: Precision) -> Iterator[None]:
-    """While the body trains the student, train the job's control too, in the same arithmetic; ends when both have.
+def control_beside(workspace: "Workspace", precision: Arithmetic) -> Iterator[None]:
+    """While the body trains the student, train its control too, in the same arithmetic; ends when both have.
 
     Each keeps its share of the threads to the end, so that the weights do not depend on which of them is faster. A
     stop, or an error, of the body stops the control, which saves its state. An error of the control is said at once and
@@ -63,7 +63,7 @@ def control_beside(job: "Job", precision: Precision) -> Iterator[None]:
     share = threads // 2
     console.say(f"student and control train side by side, on {threads - share} and {share} of {threads} cores")
     with stop_request() as request:  # also while the student is saved, and while the control is waited for
-        control = _Control(job, precision, share)
+        control = _Control(workspace, precision, share)
         torch.set_num_threads(threads - share)
         try:
             with _suspended_together(control):
@@ -120,7 +120,7 @@ class _Control:
     `is_awaited`: nothing else is left to do, so that its error is raised as soon as it could be said.
     """
 
-    def __init__(self, job: "Job", precision: Precision, threads: int) -> None:
+    def __init__(self, workspace: "Workspace", precision: Arithmetic, threads: int) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "toolkit.control_process"],
             stdin=subprocess.PIPE,
@@ -140,7 +140,7 @@ class _Control:
         self._listener = threading.Thread(target=self._hear_answer, daemon=True)
         self._listener.start()
         with contextlib.suppress(BrokenPipeError):  # `ending` will tell
-            self._questions.write(pickle.dumps((job, precision, threads)))
+            self._questions.write(pickle.dumps((workspace, precision, threads)))
             self._questions.flush()
 
     def is_running(self) -> bool:
@@ -198,14 +198,14 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever sends it to all means the other process, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    job, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started this
+    workspace, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started this
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END)
     console.err = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=False)
     console.LOG_INTERVAL_S = math.inf
     torch.set_num_threads(threads)
     keep_freed_memory()
-    pickle.dump(_train(job, precision), answer)
+    pickle.dump(_train(workspace, precision), answer)
     answer.flush()
 
 
@@ -216,13 +216,13 @@ def _watch() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def _train(job: "Job", precision: Precision) -> Exception | None:
+def _train(workspace: "Workspace", precision: Arithmetic) -> Exception | None:
     try:
         threading.Thread(target=_watch, daemon=True).start()  # here, as it may interrupt whatever comes next
         console.err.quiet = True  # the other process has said all there is to say of the data
-        images = job.images
+        data = workspace.training_data
         console.err.quiet = False
-        train_control(job.recipe, job.model_dir, images, job.options, precision)
+        train_control(workspace.recipe, workspace.model_dir, data, workspace.options, precision)
     except (ToolkitError, Interrupted) as error:
         return error
     except KeyboardInterrupt:

@@ -14,7 +14,6 @@ Interrupted                  no error: Ctrl-C (exit code 130) or SIGTERM (143) w
 """
 
 
-
 def first_sentence(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0].split(". ")[0][:300] if lines else ""

@@ -17,7 +17,7 @@ from toolkit.files import unwritable
 from toolkit.machine.container import missing_volume
 
 Role = Literal["teacher", "student", "control"]
-Precision = Literal["fp32", "fp16", "int8"]
+FilePrecision = Literal["fp32", "fp16", "int8"]
 
 BENCH_PLOTS = ("accuracy_latency", "reliability", "confusion_difference")
 """Names of the pictures that the benchmark draws."""
@@ -45,12 +45,12 @@ class ModelDir:
     def weights(self, role: Role) -> Path:
         return self.path / f"{role}.safetensors"
 
-    def onnx(self, role: Role, precision: Precision = "fp32") -> Path:
+    def onnx(self, role: Role, precision: FilePrecision = "fp32") -> Path:
         return self.path / (f"{role}.onnx" if precision == "fp32" else f"{role}.{precision}.onnx")
 
-    def onnx_files(self, role: Role) -> dict[Precision, Path]:
+    def onnx_files(self, role: Role) -> dict[FilePrecision, Path]:
         """The ONNX files of `role` that are there, by precision."""
-        files = {precision: self.onnx(role, precision) for precision in get_args(Precision)}
+        files = {precision: self.onnx(role, precision) for precision in get_args(FilePrecision)}
         return {precision: path for precision, path in files.items() if path.is_file()}
 
     @property

@@ -40,7 +40,7 @@ class PictureError(DataError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """What a network says about one picture."""
 
     top: tuple[tuple[str, float], ...]
@@ -52,15 +52,15 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class FilePrediction:
     """One file's answer, or the reason there is none."""
 
     path: Path
-    answer: Answer | None
+    answer: Prediction | None
     error: DataError | None = None
 
 
-def predict_files(model: Path, images: Sequence[Path], k: int = 5, provider: str = "auto") -> list[Prediction]:
+def predict_files(model: Path, images: Sequence[Path], k: int = 5, provider: str = "auto") -> list[FilePrediction]:
     """Ask `model`, an .onnx file or a model directory with student.onnx, about every file; directories are expanded.
 
     A file that is missing or no image gets a Prediction with an error and does not stop the others. Raises
@@ -116,16 +116,16 @@ def read_image(path: Path, name: str = "") -> Image.Image:
         ) from None
 
 
-def ask(predictor: Predictor, pixels: NDArray[np.uint8], k: int) -> Answer:
+def ask(predictor: Predictor, pixels: NDArray[np.uint8], k: int) -> Prediction:
     """The k most probable classes of one preprocessed picture (S, S, 3), fewer where there are fewer classes."""
     batch = np.ascontiguousarray(pixels[np.newaxis])
     start = time.perf_counter_ns()
     logits = predictor.logits(batch)
     latency_ms = (time.perf_counter_ns() - start) / 1e6
-    return Answer(tuple(top_k(softmax(logits)[0], predictor.classes, k)), latency_ms, logits[0])
+    return Prediction(tuple(top_k(softmax(logits)[0], predictor.classes, k)), latency_ms, logits[0])
 
 
-def print_predictions(predictions: Sequence[Prediction], *, as_json: bool = False) -> None:
+def print_predictions(predictions: Sequence[FilePrediction], *, as_json: bool = False) -> None:
     """Answers on stdout, as a table or as JSON; then DataError where a file had none, naming the first."""
     if as_json:
         console.out.print(json.dumps(to_json(predictions), indent=2, ensure_ascii=False), markup=False)
@@ -140,7 +140,7 @@ def print_predictions(predictions: Sequence[Prediction], *, as_json: bool = Fals
         raise errors[0]
 
 
-def to_json(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
+def to_json(predictions: Sequence[FilePrediction]) -> list[dict[str, object]]:
     """An object a file: image, top [{class, probability}], latency_ms; or image and error."""
     return [
         {"image": str(prediction.path), "error": str(prediction.error)}
@@ -154,12 +154,12 @@ def to_json(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
     ]
 
 
-def _predict_file(predictor: Predictor, path: Path, k: int) -> Prediction:
+def _predict_file(predictor: Predictor, path: Path, k: int) -> FilePrediction:
     try:
         pixels = predictor.preprocess(read_image(path))
     except DataError as error:
-        return Prediction(path, None, error)
-    return Prediction(path, ask(predictor, pixels, k))
+        return FilePrediction(path, None, error)
+    return FilePrediction(path, ask(predictor, pixels, k))
 
 
 def _expand(path: Path) -> list[Path]:
@@ -177,7 +177,7 @@ def _too_large(name: str, what: str) -> PictureError:
     )
 
 
-def _table(path: Path, answer: Answer) -> Table:
+def _table(path: Path, answer: Prediction) -> Table:
     title = Text(f"{path}  ({answer.latency_ms:.2f} ms)", style="bold")
     table = Table(title=title, title_justify="left", box=None)
     table.add_column("class")

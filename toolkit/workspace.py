@@ -15,7 +15,7 @@ from toolkit.recipe import DEFAULT_RECIPE, Recipe, builtin_names, load_builtin
 if TYPE_CHECKING:
     from toolkit.data.pixels import Pixels
     from toolkit.data.sources import Dataset
-    from toolkit.distill.job import Images, Options
+    from toolkit.distill.job import TrainingData, TrainingOptions
 
 MODELS = Path("models")
 """Where model directories lie, seen from where the command is run."""
@@ -26,7 +26,7 @@ BUILTIN_RECIPE_OF_SET = {"fashion-mnist": "fashion-mnist", "food-11": NOTEBOOK_R
 
 
 @dataclass(frozen=True)
-class Job:
+class Workspace:
     """What every stage needs. `device` is a torch device that is proven to work."""
 
     recipe: Recipe
@@ -60,16 +60,16 @@ class Job:
         return self._pixels("test")
 
     @cached_property
-    def images(self) -> "Images":
-        from toolkit.distill.job import Images
+    def training_data(self) -> "TrainingData":
+        from toolkit.distill.job import TrainingData
 
-        return Images(self.dataset, self.train_pixels, self.valid_pixels)
+        return TrainingData(self.dataset, self.train_pixels, self.valid_pixels)
 
     @property
-    def options(self) -> "Options":
-        from toolkit.distill.job import Options
+    def options(self) -> "TrainingOptions":
+        from toolkit.distill.job import TrainingOptions
 
-        return Options(self.device, self.force, self.resume, self.tensorboard)
+        return TrainingOptions(self.device, self.force, self.resume, self.tensorboard)
 
     def _pixels(self, split: Any) -> "Pixels":
         from toolkit.data.pixels import load_pixels
@@ -83,7 +83,7 @@ class Job:
             )
 
 
-def open_training_job(
+def open_for_training(
     recipe_name: str | None,
     data: str | None,
     out: Path | None,
@@ -92,31 +92,30 @@ def open_training_job(
     device: str = "auto",
     writes: bool = True,
     **options: Any,
-) -> Job:
-    """A job for teacher, distill and run; its recipe: --recipe, the data's own, OUT's, its teacher's, the default.
+) -> Workspace:
+    """A workspace for teacher, distill and run. Its recipe: --recipe, the data's, OUT's, its teacher's, or the default.
 
-    What that and --set leave to the pictures is chosen, said and from then on stated in the job's recipe. `options` are
-    the job's: force, strict, resume, tensorboard, seeds. Without `writes` no model directory is
-    made.
+    What that and --set leave to the pictures is chosen, said and from then on stated in its recipe. `options` are the
+    workspace's: force, strict, resume, tensorboard, seeds. Without `writes` no model directory is made.
     """
     _warn_of_little_memory()
     from toolkit.distill.compilation import require_few_sizes
     from toolkit.distill.distributed import join
 
     recipe, own_dir = _training_recipe(recipe_name, data, out)
-    recipe = _with_source(recipe, data).with_overrides(overrides)
+    recipe = with_source(recipe, data).with_overrides(overrides)
     model_dir = ModelDir(out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
     if writes:
         model_dir.make()
         _warn_of_no_volume(model_dir.path)
     device = _pick_device(device)
     join(device)
-    job = _follow_pictures(Job(recipe, model_dir, device, **options))
-    require_few_sizes(job.recipe)
-    return job
+    workspace = follow_images(Workspace(recipe, model_dir, device, **options))
+    require_few_sizes(workspace.recipe)
+    return workspace
 
 
-def open_finished_job(
+def open_finished(
     model_dir: Path,
     recipe_name: str | None,
     data: str | None,
@@ -124,26 +123,26 @@ def open_finished_job(
     *,
     device: str = "auto",
     force: bool = False,
-) -> Job:
-    """A job for export and bench: the recipe is the one its weights were made with, unless --recipe says otherwise."""
+) -> Workspace:
+    """A workspace for export and bench; the recipe is the one that made its weights, unless --recipe names another."""
     _warn_of_little_memory()
     from toolkit.networks.weights import read_info
 
     directory = ModelDir(model_dir)
     recipe = (
-        _named_recipe(recipe_name)
+        named_recipe(recipe_name)
         if recipe_name
         else Recipe.from_dict(read_info(directory.require(directory.weights("student"))).recipe, "student.safetensors")
     )
     directory.make()  # it is there: this proves that it can be written to, before any work
-    recipe = _with_source(recipe, data).with_overrides(overrides)
-    return _follow_pictures(Job(recipe, directory, _pick_device(device), force))
+    recipe = with_source(recipe, data).with_overrides(overrides)
+    return follow_images(Workspace(recipe, directory, _pick_device(device), force))
 
 
-def with_control(job: Job, *, by_default: bool) -> bool:
+def with_control(workspace: Workspace, *, by_default: bool) -> bool:
     """Whether the control is trained too; see distill_student."""
-    wanted = job.recipe.distill.control
-    return (by_default or job.seeds > 1) if wanted is None else wanted
+    wanted = workspace.recipe.distill.control
+    return (by_default or workspace.seeds > 1) if wanted is None else wanted
 
 
 def _training_recipe(recipe_name: str | None, data: str | None, out: Path | None) -> tuple[Recipe, Path | None]:
@@ -151,7 +150,7 @@ def _training_recipe(recipe_name: str | None, data: str | None, out: Path | None
     if recipe_name:
         path = Path(recipe_name)
         own_dir = path.parent if path.name == "recipe.toml" else MODELS / path.stem
-        return _named_recipe(recipe_name), own_dir
+        return named_recipe(recipe_name), own_dir
     if data is not None:
         builtin = BUILTIN_RECIPE_OF_SET.get(data)
         return (load_builtin(builtin), MODELS / builtin) if builtin else (Recipe(), None)
@@ -165,7 +164,7 @@ def _training_recipe(recipe_name: str | None, data: str | None, out: Path | None
     return load_builtin(DEFAULT_RECIPE), MODELS / DEFAULT_RECIPE
 
 
-def _named_recipe(name: str) -> Recipe:
+def named_recipe(name: str) -> Recipe:
     """A TOML file, or one of the recipes that ship with the toolkit by name."""
     if name in builtin_names():
         return load_builtin(name)
@@ -177,23 +176,23 @@ def _named_recipe(name: str) -> Recipe:
     return Recipe.from_toml(Path(name))
 
 
-def _with_source(recipe: Recipe, data: str | None) -> Recipe:
+def with_source(recipe: Recipe, data: str | None) -> Recipe:
     if data is None:
         return recipe
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})})
 
 
-def _follow_pictures(job: Job) -> Job:
-    """The same job, with what its recipe leaves to the pictures chosen and said; its data set is read only for that."""
+def follow_images(workspace: Workspace) -> Workspace:
+    """The workspace with all that its recipe leaves to the images chosen, and said; only for that is the data read."""
     from toolkit.data.defaults import follow_pictures, left_to_pictures
 
-    if not left_to_pictures(job.recipe):
-        return job
-    recipe, line = follow_pictures(job.recipe, job.dataset.train)
+    if not left_to_pictures(workspace.recipe):
+        return workspace
+    recipe, line = follow_pictures(workspace.recipe, workspace.dataset.train)
     if line:
         console.say(line)
-    resolved = replace(job, recipe=recipe)
-    vars(resolved)["dataset"] = job.dataset  # nothing that was chosen changes it, and reading takes a while
+    resolved = replace(workspace, recipe=recipe)
+    vars(resolved)["dataset"] = workspace.dataset  # nothing that was chosen changes it, and reading takes a while
     return resolved
 
 

@@ -7,7 +7,7 @@ from tiny_onnx import COLOURS, save_colour_model
 
 from toolkit.data.dataset import Dataset, Images
 from toolkit.data.preprocess import Preprocess
-from toolkit.modeldir import ModelDir, Precision, Role
+from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.networks.registry import build
 from toolkit.networks.weights import ModelInfo, save_model
 from toolkit.recipe import Recipe
@@ -20,7 +20,7 @@ RECIPE = Recipe.from_dict(
 PREPROCESS = Preprocess.from_recipe(RECIPE.data)
 
 
-def save_role(model_dir: ModelDir, role: Role, precisions: tuple[Precision, ...] = ("fp32",)) -> None:
+def save_role(model_dir: ModelDir, role: Role, precisions: tuple[FilePrecision, ...] = ("fp32",)) -> None:
     """Weights of a depthwise network, and an ONNX file for each precision: the colour model, whatever its name says."""
     sha = RECIPE.control_fingerprint() if role == "control" else "0" * 64
     recipe = RECIPE.model_dump(mode="json")

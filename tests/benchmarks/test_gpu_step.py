@@ -65,7 +65,7 @@ def test_a_row_tells_its_speed_and_what_a_step_launches(monkeypatch: pytest.Monk
 def test_remarks_of_the_engine_are_kept_and_its_lines_an_epoch_are_not() -> None:
     said = (
         "out of memory: going on with 4 images at a time\n"
-        "distill    1/3  train loss 1.3\n"
+        "student    1/3  train loss 1.3\n"
         "USDT:2026-11-27 21:52:04 1:1 X.cpp:39] profiler_start\n"
     )
     assert gpu_step._remarks(said) == ["out of memory: going on with 4 images at a time"]

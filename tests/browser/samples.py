@@ -14,7 +14,7 @@ from tiny_onnx import COLOURS, save_colour_model
 from toolkit.bench.report.examples import write_examples
 from toolkit.data.pixels import Pixels
 from toolkit.demo.contents import PLOTS
-from toolkit.modeldir import ModelDir, Precision, Role
+from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 LONG = "a class with a name that is much too long for its column, and goes on and on"
@@ -30,7 +30,7 @@ def make_full_dir(path: Path) -> ModelDir:
     The teacher knows its colours; the students take blue for class 3.
     """
     directory = ModelDir(path)
-    students: tuple[tuple[Role, Precision, int, int], ...] = (
+    students: tuple[tuple[Role, FilePrecision, int, int], ...] = (
         ("teacher", "fp32", 2, 0), ("student", "fp32", 3, 1), ("student", "fp16", 3, 2), ("student", "int8", 3, 3),
     )  # fmt: skip
     for role, precision, blue, seed in students:

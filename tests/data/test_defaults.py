@@ -144,7 +144,7 @@ class TestJobs:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         folder, out = make_folders(tmp_path / "tiny", 32), tmp_path / "m"
-        job = workspace.open_training_job(None, str(folder), out, QUICK, device="cpu")
+        job = workspace.open_for_training(None, str(folder), out, QUICK, device="cpu")
         said = capsys.readouterr().err
         assert "dataset" in vars(job), "read once"
         assert said.count("settings that follow the pictures") == 1
@@ -158,12 +158,12 @@ class TestJobs:
             assert info.recipe["data"]["crop_padding"] == 4
             assert (info.recipe["teacher"]["epochs"], info.recipe["distill"]["epochs"]) == (1, 2)
         capsys.readouterr()
-        finished = workspace.open_finished_job(out, None, None, ["bench.samples=10", "bench.seconds=0.5"], device="cpu")
+        finished = workspace.open_finished(out, None, None, ["bench.samples=10", "bench.seconds=0.5"], device="cpu")
         assert finished.recipe.data == job.recipe.data
         pipeline.export_models(finished)
         report = pipeline.bench_models(finished)
         assert report["recipe"]["data"]["image_size"] == 32
-        again = workspace.open_training_job(None, None, out, [], device="cpu")
+        again = workspace.open_for_training(None, None, out, [], device="cpu")
         assert again.recipe.data == job.recipe.data
         assert "follow the pictures" not in capsys.readouterr().err, "everything is stated by now"
 
@@ -172,7 +172,7 @@ class TestJobs:
         recipe = tmp_path / "mine.toml"
         recipe.write_text(f'[data]\nsource = "{folder}"\n[student]\nbase = 4\n')
         (tmp_path / "m").mkdir()
-        job = workspace.open_finished_job(tmp_path / "m", str(recipe), None, [], device="cpu")
+        job = workspace.open_finished(tmp_path / "m", str(recipe), None, [], device="cpu")
         assert (job.recipe.data.image_size, job.recipe.data.resize) == (40, 40)
 
     def test_set_comes_before_the_file_and_the_file_before_the_pictures(self, tmp_path: Path) -> None:
@@ -180,12 +180,12 @@ class TestJobs:
         recipe = tmp_path / "mine.toml"
         recipe.write_text("[data]\nimage_size = 48\ncrop_padding = 1\n[teacher]\nepochs = 9\n")
         out, overrides = tmp_path / "m", ["data.image_size=40"]
-        job = workspace.open_training_job(str(recipe), str(folder), out, overrides, device="cpu")
+        job = workspace.open_for_training(str(recipe), str(folder), out, overrides, device="cpu")
         assert (job.recipe.data.image_size, job.recipe.data.resize, job.recipe.data.crop_padding) == (40, 40, 1)
         assert (job.recipe.teacher.epochs, job.recipe.distill.epochs) == (9, 2)
 
     def test_nothing_is_read_where_the_recipe_states_it_all(self, tmp_path: Path) -> None:
-        job = workspace.open_training_job(None, "fashion-mnist", tmp_path / "m", [], device="cpu")
+        job = workspace.open_for_training(None, "fashion-mnist", tmp_path / "m", [], device="cpu")
         assert "dataset" not in vars(job)
 
     def test_toolkit_data_says_what_would_be_chosen(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ from toolkit.recipe import DataRecipe, DistillRecipe
 
 DATA = DataRecipe(image_size=32, resize=0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 SETTINGS = {"stage": "student", "recipe_sha256": "r", "dataset_sha256": "d"}
-OF_PLAN = {"stage", "seed", "teacher_views"}
+OF_PLAN = {"role", "seed", "teacher_views"}
 
 Splits = tuple[Pixels, Pixels]
 """Training and validation images."""
@@ -44,7 +44,7 @@ def load_splits(class_folders: Path, data: DataRecipe = DATA) -> Splits:
 
 def make_plan(**settings: Any) -> Plan:
     """A plan of few steps; `settings` are of [distill], or stage, seed and teacher_views of the plan."""
-    of_plan = {"stage": "distill", "seed": 0} | {key: settings.pop(key) for key in OF_PLAN & set(settings)}
+    of_plan = {"role": "student", "seed": 0} | {key: settings.pop(key) for key in OF_PLAN & set(settings)}
     small = {"epochs": 4, "batch_size": 6, "learning_rate": 0.05, "schedule": "constant", "warm_up": 0.0}
     section = DistillRecipe.model_validate(small | settings)
     return Plan(section=section, image_size=DATA.image_size, precision="fp32", device="cpu", **of_plan)

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 from toolkit.data.sources import load_dataset
 from toolkit.distill import job
 from toolkit.distill.compilation import make_room, require_few_sizes
-from toolkit.distill.job import Images, Options
+from toolkit.distill.job import TrainingData, TrainingOptions
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.optimization import make_optimizer, make_scheduler
 from toolkit.distill.plan import Plan
@@ -24,7 +24,7 @@ from toolkit.errors import RecipeError
 from toolkit.modeldir import ModelDir
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.recipe import Recipe
-from toolkit.workspace import open_training_job
+from toolkit.workspace import open_for_training
 
 GROWING = ("start_image_size=32", "epochs=40", "learning_rate=0.05")
 """From 32 to 256 px in steps of 8: 29 sizes."""
@@ -66,7 +66,7 @@ def test_other_recipes_are_not(settings: list[str]) -> None:
 def test_a_command_refuses_them_when_it_is_called(class_folders: Path, tmp_path: Path) -> None:
     settings = ["data.image_size=256", "distill.compile=default", *growing("distill")]
     with pytest.raises(RecipeError, match="29 sizes"):
-        open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+        open_for_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
 
 
 def test_a_stage_makes_room_before_it_trains(
@@ -79,12 +79,12 @@ def test_a_stage_makes_room_before_it_trains(
         "student.base=4",
         "distill.precision=fp32",
     )
-    images = Images(load_dataset(made.data), *load_splits(class_folders))
+    images = TrainingData(load_dataset(made.data), *load_splits(class_folders))
     monkeypatch.setattr(job, "make_room", lambda plan: called.append("room"))
     monkeypatch.setattr(job, "train", lambda *rest: called.append("train") or 1 / 0)
     called: list[str] = []
     with pytest.raises(ZeroDivisionError):
-        train_control(made, ModelDir(tmp_path), images, Options())
+        train_control(made, ModelDir(tmp_path), images, TrainingOptions())
     assert called == ["room", "train"]
 
 

@@ -5,13 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.distill.constant_channels import keep_constant
-from toolkit.distill.precision import FloatPrecision, autocast
+from toolkit.distill.precision import FloatArithmetic, autocast
 
 BIAS = 1.217
 """bfloat16 has 1.21875 for it"""
 
 
-def trained(precision: FloatPrecision) -> tuple[nn.Sequential, Tensor]:
+def trained(precision: FloatArithmetic) -> tuple[nn.Sequential, Tensor]:
     """A convolution whose first channel is dead, and a batch norm that has seen it for long; and what it was shown."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
@@ -28,7 +28,7 @@ def trained(precision: FloatPrecision) -> tuple[nn.Sequential, Tensor]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_constant_channel_answers_its_bias_in_float32(precision: FloatPrecision) -> None:
+def test_a_constant_channel_answers_its_bias_in_float32(precision: FloatArithmetic) -> None:
     network, images = trained(precision)
     before = network(images)
     keep_constant(network, precision)

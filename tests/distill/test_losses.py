@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from toolkit.distill.losses import cross_entropy, dist_term, dkd_term, hard_term, kd_term, standardize_logits
-from toolkit.distill.objective import Answers, learn_from_teacher
+from toolkit.distill.objective import NetworkOutput, learn_from_teacher
 from toolkit.recipe import DistillRecipe
 
 
@@ -18,7 +18,7 @@ def kd_loss(
 ) -> torch.Tensor:
     """The whole objective of the recipe's method kd."""
     section = DistillRecipe(method="kd", temperature=temperature, alpha=alpha)
-    return learn_from_teacher(section)(Answers(student), labels, Answers(teacher))
+    return learn_from_teacher(section)(NetworkOutput(student), labels, NetworkOutput(teacher))
 
 
 def logits(seed: int, n: int = 8, c: int = 5) -> torch.Tensor:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from toolkit.distill.metrics import EpochMetrics, MetricsLog
+from toolkit.distill.metrics import EpochMetrics, MetricsLog, from_values, read_metrics, to_values
 from toolkit.errors import TrainingError
+from toolkit.modeldir import Role
 
 
-def metrics(epoch: int, stage: Any = "distill") -> EpochMetrics:
-    return EpochMetrics(stage, epoch, 1.0, 0.5, 1.1, 0.25, 100.0, 2.0 * (epoch + 1), 0.1, 32)
+def metrics(epoch: int, role: Role = "student") -> EpochMetrics:
+    return EpochMetrics(role, epoch, 1.0, 0.5, 1.1, 0.25, 100.0, 2.0 * (epoch + 1), 0.1, 32)
 
 
 def test_other_stages_lines_stay_and_the_stage_s_own_history_is_restored(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_other_stages_lines_stay_and_the_stage_s_own_history_is_restored(tmp_pat
     path.write_text(
         '{"stage": "teacher", "epoch": 0}\n{"stage": "distill", "epoch": 9}\n{"stage": "control", "epoch": 1}\n'
     )
-    log = MetricsLog(path, "distill", epochs=3)
+    log = MetricsLog(path, "student", epochs=3)
     log.start([metrics(0)])
     log.add(metrics(1))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -35,7 +36,7 @@ def test_two_stages_at_once_lose_no_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
 
     def add_all() -> None:
-        log = MetricsLog(path, "distill", epochs=300)
+        log = MetricsLog(path, "student", epochs=300)
         for epoch in range(300):
             log.add(metrics(epoch))
 
@@ -53,20 +54,20 @@ def test_two_stages_at_once_lose_no_line(tmp_path: Path) -> None:
 def test_a_start_from_nothing_leaves_no_old_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"stage": "distill", "epoch": 9}\n')
-    MetricsLog(path, "distill", epochs=3).start([])
+    MetricsLog(path, "student", epochs=3).start([])
     assert not path.exists()
 
 
 def test_the_line_on_stderr_tells_the_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    MetricsLog(tmp_path / "metrics.jsonl", "distill", epochs=4).add(metrics(0))
+    MetricsLog(tmp_path / "metrics.jsonl", "student", epochs=4).add(metrics(0))
     told = capsys.readouterr().err
-    assert told.startswith("distill    1/4  train loss 1.0000 acc 0.5000  valid loss 1.1000 acc 0.2500  100 img/s")
+    assert told.startswith("student    1/4  train loss 1.0000 acc 0.5000  valid loss 1.1000 acc 0.2500  100 img/s")
     assert told.rstrip().endswith("6.0 s left")
 
 
 def test_tensorboard_gets_every_figure(tmp_path: Path) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = MetricsLog(tmp_path / "metrics.jsonl", "distill", epochs=2, tensorboard=tmp_path / "tensorboard")
+    log = MetricsLog(tmp_path / "metrics.jsonl", "student", epochs=2, tensorboard=tmp_path / "tensorboard")
     log.add(metrics(0))
     log.add(metrics(1))
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "distill"))
@@ -87,4 +88,15 @@ def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(
         TrainingError, match=r"--tensorboard needs a package .* pip install 'kd-toolkit\[tensorboard\]'"
     ):
-        MetricsLog(tmp_path / "metrics.jsonl", "distill", epochs=2, tensorboard=tmp_path / "tensorboard")
+        MetricsLog(tmp_path / "metrics.jsonl", "student", epochs=2, tensorboard=tmp_path / "tensorboard")
+
+
+def test_a_line_keeps_its_words_and_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """The words of the file are older than those of the code, and programs read them."""
+    assert [to_values(metrics(0, role))["stage"] for role in ("teacher", "student", "control")] == [
+        *("teacher", "distill", "control")
+    ]
+    assert from_values(to_values(metrics(3))) == metrics(3)
+    path = tmp_path / "metrics.jsonl"
+    MetricsLog(path, "student", epochs=2).add(metrics(0))
+    assert read_metrics(path) == [metrics(0)]

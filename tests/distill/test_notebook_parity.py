@@ -12,7 +12,7 @@ import torch
 from conftest import shared
 from torch import nn
 
-from toolkit.distill.objective import Answers, learn_from_teacher
+from toolkit.distill.objective import NetworkOutput, learn_from_teacher
 from toolkit.distill.optimization import make_optimizer, make_scheduler
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.recipe import load_builtin
@@ -34,7 +34,7 @@ def test_loss_equals_the_notebook_s_on_the_same_logits(notebook: types.ModuleTyp
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(16, 11, generator=generator) * scale for scale in (2, 9))
     labels = torch.arange(16) % 11
-    ours = learn_from_teacher(RECIPE.distill)(Answers(student), labels, Answers(teacher))
+    ours = learn_from_teacher(RECIPE.distill)(NetworkOutput(student), labels, NetworkOutput(teacher))
     torch.testing.assert_close(ours, notebook.kd_loss(student, labels, teacher))
 
 
@@ -54,7 +54,7 @@ def test_steps_move_the_weights_as_the_notebook_s_do(notebook: types.ModuleType)
         with torch.no_grad():
             teacher_logits = teacher(images)
         expected = notebook.kd_loss(theirs(images), labels, teacher_logits)
-        got = objective(Answers(ours(images)), labels, Answers(teacher_logits))
+        got = objective(NetworkOutput(ours(images)), labels, NetworkOutput(teacher_logits))
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
         for batch_loss, stepper in ((expected, reference), (got, optimizer)):
             stepper.zero_grad()

@@ -5,22 +5,24 @@ import torch
 
 from toolkit.distill.features import feature_term
 from toolkit.distill.losses import cross_entropy, dist_term, dkd_term, hard_term, kd_term, standardize_logits
-from toolkit.distill.objective import FEATURE_WEIGHTS, Answers, learn_from_labels, learn_from_teacher
+from toolkit.distill.objective import FEATURE_WEIGHTS, NetworkOutput, learn_from_labels, learn_from_teacher
 from toolkit.recipe import DistillRecipe
 
 LABELS = torch.arange(6) % 4
 
 
-def answers(seed: int, channels: int = 3) -> Answers:
+def answers(seed: int, channels: int = 3) -> NetworkOutput:
     generator = torch.Generator().manual_seed(seed)
-    return Answers(torch.randn(6, 4, generator=generator) * 3, (torch.randn(6, channels, 5, 5, generator=generator),))
+    return NetworkOutput(
+        torch.randn(6, 4, generator=generator) * 3, (torch.randn(6, channels, 5, 5, generator=generator),)
+    )
 
 
 STUDENT, TEACHER = answers(0), answers(1)
 LOGITS = (STUDENT.logits, TEACHER.logits)
 
 
-def objective(student: Answers = STUDENT, **settings: object) -> float:
+def objective(student: NetworkOutput = STUDENT, **settings: object) -> float:
     section = DistillRecipe.model_validate({"temperature": 3.0, "alpha": 0.7, **settings})
     return float(learn_from_teacher(section)(student, LABELS, TEACHER))
 
@@ -63,7 +65,7 @@ def test_a_method_of_each_kind_adds_up() -> None:
 
 
 def test_without_features_as_in_validation_layers_are_left_out() -> None:
-    assert objective(Answers(STUDENT.logits), method="attention") == pytest.approx(HARD)
+    assert objective(NetworkOutput(STUDENT.logits), method="attention") == pytest.approx(HARD)
 
 
 def test_label_smoothing_and_mixed_targets_reach_cross_entropy() -> None:

@@ -19,10 +19,10 @@ from toolkit import console
 from toolkit.data.batches import TrainingViews
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.logit_store import open_store
-from toolkit.distill.objective import Answers, learn_from_labels, learn_from_teacher
+from toolkit.distill.objective import NetworkOutput, learn_from_labels, learn_from_teacher
 from toolkit.distill.optimization import make_optimizer, make_scheduler
 from toolkit.distill.plan import Plan
-from toolkit.distill.precision import FloatPrecision, autocast
+from toolkit.distill.precision import FloatArithmetic, autocast
 from toolkit.distill.rehearsal import Rehearsal
 from toolkit.distill.step import Stepper
 from toolkit.distill.teachers import LiveTeacher
@@ -51,7 +51,7 @@ def splits(class_folders: Path) -> Splits:
 
 def make_plan_on(device: str, **settings: Any) -> Plan:
     plan = make_plan(**settings)
-    return Plan(plan.stage, plan.section, plan.image_size, "fp32", plan.seed, device, teacher_views=plan.teacher_views)
+    return Plan(plan.role, plan.section, plan.image_size, "fp32", plan.seed, device, teacher_views=plan.teacher_views)
 
 
 def make_views_on(device: str, splits: Splits, data: DataRecipe = DATA, mixup: float = 0.0) -> TrainingViews:
@@ -85,7 +85,7 @@ def test_views_and_targets_are_the_cpus(
 Step = dict[str, Tensor]
 
 
-def compute_step(method: str, device: str, precision: FloatPrecision) -> Step:
+def compute_step(method: str, device: str, precision: FloatArithmetic) -> Step:
     """Logits of both networks, loss and gradients of one batch."""
     recipe = Recipe().with_overrides([f"distill.method={method}"])
     torch.manual_seed(0)
@@ -105,10 +105,10 @@ def compute_step(method: str, device: str, precision: FloatPrecision) -> Step:
     given = images.to(device).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), autocast(device, precision):
         logits, features = oracle.eval()(given)
-    taught = Answers(logits.float(), features)
+    taught = NetworkOutput(logits.float(), features)
     with autocast(device, precision):
         logits, features = learner.train()(given)
-    loss = learn_from_teacher(recipe.distill)(Answers(logits.float(), features), labels.to(device), taught)
+    loss = learn_from_teacher(recipe.distill)(NetworkOutput(logits.float(), features), labels.to(device), taught)
     loss.backward()
     gradients = [parameter.grad.flatten() for parameter in learner.parameters() if parameter.grad is not None]
     assert gradients
@@ -256,7 +256,7 @@ def test_every_kind_of_training_comes_to_its_end(
     class_folders: Path, device: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from toolkit.pipeline import distill_student
-    from toolkit.workspace import open_training_job
+    from toolkit.workspace import open_for_training
 
     monkeypatch.setenv("KD_TOOLKIT_CACHE", str(tmp_path / "cache"))
     threads = torch.get_num_threads()
@@ -268,7 +268,7 @@ def test_every_kind_of_training_comes_to_its_end(
         "student.base=4",
         "distill.control=true",
     ]
-    job = open_training_job(None, str(class_folders), tmp_path / "m", [*small, *few, *SETTINGS[name]], device=device)
+    job = open_for_training(None, str(class_folders), tmp_path / "m", [*small, *few, *SETTINGS[name]], device=device)
     try:
         made = distill_student(job)
     finally:

@@ -16,7 +16,7 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.distill import teacher
-from toolkit.distill.job import Made
+from toolkit.distill.job import WeightsFile
 from toolkit.distill.provenance import (
     SHIPPED_ACCURACY,
     find_training_images,
@@ -168,7 +168,7 @@ class TestRequireFitting:
             self.require(weights, "a", "b", "c")
 
     def test_the_command_refuses_before_it_downloads_or_decodes(self, class_folders: Path, tmp_path: Path) -> None:
-        job = workspace.open_training_job("food11-fast", str(class_folders), tmp_path / "m", [], device="cpu")
+        job = workspace.open_for_training("food11-fast", str(class_folders), tmp_path / "m", [], device="cpu")
         with pytest.raises(WeightsError, match=r"knows 11 classes, .* has 3; train a teacher here: --set"):
             pipeline.distill_student(job)
         assert not {"train_pixels", "valid_pixels"} & set(vars(job))
@@ -180,7 +180,7 @@ class TestImport:
         self, shipped_teacher: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         settings = [*SMALL, "teacher.weights=colours"]
-        job = workspace.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+        job = workspace.open_for_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
         pipeline.distill_student(job)
         said = capsys.readouterr().err
         assert f"teacher: imported {shipped_teacher}\n" in said
@@ -196,7 +196,7 @@ class TestImport:
     ) -> None:
         def make(*overrides: str) -> bool:
             settings = [*SMALL, *overrides]
-            job = workspace.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+            job = workspace.open_for_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
             return pipeline.make_teacher(job).new
 
         copy = tmp_path / "copy.safetensors"
@@ -209,7 +209,7 @@ class TestImport:
         self, shipped_teacher: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         settings = [*SMALL, f'teacher.weights="{shipped_teacher}"', "data.image_size=40", "data.resize=40"]
-        job = workspace.open_training_job(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+        job = workspace.open_for_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
         pipeline.make_teacher(job)
         told = (
             "warning: teacher-depthwise.safetensors was trained at 32 px (resize 36) and teaches at 40 px (resize 40)"
@@ -286,11 +286,11 @@ class TestKnownAccuracy:
         torch.save(settled_network("depthwise").state_dict(), tmp_path / "bare.bin")
         assert known_accuracy(tmp_path / "bare.bin", recipe, dataset) is None
 
-    def job(self, weights: Path, data: Path, out: Path, *overrides: str) -> workspace.Job:
+    def job(self, weights: Path, data: Path, out: Path, *overrides: str) -> workspace.Workspace:
         settings = [*SMALL, f'teacher.weights="{weights}"', *overrides]
-        return workspace.open_training_job(None, str(data), out, settings, device="cpu")
+        return workspace.open_for_training(None, str(data), out, settings, device="cpu")
 
-    def make(self, weights: Path, data: Path, out: Path, *overrides: str) -> Made:
+    def make(self, weights: Path, data: Path, out: Path, *overrides: str) -> WeightsFile:
         return pipeline.make_teacher(self.job(weights, data, out / "m", *overrides))
 
 

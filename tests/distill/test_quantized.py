@@ -12,7 +12,7 @@ from torch import Tensor
 
 from toolkit.data.batches import TrainingViews
 from toolkit.distill import precision, quantized
-from toolkit.distill.precision import FloatPrecision
+from toolkit.distill.precision import FloatArithmetic
 from toolkit.distill.quantized import QuantizedClassifier, choose_teacher, mean_distance
 from toolkit.errors import DeviceError, RecipeError
 from toolkit.networks.classifier import Classifier
@@ -90,7 +90,7 @@ class Chooser:
         self.int8_s = 0.5
         answer = quantized._answer
 
-        def slowly(network: Classifier, images: Tensor, precision: FloatPrecision) -> Tensor:
+        def slowly(network: Classifier, images: Tensor, precision: FloatArithmetic) -> Tensor:
             self.now += len(images) * (self.int8_s if isinstance(network, QuantizedClassifier) else 1.0)
             return answer(network, images, precision)
 

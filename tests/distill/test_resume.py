@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from toolkit.distill import interruption, trainer
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.objective import Answers, Objective, learn_from_labels
+from toolkit.distill.objective import NetworkOutput, Objective, learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper
 from toolkit.distill.trainer import Training, train
@@ -85,7 +85,7 @@ def interrupting(after: int, what: signal.Signals | type[BaseException] = signal
     """The labels' objective, which is interrupted in training step number `after` (from 1) of this process."""
     calls = itertools.count(1)
 
-    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
         if student.logits.requires_grad and next(calls) == after:
             if not isinstance(what, signal.Signals):
                 raise what
@@ -100,7 +100,7 @@ def stopping_at_validation(number: int) -> Objective:
     """The labels' objective; Ctrl-C comes during validation `number` (from 1) of this process."""
     validations = itertools.count(1)
 
-    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
         if not student.logits.requires_grad and next(validations) == number:
             signal.raise_signal(signal.SIGINT)
         return LABELS(student, target, teacher)
@@ -139,7 +139,7 @@ def test_a_run_that_was_stopped_after_any_step_ends_as_one_that_was_not(
     assert "stopping after this step; once more to stop at once" in capsys.readouterr().err
 
     resumed = go_on(case, splits, tmp_path / "cut")
-    assert f"distill: going on at epoch {epoch + 1}, step {step + 2}" in capsys.readouterr().err
+    assert f"student: going on at epoch {epoch + 1}, step {step + 2}" in capsys.readouterr().err
     assert_same_result(tmp_path / "cut", tmp_path / "whole")
     assert list(differences(resumed.state_dict, uninterrupted.state_dict)) == []
     assert (resumed.best.epoch, resumed.images_seen) == (uninterrupted.best.epoch, 3 * 36)
@@ -312,7 +312,7 @@ def test_a_long_epoch_is_saved_before_its_validation(
     go_on(case, splits, tmp_path / "whole")
     monkeypatch.setattr(trainer, "SAVE_SECONDS_AT_END", 0.0)
 
-    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
         if not student.logits.requires_grad:
             raise PowerCut
         return LABELS(student, target, teacher)
@@ -484,7 +484,7 @@ def test_a_stopped_command_says_where_it_stopped_and_how_to_go_on(
     toolkit.run("distill", "--out", tmp_path / "whole", *flags)
     out = tmp_path / "my model"
     running = toolkit.start("distill", *flags, "--out", out)
-    running.wait_for("distill    2/12")
+    running.wait_for("student    2/12")
     running.send(number)
     last = running.end(code).splitlines()[-1]
     found = re.fullmatch(
@@ -499,7 +499,7 @@ def test_a_stopped_command_says_where_it_stopped_and_how_to_go_on(
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(["sh", "-c", command], env={**os.environ, "PATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "distill: going on at epoch" in done.stderr
+    assert "student: going on at epoch" in done.stderr
     assert same_tensors(out / "student.safetensors", tmp_path / "whole" / "student.safetensors")
     assert [line["epoch"] for line in read_lines(out / "metrics.jsonl") if line["stage"] == "distill"] == [*range(12)]
 
@@ -534,7 +534,7 @@ def stopped(toolkit: ToolkitCommands, class_folders: Path, tmp_path_factory: pyt
     """A directory with a teacher, and a student that was stopped in the middle."""
     out = tmp_path_factory.mktemp("stopped")
     running = toolkit.start("distill", "--data", class_folders, "--out", out, *SMALL, *LONG)
-    running.wait_for("distill    2/400")
+    running.wait_for("student    2/400")
     running.send(signal.SIGTERM)
     running.end(143)
     return out

@@ -135,7 +135,7 @@ def test_training_goes_on_after_it_ran_out_of_memory(splits: Splits, tmp_path: P
 def test_out_of_memory_with_one_image_is_told_in_one_line(splits: Splits) -> None:
     stepper = make_stepper(splits, tapped(Greedy(0, OUT_OF_MEMORY["cpu"])), make_plan(batch_size=12))
     message = (
-        "distill: out of memory with one image at a time; use a smaller distill.batch_size, data.image_size or net"
+        "student: out of memory with one image at a time; use a smaller distill.batch_size, data.image_size or net"
     )
     with pytest.raises(TrainingError, match=message):
         stepper.take(np.arange(12), 0, 32)

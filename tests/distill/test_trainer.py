@@ -29,7 +29,7 @@ from toolkit.distill import trainer
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.objective import Answers, Objective, learn_from_labels
+from toolkit.distill.objective import NetworkOutput, Objective, learn_from_labels
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.distill.trainer import Training, train
 from toolkit.errors import TrainingError
@@ -72,7 +72,7 @@ def test_the_best_epoch_is_kept_though_a_worse_one_follows(splits: Splits, tmp_p
     """An objective that learns for five epochs and unlearns afterwards."""
     calls = itertools.count()
 
-    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
         loss = F.cross_entropy(student.logits, target)
         return loss if not student.logits.requires_grad or next(calls) < 30 else -loss
 
@@ -122,7 +122,7 @@ def test_teacher_and_student_see_the_same_views_each_with_its_own_normalisation(
     teacher.requires_grad_(False)
     before = [p.clone() for p in teacher.parameters()]
 
-    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
         assert teacher is not None
         assert not teacher.logits.requires_grad
         return F.mse_loss(student.logits, teacher.logits)
@@ -146,7 +146,7 @@ def test_sizes_grow_as_planned_for_the_student_and_the_teacher_sees_all_at_full_
     plan = make_plan(epochs=5, start_image_size=16, grow_until=0.8, batch_size=36)
     views = make_views(splits[0])
 
-    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
         return F.cross_entropy(student.logits, target)
 
     train(
@@ -203,7 +203,7 @@ def test_patience_stops_and_says_so(splits: Splits, tmp_path: Path, capsys: pyte
     result = run(splits, tmp_path, tapped(Recorder()), epochs=9, patience=2, learning_rate=1e-12)
     assert (result.epochs, result.best.epoch, result.images_seen) == (3, 0, 3 * 36)
     assert len(read_lines(tmp_path / "metrics.jsonl")) == 3
-    assert "distill: stopped after epoch 3, none of the last 2 was better than epoch 1 " in capsys.readouterr().err
+    assert "student: stopped after epoch 3, none of the last 2 was better than epoch 1 " in capsys.readouterr().err
 
 
 def test_patience_waits_as_long_as_it_gets_better(splits: Splits, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def nan_from(call: int) -> Objective:
     """Cross-entropy, not a number from training step `call` (from 1) on."""
     calls = itertools.count(1)
 
-    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
         loss = F.cross_entropy(student.logits, target)
         return loss * float("nan") if student.logits.requires_grad and next(calls) >= call else loss
 
@@ -224,7 +224,7 @@ def nan_from(call: int) -> Objective:
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_remedy(splits: Splits, tmp_path: Path) -> None:
     message = (
-        r"distill: the loss is not finite at epoch 1, step 3 \(learning rate 0.05\); no state was saved yet;"
+        r"student: the loss is not finite at epoch 1, step 3 \(learning rate 0.05\); no state was saved yet;"
         r" begin anew with --force and --set distill.learning_rate=0.017"
     )
     with pytest.raises(TrainingError, match=message):
@@ -286,7 +286,7 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int]]:
 def test_views_cycle_where_the_teacher_s_answers_are_stored_without_a_teacher_too(
     splits: Splits, tmp_path: Path, rendered: list[tuple[list[int], int]], of_plan: dict[str, Any], expected: list[int]
 ) -> None:
-    run(splits, tmp_path, tapped(Recorder()), epochs=5, batch_size=36, stage="control", **of_plan)
+    run(splits, tmp_path, tapped(Recorder()), epochs=5, batch_size=36, role="control", **of_plan)
     assert [view for _, view in rendered] == expected
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toolkit.distill.precision import FloatPrecision
+from toolkit.distill.precision import FloatArithmetic
 from toolkit.doctor import ceilings
 from toolkit.doctor.ceilings import bus_bytes_s, copy_bytes_s, launch_seconds, product_flop_s
 from toolkit.machine.devices import fp32_products_in
@@ -49,7 +49,7 @@ def test_a_slow_device_is_not_asked_for_larger_products_than_it_has_time_for(pro
     ],
 )
 def test_the_peak_is_of_the_arithmetic_that_training_used_where_the_device_has_it(
-    products: Products, monkeypatch: pytest.MonkeyPatch, precision: FloatPrecision, has_bf16: bool, dtype: torch.dtype
+    products: Products, monkeypatch: pytest.MonkeyPatch, precision: FloatArithmetic, has_bf16: bool, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(ceilings, "has_fast_bf16", lambda device: has_bf16)
     product_flop_s("cpu", precision, lambda: products.now)

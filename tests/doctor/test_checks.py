@@ -38,7 +38,7 @@ def test_every_note_and_problem_says_what_to_do() -> None:
 
 def test_problems_are_counted_and_marked(capsys: pytest.CaptureFixture[str]) -> None:
     found = (checks.Check("a", "ok", "fine"), checks.Check("bb", "problem", "broken [red]", "mend it"))
-    report = checks.Report(found, {}, {})
+    report = checks.Diagnosis(found, {}, {})
     assert report.has_problem
     assert report.to_json()["ok"] is False
     report.print_table()

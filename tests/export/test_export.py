@@ -20,7 +20,7 @@ from toolkit import __version__
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, DataError, GateError, WeightsError
 from toolkit.export import export as stage
-from toolkit.export.export import ExportResult, Wanted, export_model_dir, export_onnx, export_weights_file
+from toolkit.export.export import ExportOptions, ExportResult, export_model_dir, export_onnx, export_weights_file
 from toolkit.modeldir import ModelDir
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.networks.weights import load_model
@@ -51,7 +51,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
     for architecture in ARCHITECTURES:
         weights = save_weights(folder / f"{architecture}.safetensors", architecture)
         pixels = make_pixels(labels_mostly_right(weights))
-        (result,) = export_onnx(weights, folder / f"{architecture}.onnx", Wanted(RECIPE, pixels))
+        (result,) = export_onnx(weights, folder / f"{architecture}.onnx", ExportOptions(RECIPE, pixels))
         made[architecture] = Exported(weights, result)
     return made
 
@@ -160,7 +160,7 @@ def test_same_weights_are_exported_again_to_the_same_bytes_without_a_sound(
 ) -> None:
     destination = tmp_path / "student.onnx"
     shutil.copy(student.result.path, destination)
-    export_onnx(student.weights, destination, Wanted(RECIPE, make_pixels(labels_mostly_right(student.weights))))
+    export_onnx(student.weights, destination, ExportOptions(RECIPE, make_pixels(labels_mostly_right(student.weights))))
     assert destination.read_bytes() == student.result.path.read_bytes()
     out, err = capfd.readouterr()
     assert out == ""
@@ -170,13 +170,13 @@ def test_same_weights_are_exported_again_to_the_same_bytes_without_a_sound(
 class TestBareWeights:
     def export(self, path: Path, recipe: Recipe = RECIPE, classes: tuple[str, ...] | None = None) -> ExportResult:
         recipe = recipe.with_overrides(["export.images=3", "data.image_size=32", "data.resize=0"])
-        (result,) = export_weights_file(path, path.parent / "out", Wanted(recipe), classes)
+        (result,) = export_weights_file(path, path.parent / "out", ExportOptions(recipe), classes)
         return result
 
     def test_the_published_student(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         path = shared("data", "notebook", "student_custom_small.bin")
         recipe = load_builtin("food11").with_overrides(["export.images=4"])
-        (result,) = export_weights_file(path, tmp_path, Wanted(recipe))
+        (result,) = export_weights_file(path, tmp_path, ExportOptions(recipe))
         assert result.path == tmp_path / "student_custom_small.onnx"
         network = DepthwiseStudent(11).double().eval()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -222,7 +222,7 @@ class TestBareWeights:
         self, student: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(stage, "build_graph", lambda *_: onnx.load(str(student.result.path)))
-        (result,) = export_weights_file(student.weights, tmp_path, Wanted(RECIPE))
+        (result,) = export_weights_file(student.weights, tmp_path, ExportOptions(RECIPE))
         assert result.path == tmp_path / "depthwise.onnx"
         assert result.path.read_bytes() == student.result.path.read_bytes()
 
@@ -238,17 +238,17 @@ class TestExistingFiles:
         with pytest.raises(
             ArtifactError, match=r"student\.onnx is there and was not exported from .*; replace it with --force"
         ):
-            export_onnx(student.weights, destination, Wanted(RECIPE))
+            export_onnx(student.weights, destination, ExportOptions(RECIPE))
         assert destination.read_bytes() == before
         monkeypatch.setattr(stage, "build_graph", lambda *_: onnx.load(str(student.result.path)))
-        export_onnx(student.weights, destination, Wanted(RECIPE, force=True))
+        export_onnx(student.weights, destination, ExportOptions(RECIPE, force=True))
         assert destination.read_bytes() == student.result.path.read_bytes()
 
     @pytest.mark.parametrize("content", [b"", b"not a model"])
     def test_foreign_files_are_not_overwritten(self, student: Exported, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "student.onnx").write_bytes(content)
         with pytest.raises(ArtifactError, match="was not exported from"):
-            export_onnx(student.weights, tmp_path / "student.onnx", Wanted(RECIPE))
+            export_onnx(student.weights, tmp_path / "student.onnx", ExportOptions(RECIPE))
         assert (tmp_path / "student.onnx").read_bytes() == content
 
 
@@ -259,17 +259,17 @@ class TestModelDir:
         model_dir = ModelDir(tmp_path)
         shutil.copy(exports["depthwise"].weights, model_dir.weights("student"))
         with pytest.raises(ArtifactError, match=r"has no teacher\.safetensors; make it with: toolkit "):
-            export_model_dir(model_dir, Wanted(RECIPE))
+            export_model_dir(model_dir, ExportOptions(RECIPE))
         assert not model_dir.onnx("student").exists()
         save_weights(model_dir.weights("teacher"), "depthwise", "teacher", seed=1)
-        teacher, student = export_model_dir(model_dir, Wanted(RECIPE))
+        teacher, student = export_model_dir(model_dir, ExportOptions(RECIPE))
         assert (teacher.path, student.path) == (model_dir.onnx("teacher"), model_dir.onnx("student"))
         metadata = open_session(teacher.path).get_modelmeta().custom_metadata_map
         assert (metadata["role"], metadata["teacher_sha256"]) == ("teacher", "")
         monkeypatch.setattr(stage, "build_graph", lambda *_: pytest.fail("a file was made before all were checked"))
         save_weights(model_dir.weights("student"), "depthwise", seed=2)
         with pytest.raises(ArtifactError, match=r"student\.onnx is there and was not exported from"):
-            export_model_dir(model_dir, Wanted(RECIPE))
+            export_model_dir(model_dir, ExportOptions(RECIPE))
 
 
 class TestFaults:
@@ -293,7 +293,7 @@ class TestFaults:
         self.plant(student, monkeypatch, factor=0.0 if zero else 1.05)
         pixels = make_pixels(labels_mostly_right(student.weights))
         with pytest.raises(GateError) as info:
-            export_onnx(student.weights, tmp_path / "out" / "student.onnx", Wanted(RECIPE, pixels))
+            export_onnx(student.weights, tmp_path / "out" / "student.onnx", ExportOptions(RECIPE, pixels))
         assert info.value.exit_code == 3
         logits = TorchPredictor(student.weights).logits(pixels.centre(np.arange(24)))
         bias = load_model(student.weights)[0].network.state_dict()["fc.0.bias"].numpy()
@@ -312,7 +312,7 @@ class TestFaults:
         pixels = make_pixels(labels_mostly_right(student.weights))
         told = r"its accuracy is 0\.\d+, the network's 0\.7500 on 24 validation images \(wrong on valid"
         with pytest.raises(GateError, match=told):
-            export_onnx(student.weights, tmp_path / "student.onnx", Wanted(loose, pixels))
+            export_onnx(student.weights, tmp_path / "student.onnx", ExportOptions(loose, pixels))
         assert list(tmp_path.iterdir()) == []
 
     def test_an_earlier_file_does_not_stay_either(
@@ -322,7 +322,7 @@ class TestFaults:
         shutil.copy(student.result.path, destination)
         self.plant(student, monkeypatch, factor=0.0)
         with pytest.raises(GateError):
-            export_onnx(student.weights, destination, Wanted(RECIPE))
+            export_onnx(student.weights, destination, ExportOptions(RECIPE))
         assert list(tmp_path.iterdir()) == []
 
     def test_synthetic_images_find_it_too(
@@ -330,7 +330,7 @@ class TestFaults:
     ) -> None:
         self.plant(student, monkeypatch, factor=1.05)
         with pytest.raises(GateError, match="on synthetic image"):
-            export_onnx(student.weights, tmp_path / "student.onnx", Wanted(RECIPE))
+            export_onnx(student.weights, tmp_path / "student.onnx", ExportOptions(RECIPE))
         assert list(tmp_path.iterdir()) == []
 
 
@@ -338,8 +338,8 @@ class TestWrongImages:
     def test_of_another_size(self, student: Exported, tmp_path: Path) -> None:
         pixels = make_pixels(np.zeros(4), replace(PREPROCESS, image_size=32))
         with pytest.raises(ArtifactError, match="prepared at 32 px, the weights want 40 px"):
-            export_onnx(student.weights, tmp_path / "student.onnx", Wanted(RECIPE, pixels))
+            export_onnx(student.weights, tmp_path / "student.onnx", ExportOptions(RECIPE, pixels))
 
     def test_of_more_classes(self, student: Exported, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="the validation images have 10 classes, the weights 4"):
-            export_onnx(student.weights, tmp_path / "student.onnx", Wanted(RECIPE, make_pixels(np.arange(10))))
+            export_onnx(student.weights, tmp_path / "student.onnx", ExportOptions(RECIPE, make_pixels(np.arange(10))))

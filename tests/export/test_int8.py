@@ -18,7 +18,7 @@ from torch import nn
 
 from toolkit.errors import DataError, GateError
 from toolkit.export import int8 as search
-from toolkit.export.export import ExportResult, Wanted, at_precision, export_onnx
+from toolkit.export.export import ExportOptions, ExportResult, at_precision, export_onnx
 from toolkit.export.int8 import quantize_within, times_faster
 from toolkit.export.samples import Samples
 from toolkit.export.verify import Reference
@@ -43,18 +43,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wanted() -> Wanted:
+def wanted() -> ExportOptions:
     pixels = make_pixels(own_labels(settled_network("depthwise")))
-    return Wanted(RECIPE, valid=pixels, train=pixels, smaller=("fp16", "int8"))
+    return ExportOptions(RECIPE, valid=pixels, train=pixels, smaller=("fp16", "int8"))
 
 
 @pytest.fixture(scope="module")
-def results(weights: Path, wanted: Wanted) -> list[ExportResult]:
+def results(weights: Path, wanted: ExportOptions) -> list[ExportResult]:
     return export_onnx(weights, weights.with_suffix(".onnx"), wanted)
 
 
 class TestExport:
-    def test_all_three_files_answer(self, weights: Path, results: list[ExportResult], wanted: Wanted) -> None:
+    def test_all_three_files_answer(self, weights: Path, results: list[ExportResult], wanted: ExportOptions) -> None:
         assert [result.precision for result in results] == ["fp32", "fp16", "int8"]
         assert [result.path.name for result in results] == ["student.onnx", "student.fp16.onnx", "student.int8.onnx"]
         assert wanted.valid is not None
@@ -87,13 +87,13 @@ class TestExport:
         assert "accuracy" in slow.summary()
         assert "(fp32 " in slow.summary()
 
-    def test_images_are_needed_before_any_work(self, weights: Path, wanted: Wanted) -> None:
+    def test_images_are_needed_before_any_work(self, weights: Path, wanted: ExportOptions) -> None:
         for lacking in (replace(wanted, valid=None), replace(wanted, train=None)):
             with pytest.raises(DataError, match=r"int8 is calibrated on training images .* with --data, or leave out"):
                 export_onnx(weights, weights.with_suffix(".onnx"), lacking)
 
     def test_a_refused_file_is_not_kept(
-        self, weights: Path, wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, weights: Path, wanted: ExportOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The proven fp32 file stays; an int8 file of other weights that --force was to replace does not."""
         monkeypatch.setattr(search._Search, "drop", lambda *_: 0.5)

@@ -16,7 +16,7 @@ from toolkit.errors import GateError
 from toolkit.export.replay import Replay
 from toolkit.export.samples import Samples, choose_samples, draw_images
 from toolkit.export.verify import ODD_BATCH, Bounds, Proof, prove_file, refer_to_network
-from toolkit.modeldir import Precision
+from toolkit.modeldir import FilePrecision
 from toolkit.networks.classifier import Classifier
 from toolkit.recipe import ExportRecipe
 
@@ -62,7 +62,7 @@ def samples(labels: np.ndarray | None = None) -> Samples:
     return drawn if labels is None else replace(drawn, labels=labels)
 
 
-def prove(path: Path, chosen: Samples, precision: Precision = "fp32", **bounds: float) -> Proof:
+def prove(path: Path, chosen: Samples, precision: FilePrecision = "fp32", **bounds: float) -> Proof:
     reference = refer_to_network(classifier(), chosen)
     return prove_file(path, "means.onnx", reference, chosen, Bounds.of(ExportRecipe(**bounds), precision))[0]
 

@@ -8,7 +8,7 @@ from forecast_samples import MadeUpSpeeds, make_facts, make_recipe
 from toolkit.errors import RecipeError
 from toolkit.forecast.estimate import estimate
 from toolkit.forecast.facts import Facts
-from toolkit.forecast.fit import AIM, Fitted, fit
+from toolkit.forecast.fit import AIM, RecipeChoice, fit
 from toolkit.recipe import Recipe
 
 
@@ -16,7 +16,7 @@ def long_recipe(*overrides: str) -> Recipe:
     return make_recipe("teacher.epochs=30", "distill.epochs=60", *overrides)
 
 
-def fitted(recipe: Recipe, minutes: float, facts: Facts | None = None, spent_s: float = 0.0) -> Fitted:
+def fitted(recipe: Recipe, minutes: float, facts: Facts | None = None, spent_s: float = 0.0) -> RecipeChoice:
     facts = facts or make_facts()
     result = fit(recipe, facts, MadeUpSpeeds(), minutes, lambda: spent_s)
     assert result.forecast.seconds <= minutes * 60 * AIM - spent_s

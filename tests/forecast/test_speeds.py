@@ -14,10 +14,11 @@ from toolkit import pipeline, workspace
 from toolkit.data.batches import TrainingViews
 from toolkit.distill import precision, quantized
 from toolkit.errors import ArtifactError
-from toolkit.forecast import command, minutes, speeds
+from toolkit.forecast import minutes, speeds
+from toolkit.forecast.command import forecast_command
 from toolkit.forecast.estimate import THERE, estimate
 from toolkit.forecast.facts import Command, find_facts
-from toolkit.forecast.fit import Fitted
+from toolkit.forecast.fit import RecipeChoice
 from toolkit.forecast.forecast import Forecast
 from toolkit.forecast.speeds import MeasuredSpeeds
 from toolkit.networks.classifier import Classifier
@@ -64,11 +65,11 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
     precision.forget()
 
 
-def open_job(class_folders: Path, out: Path, *overrides: str, **options: Any) -> workspace.Job:
-    return workspace.open_training_job(None, str(class_folders), out, [*SMALL, *overrides], device="cpu", **options)
+def open_job(class_folders: Path, out: Path, *overrides: str, **options: Any) -> workspace.Workspace:
+    return workspace.open_for_training(None, str(class_folders), out, [*SMALL, *overrides], device="cpu", **options)
 
 
-def forecast(job: workspace.Job, work: Work, command: Command = "distill") -> Forecast:
+def forecast(job: workspace.Workspace, work: Work, command: Command = "distill") -> Forecast:
     facts = find_facts(job, command)
     return estimate(job.recipe, facts, MeasuredSpeeds(job.dataset, facts, "cpu", work.clock))
 
@@ -118,7 +119,7 @@ def test_stages_do_not_measure_or_say_again_what_the_plan_has(
     monkeypatch.setattr(precision, "has_fast_bf16", lambda device: True)
     quick = ("distill.precision=auto", "distill.teacher_precision=auto", "distill.epochs=2", "teacher.epochs=1")
     job = open_job(class_folders, tmp_path, *quick, seeds=2)
-    command.forecast(job, "distill")
+    forecast_command(job, "distill")
     assert "precision:" not in capsys.readouterr().err
     monkeypatch.setattr(precision, "_step", never)
     pipeline.distill_student(job)
@@ -131,7 +132,7 @@ def test_stages_do_not_measure_or_say_again_what_the_plan_has(
 def test_export_and_bench_are_spoken_of_where_they_are_part_of_the_work(
     command: Command, told: bool, class_folders: Path, tmp_path: Path
 ) -> None:
-    measured = command.forecast(open_job(class_folders, tmp_path), command).measured
+    measured = forecast_command(open_job(class_folders, tmp_path), command).measured
     assert measured.startswith("measured here in ")
     assert measured.endswith("; export and bench are reckoned from that" if told else ", by single steps on cpu")
 
@@ -190,7 +191,7 @@ class TestWhatIsThere:
 
 
 class TestMinutes:
-    def fit(self, job: workspace.Job, wanted: float, **options: Any) -> tuple[workspace.Job, Forecast]:
+    def fit(self, job: workspace.Workspace, wanted: float, **options: Any) -> tuple[workspace.Workspace, Forecast]:
         return minutes.fit_job(job, "distill", wanted, minutes.time.perf_counter(), **options)
 
     @pytest.fixture(autouse=True)
@@ -249,23 +250,23 @@ class TestMinutes:
                     picture = make_image(label, label * 100 + i, (40, 40) if i % 2 else (90, 90))
                     picture.save(tmp_path / "data" / split / name / f"{i}.png")
 
-        def fit(recipe: Recipe, *_: object) -> Fitted:
+        def fit(recipe: Recipe, *_: object) -> RecipeChoice:
             overrides = (*given_up, "distill.epochs=7")
-            return Fitted(recipe.with_overrides(overrides), overrides, ("what was there",), Forecast(()))
+            return RecipeChoice(recipe.with_overrides(overrides), overrides, ("what was there",), Forecast(()))
 
         monkeypatch.setattr(minutes, "fit", fit)
         own = ("student.base=4", "distill.precision=fp32")
         data, out = str(tmp_path / "data"), tmp_path / "m"
-        job, _ = self.fit(workspace.open_training_job(None, data, out, [*own], device="cpu"), 1)
+        job, _ = self.fit(workspace.open_for_training(None, data, out, [*own], device="cpu"), 1)
         told = capsys.readouterr().err.partition("the same without --minutes: ")[2].split("\n")[0].split()
         again, kept = (
-            workspace.open_training_job(None, data, out, [*own, *overrides], device="cpu")
+            workspace.open_for_training(None, data, out, [*own, *overrides], device="cpu")
             for overrides in (told[1::2], [])
         )
         assert again.recipe == job.recipe
         assert self.fit(kept, 1)[0].recipe == job.recipe, "the choice that is kept is the same"
         less = [setting for setting in told[1::2] if setting.startswith((*given_up, "distill.epochs"))]
-        other = workspace.open_training_job(None, data, out, [*own, *less], device="cpu")
+        other = workspace.open_for_training(None, data, out, [*own, *less], device="cpu")
         assert other.recipe != job.recipe, "what the flags would give without them"
 
     def test_a_plan_keeps_nothing(self, class_folders: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, DeviceError, WeightsError
-from toolkit.export.export import Wanted, export_onnx
+from toolkit.export.export import ExportOptions, export_onnx
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.networks.weights import ModelInfo, save_model
 from toolkit.recipe import Recipe
@@ -52,7 +52,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def onnx_file(weights: Path) -> Path:
-    return export_onnx(weights, weights.with_suffix(".onnx"), Wanted(Recipe()))[0].path
+    return export_onnx(weights, weights.with_suffix(".onnx"), ExportOptions(Recipe()))[0].path
 
 
 @pytest.fixture(params=["torch", "onnxruntime", pytest.param("openvino", marks=needs_openvino)])

@@ -51,12 +51,12 @@ from toolkit.cli.printing import (
     training_flags,
 )
 from toolkit.errors import Interrupted, ToolkitError, TrainingError, UsageError
-from toolkit.modeldir import ModelDir, Precision
+from toolkit.modeldir import FilePrecision, ModelDir
 
 if TYPE_CHECKING:
     from toolkit.forecast.facts import Command
     from toolkit.forecast.forecast import Forecast
-    from toolkit.workspace import Job
+    from toolkit.workspace import Workspace
 
 
 class _Commands(TyperGroup):
@@ -94,7 +94,7 @@ OTHERS_WAIT_S = 30.0
 """s that an error of one of several processes is kept back, as it may be the main one's too, or the stop of all."""
 
 Flags = dict[str, Any]
-"""What open_training_job passes on to the job."""
+"""What open_for_training passes on to the workspace."""
 
 DEFAULT_MODEL_DIR = Path("models/fashion-mnist")
 
@@ -183,14 +183,14 @@ def teacher(
     """Train the teacher, fine-tune it from ImageNet, or import one with --weights."""
     start = time.perf_counter()
     from toolkit.pipeline import make_teacher
-    from toolkit.workspace import open_training_job
+    from toolkit.workspace import open_for_training
 
     extra = [f"teacher.weights={json.dumps(weights)}"] if weights is not None else []
     options = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard}
-    job = open_training_job(recipe, data, out, _overrides(seed, overrides, extra), device=device, **options)
-    job = _say_plan(job, "teacher", minutes, start)
-    made = make_teacher(job)
-    same = training_flags(recipe, data, _overrides(seed, overrides), job.model_dir.path)
+    workspace = open_for_training(recipe, data, out, _overrides(seed, overrides, extra), device=device, **options)
+    workspace = _say_plan(workspace, "teacher", minutes, start)
+    made = make_teacher(workspace)
+    same = training_flags(recipe, data, _overrides(seed, overrides), workspace.model_dir.path)
     print_weights("teacher", made, start, command("distill", *same), as_json)
 
 
@@ -212,14 +212,14 @@ def distill(
 ) -> None:
     """Distil the student from the teacher; a directory without a teacher gets one first."""
     from toolkit.pipeline import distill_student
-    from toolkit.workspace import open_training_job
+    from toolkit.workspace import open_for_training
 
     start = time.perf_counter()
     options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
-    job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, **options)
-    job = _say_plan(job, "distill", minutes, start)
-    made = distill_student(job)
-    print_weights("student", made, start, command("export", "--onnx", job.model_dir.path), as_json)
+    workspace = open_for_training(recipe, data, out, _overrides(seed, overrides), device=device, **options)
+    workspace = _say_plan(workspace, "distill", minutes, start)
+    made = distill_student(workspace)
+    print_weights("student", made, start, command("export", "--onnx", workspace.model_dir.path), as_json)
 
 
 @app.command()
@@ -247,21 +247,21 @@ def export(
     if max_drop is not None and not int8:
         raise typer.BadParameter("is the accuracy that int8 may lose: give it with --int8", param_hint="--max-drop")
     from toolkit.pipeline import export_models, export_weights, write_triton_models
-    from toolkit.workspace import open_finished_job
+    from toolkit.workspace import open_finished
 
     if triton is not None:
         ModelDir(triton).make()  # proves, before any work, that it can be written to
     start = time.perf_counter()
     settings = [*(overrides or []), *([f"export.max_drop={max_drop}"] if max_drop is not None else [])]
-    smaller: tuple[Precision, ...] = (*(("fp16",) if fp16 else ()), *(("int8",) if int8 else ()))
+    smaller: tuple[FilePrecision, ...] = (*(("fp16",) if fp16 else ()), *(("int8",) if int8 else ()))
     if model.is_file():
         results = export_weights(model, recipe, data, out, settings, smaller=smaller, force=force)
         next_command = command("predict", results[0].path, "IMAGE")
     else:
         if out is not None:
             raise typer.BadParameter("is for a weights file; a directory is exported in place", param_hint="--out")
-        job = open_finished_job(model, recipe, data, settings, device="cpu", force=force)
-        results = export_models(job, smaller)
+        workspace = open_finished(model, recipe, data, settings, device="cpu", force=force)
+        results = export_models(workspace, smaller)
         next_command = command("bench", model)
     name = results[0].path.resolve().parent.name
     folders = write_triton_models(triton, name, results, force=force) if triton is not None else []
@@ -382,15 +382,15 @@ def plan(
     """What `toolkit run` would do with the same flags, and how long it would take; nothing is made."""
     from toolkit.forecast.command import warn_of_given_teacher
     from toolkit.pipeline import refuse_several_processes
-    from toolkit.workspace import open_training_job
+    from toolkit.workspace import open_for_training
 
     start = time.perf_counter()
     refuse_several_processes()
     options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     settings = _overrides(seed, overrides)
-    job = open_training_job(recipe, data, out, settings, device=device, writes=False, **options)
-    job, planned = _make_plan(job, "run", minutes, start, writes=False)
-    warn_of_given_teacher(job, planned)
+    workspace = open_for_training(recipe, data, out, settings, device=device, writes=False, **options)
+    workspace, planned = _make_plan(workspace, "run", minutes, start, writes=False)
+    warn_of_given_teacher(workspace, planned)
     if as_json:
         print_json(planned.to_json())
         return
@@ -420,18 +420,18 @@ def run(
     from toolkit.bench.bench import written_files
     from toolkit.bench.report.table import print_table
     from toolkit.pipeline import refuse_several_processes, run_all
-    from toolkit.workspace import open_training_job
+    from toolkit.workspace import open_for_training
 
     refuse_several_processes()
     options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
-    job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, **options)
-    job = _say_plan(job, "run", minutes, start)
-    report = run_all(job, provider)
+    workspace = open_for_training(recipe, data, out, _overrides(seed, overrides), device=device, **options)
+    workspace = _say_plan(workspace, "run", minutes, start)
+    report = run_all(workspace, provider)
     if as_json:
         print_json(report)
         return
     print_table(report)
-    directory = job.model_dir
+    directory = workspace.model_dir
     print_written(
         [
             *(directory.weights(role) for role in ("teacher", "student")),
@@ -516,30 +516,30 @@ def _end(signal_number: int, frame: FrameType | None) -> None:
     raise SystemExit(TERMINATED)
 
 
-def _say_plan(job: "Job", name: "Command", minutes: float | None, start: float) -> "Job":
-    """Before the first image is decoded: what is about to happen, on stderr; the job, fitted into `minutes`.
+def _say_plan(workspace: "Workspace", name: "Command", minutes: float | None, start: float) -> "Workspace":
+    """Before the first image is decoded: what is about to happen, on stderr; the workspace, fitted into `minutes`.
 
     Raises ArtifactError where another process trains in the same directory.
     """
     from toolkit.distill.distributed import is_main
 
     if is_main():
-        job.model_dir.claim()
-    job, planned = _make_plan(job, name, minutes, start)
+        workspace.model_dir.claim()
+    workspace, planned = _make_plan(workspace, name, minutes, start)
     planned.print_to(console.err)
-    return job
+    return workspace
 
 
 def _make_plan(
-    job: "Job", name: "Command", minutes: float | None, start: float, *, writes: bool = True
-) -> "tuple[Job, Forecast]":
+    workspace: "Workspace", name: "Command", minutes: float | None, start: float, *, writes: bool = True
+) -> "tuple[Workspace, Forecast]":
     if minutes is None:
-        from toolkit.forecast.command import forecast
+        from toolkit.forecast.command import forecast_command
 
-        return job, forecast(job, name)
+        return workspace, forecast_command(workspace, name)
     from toolkit.forecast.minutes import fit_job
 
-    return fit_job(job, name, minutes, start, writes=writes)
+    return fit_job(workspace, name, minutes, start, writes=writes)
 
 
 def _overrides(seed: int | None, overrides: list[str] | None, extra: list[str] | None = None) -> list[str]:

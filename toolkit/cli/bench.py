@@ -14,10 +14,10 @@ from toolkit.bench.report.side_by_side import compare_reports, print_side_by_sid
 from toolkit.bench.report.table import print_table
 from toolkit.cli.printing import command, print_end, print_json, print_written
 from toolkit.errors import ArtifactError
-from toolkit.modeldir import ModelDir, Precision, Role
+from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.pipeline import bench_models
 from toolkit.recipe import BenchRecipe
-from toolkit.workspace import open_finished_job
+from toolkit.workspace import open_finished
 
 
 def measure(
@@ -33,17 +33,19 @@ def measure(
     """Benchmark a model directory; GateError where it is worse than the report at `baseline` allows."""
     start = time.perf_counter()
     before = _read_baseline(baseline, ModelDir(model)) if baseline else None
-    job = open_finished_job(model, recipe, data, overrides, device=device)
+    workspace = open_finished(model, recipe, data, overrides, device=device)
     if before is not None:
-        images = len(choose_images(len(job.test_pixels), job.recipe.bench.images))
-        require_same_images({"name": job.dataset.name, "sha256": job.dataset.sha256, "images": images}, before)
-    report = bench_models(job, provider)
+        images = len(choose_images(len(workspace.test_pixels), workspace.recipe.bench.images))
+        require_same_images(
+            {"name": workspace.dataset.name, "sha256": workspace.dataset.sha256, "images": images}, before
+        )
+    report = bench_models(workspace, provider)
     if not as_json:
         print_table(report)
-        print_written(written_files(job.model_dir))
+        print_written(written_files(workspace.model_dir))
         print_end(start, command("demo", model))
     try:
-        rows = _hold_against(report, before, job.recipe.bench) if before is not None else None
+        rows = _hold_against(report, before, workspace.recipe.bench) if before is not None else None
     finally:  # a gate that is not met is no reason to keep the figures back
         if as_json:
             print_json(report)
@@ -62,7 +64,7 @@ def compare(model: Path, other: Path, as_json: bool) -> None:
 
 
 def put_under_load(
-    model: Path, provider: str, clients: int, seconds: float, role: Role, precision: Precision, as_json: bool
+    model: Path, provider: str, clients: int, seconds: float, role: Role, precision: FilePrecision, as_json: bool
 ) -> None:
     """Drive one ONNX file of a directory from many threads; its report stays as it is."""
     result = run_load(ModelDir(model), role, precision, provider, clients, seconds)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from toolkit.modeldir import Precision
+from toolkit.modeldir import FilePrecision
 
 RecipeOption = Annotated[
     str | None,
@@ -69,7 +69,7 @@ SecondsOption = Annotated[
     float, typer.Option("--seconds", min=0.1, max=3600, metavar="S", help="With --clients: for how long.")
 ]
 RoleOption = Annotated[Literal["teacher", "student"], typer.Option("--model", help="With --clients: whose file.")]
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="With --clients: in which precision.")]
+PrecisionOption = Annotated[FilePrecision, typer.Option("--precision", help="With --clients: in which precision.")]
 DeepOption = Annotated[
     bool, typer.Option("--deep", help="Also put the machine to work for some 20 s: copies, products, training, ONNX.")
 ]

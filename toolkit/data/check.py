@@ -19,7 +19,7 @@ SHOWN_LEAKS = 20
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class UnreadableImage:
     """A file that is no image, or a damaged one."""
 
     split: Split
@@ -35,7 +35,7 @@ class Leak:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ImageSizes:
     """Smallest, median and largest width and height of a split's readable images, upright, in px."""
 
     width_px: tuple[int, int, int]
@@ -51,9 +51,9 @@ class DataReport:
     classes: tuple[str, ...]
     notes: tuple[str, ...]
     counts: dict[Split, list[int]]
-    sizes: dict[Split, Sizes]
+    sizes: dict[Split, ImageSizes]
     repeats: dict[Split, int]
-    unreadable: tuple[Unreadable, ...]
+    unreadable: tuple[UnreadableImage, ...]
     leaks: tuple[Leak, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -124,15 +124,15 @@ class DataReport:
 def check_dataset(dataset: Dataset, workers: int = 0) -> DataReport:
     """Decode every image of every split; `workers` threads, 0 takes the cores this process may use."""
     copies: dict[bytes, list[tuple[Split, str]]] = defaultdict(list)
-    unreadable: list[Unreadable] = []
-    sizes: dict[Split, Sizes] = {}
+    unreadable: list[UnreadableImage] = []
+    sizes: dict[Split, ImageSizes] = {}
     repeats: dict[Split, int] = {}
     for split, images in dataset.splits.items():
         measured = []
         seen: set[bytes] = set()
         for name, found in zip(images.names, _look_at_all(images, split, workers), strict=True):
             if isinstance(found, str):
-                unreadable.append(Unreadable(split, name, found))
+                unreadable.append(UnreadableImage(split, name, found))
                 continue
             width, height, digest = found
             measured.append((width, height))
@@ -178,8 +178,8 @@ def _look_at_all(images: Images, split: Split, workers: int) -> list[tuple[int, 
     return found
 
 
-def _summarize_sizes(measured: np.ndarray) -> Sizes:
+def _summarize_sizes(measured: np.ndarray) -> ImageSizes:
     """int (N, 2), (width, height) → smallest, median, largest of each."""
     low, middle, high = measured.min(axis=0), np.median(measured, axis=0).astype(int), measured.max(axis=0)
     widths, heights = (tuple(int(part[axis]) for part in (low, middle, high)) for axis in (0, 1))
-    return Sizes((widths[0], widths[1], widths[2]), (heights[0], heights[1], heights[2]))
+    return ImageSizes((widths[0], widths[1], widths[2]), (heights[0], heights[1], heights[2]))

@@ -37,7 +37,7 @@ _FLAT_NAME = re.compile(r"([0-9]+)_")
 
 
 @dataclass
-class _Found:
+class _SplitFiles:
     """What lies in one split: files (paths relative to the root), each with a class folder's name or a flat label."""
 
     folder: str
@@ -71,7 +71,7 @@ def load_directory(root: Path, recipe: DataRecipe) -> Dataset:
     return Dataset(root.resolve().name, classes, train, valid, test, sha256, tuple(notes))
 
 
-def _find_splits(root: Path) -> tuple[dict[Split, _Found], list[str]]:
+def _find_splits(root: Path) -> tuple[dict[Split, _SplitFiles], list[str]]:
     """Split → what lies in it, and notes; a root without split folders is all "train"."""
     folders, files, _ = _list_folder(root)
     named: dict[Split, str] = {}
@@ -93,7 +93,7 @@ def _find_splits(root: Path) -> tuple[dict[Split, _Found], list[str]]:
     return {split: _find_images(root, named[split]) for split in SPLITS if split in named}, notes
 
 
-def _find_images(root: Path, folder: str) -> _Found:
+def _find_images(root: Path, folder: str) -> _SplitFiles:
     folders, files, ignored = _list_folder(root / folder)
     images = [name for name in files if _is_image(name)]
     inside = {name: _list_tree(root / folder / name) for name in folders}
@@ -105,7 +105,7 @@ def _find_images(root: Path, folder: str) -> _Found:
             f"{root / folder} has class folders and images beside them ({images[0]})",
             "move those images into a class folder",
         )
-    found = _Found(folder=str(root / folder), flat=not nested, ignored=ignored + len(files) - len(images))
+    found = _SplitFiles(folder=str(root / folder), flat=not nested, ignored=ignored + len(files) - len(images))
     prefix = f"{folder}/" if folder else ""
     if found.flat:
         found.files = [prefix + name for name in images]
@@ -121,7 +121,7 @@ def _find_images(root: Path, folder: str) -> _Found:
     return found
 
 
-def _name_classes_flat(root: Path, found: dict[Split, _Found]) -> tuple[tuple[str, ...], dict[str, int]]:
+def _name_classes_flat(root: Path, found: dict[Split, _SplitFiles]) -> tuple[tuple[str, ...], dict[str, int]]:
     """(class names, label as written → label); every label needs a line of classes.txt, where there is one."""
     labels_of = {key: int(key) for part in found.values() for key in part.keys}
     highest = max(labels_of.values())
@@ -147,7 +147,7 @@ def _name_classes_flat(root: Path, found: dict[Split, _Found]) -> tuple[tuple[st
     return tuple(names), labels_of
 
 
-def _name_classes_of_folders(root: Path, found: dict[Split, _Found]) -> tuple[tuple[str, ...], dict[str, int]]:
+def _name_classes_of_folders(root: Path, found: dict[Split, _SplitFiles]) -> tuple[tuple[str, ...], dict[str, int]]:
     """(class names, class folder → label)."""
     train = found["train"]
     for part in found.values():
@@ -196,7 +196,7 @@ def _complete_splits(
 
 
 def _require_every_class(
-    root: Path, classes: Sequence[str], found: dict[Split, _Found], splits: dict[Split, Images]
+    root: Path, classes: Sequence[str], found: dict[Split, _SplitFiles], splits: dict[Split, Images]
 ) -> None:
     for split, images in splits.items():
         counts = Counter(images.labels.tolist())
@@ -281,7 +281,7 @@ def _is_image(name: str) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
-def _ignored_note(found: dict[Split, _Found]) -> list[str]:
+def _ignored_note(found: dict[Split, _SplitFiles]) -> list[str]:
     ignored = sum(part.ignored for part in found.values())
     if not ignored:
         return []

@@ -39,7 +39,7 @@ DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
-class _Hashed:
+class _FileHash:
     """One file's hash. `state` is what it may be remembered by, None where it may not; `anew`: it was read."""
 
     digest: bytes
@@ -52,7 +52,7 @@ def hash_files(root: Path, names: Sequence[str]) -> list[bytes]:
     """SHA-256 (32 bytes) of each file root/name, or UNREADABLE_FILE; only files that changed are read."""
     memo = _memo_path(root)
     known = {} if memo is None else _read_memo(memo)
-    hashed: list[_Hashed] = []
+    hashed: list[_FileHash] = []
     with progress("hash", len(names)) as advance:
         blocks = run_in_blocks(
             lambda i: _hash_file(root, names[i], known), len(names), available_cores() + WAITING_THREADS
@@ -66,18 +66,18 @@ def hash_files(root: Path, names: Sequence[str]) -> list[bytes]:
     return [file.digest for file in hashed]
 
 
-def _hash_file(root: Path, name: str, known: dict[bytes, bytes]) -> _Hashed:
+def _hash_file(root: Path, name: str, known: dict[bytes, bytes]) -> _FileHash:
     try:
         now_ns = time.time_ns()
         stat = (root / name).stat()  # before reading: a change while it is read alters the state
         times = f"{stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}"
         state = hashlib.sha256(f"{MEMO_VERSION}\0{name}\0{times}".encode(errors="surrogateescape")).digest()
         if (digest := known.get(state)) is not None:
-            return _Hashed(digest, stat.st_size, state, anew=False)
+            return _FileHash(digest, stat.st_size, state, anew=False)
         settled = now_ns - max(stat.st_mtime_ns, stat.st_ctime_ns) >= UNSETTLED_NS
-        return _Hashed(bytes.fromhex(sha256_file(root / name)), stat.st_size, state if settled else None)
+        return _FileHash(bytes.fromhex(sha256_file(root / name)), stat.st_size, state if settled else None)
     except OSError:
-        return _Hashed(UNREADABLE_FILE)
+        return _FileHash(UNREADABLE_FILE)
 
 
 def _memo_path(root: Path) -> Path | None:

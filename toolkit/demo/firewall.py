@@ -60,7 +60,7 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a fault
         self.response = JSONResponse({"detail": detail}, status)
 
 
-class Gate:
+class Firewall:
     """ASGI application before `gradio_app`; `uploads` is the only folder whose files can be had or named."""
 
     def __init__(self, app: ASGIApp, gradio_app: Any, uploads: Path, max_upload_mb: int) -> None:

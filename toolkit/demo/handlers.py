@@ -16,20 +16,20 @@ from toolkit.predict import PictureError
 
 
 @dataclass(frozen=True)
-class Shown:
+class DemoModel:
     """A model directory on the page."""
 
     pair: Pair
     contents: Contents
 
 
-def open_models(model_dirs: Sequence[ModelDir], provider: str) -> dict[str, Shown]:
+def open_models(model_dirs: Sequence[ModelDir], provider: str) -> dict[str, DemoModel]:
     """By name, or by path where two are called alike. Raises ArtifactError, DeviceError."""
     if not model_dirs:
         raise ArtifactError("there is no model directory to show", "name one: toolkit demo MODEL_DIR")
     names = [directory.name for directory in model_dirs]
     return {
-        str(directory.path) if names.count(directory.name) > 1 else directory.name: Shown(
+        str(directory.path) if names.count(directory.name) > 1 else directory.name: DemoModel(
             open_pair(directory, provider), read_contents(directory)
         )
         for directory in model_dirs
@@ -40,7 +40,7 @@ def open_models(model_dirs: Sequence[ModelDir], provider: str) -> dict[str, Show
 class Handlers:
     """One method an event; what they return are values of components, in the order in which page.py lists these."""
 
-    models: Mapping[str, Shown]
+    models: Mapping[str, DemoModel]
 
     def predict(self, image: gradio.FileData, model: str = "", precision: str = "fp32") -> dict[str, Any]:
         """Ask teacher and student about a picture; the first model where none is named."""
@@ -85,7 +85,7 @@ class Handlers:
             raise _message(str(error)) from None
         return gradio.skip() if picture is None else picture
 
-    def _find(self, name: str) -> Shown:
+    def _find(self, name: str) -> DemoModel:
         if not isinstance(name, str) or (name and name not in self.models):
             raise DataError(f"there is no model {name!r}", f"there are: {', '.join(self.models)}")
         return self.models[name or next(iter(self.models))]

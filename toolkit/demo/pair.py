@@ -11,40 +11,40 @@ from PIL import Image
 
 from toolkit.data.preprocess import UNREADABLE, open_image, upright_size
 from toolkit.errors import DataError
-from toolkit.modeldir import ModelDir, Precision, Role
-from toolkit.predict import Answer, ask, read_image
+from toolkit.modeldir import FilePrecision, ModelDir, Role
+from toolkit.predict import Prediction, ask, read_image
 from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 TOP_K = 5
 
 
 @dataclass(frozen=True)
-class Loaded:
+class NetworkFile:
     """A network and its file's size in bytes."""
 
-    precision: Precision
+    precision: FilePrecision
     predictor: OnnxPredictor
     size_bytes: int
 
-    def ask(self, pixels: NDArray[np.uint8]) -> Answer:
+    def ask(self, pixels: NDArray[np.uint8]) -> Prediction:
         """The second run's answer: after a pause the first one's latency is that of threads and caches waking up."""
         ask(self.predictor, pixels, TOP_K)
         return ask(self.predictor, pixels, TOP_K)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairPrediction:
     """What both say about one picture; `seen` is uint8 (S, S, 3), the student's view of it."""
 
-    teacher_file: Loaded
-    student_file: Loaded
+    teacher_file: NetworkFile
+    student_file: NetworkFile
     size: tuple[int, int]
     """The picture's width and height in px, upright."""
     notes: Mapping[str, int]
     """What was done to an unusual picture: animated (its frames), deep, transparent, tiny."""
     seen: NDArray[np.uint8]
-    teacher: Answer
-    student: Answer
+    teacher: Prediction
+    student: Prediction
 
     @property
     def agree(self) -> bool:
@@ -68,10 +68,10 @@ class Comparison:
 class Pair:
     """The ONNX files of a model directory, by precision; fp32 is there for both."""
 
-    teachers: Mapping[Precision, Loaded]
-    students: Mapping[Precision, Loaded]
+    teachers: Mapping[FilePrecision, NetworkFile]
+    students: Mapping[FilePrecision, NetworkFile]
 
-    def compare(self, picture: Path, name: str = "", precision: str = "fp32") -> Comparison:
+    def compare(self, picture: Path, name: str = "", precision: str = "fp32") -> PairPrediction:
         """Ask both. DataError where the file is no picture, told by `name` (by default its path).
 
         `precision` is one of `students`; the teacher answers in fp32 where it has no file of that precision.
@@ -86,7 +86,7 @@ class Pair:
         teacher_view = seen if cut == cut_teacher else cut_teacher(image)
         notes = _note(image, _is_deep(picture), cut.resize or cut.image_size)
         answers = teacher.ask(teacher_view), student.ask(seen)
-        return Comparison(teacher, student, upright_size(image), notes, seen, *answers)
+        return PairPrediction(teacher, student, upright_size(image), notes, seen, *answers)
 
 
 def open_pair(model_dir: ModelDir, provider: str) -> Pair:
@@ -94,20 +94,20 @@ def open_pair(model_dir: ModelDir, provider: str) -> Pair:
     return Pair(_load_all(model_dir, "teacher", provider), _load_all(model_dir, "student", provider))
 
 
-def _load_all(model_dir: ModelDir, role: Role, provider: str) -> dict[Precision, Loaded]:
+def _load_all(model_dir: ModelDir, role: Role, provider: str) -> dict[FilePrecision, NetworkFile]:
     model_dir.require(model_dir.onnx(role))
     files = model_dir.onnx_files(role)
     return {precision: _load(path, precision, provider) for precision, path in files.items()}
 
 
-def _load(path: Path, precision: Precision, provider: str) -> Loaded:
+def _load(path: Path, precision: FilePrecision, provider: str) -> NetworkFile:
     predictor = OnnxPredictor(path, provider)
     size = predictor.preprocess.image_size
     predictor.logits(np.zeros((1, size, size, 3), np.uint8))  # the first run is slower: it is no request's latency
-    return Loaded(precision, predictor, path.stat().st_size)
+    return NetworkFile(precision, predictor, path.stat().st_size)
 
 
-def _describe(answer: Answer, loaded: Loaded) -> dict[str, Any]:
+def _describe(answer: Prediction, loaded: NetworkFile) -> dict[str, Any]:
     return {
         "top": [{"class": name, "probability": probability} for name, probability in answer.top],
         "logits": [float(value) for value in answer.logits],

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from toolkit import console
-from toolkit.demo.firewall import MB, Gate
+from toolkit.demo.firewall import MB, Firewall
 from toolkit.errors import ToolkitError
 from toolkit.modeldir import ModelDir
 
@@ -112,7 +112,7 @@ def _set_environment(uploads: Path) -> None:
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(uploads)  # by default a folder in the current one, and served
 
 
-def _make_app(blocks: Any, uploads: Path, login: Login | None, max_upload_mb: int) -> Gate:
+def _make_app(blocks: Any, uploads: Path, login: Login | None, max_upload_mb: int) -> Firewall:
     import gradio
 
     from toolkit.demo.language import SpeakLanguage
@@ -135,7 +135,7 @@ def _make_app(blocks: Any, uploads: Path, login: Login | None, max_upload_mb: in
     )
     blocks.has_launched = True  # only then does Gradio refuse files that were not uploaded
     (mount,) = outer.routes
-    return Gate(outer, mount.app, uploads, max_upload_mb)
+    return Firewall(outer, mount.app, uploads, max_upload_mb)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -168,7 +168,7 @@ def _name(host: str) -> str:
 class _Server(uvicorn.Server):
     """Says when it can be asked, and lets no open connection hold up the end."""
 
-    def __init__(self, app: Gate, url: str) -> None:
+    def __init__(self, app: Firewall, url: str) -> None:
         super().__init__(
             uvicorn.Config(
                 app,

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from toolkit.distill.precision import Precision
+from toolkit.distill.precision import Arithmetic
 
-RESOLUTION: dict[Precision, float] = {
+RESOLUTION: dict[Arithmetic, float] = {
     "fp32": torch.finfo(torch.float32).eps,
     "bf16": torch.finfo(torch.bfloat16).eps,
 }
@@ -19,7 +19,7 @@ RESOLUTION: dict[Precision, float] = {
 
 
 @torch.no_grad()
-def keep_constant(network: nn.Module, precision: Precision) -> None:
+def keep_constant(network: nn.Module, precision: Arithmetic) -> None:
     """Let every channel that was constant in training, in `precision`, stay so: its running variance becomes 1.
 
     A small difference from its running mean is a small one in the answer then. Further training measures the variance

@@ -11,7 +11,7 @@ from toolkit.data.resident import ResidentPixels, send
 from toolkit.data.views import centre_views
 from toolkit.distill import distributed
 from toolkit.distill.memory import is_out_of_memory
-from toolkit.distill.precision import Precision, autocast
+from toolkit.distill.precision import Arithmetic, autocast
 from toolkit.errors import TrainingError
 from toolkit.networks.classifier import Classifier
 
@@ -21,7 +21,7 @@ LARGEST_BATCH, GPU_LARGEST_BATCH = 250, 1024
 """images"""
 
 
-def compute_logits(network: Classifier, pixels: Pixels, precision: Precision, device: str) -> Tensor:
+def compute_logits(network: Classifier, pixels: Pixels, precision: Arithmetic, device: str) -> Tensor:
     """Logits float32 (N, C) of the evaluation view of every image, on `device`, where the network is.
 
     Where memory runs out, smaller batches are tried. TrainingError where one image is too much.
@@ -43,7 +43,7 @@ def compute_logits(network: Classifier, pixels: Pixels, precision: Precision, de
 
 
 def _logits_or_none(
-    network: Classifier, pixels: Pixels, indices: np.ndarray, batch_size: int, precision: Precision, device: str
+    network: Classifier, pixels: Pixels, indices: np.ndarray, batch_size: int, precision: Arithmetic, device: str
 ) -> Tensor | None:
     """None where memory ran out; what was allocated is free again by then."""
     parts = []

@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from toolkit.distill.precision import Precision
+from toolkit.distill.precision import Arithmetic
 from toolkit.networks.classifier import Classifier
 
 FARTHEST = 0.01
@@ -32,7 +32,7 @@ class FrozenClassifier(Classifier):
         return logits
 
 
-def freeze(classifier: Classifier, precision: Precision, image_size: int) -> FrozenClassifier:
+def freeze(classifier: Classifier, precision: Arithmetic, image_size: int) -> FrozenClassifier:
     """The same answers, to be asked under `autocast` in `precision`; `classifier` is in evaluation mode and stays.
 
     Its batch norms are folded, unless answers to images of `image_size` px differ then, and for bfloat16 it holds the

@@ -18,9 +18,9 @@ from toolkit.distill.curves import draw_learning_curves
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import Objective
 from toolkit.distill.plan import Plan
-from toolkit.distill.precision import FloatPrecision, choose_precision
+from toolkit.distill.precision import FloatArithmetic, choose_precision
 from toolkit.distill.quantized import views_to_answer
-from toolkit.distill.teachers import Teaching
+from toolkit.distill.teachers import Teacher
 from toolkit.distill.trainer import Records, train
 from toolkit.errors import ArtifactError, RecipeError, TrainingError
 from toolkit.files import locked, write_atomically
@@ -32,7 +32,7 @@ from toolkit.recipe import Recipe, TrainingRecipe
 
 
 @dataclass(frozen=True)
-class Images:
+class TrainingData:
     """A data set with its two training splits decoded."""
 
     dataset: Dataset
@@ -45,7 +45,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainingOptions:
     """How a command was called. `device` is a torch device that is proven to work."""
 
     device: str = "cpu"
@@ -55,7 +55,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Made:
+class WeightsFile:
     """A weights file of the model directory; `new` is False where an up-to-date one was kept."""
 
     path: Path
@@ -64,7 +64,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """One network to be made: who it is, where it goes and what decides the result.
 
     `settings` are recipe_sha256, dataset_sha256 and whatever else must be the same for an existing file to stay.
@@ -73,9 +73,9 @@ class Job:
     role: Role
     recipe: Recipe
     model_dir: ModelDir
-    images: Images
+    data: TrainingData
     settings: dict[str, Any]
-    options: Options
+    options: TrainingOptions
 
     @property
     def destination(self) -> Path:
@@ -90,7 +90,7 @@ class Job:
                 return earlier
         return Checkpoint(self.model_dir.checkpoint(self.role), settings)
 
-    def kept(self) -> Made | None:
+    def kept(self) -> WeightsFile | None:
         """None where the stage has to run; the file that is there, where it came from these very settings.
 
         Raises ArtifactError where another run's file lies there and --force was not given. With --force everything is
@@ -102,7 +102,7 @@ class Job:
         if not (differing := self._differing(info)):
             console.say(f"{self.destination} is up to date (same settings, data and teacher); --force makes it again")
             self.checkpoint.discard_own()
-            return Made(self.destination, new=False, info=info)
+            return WeightsFile(self.destination, new=False, info=info)
         if self.options.force:
             return None
         raise ArtifactError(
@@ -139,7 +139,7 @@ class Job:
     def section(self) -> TrainingRecipe:
         return self.recipe.teacher if self.role == "teacher" else self.recipe.distill
 
-    def choose_precision(self, classifier: Classifier, *, training: bool = True) -> FloatPrecision:
+    def choose_precision(self, classifier: Classifier, *, training: bool = True) -> FloatArithmetic:
         """Measured with `classifier`, where the recipe does not say."""
         shown = self.section.epochs if training else views_to_answer(self.recipe.distill)
         return choose_precision(
@@ -149,15 +149,15 @@ class Job:
             self.recipe.data.image_size,
             self.options.device,
             training=training,
-            images=len(self.images.train) * shown / distributed.world_size(),
+            images=len(self.data.train) * shown / distributed.world_size(),
         )
 
     def views(self) -> TrainingViews:
         section = self.section
         return TrainingViews(
-            self.images.train,
+            self.data.train,
             self.recipe.data,
-            self.images.num_classes,
+            self.data.num_classes,
             seed=self.recipe.distill.seed,
             mixup=section.mixup,
             device=self.options.device,
@@ -170,7 +170,7 @@ class Job:
         views: TrainingViews,
         plan: Plan,
         state: State | None,
-        teaching: Teaching | None = None,
+        teaching: Teacher | None = None,
     ) -> dict[str, Any]:
         """Train, and leave the best weights in `learner`; figures for the weights' metadata."""
         _prove_smallest_size(learner.classifier, plan)
@@ -182,14 +182,14 @@ class Job:
             )
         tensorboard = self.model_dir.path / "tensorboard" if self.options.tensorboard else None
         records = Records(self.model_dir.metrics, self.checkpoint, state, tensorboard)
-        training = train(learner, objective, views, self.images.valid, plan, records, teaching)
+        training = train(learner, objective, views, self.data.valid, plan, records, teaching)
         learner.classifier.network.load_state_dict(training.state_dict)
         precisions = {"precision": plan.precision}
-        if plan.stage == "distill":
+        if plan.role == "student":
             precisions["teacher_precision"] = plan.teacher_precision
         return training.summary() | precisions
 
-    def save(self, learner: TappedNetwork, extra: dict[str, Any], preprocess: Preprocess) -> Made:
+    def save(self, learner: TappedNetwork, extra: dict[str, Any], preprocess: Preprocess) -> WeightsFile:
         """Write the weights with all that is known of them; only then the state to go on from may go."""
         section = self.recipe.teacher if self.role == "teacher" else self.recipe.student
         info = ModelInfo(
@@ -197,7 +197,7 @@ class Job:
             architecture=section.architecture,
             base=self.recipe.student.base,
             width_mult=self.recipe.student.width_mult,
-            classes=self.images.dataset.classes,
+            classes=self.data.dataset.classes,
             preprocess=preprocess,
             recipe=self.recipe.model_dump(mode="json"),
             recipe_sha256=self.settings["recipe_sha256"],
@@ -212,7 +212,7 @@ class Job:
             self.checkpoint.discard()
             self._draw_curves()
         distributed.barrier()
-        return Made(self.destination, new=True, info=info)
+        return WeightsFile(self.destination, new=True, info=info)
 
     def _draw_curves(self) -> None:
         if self.model_dir.metrics.exists():

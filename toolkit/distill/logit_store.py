@@ -25,8 +25,8 @@ from toolkit.data.resident import copy_in_pieces, send
 from toolkit.data.views import Indices
 from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.objective import Answers
-from toolkit.distill.precision import Precision
+from toolkit.distill.objective import NetworkOutput
+from toolkit.distill.precision import Arithmetic
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.errors import ArtifactError, DataError
 from toolkit.files import write_atomically
@@ -66,12 +66,12 @@ class StoredTeacher:
         copy_in_pieces(self._train_logits[number], self._shown)
         self._number = number
 
-    def answer(self, indices: Indices, view: int, student_images: Tensor) -> Answers:
+    def answer(self, indices: Indices, view: int, student_images: Tensor) -> NetworkOutput:
         if isinstance(indices, Tensor):
             self.show(view)
-            return Answers(self._shown[indices])
+            return NetworkOutput(self._shown[indices])
         logits = self._train_logits[view % len(self._train_logits), indices]
-        return Answers(send(logits, self._device))
+        return NetworkOutput(send(logits, self._device))
 
     def valid_logits(self) -> Tensor:
         return self._valid_logits
@@ -83,8 +83,8 @@ def find_stored(
     views: TrainingViews,
     valid_pixels: Pixels,
     num_views: int,
-    precisions: Sequence[Precision],
-) -> Precision | None:
+    precisions: Sequence[Arithmetic],
+) -> Arithmetic | None:
     """The first of `precisions` in which the cache of every process has the teacher's logits already."""
     for precision in precisions:
         path = _store_path(teacher_sha256, dataset_sha256, views, valid_pixels, num_views, precision)
@@ -101,7 +101,7 @@ def open_store(
     views: TrainingViews,
     valid_pixels: Pixels,
     num_views: int,
-    precision: Precision,
+    precision: Arithmetic,
 ) -> StoredTeacher:
     """The teacher's logits of `num_views` views of every image, from the cache or computed now.
 
@@ -174,7 +174,7 @@ def _store_path(
     views: TrainingViews,
     valid_pixels: Pixels,
     num_views: int,
-    precision: Precision,
+    precision: Arithmetic,
 ) -> Path:
     settings = {name: value for name, value in views.data.model_dump(mode="json").items() if name not in NOT_IN_VIEWS}
     names = hashlib.sha256("\n".join((*views.pixels.names, "", *valid_pixels.names)).encode(errors="surrogateescape"))

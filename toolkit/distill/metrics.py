@@ -1,28 +1,32 @@
 """What is written while a network trains: metrics.jsonl always, a line on stderr, TensorBoard where asked for."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from toolkit import console
 from toolkit.errors import TrainingError
 from toolkit.files import locked, unwritable, write_atomically
+from toolkit.modeldir import Role
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-Stage = Literal["teacher", "distill", "control"]
+STAGES: dict[Role, str] = {"teacher": "teacher", "student": "distill", "control": "control"}
+"""Role → `stage` in metrics.jsonl and the folder of TensorBoard's files; only this module knows these words."""
+ROLES = {stage: role for role, stage in STAGES.items()}
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """A line of metrics.jsonl. Losses are means over images, accuracies fractions; `seconds` since the stage began.
+    """A line of metrics.jsonl. Losses are means over images, accuracies fractions; `seconds` since its training began.
 
     `learning_rate` is that of the epoch's first step; `image_size` in px.
     """
 
-    stage: Stage
+    role: Role
     epoch: int
     train_loss: float
     train_accuracy: float
@@ -35,19 +39,19 @@ class EpochMetrics:
 
 
 class MetricsLog:
-    """The lines of one stage in a file that other stages share, one of which another process may train meanwhile."""
+    """One role's lines in a file that all roles share; another process may train another role meanwhile."""
 
-    def __init__(self, path: Path, stage: Stage, epochs: int, tensorboard: Path | None = None) -> None:
-        self._path, self._stage, self._epochs = path, stage, epochs
-        self._writer = _open_tensorboard(tensorboard / stage) if tensorboard else None
+    def __init__(self, path: Path, role: Role, epochs: int, tensorboard: Path | None = None) -> None:
+        self._path, self._role, self._epochs = path, role, epochs
+        self._writer = _open_tensorboard(tensorboard / STAGES[role]) if tensorboard else None
 
     def start(self, history: list[EpochMetrics]) -> None:
-        """Drop what an earlier run of this stage wrote; `history` is what it goes on from."""
+        """Drop what an earlier run of this role wrote; `history` is what it goes on from."""
         with locked(self._path.parent):
             others = []
             if self._path.exists():
                 others = [
-                    line for line in self._path.read_text().splitlines() if _stage_of(line) not in (None, self._stage)
+                    line for line in self._path.read_text().splitlines() if _role_of(line) not in (None, self._role)
                 ]
             if others or history:
                 with write_atomically(self._path) as temporary:
@@ -65,28 +69,45 @@ class MetricsLog:
         done = metrics.epoch + 1
         left = metrics.seconds / done * (self._epochs - done)
         console.say(
-            f"{metrics.stage:8}{done:4}/{self._epochs}"
+            f"{metrics.role:8}{done:4}/{self._epochs}"
             f"  train loss {metrics.train_loss:.4f} acc {metrics.train_accuracy:.4f}"
             f"  valid loss {metrics.valid_loss:.4f} acc {metrics.valid_accuracy:.4f}"
             f"  {metrics.train_img_s:.0f} img/s  {console.duration(left)} left"
         )
         if self._writer is not None:
             for name, value in asdict(metrics).items():
-                if name not in ("stage", "epoch"):
+                if name not in ("role", "epoch"):
                     self._writer.add_scalar(name, value, done)
             self._writer.flush()
 
 
-def _stage_of(line: str) -> str | None:
-    """None for a line that was torn as it was written: the checkpoint knows better."""
-    try:
-        return str(json.loads(line)["stage"])
-    except (ValueError, TypeError, KeyError):
-        return None
+def to_values(metrics: EpochMetrics) -> dict[str, Any]:
+    """The object of a line in metrics.jsonl."""
+    values = asdict(metrics)
+    return {"stage": STAGES[values.pop("role")]} | values
+
+
+def from_values(values: Mapping[str, Any]) -> EpochMetrics:
+    """What `to_values` was given."""
+    others = {name: value for name, value in values.items() if name != "stage"}
+    return EpochMetrics(role=ROLES[values["stage"]], **others)
+
+
+def read_metrics(path: Path) -> list[EpochMetrics]:
+    """Every line of a metrics.jsonl."""
+    return [from_values(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _to_json(metrics: EpochMetrics) -> str:
-    return json.dumps(asdict(metrics))
+    return json.dumps(to_values(metrics))
+
+
+def _role_of(line: str) -> Role | None:
+    """None for a line that was torn as it was written: the checkpoint knows better."""
+    try:
+        return ROLES[json.loads(line)["stage"]]
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _open_tensorboard(folder: Path) -> "SummaryWriter":

@@ -11,7 +11,7 @@ from toolkit.recipe import DistillRecipe
 
 
 @dataclass(frozen=True)
-class Answers:
+class NetworkOutput:
     """A network's logits (B, C), and its tapped feature maps, (B, D, H, W) each."""
 
     logits: Tensor
@@ -25,13 +25,13 @@ FEATURE_WEIGHTS = {"fitnets": 1.0, "attention": 1000.0, "similarity": 3000.0}
 class Objective(Protocol):
     """(student, target, teacher) → scalar, averaged over images. `target` is int64 (N,) or probabilities (N, C)."""
 
-    def __call__(self, student: Answers, target: Tensor, teacher: Answers | None) -> Tensor: ...
+    def __call__(self, student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor: ...
 
 
 def learn_from_labels(label_smoothing: float) -> Objective:
     """Cross-entropy alone: teacher and control."""
 
-    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
         return cross_entropy(student.logits, target, label_smoothing=label_smoothing)
 
     return objective
@@ -48,7 +48,7 @@ def learn_from_teacher(section: DistillRecipe) -> Objective:
         FEATURE_WEIGHTS.get(feature_method or "", 0.0) if section.feature_weight is None else section.feature_weight
     )
 
-    def objective(student: Answers, target: Tensor, teacher: Answers | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
         assert teacher is not None
         loss = (1 - alpha) * cross_entropy(student.logits, target, label_smoothing=section.label_smoothing)
         if alpha > 0:

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from toolkit.distill.metrics import Stage
-from toolkit.distill.precision import Precision
+from toolkit.distill.precision import Arithmetic
+from toolkit.modeldir import Role
 from toolkit.recipe import TrainingRecipe
 
 
@@ -29,20 +29,20 @@ CompileMode = Literal["off", "default", "reduce-overhead", "max-autotune"]
 class Plan:
     """One section of the recipe, with what all stages share. `image_size`: px, the full size."""
 
-    stage: Stage
+    role: Role
     section: TrainingRecipe
     image_size: int
-    precision: Precision
+    precision: Arithmetic
     seed: int
     device: str
-    teacher_precision: Precision = "fp32"
+    teacher_precision: Arithmetic = "fp32"
     compile: CompileMode = "off"
     teacher_views: int = 0
 
     @property
     def section_name(self) -> str:
         """The section's name in the recipe."""
-        return "teacher" if self.stage == "teacher" else "distill"
+        return "teacher" if self.role == "teacher" else "distill"
 
     def view_of(self, epoch: int) -> int:
         """Which view of each image an epoch shows: a new one, or one of those whose logits are stored."""

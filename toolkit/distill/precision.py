@@ -34,8 +34,8 @@ BATCH_PIXELS, GPU_BATCH_PIXELS = 2**19, 2**21
 FIRST_PIXELS = 2**17
 """px in the first try, 2 images of 256 px: a candidate that takes fifteen times as long as the other costs seconds"""
 
-FloatPrecision = Literal["fp32", "bf16"]
-Precision = Literal["fp32", "bf16", "int8"]
+FloatArithmetic = Literal["fp32", "bf16"]
+Arithmetic = Literal["fp32", "bf16", "int8"]
 """int8 is a teacher's alone."""
 
 
@@ -56,7 +56,7 @@ def has_tf32_convolutions(device: str) -> bool:
     return tf32 and torch.cuda.get_device_capability(device)[0] >= 8
 
 
-def autocast(device: str, precision: Precision) -> AbstractContextManager[None]:
+def autocast(device: str, precision: Arithmetic) -> AbstractContextManager[None]:
     """Run matrix work in `precision` on `device`; weights stay fp32."""
     return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=precision == "bf16")
 
@@ -72,7 +72,7 @@ def choose_precision(
     images: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
     say: bool = True,
-) -> FloatPrecision:
+) -> FloatArithmetic:
     """`wanted`, or for `auto` the faster of the two for a step of `network`: forward, and backward where `training`.
 
     bfloat16 is only tried where the device has instructions for it. `images` is how many are to come: what is chosen
@@ -90,7 +90,7 @@ def choose_precision(
     place(network, device)
     key = _key(network, batch_size, image_size, device, training)
     if key not in _chosen:
-        choices: tuple[FloatPrecision, ...] = ("fp32", "bf16")
+        choices: tuple[FloatArithmetic, ...] = ("fp32", "bf16")
         times = _time_steps(network, choices, batch_size, image_size, device, training, images, clock)
         _chosen[key] = min(times, key=lambda choice: times[choice])
         told = [f"{times[choice] * 1e3:.3g} ms in {_describe(choice, device)}" for choice in times]
@@ -103,7 +103,7 @@ def choose_precision(
 
 def step_seconds(
     network: Classifier,
-    precision: FloatPrecision,
+    precision: FloatArithmetic,
     batch_size: int,
     image_size: int,
     device: str,
@@ -179,7 +179,7 @@ def _comparable(left: list[Name], cold: dict[Name, float], warm: dict[Name, floa
     return {name: times[name] for name in left if name in times}
 
 
-_chosen: dict[tuple[object, ...], FloatPrecision] = {}
+_chosen: dict[tuple[object, ...], FloatArithmetic] = {}
 _told: dict[tuple[object, ...], str] = {}
 """What was measured and nobody has heard of yet."""
 _step_s: dict[tuple[object, ...], float] = {}
@@ -193,7 +193,7 @@ def _key(network: Classifier, *settings: object) -> tuple[object, ...]:
     return (repr(network), registry.enlargement(network.network), *settings)
 
 
-def _describe(precision: FloatPrecision, device: str) -> str:
+def _describe(precision: FloatArithmetic, device: str) -> str:
     return "fp32 with TF32 convolutions" if precision == "fp32" and has_tf32_convolutions(device) else precision
 
 
@@ -203,14 +203,14 @@ def _name(network: Classifier) -> str:
 
 def _time_steps(
     network: Classifier,
-    choices: tuple[FloatPrecision, ...],
+    choices: tuple[FloatArithmetic, ...],
     batch_size: int,
     image_size: int,
     device: str,
     training: bool,
     images: float,
     clock: Callable[[], float],
-) -> dict[FloatPrecision, float]:
+) -> dict[FloatArithmetic, float]:
     """s an image in each of `choices` that was not given up, remembered; the network is left as it was."""
     state = {name: value.clone() for name, value in network.state_dict().items()}
     most_pixels = BATCH_PIXELS if device == "cpu" else GPU_BATCH_PIXELS
@@ -221,7 +221,7 @@ def _time_steps(
     network.train(training)
     counts = dict.fromkeys(choices, 0)
 
-    def work(choice: FloatPrecision, count: int) -> None:
+    def work(choice: FloatArithmetic, count: int) -> None:
         counts[choice] += 1
         _step(network, views, choice, device, training, count)
 
@@ -238,7 +238,7 @@ def _time_steps(
 
 
 def _step(
-    network: Classifier, views: torch.Tensor, precision: FloatPrecision, device: str, training: bool, images: int
+    network: Classifier, views: torch.Tensor, precision: FloatArithmetic, device: str, training: bool, images: int
 ) -> None:
     with torch.set_grad_enabled(training), autocast(device, precision):
         logits = network(views[:images])

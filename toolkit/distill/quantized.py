@@ -17,7 +17,7 @@ from toolkit import console
 from toolkit.data.batches import TrainingViews
 from toolkit.data.pixels import spread
 from toolkit.distill import distributed
-from toolkit.distill.precision import FloatPrecision, Precision, autocast, least_times
+from toolkit.distill.precision import Arithmetic, FloatArithmetic, autocast, least_times
 from toolkit.errors import DeviceError
 from toolkit.graphs.build import INPUT, OUTPUTS, build_graph
 from toolkit.graphs.quantize import Quantizer
@@ -67,13 +67,13 @@ class QuantizedClassifier(Classifier):
 
 def choose_teacher(
     section: DistillRecipe,
-    choose_float: Callable[[], FloatPrecision],
+    choose_float: Callable[[], FloatArithmetic],
     teacher: Classifier,
     views: TrainingViews,
     *,
-    chosen: Precision | None = None,
+    chosen: Arithmetic | None = None,
     clock: Callable[[], float] = time.perf_counter,
-) -> tuple[Classifier, Precision]:
+) -> tuple[Classifier, Arithmetic]:
     """The teacher that answers, and its arithmetic: `chosen` by an interrupted run, else by `teacher_precision`.
 
     `auto` takes what `choose_float` says, unless int8 is allowed (no wish for a precision, a method of logits, on the
@@ -135,7 +135,7 @@ def _try_int8(
     section: DistillRecipe,
     teacher: Classifier,
     views: TrainingViews,
-    precision: FloatPrecision,
+    precision: FloatArithmetic,
     clock: Callable[[], float],
 ) -> QuantizedClassifier | None:
     """The teacher in int8 if that is worth its making, faster and near enough; said, if it was made."""
@@ -174,7 +174,7 @@ def _quantize_or_none(teacher: Classifier, views: TrainingViews) -> QuantizedCla
         return None
 
 
-def _distance(quantized: QuantizedClassifier, teacher: Classifier, images: Tensor, precision: FloatPrecision) -> float:
+def _distance(quantized: QuantizedClassifier, teacher: Classifier, images: Tensor, precision: FloatArithmetic) -> float:
     return mean_distance(_answer(quantized, images, precision), _answer(teacher, images, precision))
 
 
@@ -182,7 +182,7 @@ def _work_s(
     section: DistillRecipe,
     teacher: Classifier,
     views: TrainingViews,
-    precision: FloatPrecision,
+    precision: FloatArithmetic,
     clock: Callable[[], float],
 ) -> float:
     """s that the float teacher will take for all that this process is going to ask it."""
@@ -201,11 +201,11 @@ def _fingerprint(teacher: Classifier) -> str:
     return total.hexdigest()
 
 
-def _answer_some(network: Classifier, images: Tensor, precision: FloatPrecision, count: int) -> None:
+def _answer_some(network: Classifier, images: Tensor, precision: FloatArithmetic, count: int) -> None:
     _answer(network, images[:count], precision)
 
 
-def _answer(network: Classifier, images: Tensor, precision: FloatPrecision) -> Tensor:
+def _answer(network: Classifier, images: Tensor, precision: FloatArithmetic) -> Tensor:
     with torch.inference_mode(), autocast("cpu", precision):
         logits: Tensor = network(images).float()
     return logits

@@ -24,8 +24,8 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.logit_store import StoredTeacher
 from toolkit.distill.objective import learn_from_teacher
 from toolkit.distill.plan import Plan
-from toolkit.distill.precision import FloatPrecision, has_fast_bf16
-from toolkit.distill.teachers import LiveTeacher, Teaching
+from toolkit.distill.precision import FloatArithmetic, has_fast_bf16
+from toolkit.distill.teachers import LiveTeacher, Teacher
 from toolkit.distill.trainer import Records, train
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
@@ -56,7 +56,7 @@ class Rehearsal:
     """of the recipe, as --set takes them"""
 
     @property
-    def precision(self) -> FloatPrecision:
+    def precision(self) -> FloatArithmetic:
         return "bf16" if has_fast_bf16(self.device) else "fp32"
 
     def images_a_second(self) -> float:
@@ -80,7 +80,7 @@ class Rehearsal:
         student = TappedNetwork(Classifier(registry.build("depthwise", CLASSES), data.mean, data.std))
         section = self._recipe.distill.model_copy(update={"epochs": epochs})
         plan = Plan(
-            "distill", section, self.image_size, self.precision, 0, self.device, self.precision, compile=section.compile
+            "student", section, self.image_size, self.precision, 0, self.device, self.precision, compile=section.compile
         )
         valid = self._take(VALID)
         views = TrainingViews(self._pixels, data, CLASSES, seed=0, mixup=section.mixup, device=self.device)
@@ -123,7 +123,7 @@ class Rehearsal:
             Preprocess(self.image_size, canvas, data.mean, data.std),
         )
 
-    def _open_teaching(self, views: TrainingViews, valid: Pixels) -> Teaching:
+    def _open_teaching(self, views: TrainingViews, valid: Pixels) -> Teacher:
         if not self.live:
             answers = np.random.default_rng(1).normal(size=(1, len(views), CLASSES)).astype(np.float32)
             return StoredTeacher(answers, answers[0, :VALID], self.device)

@@ -15,11 +15,11 @@ from toolkit.data.views import Indices
 from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.memory import is_out_of_memory
-from toolkit.distill.objective import Answers, Objective
+from toolkit.distill.objective import NetworkOutput, Objective
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import autocast
 from toolkit.distill.step_graph import StepGraph
-from toolkit.distill.teachers import Teaching
+from toolkit.distill.teachers import Teacher
 from toolkit.errors import TrainingError
 
 Forward = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
@@ -33,7 +33,7 @@ class Stepper:
         learner: TappedNetwork,
         objective: Objective,
         views: TrainingViews,
-        teaching: Teaching | None,
+        teaching: Teacher | None,
         plan: Plan,
         optimizer: torch.optim.Optimizer,
         scheduler: LRScheduler,
@@ -92,7 +92,7 @@ class Stepper:
             with self._without_exchange(last=number == len(parts)):
                 with autocast(self._plan.device, self._plan.precision):
                     logits, features = self._forward(images)
-                student = Answers(logits.float(), features)
+                student = NetworkOutput(logits.float(), features)
                 loss = self._objective(student, self._views.targets(part, view), teacher)
                 # DistributedDataParallel takes the mean over processes, of shares that may differ by an image
                 (loss * (len(part) * distributed.world_size() / len(indices))).backward()  # type: ignore[no-untyped-call]
@@ -147,9 +147,9 @@ class Stepper:
     def _halve(self) -> None:
         remedy = f"use a smaller {self._plan.section_name}.batch_size, data.image_size or network"
         if distributed.world_size() > 1:
-            raise TrainingError(f"{self._plan.stage}: out of memory in process {distributed.rank()}", remedy)
+            raise TrainingError(f"{self._plan.role}: out of memory in process {distributed.rank()}", remedy)
         if self.part_size < 2:
-            raise TrainingError(f"{self._plan.stage}: out of memory with one image at a time", remedy)
+            raise TrainingError(f"{self._plan.role}: out of memory with one image at a time", remedy)
         self.part_size = -(-self.part_size // 2)
         self._optimizer.zero_grad()
         if self._plan.device != "cpu":

@@ -13,17 +13,16 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork, default_tap, tap_channels
-from toolkit.distill.job import Images, Job, Made, Options, prove_size
+from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile, prove_size
 from toolkit.distill.logit_store import find_stored, open_store
-from toolkit.distill.metrics import Stage
 from toolkit.distill.objective import learn_from_labels, learn_from_teacher
 from toolkit.distill.plan import Plan
-from toolkit.distill.precision import Precision
+from toolkit.distill.precision import Arithmetic
 from toolkit.distill.provenance import require_same_classes
 from toolkit.distill.quantized import choose_teacher
-from toolkit.distill.teachers import LiveTeacher, Teaching
+from toolkit.distill.teachers import LiveTeacher, Teacher
 from toolkit.files import sha256_file
-from toolkit.modeldir import ModelDir
+from toolkit.modeldir import ModelDir, Role
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import ModelInfo, load_model, read_info
@@ -33,18 +32,18 @@ OTHER_CLASSES = "give --data what the teacher was trained on, or train one here 
 """What to do about a teacher that knows other classes than the data."""
 
 
-Beside = Callable[[Precision], AbstractContextManager[object]]
+Beside = Callable[[Arithmetic], AbstractContextManager[object]]
 """What else goes on while a student trains in that arithmetic, from its first step until its file is written."""
 
 
 def distill_student(
     recipe: Recipe,
     model_dir: ModelDir,
-    images: Images,
-    options: Options,
+    data: TrainingData,
+    options: TrainingOptions,
     teacher_dir: ModelDir | None = None,
     beside: Beside = nullcontext,
-) -> Made:
+) -> WeightsFile:
     """Write student.safetensors, taught by teacher.safetensors of `teacher_dir` (default: the same directory).
 
     The epoch that is best on validation images is kept. An existing student from the same settings, data and teacher
@@ -52,13 +51,13 @@ def distill_student(
     """
     teachers = teacher_dir or model_dir
     teacher_file = teachers.require(teachers.weights("teacher"))
-    settings = student_settings(recipe, images.dataset, teacher_file)
-    job = Job("student", recipe, model_dir, images, settings, options)
+    settings = student_settings(recipe, data.dataset, teacher_file)
+    job = TrainingJob("student", recipe, model_dir, data, settings, options)
     if kept := job.kept():
         return kept
     state = job.saved_state()
     teacher, teacher_info = load_model(teacher_file)
-    require_same_classes(teacher_info.classes, images.dataset, teacher_file.name, OTHER_CLASSES)
+    require_same_classes(teacher_info.classes, data.dataset, teacher_file.name, OTHER_CLASSES)
     _require_same_size(teacher, teacher_info, recipe.data.image_size, teacher_file.name)
     teacher.requires_grad_(False)
     learner, tapped_teacher = _tap(recipe, _new_student(job), teacher)
@@ -73,21 +72,25 @@ def distill_student(
         if answering is not teacher:
             tapped_teacher = TappedNetwork(answering)
     teaching = _open_teaching(job, tapped_teacher, views, teacher_precision)
-    plan = _plan(job, "distill", precision, teacher_precision)
+    plan = _plan(job, "student", precision, teacher_precision)
     with beside(precision):
         extra = job.train(learner, learn_from_teacher(recipe.distill), views, plan, state, teaching)
         return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
 
 
 def train_control(
-    recipe: Recipe, model_dir: ModelDir, images: Images, options: Options, precision: Precision | None = None
-) -> Made:
+    recipe: Recipe,
+    model_dir: ModelDir,
+    data: TrainingData,
+    options: TrainingOptions,
+    precision: Arithmetic | None = None,
+) -> WeightsFile:
     """Write control.safetensors: the same student, seed, views, epochs and schedule, from labels alone.
 
     What its accuracy lacks to the student's is what the teacher was worth. `precision` is the student's arithmetic,
     absent: that of its file.
     """
-    job = _control_job(recipe, model_dir, images, options)
+    job = _control_job(recipe, model_dir, data, options)
     if kept := job.kept():
         return kept
     state = job.saved_state()
@@ -103,9 +106,9 @@ def train_control(
     return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
 
 
-def has_control(recipe: Recipe, model_dir: ModelDir, images: Images, options: Options) -> bool:
+def has_control(recipe: Recipe, model_dir: ModelDir, data: TrainingData, options: TrainingOptions) -> bool:
     """Whether `train_control` will find an up-to-date one."""
-    return _control_job(recipe, model_dir, images, options).is_up_to_date()
+    return _control_job(recipe, model_dir, data, options).is_up_to_date()
 
 
 def student_settings(recipe: Recipe, dataset: Dataset, teacher_file: Path) -> dict[str, Any]:
@@ -122,14 +125,14 @@ def control_settings(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     return {"recipe_sha256": recipe.control_fingerprint(), "dataset_sha256": dataset.sha256}
 
 
-def _control_job(recipe: Recipe, model_dir: ModelDir, images: Images, options: Options) -> Job:
-    return Job("control", recipe, model_dir, images, control_settings(recipe, images.dataset), options)
+def _control_job(recipe: Recipe, model_dir: ModelDir, data: TrainingData, options: TrainingOptions) -> TrainingJob:
+    return TrainingJob("control", recipe, model_dir, data, control_settings(recipe, data.dataset), options)
 
 
-def _plan(job: Job, stage: Stage, precision: Precision, teacher_precision: Precision = "fp32") -> Plan:
+def _plan(job: TrainingJob, role: Role, precision: Arithmetic, teacher_precision: Arithmetic = "fp32") -> Plan:
     section = job.recipe.distill
     return Plan(
-        stage=stage,
+        role=role,
         section=section,
         image_size=job.recipe.data.image_size,
         precision=precision,
@@ -141,12 +144,12 @@ def _plan(job: Job, stage: Stage, precision: Precision, teacher_precision: Preci
     )
 
 
-def _new_student(job: Job) -> Classifier:
+def _new_student(job: TrainingJob) -> Classifier:
     recipe, section = job.recipe, job.recipe.student
     torch.manual_seed(recipe.distill.seed)
     network = registry.build(
         section.architecture,
-        job.images.num_classes,
+        job.data.num_classes,
         base=section.base,
         width_mult=section.width_mult,
         image_size=recipe.data.image_size,
@@ -172,8 +175,8 @@ def _tap(recipe: Recipe, student: Classifier, teacher: Classifier) -> tuple[Tapp
     ), tapped_teacher
 
 
-def _open_teaching(job: Job, teacher: TappedNetwork, views: TrainingViews, precision: Precision) -> Teaching:
-    valid = job.images.valid
+def _open_teaching(job: TrainingJob, teacher: TappedNetwork, views: TrainingViews, precision: Arithmetic) -> Teacher:
+    valid = job.data.valid
     if num_views := job.recipe.distill.stored_views:
         return open_store(teacher, *_shas(job), views, valid, num_views, precision)
     if job.recipe.distill.teacher_views:
@@ -181,17 +184,17 @@ def _open_teaching(job: Job, teacher: TappedNetwork, views: TrainingViews, preci
     return LiveTeacher(teacher, views, valid, precision)
 
 
-def find_stored_answers(job: Job, views: TrainingViews, chosen: Precision | None) -> Precision | None:
+def find_stored_answers(job: TrainingJob, views: TrainingViews, chosen: Arithmetic | None) -> Arithmetic | None:
     """The arithmetic of stored logits that may be replayed: that spares choosing one, and filling another store."""
     section, num_views = job.recipe.distill, job.recipe.distill.stored_views
     if not num_views:
         return None
     wishes = (chosen, section.teacher_precision, section.precision)
-    precisions: list[Precision] = [wish for wish in wishes if wish is not None and wish != "auto"][:1]
-    return find_stored(*_shas(job), views, job.images.valid, num_views, precisions or ("bf16", "int8", "fp32"))
+    precisions: list[Arithmetic] = [wish for wish in wishes if wish is not None and wish != "auto"][:1]
+    return find_stored(*_shas(job), views, job.data.valid, num_views, precisions or ("bf16", "int8", "fp32"))
 
 
-def _shas(job: Job) -> tuple[str, str]:
+def _shas(job: TrainingJob) -> tuple[str, str]:
     return job.settings["teacher_sha256"], job.settings["dataset_sha256"]
 
 

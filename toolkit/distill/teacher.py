@@ -12,7 +12,7 @@ from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed, provenance
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.job import Images, Job, Made, Options
+from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.errors import WeightsError
@@ -33,21 +33,21 @@ IMPORTED_BY = ("teacher.architecture", "teacher.mean", "teacher.std", "teacher.e
 """...and one that is imported; the file itself is known by its SHA-256."""
 
 
-def make_teacher(recipe: Recipe, model_dir: ModelDir, images: Images, options: Options) -> Made:
+def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, options: TrainingOptions) -> WeightsFile:
     """Write teacher.safetensors; an existing one from the same settings and data is kept as it is.
 
     `recipe.teacher.weights` decides: empty trains from scratch, `imagenet` fine-tunes torchvision's weights, anything
     else names a file, which is imported without training (its normalisation comes along). Raises WeightsError where
     weights do not fit.
     """
-    source, settings = teacher_settings(recipe, images.dataset)
-    job = Job("teacher", recipe, model_dir, images, settings, options)
+    source, settings = teacher_settings(recipe, data.dataset)
+    job = TrainingJob("teacher", recipe, model_dir, data, settings, options)
     if kept := job.kept():
         return kept
     if source:
-        network, mean, std = import_teacher(source, recipe, images.num_classes, images.dataset.classes)
+        network, mean, std = import_teacher(source, recipe, data.num_classes, data.dataset.classes)
     else:
-        network, mean, std = _new_network(recipe, images.num_classes)
+        network, mean, std = _new_network(recipe, data.num_classes)
         network = distributed.synchronize_batch_norms(network, options.device)
     learner = TappedNetwork(Classifier(network, mean, std), ())
     extra = _judge_import(source, learner.classifier, job) if source else _fit(learner, job)
@@ -65,11 +65,11 @@ def teacher_settings(recipe: Recipe, dataset: Dataset) -> tuple[Path | None, dic
     }
 
 
-def _fit(learner: TappedNetwork, job: Job) -> dict[str, Any]:
+def _fit(learner: TappedNetwork, job: TrainingJob) -> dict[str, Any]:
     state = job.saved_state()
     section = job.recipe.teacher
     plan = Plan(
-        stage="teacher",
+        role="teacher",
         section=section,
         image_size=job.recipe.data.image_size,
         precision=state["precision"] if state else job.choose_precision(learner.classifier),
@@ -80,21 +80,21 @@ def _fit(learner: TappedNetwork, job: Job) -> dict[str, Any]:
     return job.train(learner, learn_from_labels(section.label_smoothing), job.views(), plan, state)
 
 
-def _judge_import(source: Path, classifier: Classifier, job: Job) -> dict[str, Any]:
+def _judge_import(source: Path, classifier: Classifier, job: TrainingJob) -> dict[str, Any]:
     """Its accuracy on this job's validation images, and what is known of those that it was trained on."""
     recipe = job.recipe
     info = provenance.describe(source)
     trained_on = provenance.find_training_images(info) if info else None
-    provenance.warn_of_differences(source, recipe, job.images.dataset)
-    known = provenance.known_accuracy(source, recipe, job.images.dataset)
+    provenance.warn_of_differences(source, recipe, job.data.dataset)
+    known = provenance.known_accuracy(source, recipe, job.data.dataset)
     accuracy = _measure_accuracy(classifier, job) if known is None else known
     told = "" if known is None else "; its file tells its accuracy on these very validation images"
     console.say(f"teacher: imported {source}{told}")
     return {"valid_accuracy": accuracy, "trained_on": trained_on}
 
 
-def _measure_accuracy(classifier: Classifier, job: Job) -> float:
-    valid, device = job.images.valid, job.options.device
+def _measure_accuracy(classifier: Classifier, job: TrainingJob) -> float:
+    valid, device = job.data.valid, job.options.device
     place(classifier, device)
     predicted = compute_logits(classifier, valid, "fp32", device).argmax(1).cpu()
     return (predicted == torch.from_numpy(valid.labels)).float().mean().item()

@@ -14,15 +14,15 @@ from toolkit.data.views import Indices
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.frozen import freeze
-from toolkit.distill.objective import Answers
-from toolkit.distill.precision import Precision, autocast
+from toolkit.distill.objective import NetworkOutput
+from toolkit.distill.precision import Arithmetic, autocast
 from toolkit.networks.small_maps import place
 
 
-class Teaching(Protocol):
+class Teacher(Protocol):
     """A teacher, live or stored. It always sees the view the student sees, at the size data.image_size."""
 
-    def answer(self, indices: Indices, view: int, student_images: Tensor) -> Answers:
+    def answer(self, indices: Indices, view: int, student_images: Tensor) -> NetworkOutput:
         """The teacher's answers for view `view` of the images at `indices`, as float32.
 
         `student_images` (B, 3, R, R) is that view as the student sees it.
@@ -39,7 +39,7 @@ class LiveTeacher:
     """Runs the network on every batch; on a GPU a frozen copy of it, unless somebody looks at its layers."""
 
     def __init__(
-        self, network: TappedNetwork, views: TrainingViews, valid_pixels: Pixels, precision: Precision
+        self, network: TappedNetwork, views: TrainingViews, valid_pixels: Pixels, precision: Arithmetic
     ) -> None:
         place(network, views.device)
         self._network = network.eval()
@@ -50,12 +50,12 @@ class LiveTeacher:
     def show(self, view: int) -> None:
         """Nothing: the views are all it needs."""
 
-    def answer(self, indices: Indices, view: int, student_images: Tensor) -> Answers:
+    def answer(self, indices: Indices, view: int, student_images: Tensor) -> NetworkOutput:
         same_size = student_images.shape[-1] == self._views.data.image_size
         images = student_images if same_size else self._views.render(indices, view)
         with torch.no_grad(), autocast(self._views.device, self._precision):
             logits, features = self._network(images)
-        return Answers(logits.float(), features)
+        return NetworkOutput(logits.float(), features)
 
     def valid_logits(self) -> Tensor:
         return compute_logits(self._network.classifier, self._valid_pixels, self._precision, self._views.device)

@@ -23,12 +23,12 @@ from toolkit.distill.constant_channels import keep_constant
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.interruption import StopRequest, stop_request
-from toolkit.distill.metrics import EpochMetrics, MetricsLog
-from toolkit.distill.objective import Answers, Objective
+from toolkit.distill.metrics import EpochMetrics, MetricsLog, from_values, to_values
+from toolkit.distill.objective import NetworkOutput, Objective
 from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
 from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper
-from toolkit.distill.teachers import Teaching
+from toolkit.distill.teachers import Teacher
 from toolkit.errors import Interrupted, TrainingError
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place
@@ -84,7 +84,7 @@ def train(
     valid_pixels: Pixels,
     plan: Plan,
     records: Records,
-    teaching: Teaching | None = None,
+    teaching: Teacher | None = None,
 ) -> Training:
     """Train `learner` in place and return its best epoch; teacher and network always see the same views.
 
@@ -123,14 +123,14 @@ class _Run:
         valid_pixels: Pixels,
         plan: Plan,
         records: Records,
-        teaching: Teaching | None,
+        teaching: Teacher | None,
         request: StopRequest,
     ) -> None:
         torch.manual_seed(plan.seed)
         place(learner, plan.device)
         self._learner, self._objective, self._views, self._valid_pixels = learner, objective, views, valid_pixels
         self._plan, self._records, self._request = plan, records, request
-        self._valid_teacher = Answers(teaching.valid_logits()) if teaching else None
+        self._valid_teacher = NetworkOutput(teaching.valid_logits()) if teaching else None
         self._optimizer = make_optimizer(learner, plan.section)
         self._last_step = self._steps_an_epoch()
         scheduler = make_scheduler(self._optimizer, plan.section, plan.section.epochs * self._last_step)
@@ -145,7 +145,7 @@ class _Run:
             self._restore(records.state)
         self._log = None
         if distributed.is_main():
-            self._log = MetricsLog(records.metrics, plan.stage, plan.section.epochs, records.tensorboard)
+            self._log = MetricsLog(records.metrics, plan.role, plan.section.epochs, records.tensorboard)
             self._log.start(self._history)
         self._clock = self._saved_at = time.perf_counter()
         self._is_saved = True
@@ -177,7 +177,7 @@ class _Run:
         view, side = plan.view_of(progress.epoch), plan.image_size_of(progress.epoch)
         steps = list(batches(order, plan.section.batch_size, self._least_batch()))
         sums: list[StepSums] = []
-        with console.progress(f"{plan.stage} {progress.epoch + 1}/{plan.section.epochs}", len(order)) as advance:
+        with console.progress(f"{plan.role} {progress.epoch + 1}/{plan.section.epochs}", len(order)) as advance:
             for step, indices in enumerate(steps):
                 advance(len(indices))
                 if step < progress.step:
@@ -205,7 +205,7 @@ class _Run:
         if not math.isfinite(valid_loss):  # the last step broke the weights: they are not to be saved as good ones
             self._stop_not_finite("validation loss", progress.step, self._first_rate)
         metrics = EpochMetrics(
-            stage=plan.stage,
+            role=plan.role,
             epoch=progress.epoch,
             train_loss=progress.loss_sum / len(self._views),
             train_accuracy=progress.hits / len(self._views),
@@ -236,7 +236,7 @@ class _Run:
         logits = compute_logits(classifier, self._valid_pixels, "fp32", self._plan.device)
         labels = torch.from_numpy(self._valid_pixels.labels).to(self._plan.device)
         accuracy = (logits.argmax(1) == labels).float().mean().item()
-        return self._objective(Answers(logits), labels, self._valid_teacher).item(), accuracy
+        return self._objective(NetworkOutput(logits), labels, self._valid_teacher).item(), accuracy
 
     def _shipped(self) -> torch.nn.Module:
         network: torch.nn.Module = self._average.module if self._average else self._learner.classifier.network
@@ -261,7 +261,7 @@ class _Run:
         saved = self._records.checkpoint.path
         kept = f"the last good state is {saved}" if saved.exists() else "no state was saved yet"
         raise TrainingError(
-            f"{plan.stage}: the {what} is not finite at epoch {self._progress.epoch + 1}, step {step}"
+            f"{plan.role}: the {what} is not finite at epoch {self._progress.epoch + 1}, step {step}"
             f" (learning rate {rate:.3g}); {kept}",
             f"begin anew with --force and --set {plan.section_name}.learning_rate={section.learning_rate / 3:.2g},"
             " or --set distill.precision=fp32",
@@ -288,7 +288,7 @@ class _Run:
             self._request.obeyed = True
             epoch = self._progress.epoch
             place = f"epoch {epoch + 1}, step {step}" if step else f"after epoch {epoch}"
-            raise Interrupted(f"{self._plan.stage}, {place}, and saved", asked)
+            raise Interrupted(f"{self._plan.role}, {place}, and saved", asked)
 
     def _weights_are_finite(self) -> bool:
         return all(bool(parameter.isfinite().all()) for parameter in self._learner.parameters())
@@ -298,7 +298,7 @@ class _Run:
         if not patience or self._best is None or self._progress.epoch - 1 - self._best.epoch < patience:
             return False
         console.say(
-            f"{self._plan.stage}: stopped after epoch {self._progress.epoch}, none of the last {patience} was better"
+            f"{self._plan.role}: stopped after epoch {self._progress.epoch}, none of the last {patience} was better"
             f" than epoch {self._best.epoch + 1} (valid acc {self._best.valid_accuracy:.4f})"
         )
         return True
@@ -312,7 +312,7 @@ class _Run:
                     "epoch": self._progress.epoch,
                     "progress": asdict(self._progress),
                     "first_rate": self._first_rate,
-                    "history": [asdict(metrics) for metrics in self._history],
+                    "history": [to_values(metrics) for metrics in self._history],
                     "best": asdict(self._best) if self._best else None,
                     "best_state": self._best_state,
                     "rng": torch.get_rng_state(),
@@ -331,13 +331,13 @@ class _Run:
         self._stepper.restore(state)
         self._progress = _Progress(**state["progress"])
         self._first_rate = state["first_rate"]
-        self._history = [EpochMetrics(**metrics) for metrics in state["history"]]
-        self._best = EpochMetrics(**state["best"]) if state["best"] else None
+        self._history = [from_values(values) for values in state["history"]]
+        self._best = from_values(state["best"]) if state["best"] else None
         self._best_state = state["best_state"]
         torch.set_rng_state(state["rng"])
         if state["gpu_rng"] is not None and self._plan.device != "cpu":
             torch.cuda.set_rng_state(state["gpu_rng"], self._plan.device)
-        console.say(f"{self._plan.stage}: going on at epoch {self._progress.epoch + 1}, step {self._progress.step + 1}")
+        console.say(f"{self._plan.role}: going on at epoch {self._progress.epoch + 1}, step {self._progress.step + 1}")
 
     def _tick(self, *, training: bool) -> None:
         now = time.perf_counter()

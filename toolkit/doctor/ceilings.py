@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from toolkit.distill.precision import FloatPrecision, has_fast_bf16
+from toolkit.distill.precision import FloatArithmetic, has_fast_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIDES = {"cpu": (256, 512, 1024, 2048), "gpu": (1024, 2048, 4096, 8192)}
@@ -28,7 +28,7 @@ Clock = Callable[[], float]
 
 
 def product_flop_s(
-    device: str, precision: FloatPrecision, clock: Clock = time.perf_counter, limit_s: float = PEAK_SECONDS
+    device: str, precision: FloatArithmetic, clock: Clock = time.perf_counter, limit_s: float = PEAK_SECONDS
 ) -> float:
     """The best of matrix products of growing size, in `precision`, or in fp32 where the device has no bfloat16.
 

@@ -48,7 +48,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Report:
+class Diagnosis:
     checks: tuple[Check, ...]
     hardware: dict[str, object]
     versions: dict[str, str]
@@ -76,7 +76,7 @@ class Report:
         console.out.print(Text(verdict, style="bold"))
 
 
-def examine(*, deep: bool = False) -> Report:
+def examine(*, deep: bool = False) -> Diagnosis:
     """Look at everything; takes a few seconds, because devices and providers are tried, not asked.
 
     `deep` puts the devices that work to work, for some 20 s more.
@@ -103,7 +103,7 @@ def examine(*, deep: bool = False) -> Report:
             check.name.removeprefix(TORCH) for check in checks if check.name.startswith(TORCH) and check.status == "ok"
         ]
         checks += tuple(examine_at_work(working))
-    return Report(checks, hardware.describe_hardware(), hardware.describe_versions())
+    return Diagnosis(checks, hardware.describe_hardware(), hardware.describe_versions())
 
 
 def check_python() -> Check:

@@ -160,13 +160,13 @@ def check_products(device: str) -> Check:
     """Products of matrices: how fast, and against the same in float64 on the CPU."""
     import torch
 
-    from toolkit.distill.precision import FloatPrecision, has_fast_bf16
+    from toolkit.distill.precision import FloatArithmetic, has_fast_bf16
 
     speeds = []
     torch.manual_seed(0)
     a, b = (torch.randn(PRODUCT_SIDE, PRODUCT_SIDE) for _ in range(2))
     expected = a.double() @ b.double()
-    precisions: tuple[FloatPrecision, ...] = ("fp32", "bf16") if has_fast_bf16(device) else ("fp32",)
+    precisions: tuple[FloatArithmetic, ...] = ("fp32", "bf16") if has_fast_bf16(device) else ("fp32",)
     for precision in precisions:
         called = "tf32" if precision == "fp32" and device != "cpu" else precision
         with fp32_products_in("tf32"):

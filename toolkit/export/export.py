@@ -23,7 +23,7 @@ from toolkit.export.verify import Bounds, Reference, prove_file, refer_to_networ
 from toolkit.files import sha256_file, write_atomically
 from toolkit.graphs.build import build_graph, check_graph, set_metadata
 from toolkit.graphs.half import halve
-from toolkit.modeldir import ModelDir, Precision, Role
+from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.networks.bare import describe_bare_weights
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import ModelInfo, carries_info, load_model
@@ -31,7 +31,7 @@ from toolkit.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExportOptions:
     """What to export, and on which images to prove it.
 
     `valid` are the validation images, `train` the training images that int8 is calibrated on; None where there are
@@ -41,11 +41,11 @@ class Wanted:
     recipe: Recipe
     valid: Pixels | None = None
     train: Pixels | None = None
-    smaller: tuple[Precision, ...] = ()
+    smaller: tuple[FilePrecision, ...] = ()
     force: bool = False
 
     @property
-    def precisions(self) -> tuple[Precision, ...]:
+    def precisions(self) -> tuple[FilePrecision, ...]:
         return ("fp32", *self.smaller)
 
 
@@ -58,7 +58,7 @@ class ExportResult:
     """
 
     path: Path
-    precision: Precision
+    precision: FilePrecision
     size_bytes: int
     max_logit_difference: float
     agreement: float
@@ -96,29 +96,29 @@ class ExportResult:
         return f"{told}: slower" if self.times_faster < 1 else told
 
 
-def export_onnx(weights: Path, destination: Path, wanted: Wanted) -> list[ExportResult]:
+def export_onnx(weights: Path, destination: Path, options: ExportOptions) -> list[ExportResult]:
     """Export a .safetensors file of the toolkit as `destination`, and beside it its smaller precisions.
 
     Raises ArtifactError where a destination holds an export of other weights and `force` is not given, DataError where
     int8 lacks images, and GateError, leaving no file of that precision, where it does not answer as it should.
     """
-    check_destinations(weights, destination, wanted)
+    check_destinations(weights, destination, options)
     start = time.perf_counter()
     classifier, info = load_model(weights)
-    return _Export(classifier, info, weights, destination, wanted).run(start)
+    return _Export(classifier, info, weights, destination, options).run(start)
 
 
 def export_model_dir(
-    model_dir: ModelDir, wanted: Wanted, roles: Sequence[Role] = ("teacher", "student")
+    model_dir: ModelDir, options: ExportOptions, roles: Sequence[Role] = ("teacher", "student")
 ) -> list[ExportResult]:
     """Export each role's weights of a model directory; whether all may be written is known before the first is."""
     for role in roles:
-        check_destinations(model_dir.require(model_dir.weights(role)), model_dir.onnx(role), wanted)
-    return [result for role in roles for result in export_onnx(model_dir.weights(role), model_dir.onnx(role), wanted)]
+        check_destinations(model_dir.require(model_dir.weights(role)), model_dir.onnx(role), options)
+    return [result for role in roles for result in export_onnx(model_dir.weights(role), model_dir.onnx(role), options)]
 
 
 def export_weights_file(
-    path: Path, out: Path, wanted: Wanted, classes: tuple[str, ...] | None = None
+    path: Path, out: Path, options: ExportOptions, classes: tuple[str, ...] | None = None
 ) -> list[ExportResult]:
     """Export one weights file as `out`/<its stem>.onnx, a bare state dict too.
 
@@ -127,32 +127,32 @@ def export_weights_file(
     """
     destination = out / f"{path.stem}.onnx"
     if carries_info(path):
-        return export_onnx(path, destination, wanted)
-    check_destinations(path, destination, wanted)
+        return export_onnx(path, destination, options)
+    check_destinations(path, destination, options)
     start = time.perf_counter()
-    classifier, info = describe_bare_weights(path, wanted.recipe, classes)
-    return _Export(classifier, info, path, destination, wanted).run(start)
+    classifier, info = describe_bare_weights(path, options.recipe, classes)
+    return _Export(classifier, info, path, destination, options).run(start)
 
 
-def check_destinations(weights: Path, destination: Path, wanted: Wanted) -> None:
+def check_destinations(weights: Path, destination: Path, options: ExportOptions) -> None:
     """Raise before any work: ArtifactError where a file is in the way, DataError where int8 has no images.
 
     A file is in the way where `force` is not given and it is no export of these weights.
     """
-    for path in (at_precision(destination, precision) for precision in wanted.precisions):
-        if not wanted.force and path.exists() and _made_from(path) != sha256_file(weights):
+    for path in (at_precision(destination, precision) for precision in options.precisions):
+        if not options.force and path.exists() and _made_from(path) != sha256_file(weights):
             raise ArtifactError(
                 f"{path} is there and was not exported from {weights}",
                 "replace it with --force, or export a copy of the weights from another directory",
             )
-    if "int8" in wanted.smaller and (wanted.valid is None or wanted.train is None):
+    if "int8" in options.smaller and (options.valid is None or options.train is None):
         raise DataError(
             "int8 is calibrated on training images and judged on validation images, and there are none",
             "give the data those weights were trained on with --data, or leave out --int8",
         )
 
 
-def at_precision(destination: Path, precision: Precision) -> Path:
+def at_precision(destination: Path, precision: FilePrecision) -> Path:
     """student.onnx → student.int8.onnx; fp32 is the plain name."""
     return destination if precision == "fp32" else destination.with_suffix(f".{precision}.onnx")
 
@@ -170,16 +170,16 @@ class _Export:
     """One network on its way into files."""
 
     def __init__(
-        self, classifier: Classifier, info: ModelInfo, weights: Path, destination: Path, wanted: Wanted
+        self, classifier: Classifier, info: ModelInfo, weights: Path, destination: Path, options: ExportOptions
     ) -> None:
         self._classifier, self._info, self._weights = classifier, info, weights
-        self._destination, self._wanted, self._settings = destination, wanted, wanted.recipe.export
+        self._destination, self._options, self._settings = destination, options, options.recipe.export
         self._size, self._num_classes = info.preprocess.image_size, len(info.classes)
-        self._samples = choose_samples(wanted.valid, self._size, self._num_classes, self._settings.images)
+        self._samples = choose_samples(options.valid, self._size, self._num_classes, self._settings.images)
 
     def run(self, start: float) -> list[ExportResult]:
-        smaller, samples = self._wanted.smaller, self._samples
-        told = f"{', '.join(self._wanted.precisions)}, " if smaller else ""
+        smaller, samples = self._options.smaller, self._samples
+        told = f"{', '.join(self._options.precisions)}, " if smaller else ""
         console.say(f"export: {self._weights} → {self._destination}, {told}proof on {len(samples)} images")
         model = build_graph(self._classifier, self._size, self._settings.opset)
         network = refer_to_network(self._classifier, samples)
@@ -197,7 +197,7 @@ class _Export:
         return results
 
     def _write_int8(self, model: onnx.ModelProto, reference: Reference) -> ExportResult:
-        start, settings, train = time.perf_counter(), self._settings, self._wanted.train
+        start, settings, train = time.perf_counter(), self._settings, self._options.train
         assert train is not None
         images = train.centre(spread(len(train), settings.calibration_images))
         path = at_precision(self._destination, "int8")
@@ -208,7 +208,7 @@ class _Export:
 
     def _write(
         self,
-        precision: Precision,
+        precision: FilePrecision,
         model: onnx.ModelProto,
         reference: Reference,
         start: float,

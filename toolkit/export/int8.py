@@ -27,7 +27,7 @@ TURNS, RUNS, UNTIMED, PAUSE_S = 4, 15, 5, 0.1
 
 
 @dataclass(frozen=True)
-class Quantized:
+class Int8Graph:
     """An int8 graph, and the layers that stayed float32, as the network calls them, the most harmful first."""
 
     model: onnx.ModelProto
@@ -41,7 +41,7 @@ def quantize_within(
     reference: Reference,
     recipe: ExportRecipe,
     title: str,
-) -> Quantized:
+) -> Int8Graph:
     """The int8 version of the float32 `model` that loses at most `recipe.max_drop` accuracy on the samples.
 
     Where the whole graph loses more, layers are ranked by the harm that each does alone, and as few of the worst as
@@ -53,7 +53,7 @@ def quantize_within(
         whole = quantizer.quantize()
         drop = search.drop(whole)
         if drop <= recipe.max_drop + ROUNDING:
-            return Quantized(whole, ())
+            return Int8Graph(whole, ())
         console.say(
             f"{title}: in int8 throughout it loses {drop:.4f} accuracy, allowed is {recipe.max_drop:g}"
             " (export.max_drop): looking for the layers that hurt most"
@@ -69,7 +69,7 @@ def quantize_within(
                 " --set export.calibration_images, a larger --max-drop, or leave out --int8",
             )
         count, best = found
-        return Quantized(best, tuple(name_layer(model.graph, layer) for layer in ranked[:count]))
+        return Int8Graph(best, tuple(name_layer(model.graph, layer) for layer in ranked[:count]))
 
 
 class _Search:

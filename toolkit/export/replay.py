@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from toolkit.errors import GateError
 from toolkit.machine.limits import available_cores
 
-Answer = tuple[NDArray[np.float32], NDArray[np.float32]]
+FileOutput = tuple[NDArray[np.float32], NDArray[np.float32]]
 """logits (N, C) and probabilities (N, C)"""
 
 _session: Any = None
@@ -37,7 +37,7 @@ class Replay:
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown()
 
-    def answer(self, images: NDArray[np.uint8]) -> Answer:
+    def answer(self, images: NDArray[np.uint8]) -> FileOutput:
         """uint8 (N, S, S, 3) → what the file says. GateError where onnxruntime cannot open or run it."""
         try:
             return self._pool.submit(_run, images).result()
@@ -59,7 +59,7 @@ def _open(path: Path, threads: int) -> None:
         _session = _Unusable(_reason(error))
 
 
-def _run(images: NDArray[np.uint8]) -> Answer:
+def _run(images: NDArray[np.uint8]) -> FileOutput:
     if isinstance(_session, _Unusable):
         raise _session
     try:

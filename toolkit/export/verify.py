@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from toolkit.errors import GateError
 from toolkit.export.replay import Replay
 from toolkit.export.samples import Samples, large_batch, read_batches
-from toolkit.modeldir import Precision
+from toolkit.modeldir import FilePrecision
 from toolkit.networks.classifier import Classifier
 from toolkit.recipe import ExportRecipe
 
@@ -49,7 +49,7 @@ class Bounds:
     drop_setting: str = "max_accuracy_drop"
 
     @classmethod
-    def of(cls, recipe: ExportRecipe, precision: Precision) -> Self:
+    def of(cls, recipe: ExportRecipe, precision: FilePrecision) -> Self:
         if precision == "fp32":
             return cls(recipe.max_logit_difference, recipe.min_agreement, recipe.max_accuracy_drop)
         if precision == "fp16":
@@ -73,7 +73,7 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class _Answers:
+class _Outputs:
     """Logits (N, C) of reference and file for the same images."""
 
     reference: NDArray[np.float32]
@@ -111,13 +111,13 @@ def prove_file(
     return Proof(len(samples), worst, agreement, *accuracies), answers.onnx
 
 
-def _answer(replay: Replay, reference: Reference, samples: Samples, chosen: NDArray[np.int64], batch: int) -> _Answers:
+def _answer(replay: Replay, reference: Reference, samples: Samples, chosen: NDArray[np.int64], batch: int) -> _Outputs:
     logits, probabilities = zip(*map(replay.answer, read_batches(samples, chosen, batch)), strict=True)
-    return _Answers(reference.logits[chosen], np.concatenate(logits), np.concatenate(probabilities))
+    return _Outputs(reference.logits[chosen], np.concatenate(logits), np.concatenate(probabilities))
 
 
 def _require_close(
-    answers: _Answers, chosen: NDArray[np.int64], how: str, title: str, samples: Samples, bounds: Bounds
+    answers: _Outputs, chosen: NDArray[np.int64], how: str, title: str, samples: Samples, bounds: Bounds
 ) -> float:
     """The largest difference on any logit."""
     differences = _largest_each(answers.onnx, answers.reference)
@@ -146,7 +146,7 @@ def _largest_each(answer: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.f
     return largest
 
 
-def _require_agreement(answers: _Answers, title: str, samples: Samples, bounds: Bounds) -> float:
+def _require_agreement(answers: _Outputs, title: str, samples: Samples, bounds: Bounds) -> float:
     same = answers.onnx.argmax(1) == answers.reference.argmax(1)
     agreement = float(same.mean())
     if bounds.min_agreement is not None and agreement < bounds.min_agreement:
@@ -159,7 +159,7 @@ def _require_agreement(answers: _Answers, title: str, samples: Samples, bounds: 
 
 
 def _require_accuracy(
-    answers: _Answers, whose: str, title: str, samples: Samples, bounds: Bounds
+    answers: _Outputs, whose: str, title: str, samples: Samples, bounds: Bounds
 ) -> tuple[float, float] | tuple[None, None]:
     if samples.labels is None:
         return None, None

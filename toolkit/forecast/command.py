@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from toolkit.forecast.facts import Command
     from toolkit.forecast.forecast import Forecast
-from toolkit.workspace import Job
+from toolkit.workspace import Workspace
 
 
-def forecast(job: Job, command: "Command") -> "Forecast":
-    """What `command` is about to do with the job, stage by stage, from a few steps that are measured now."""
+def forecast_command(workspace: Workspace, command: "Command") -> "Forecast":
+    """What `command` is about to do in the workspace, stage by stage, from a few steps that are measured now."""
     from toolkit.forecast.estimate import estimate
     from toolkit.forecast.facts import find_facts
     from toolkit.forecast.speeds import MeasuredSpeeds
 
-    facts = find_facts(job, command)
-    speeds = MeasuredSpeeds(job.dataset, facts, job.device)
-    result = estimate(job.recipe, facts, speeds)
+    facts = find_facts(workspace, command)
+    speeds = MeasuredSpeeds(workspace.dataset, facts, workspace.device)
+    result = estimate(workspace.recipe, facts, speeds)
     return replace(result, measured=speeds.describe())
 
 
-def warn_of_given_teacher(job: Job, planned: "Forecast") -> None:
+def warn_of_given_teacher(workspace: Workspace, planned: "Forecast") -> None:
     """Where the plan imports one: what the import will say of its size and of the images it has seen."""
     from toolkit.distill import provenance
     from toolkit.forecast.estimate import GIVEN
 
     is_imported = any(stage.note == GIVEN for stage in planned.stages)
-    if is_imported and (source := provenance.find_weights(job.recipe)):
-        provenance.warn_of_differences(source, job.recipe, job.dataset)
+    if is_imported and (source := provenance.find_weights(workspace.recipe)):
+        provenance.warn_of_differences(source, workspace.recipe, workspace.dataset)

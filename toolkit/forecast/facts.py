@@ -9,17 +9,16 @@ from toolkit.data.dataset import Split
 from toolkit.data.pixels import bytes_to_decode
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed, provenance
-from toolkit.distill.job import Images, Options
-from toolkit.distill.job import Job as TrainingJob
+from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions
 from toolkit.distill.student import control_settings, find_stored_answers, student_settings
 from toolkit.distill.teacher import teacher_settings
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import ModelDir, Role
 from toolkit.recipe import FOOD_11, Recipe
-from toolkit.workspace import Job, with_control
+from toolkit.workspace import Workspace, with_control
 
 Command = Literal["teacher", "distill", "run"]
-Network = tuple[Role, int]
+SeededRole = tuple[Role, int]
 """Whose role, from which seed."""
 
 
@@ -46,9 +45,9 @@ class Facts:
     on_gpu: bool = False
     room_for_two: bool = False
     to_decode: Mapping[Split, int] = field(default_factory=dict)
-    there: frozenset[Network] = frozenset()
+    there: frozenset[SeededRole] = frozenset()
     stored: frozenset[int] = frozenset()
-    epochs_done: Mapping[Network, int] = field(default_factory=dict)
+    epochs_done: Mapping[SeededRole, int] = field(default_factory=dict)
 
     def paired(self, recipe: Recipe) -> tuple[int, ...]:
         """Seeds whose student and control will train side by side, with half of the threads each."""
@@ -62,92 +61,96 @@ class Facts:
         return replace(self, there=kept, stored=frozenset(), epochs_done={})
 
 
-def find_facts(job: Job, command: Command) -> Facts:
+def find_facts(workspace: Workspace, command: Command) -> Facts:
     """Look at data, cache and model directory; nothing is made, and no image is decoded.
 
     Raises WeightsError where the teacher that is to be imported does not know the data's classes.
     """
-    recipe, splits = job.recipe, job.dataset.splits
-    if command == "teacher" or not job.model_dir.weights("teacher").exists():
-        provenance.require_fitting(recipe, job.dataset)  # looking for its file may be a download
+    recipe, splits = workspace.recipe, workspace.dataset.splits
+    if command == "teacher" or not workspace.model_dir.weights("teacher").exists():
+        provenance.require_fitting(recipe, workspace.dataset)  # looking for its file may be a download
     wanted: tuple[Split, ...] = ("train", "valid", "test") if command == "run" else ("train", "valid")
     preprocess = Preprocess.from_recipe(recipe.data)
-    sizes = {split: bytes_to_decode(job.dataset, split, preprocess) for split in wanted}
+    sizes = {split: bytes_to_decode(workspace.dataset, split, preprocess) for split in wanted}
     facts = Facts(
         command=command,
         images={split: len(images) for split, images in splits.items()},
-        num_classes=len(job.dataset.classes),
-        seeds=tuple(range(recipe.distill.seed, recipe.distill.seed + job.seeds)),
-        control=with_control(job, by_default=command == "run"),
+        num_classes=len(workspace.dataset.classes),
+        seeds=tuple(range(recipe.distill.seed, recipe.distill.seed + workspace.seeds)),
+        control=with_control(workspace, by_default=command == "run"),
         given_teacher=provenance.is_given(recipe),
-        known_accuracy=_tells_accuracy(job),
+        known_accuracy=_tells_accuracy(workspace),
         processes=distributed.world_size(),
         decoders=recipe.data.workers or available_cores(),
         cores=available_cores(),
-        on_gpu=job.device != "cpu",
-        room_for_two=control_process.has_room(job.device),
+        on_gpu=workspace.device != "cpu",
+        room_for_two=control_process.has_room(workspace.device),
         to_decode={split: size for split, size in sizes.items() if size},
     )
-    there, done = _look_at_teacher(job, command)
+    there, done = _look_at_teacher(workspace, command)
     if command == "teacher" or ("teacher", recipe.distill.seed) not in there:
         return replace(facts, there=there, epochs_done=done)
     stored: set[int] = set()
     for seed in facts.seeds:
-        more_there, more_done, is_stored = _look_at_seed(job, seed, decoded=not facts.to_decode)
+        more_there, more_done, is_stored = _look_at_seed(workspace, seed, decoded=not facts.to_decode)
         there, done = there | more_there, done | more_done
         stored |= {seed} if is_stored else set()
     return replace(facts, there=there, epochs_done=done, stored=frozenset(stored))
 
 
-def _tells_accuracy(job: Job) -> bool:
+def _tells_accuracy(workspace: Workspace) -> bool:
     """Whether the given teacher's accuracy need not be measured; nothing is downloaded to find that out."""
-    recipe = job.recipe
+    recipe = workspace.recipe
     if not provenance.is_given(recipe) or recipe.teacher.weights == FOOD_11:
         return False
     source = provenance.find_weights(recipe)
-    return source is not None and provenance.known_accuracy(source, recipe, job.dataset) is not None
+    return source is not None and provenance.known_accuracy(source, recipe, workspace.dataset) is not None
 
 
-Found = tuple[frozenset[Network], dict[Network, int]]
+Progress = tuple[frozenset[SeededRole], dict[SeededRole, int]]
 
 
-def _look_at_teacher(job: Job, command: Command) -> Found:
-    recipe = job.recipe
-    network: Network = ("teacher", recipe.distill.seed)
-    if command == "distill" and job.model_dir.weights("teacher").exists():
+def _look_at_teacher(workspace: Workspace, command: Command) -> Progress:
+    recipe = workspace.recipe
+    network: SeededRole = ("teacher", recipe.distill.seed)
+    if command == "distill" and workspace.model_dir.weights("teacher").exists():
         return frozenset({network}), {}  # it teaches, whatever it was made from
-    _, settings = teacher_settings(recipe, job.dataset)
-    return _look_at(network, _training_job(job, recipe, job.model_dir, network, settings))
+    _, settings = teacher_settings(recipe, workspace.dataset)
+    return _look_at(network, _training_job(workspace, recipe, workspace.model_dir, network, settings))
 
 
-def _look_at_seed(job: Job, seed: int, *, decoded: bool) -> tuple[frozenset[Network], dict[Network, int], bool]:
+def _look_at_seed(
+    workspace: Workspace, seed: int, *, decoded: bool
+) -> tuple[frozenset[SeededRole], dict[SeededRole, int], bool]:
     """What is there of a seed's student and control, and whether its teacher's logits are stored."""
-    recipe = job.recipe.with_overrides([f"distill.seed={seed}"])
-    directory = job.model_dir if seed == job.recipe.distill.seed else job.model_dir.of_seed(seed)
-    teacher_file = job.model_dir.weights("teacher")
-    student: Network = ("student", seed)
-    control: Network = ("control", seed)
-    taught = _training_job(job, recipe, directory, student, student_settings(recipe, job.dataset, teacher_file))
-    alone = _training_job(job, recipe, directory, control, control_settings(recipe, job.dataset))
+    recipe = workspace.recipe.with_overrides([f"distill.seed={seed}"])
+    directory = workspace.model_dir if seed == workspace.recipe.distill.seed else workspace.model_dir.of_seed(seed)
+    teacher_file = workspace.model_dir.weights("teacher")
+    student: SeededRole = ("student", seed)
+    control: SeededRole = ("control", seed)
+    taught = _training_job(
+        workspace, recipe, directory, student, student_settings(recipe, workspace.dataset, teacher_file)
+    )
+    alone = _training_job(workspace, recipe, directory, control, control_settings(recipe, workspace.dataset))
     there, done = _look_at(student, taught)
     control_there, control_done = _look_at(control, alone)
     is_stored = False
     if decoded and student not in there and recipe.distill.stored_views:
-        taught = replace(taught, images=job.images)
+        taught = replace(taught, data=workspace.training_data)
         is_stored = find_stored_answers(taught, taught.views(), None) is not None
     return there | control_there, done | control_done, is_stored
 
 
 def _training_job(
-    job: Job, recipe: Recipe, directory: ModelDir, network: Network, settings: dict[str, object]
+    workspace: Workspace, recipe: Recipe, directory: ModelDir, network: SeededRole, settings: dict[str, object]
 ) -> TrainingJob:
     """The stage's own view of it; its images are not decoded yet."""
-    options = Options(job.device, job.force, job.resume)
-    unread: Images = Images(job.dataset, None, None)  # type: ignore[arg-type]
+    options = TrainingOptions(workspace.device, workspace.force, workspace.resume)
+    unread: TrainingData = TrainingData(workspace.dataset, None, None)  # type: ignore[arg-type]
     return TrainingJob(network[0], recipe, directory, unread, settings, options)
 
 
-def _look_at(network: Network, training: TrainingJob) -> Found:
+def _look_at(network: SeededRole, training: TrainingJob) -> Progress:
     if training.is_up_to_date():
         return frozenset({network}), {}
     done = training.checkpoint.epochs_done() if training.options.resume else 0

@@ -37,7 +37,7 @@ Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class RecipeChoice:
     """`recipe` with `overrides` applied, as --set takes them; `gave_up` says in words what they are instead of."""
 
     recipe: Recipe
@@ -48,7 +48,7 @@ class Fitted:
 
 def fit(
     recipe: Recipe, facts: Facts, speeds: Speeds, minutes: float, spent_s: Callable[[], float] = lambda: 0.0
-) -> Fitted:
+) -> RecipeChoice:
     """The recipe that takes AIM of `minutes`, of which `spent_s` are gone; unchanged where it does so already.
 
     What has to be given up is looked for with speeds of other sizes reckoned from those of the recipe's own; only what
@@ -60,7 +60,7 @@ def fit(
 
     planned = estimate(recipe, facts, speeds)
     if planned.seconds <= left_s():
-        return Fitted(recipe, (), (), planned)
+        return RecipeChoice(recipe, (), (), planned)
     ways = list(_give_up(recipe, facts))
     roughly = _RoughSpeeds(speeds, recipe)
     first = _find_first([_Trial(recipe, facts, roughly, settings) for settings, _ in ways], left_s())
@@ -79,7 +79,7 @@ def fit(
     settings = trial.settings_of(best_epochs)
     overrides = tuple(f"{name}={json.dumps(value)}" for name, value in settings.items())
     told = (*_tell_epochs(recipe, settings), *gave_up)
-    return Fitted(recipe.with_overrides(overrides), overrides, told, trial.at(best_epochs))
+    return RecipeChoice(recipe.with_overrides(overrides), overrides, told, trial.at(best_epochs))
 
 
 def _too_little(minutes: float, left_s: float, least_s: float) -> RecipeError:

@@ -1,4 +1,4 @@
-"""--minutes: a job that fits; what was chosen is kept in the model directory, for --resume and for a second call."""
+"""--minutes: a recipe that fits; what was chosen is kept in the model directory, for --resume and for a second call."""
 
 import hashlib
 import json
@@ -11,32 +11,36 @@ from toolkit import console
 from toolkit.distill import distributed
 from toolkit.errors import ArtifactError
 from toolkit.files import write_atomically
-from toolkit.forecast.command import forecast
+from toolkit.forecast.command import forecast_command
 from toolkit.forecast.estimate import estimate
 from toolkit.forecast.facts import Command, find_facts
-from toolkit.forecast.fit import AIM, Fitted, fit
+from toolkit.forecast.fit import AIM, RecipeChoice, fit
 from toolkit.forecast.forecast import Forecast
 from toolkit.forecast.speeds import MeasuredSpeeds
 from toolkit.recipe import FOLLOW_PICTURES
-from toolkit.workspace import Job
+from toolkit.workspace import Workspace
 
 
-def fit_job(job: Job, command: Command, minutes: float, started: float, *, writes: bool = True) -> tuple[Job, Forecast]:
-    """The job by a recipe that lets `command` end within `minutes` of `started` (time.perf_counter), and its forecast.
+def fit_job(
+    workspace: Workspace, command: Command, minutes: float, started: float, *, writes: bool = True
+) -> tuple[Workspace, Forecast]:
+    """The workspace with a recipe by which `command` ends within `minutes` of `started`, and its forecast.
+
+    `started` is of time.perf_counter.
 
     What is chosen, and what is given up for it, is said; where the same was asked before, that choice holds. Raises
     RecipeError where not even one epoch fits.
     """
-    choice = KeptChoice(job, command, minutes)
+    choice = KeptChoice(workspace, command, minutes)
     if (kept := choice.read()) is not None:
         told = f"as chosen before: {_as_flags(kept)}" if kept else f"the recipe fits into {minutes:g}, as found before"
-        console.say(f"minutes: {told} ({job.model_dir.minutes}; --force chooses anew)")
-        job = with_settings(job, kept)
-        return job, forecast(job, command)
-    facts = find_facts(job, command)
-    speeds = MeasuredSpeeds(job.dataset, facts, job.device)
-    whole = estimate(job.recipe, facts, speeds)
-    fitted = fit(job.recipe, facts, speeds, minutes, lambda: distributed.agree(time.perf_counter() - started))
+        console.say(f"minutes: {told} ({workspace.model_dir.minutes}; --force chooses anew)")
+        workspace = with_settings(workspace, kept)
+        return workspace, forecast_command(workspace, command)
+    facts = find_facts(workspace, command)
+    speeds = MeasuredSpeeds(workspace.dataset, facts, workspace.device)
+    whole = estimate(workspace.recipe, facts, speeds)
+    fitted = fit(workspace.recipe, facts, speeds, minutes, lambda: distributed.agree(time.perf_counter() - started))
     overrides = [*fitted.overrides, *_followed_settings(fitted)]
     if overrides:
         console.say(
@@ -48,10 +52,10 @@ def fit_job(job: Job, command: Command, minutes: float, started: float, *, write
         console.say(f"minutes: the recipe fits into {minutes:g} as it is")
     if writes:
         choice.write(overrides)
-    return with_settings(job, overrides), replace(fitted.forecast, measured=speeds.describe())
+    return with_settings(workspace, overrides), replace(fitted.forecast, measured=speeds.describe())
 
 
-def _followed_settings(fitted: Fitted) -> list[str]:
+def _followed_settings(fitted: RecipeChoice) -> list[str]:
     """Settings that would follow the pictures otherwise than they did, where another share or size of them is set."""
     changed = {setting.partition("=")[0] for setting in fitted.overrides}
     if not any(setting.startswith("data.") for setting in changed):
@@ -66,13 +70,22 @@ def _as_flags(overrides: list[str]) -> str:
 class KeptChoice:
     """The settings that were chosen for a command, recipe, data set, number of seeds and minutes: minutes.json."""
 
-    def __init__(self, job: Job, command: Command, minutes: float) -> None:
-        sections = sorted(type(job.recipe).model_fields)
-        given = job.recipe.teacher.weights  # no part of a fingerprint, but it decides whether a teacher is trained here
-        what = [command, job.recipe.fingerprint(*sections), given, job.dataset.sha256, job.seeds, minutes]
-        self._path: Path = job.model_dir.minutes
+    def __init__(self, workspace: Workspace, command: Command, minutes: float) -> None:
+        sections = sorted(type(workspace.recipe).model_fields)
+        given = (
+            workspace.recipe.teacher.weights
+        )  # no part of a fingerprint, but it decides whether a teacher is trained here
+        what = [
+            command,
+            workspace.recipe.fingerprint(*sections),
+            given,
+            workspace.dataset.sha256,
+            workspace.seeds,
+            minutes,
+        ]
+        self._path: Path = workspace.model_dir.minutes
         self._key = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-        self._anew = job.force and not job.resume
+        self._anew = workspace.force and not workspace.resume
 
     def read(self) -> list[str] | None:
         """Settings as --set takes them; None where nothing was chosen yet, or --force chooses again.
@@ -101,9 +114,9 @@ class KeptChoice:
             ) from None
 
 
-def with_settings(job: Job, overrides: list[str]) -> Job:
-    """The job by the recipe with those settings; the data set is read again only where they change it."""
-    changed = replace(job, recipe=job.recipe.with_overrides(overrides))
-    if changed.recipe.data.share == job.recipe.data.share:
-        vars(changed)["dataset"] = job.dataset
+def with_settings(workspace: Workspace, overrides: list[str]) -> Workspace:
+    """The workspace with those settings in its recipe; the data set is read again only where they change it."""
+    changed = replace(workspace, recipe=workspace.recipe.with_overrides(overrides))
+    if changed.recipe.data.share == workspace.recipe.data.share:
+        vars(changed)["dataset"] = workspace.dataset
     return changed

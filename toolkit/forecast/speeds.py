@@ -20,7 +20,7 @@ from toolkit.data.pixels import Pixels, least_long_side, spread
 from toolkit.data.preprocess import UNREADABLE, Preprocess, decode_rgb
 from toolkit.distill import distributed, provenance
 from toolkit.distill.optimization import make_average, make_optimizer
-from toolkit.distill.precision import FloatPrecision, choose_precision, step_seconds
+from toolkit.distill.precision import FloatArithmetic, choose_precision, step_seconds
 from toolkit.distill.quantized import views_to_answer
 from toolkit.errors import DataError
 from toolkit.forecast.facts import Facts
@@ -113,7 +113,7 @@ class MeasuredSpeeds:
             torch.set_num_threads(threads)
 
     def _forward_s(
-        self, recipe: Recipe, network: Classifier, precision: FloatPrecision, batch: int, *, as_trained: bool = True
+        self, recipe: Recipe, network: Classifier, precision: FloatArithmetic, batch: int, *, as_trained: bool = True
     ) -> float:
         size, images = recipe.data.image_size, self._facts.images["valid"] + self._facts.images["test"]
         return step_seconds(
@@ -124,19 +124,19 @@ class MeasuredSpeeds:
             clock=self._clock,
         )
 
-    def _precision(self, recipe: Recipe, role: Role) -> FloatPrecision:
+    def _precision(self, recipe: Recipe, role: Role) -> FloatArithmetic:
         """What a stage of training will choose, by the very same question."""
         section = _section(recipe, role)
         return self._choose(recipe, role, section.batch_size, self._share(section.epochs), training=True)
 
-    def _answering(self, recipe: Recipe) -> FloatPrecision:
+    def _answering(self, recipe: Recipe) -> FloatArithmetic:
         """The float arithmetic that the teacher answers in; int8 is up to the estimate."""
         if recipe.distill.teacher_precision in ("fp32", "bf16"):
             return "fp32" if recipe.distill.teacher_precision == "fp32" else "bf16"
         images = self._share(views_to_answer(recipe.distill))
         return self._choose(recipe, "teacher", recipe.distill.batch_size, images, training=False)
 
-    def _choose(self, recipe: Recipe, role: Role, batch: int, images: float, *, training: bool) -> FloatPrecision:
+    def _choose(self, recipe: Recipe, role: Role, batch: int, images: float, *, training: bool) -> FloatArithmetic:
         network, size = self._network(recipe, role), recipe.data.image_size
         return choose_precision(
             recipe.distill.precision,

@@ -15,7 +15,7 @@ from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, WeightsError
 from toolkit.recipe import Runtime
 
-Pixels = NDArray[np.uint8]
+ImageBatch = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 
 METADATA_NEEDED = ("classes", "preprocess")
@@ -39,7 +39,7 @@ class Predictor(Protocol):
     threads: int
     """that one call may keep busy on the CPU"""
 
-    def logits(self, images: Pixels) -> Logits:
+    def logits(self, images: ImageBatch) -> Logits:
         """uint8 images (N, S, S, 3), N ≥ 1, as `preprocess` makes them → float32 (N, C); ValueError for others."""
         ...
 
@@ -102,7 +102,7 @@ def check_logits(shape: Sequence[Any] | None, num_classes: int, path: Path) -> N
         raise ArtifactError(f"{path} names {num_classes} classes, its logits are for {shape[-1]}", remedy)
 
 
-def check_images(images: Pixels, image_size: int) -> None:
+def check_images(images: ImageBatch, image_size: int) -> None:
     square = (image_size, image_size, 3)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != square or len(images) == 0:
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ToolkitError
-from toolkit.runtimes.base import IO_BINDING, Logits, Pixels, check_images
+from toolkit.runtimes.base import IO_BINDING, ImageBatch, Logits, check_images
 from toolkit.runtimes.onnxruntime import OnnxPredictor, open_session
 from toolkit.runtimes.providers import gpu_index
 
@@ -46,12 +46,12 @@ class IoBindingPredictor(OnnxPredictor):
         self._batches: dict[int, BoundBatch] = {}
         self.remark = "" if gpu is None else self._take_graph()
 
-    def logits(self, images: Pixels) -> Logits:
+    def logits(self, images: ImageBatch) -> Logits:
         batch = self.send(images)
         self.run(batch)
         return np.array(batch.logits.numpy(), dtype=np.float32)
 
-    def send(self, images: Pixels) -> BoundBatch:
+    def send(self, images: ImageBatch) -> BoundBatch:
         """Copy images (N, S, S, 3) to where a batch of N lies."""
         check_images(images, self.preprocess.image_size)
         if len(images) not in self._batches:

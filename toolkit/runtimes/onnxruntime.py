@@ -8,7 +8,15 @@ import numpy as np
 from toolkit import console
 from toolkit.errors import ArtifactError, DeviceError
 from toolkit.machine.limits import available_cores
-from toolkit.runtimes.base import Logits, Pixels, check_images, check_logits, damaged_file, read_metadata, require_file
+from toolkit.runtimes.base import (
+    ImageBatch,
+    Logits,
+    check_images,
+    check_logits,
+    damaged_file,
+    read_metadata,
+    require_file,
+)
 from toolkit.runtimes.placement import RECORD, Placement
 from toolkit.runtimes.providers import gpu_index, pick_provider, preload_gpu_libraries, session_providers
 
@@ -35,7 +43,7 @@ class OnnxPredictor:
         shapes = {output.name: output.shape for output in self._session.get_outputs()}
         check_logits(shapes.get("logits"), len(self.classes), path)
 
-    def logits(self, images: Pixels) -> Logits:
+    def logits(self, images: ImageBatch) -> Logits:
         check_images(images, self.preprocess.image_size)
         (logits,) = self._session.run(["logits"], {self._input: images})
         return np.asarray(logits, dtype=np.float32)

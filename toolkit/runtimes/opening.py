@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from toolkit.modeldir import Precision
+from toolkit.modeldir import FilePrecision
 from toolkit.recipe import Runtime
 from toolkit.runtimes.base import IO_BINDING, Predictor, RowRuntime
 from toolkit.runtimes.onnxruntime import OnnxPredictor
@@ -14,7 +14,7 @@ ONNX_RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 
 
 def open_predictor(
-    runtime: RowRuntime, path: Path, place: str, threads: int, precision: Precision = "fp32"
+    runtime: RowRuntime, path: Path, place: str, threads: int, precision: FilePrecision = "fp32"
 ) -> Predictor:
     """Open weights or an ONNX file in any runtime.
 

@@ -8,7 +8,15 @@ import numpy as np
 
 from toolkit.errors import DeviceError
 from toolkit.machine.limits import available_cores
-from toolkit.runtimes.base import Logits, Pixels, check_images, check_logits, damaged_file, read_metadata, require_file
+from toolkit.runtimes.base import (
+    ImageBatch,
+    Logits,
+    check_images,
+    check_logits,
+    damaged_file,
+    read_metadata,
+    require_file,
+)
 
 TELEMETRY = "openvino_telemetry"
 
@@ -29,7 +37,7 @@ class OpenVinoPredictor:
         shape = [dim.get_length() if dim.is_static else None for dim in shapes.get("logits", ())]
         check_logits(shape or None, len(self.classes), path)
 
-    def logits(self, images: Pixels) -> Logits:
+    def logits(self, images: ImageBatch) -> Logits:
         check_images(images, self.preprocess.image_size)
         return np.asarray(self._model([np.ascontiguousarray(images)])["logits"], dtype=np.float32)
 

@@ -10,7 +10,7 @@ import numpy as np
 from toolkit.errors import DeviceError
 from toolkit.machine.devices import fp32_products_in
 from toolkit.machine.limits import available_cores
-from toolkit.runtimes.base import Logits, Pixels, check_images
+from toolkit.runtimes.base import ImageBatch, Logits, check_images
 
 
 class TorchPredictor:
@@ -42,7 +42,7 @@ class TorchPredictor:
         self._dtype = torch.float16 if precision == "fp16" else torch.float32
         self._classifier: Callable[[torch.Tensor], torch.Tensor] = classifier.to(device, self._dtype)
 
-    def logits(self, images: Pixels) -> Logits:
+    def logits(self, images: ImageBatch) -> Logits:
         import torch
 
         check_images(images, self.preprocess.image_size)
@@ -70,7 +70,7 @@ class CompiledPredictor(TorchPredictor):
         self._classifier = torch.compile(self._classifier)
         self.logits(np.zeros((1, self.preprocess.image_size, self.preprocess.image_size, 3), np.uint8))
 
-    def logits(self, images: Pixels) -> Logits:
+    def logits(self, images: ImageBatch) -> Logits:
         from torch._dynamo.exc import TorchDynamoException
 
         try:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from toolkit import console
 from toolkit.machine.limits import available_cores
-from toolkit.modeldir import ModelDir, Precision, Role
+from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 IMAGES = 64
@@ -74,7 +74,7 @@ class LoadResult:
 
 
 def run_load(
-    model_dir: ModelDir, role: Role, precision: Precision, provider: str, clients: int, seconds: float
+    model_dir: ModelDir, role: Role, precision: FilePrecision, provider: str, clients: int, seconds: float
 ) -> LoadResult:
     """Drive one of the directory's ONNX files; no data set is needed. Raises ArtifactError, DeviceError."""
     path = model_dir.require(model_dir.onnx(role, precision))

@@ -19,7 +19,7 @@ from toolkit.data.pixels import Pixels
 from toolkit.errors import ArtifactError
 from toolkit.files import sha256_file
 from toolkit.machine.limits import available_cores
-from toolkit.modeldir import ModelDir, Precision, Role
+from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import BenchRecipe, Recipe, Runtime
 from toolkit.runtimes.base import IO_BINDING, Predictor, RowRuntime
@@ -38,7 +38,7 @@ class Row:
     """One model file in one runtime."""
 
     model: Role
-    precision: Precision
+    precision: FilePrecision
     path: Path
     predictor: Predictor
     network: nn.Module
@@ -118,7 +118,7 @@ def _find_roles(model_dir: ModelDir) -> list[Role]:
 
 def _list_files(
     model_dir: ModelDir, role: Role, device: str, runtimes: Sequence[Runtime], on_gpu: bool
-) -> Iterator[tuple[RowRuntime, Precision, Path]]:
+) -> Iterator[tuple[RowRuntime, FilePrecision, Path]]:
     """`on_gpu`: whether onnxruntime is."""
     for runtime in dict.fromkeys(runtimes):
         if runtime == "onnxruntime" and on_gpu:

@@ -21,7 +21,7 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BaselineComparison:
     """One row of the baseline against the same row now."""
 
     name: str
@@ -37,7 +37,7 @@ class Comparison:
 
 def check_against_baseline(
     report: dict[str, Any], baseline: dict[str, Any], max_slowdown: float, max_drop: float
-) -> list[Comparison]:
+) -> list[BaselineComparison]:
     """Every row of `baseline` against the same model, precision, runtime and provider in `report`, in its order.
 
     Raises GateError naming all rows that are missing now, are more than `max_slowdown` times as slow (p50 of batch 1),
@@ -154,13 +154,13 @@ def _remark_on_hardware(now: dict[str, Any], before: dict[str, Any]) -> None:
             )
 
 
-def _compare(before: ReportRow, now: ReportRow) -> Comparison:
+def _compare(before: ReportRow, now: ReportRow) -> BaselineComparison:
     then_ms, now_ms = before["latency_ms"]["p50"], now["latency_ms"]["p50"]
     drop = before["accuracy_top1"] - now["accuracy_top1"]
-    return Comparison(_name(before), then_ms, now_ms, now_ms / then_ms, drop)
+    return BaselineComparison(_name(before), then_ms, now_ms, now_ms / then_ms, drop)
 
 
-def _find_failures(comparisons: Sequence[Comparison], max_slowdown: float, max_drop: float) -> list[str]:
+def _find_failures(comparisons: Sequence[BaselineComparison], max_slowdown: float, max_drop: float) -> list[str]:
     failures = []
     for one in comparisons:
         if one.slowdown > max_slowdown * (1 + ROUNDING):
