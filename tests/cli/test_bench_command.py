@@ -27,7 +27,7 @@ class Measured:
         self.measured = 0
         dataset = SimpleNamespace(name="fashion-mnist", sha256="ab" * 32)
         job = SimpleNamespace(recipe=Recipe(), model_dir=self.directory, dataset=dataset, test_pixels=range(10_000))
-        monkeypatch.setattr(bench, "open_finished_job", lambda *args, **options: job)
+        monkeypatch.setattr(bench, "open_finished", lambda *args, **options: job)
         monkeypatch.setattr(bench, "bench_models", self._bench)
         monkeypatch.setattr(bench, "written_files", lambda directory: [])
         self.job = job

@@ -176,7 +176,7 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     code = (
         "import toolkit.doctor.checks, toolkit.cli.app, sys; sys.argv = ['toolkit', 'doctor']\n"
         "def broken(**_): raise ZeroDivisionError('a bug')\n"
-        "toolkit.doctor.checks.examine = broken; toolkit.cli.app.main()"
+        "toolkit.doctor.examine.examine = broken; toolkit.cli.app.main()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 1

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.doctor import checks
+from toolkit.doctor import checks, diagnosis, examine
 from toolkit.machine import devices, hardware, limits
 from toolkit.runtimes import providers
 
@@ -13,7 +13,7 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
 def test_this_machine_is_in_order(capsys: pytest.CaptureFixture[str]) -> None:
-    report = checks.examine()
+    report = examine.examine()
     assert not report.has_problem
     found = {check.name: check for check in report.checks}
     assert found["torch cpu"].status == found["onnxruntime cpu"].status == found["cache"].status == "ok"
@@ -32,13 +32,13 @@ def test_this_machine_is_in_order(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_note_and_problem_says_what_to_do() -> None:
-    for check in checks.examine().checks:
+    for check in examine.examine().checks:
         assert bool(check.remedy) == (check.status != "ok")
 
 
 def test_problems_are_counted_and_marked(capsys: pytest.CaptureFixture[str]) -> None:
-    found = (checks.Check("a", "ok", "fine"), checks.Check("bb", "problem", "broken [red]", "mend it"))
-    report = checks.Diagnosis(found, {}, {})
+    found = (diagnosis.Check("a", "ok", "fine"), diagnosis.Check("bb", "problem", "broken [red]", "mend it"))
+    report = diagnosis.Diagnosis(found, {}, {})
     assert report.has_problem
     assert report.to_json()["ok"] is False
     report.print_table()
@@ -158,7 +158,7 @@ def test_providers_are_judged_by_what_ran(
 
 @pytest.mark.parametrize(("has_gpu", "status"), [(True, "problem"), (False, "note")])
 def test_both_onnxruntimes_at_once_are_reported(
-    monkeypatch: pytest.MonkeyPatch, has_gpu: bool, status: checks.Status
+    monkeypatch: pytest.MonkeyPatch, has_gpu: bool, status: diagnosis.Status
 ) -> None:
     monkeypatch.setattr(hardware, "installed_versions", lambda packages: dict.fromkeys(packages, "1.31.1"))
     (check,) = checks.check_twin_runtimes(has_gpu)

@@ -13,9 +13,9 @@ from conftest import DEVICES
 
 from toolkit.cli import app
 from toolkit.distill.rehearsal import Launches, Rehearsal
-from toolkit.doctor import checks, deep
-from toolkit.doctor.checks import Check
+from toolkit.doctor import deep, diagnosis, examine
 from toolkit.doctor.deep import find_code
+from toolkit.doctor.diagnosis import Check
 from toolkit.graphs.half import halve
 from toolkit.machine import hardware
 from toolkit.runtimes import providers
@@ -54,7 +54,11 @@ def test_a_machine_at_work_has_no_problem(device: str, capfd: pytest.CaptureFixt
 @pytest.mark.parametrize(("status", "code"), [("note", 0), ("problem", 1)])
 @pytest.mark.parametrize("as_json", [False, True])
 def test_the_command_says_what_was_found_and_ends_accordingly(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: checks.Status, code: int, as_json: bool
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: diagnosis.Status,
+    code: int,
+    as_json: bool,
 ) -> None:
     asked = []
     monkeypatch.setattr(
@@ -79,7 +83,7 @@ def test_the_command_says_what_was_found_and_ends_accordingly(
 
 def test_without_the_flag_nothing_is_put_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deep, "examine_at_work", lambda devices: 1 / 0)
-    checks.examine()
+    examine.examine()
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def _options(
 @app.command()
 def doctor(deep: DeepOption = False, as_json: JsonOption = False) -> None:
     """What this machine can really do, what is wrong and how to mend it."""
-    from toolkit.doctor.checks import examine
+    from toolkit.doctor.examine import examine
 
     report = examine(deep=deep)
     if as_json:

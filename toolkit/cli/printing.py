@@ -33,7 +33,7 @@ def resume_command() -> str:
 
 
 def print_weights(role: str, made: Any, start: float, next_command: str, as_json: bool) -> None:
-    """Say what a training stage wrote: `made` is a distill.stage.Made."""
+    """Say what a training stage wrote: `made` is a distill.job.WeightsFile."""
     figures = {k: v for k, v in made.info.extra.items() if v is not None}
     if as_json:
         print_json({"role": role, "path": str(made.path), "new": made.new, **figures})

@@ -10,20 +10,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
 
-from rich.text import Text
-
-from toolkit import console
+from toolkit.doctor.diagnosis import Check
 from toolkit.machine import devices, hardware, limits
 from toolkit.runtimes import providers
 
-Status = Literal["ok", "note", "problem"]
-
-STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 DISTRIBUTION = "kd-toolkit"
 TORCH = "torch "
 """What the name of a check of one of torch's devices begins with."""
@@ -35,75 +28,6 @@ MEND_CUDA_PROVIDER = "reinstall it with: pip install --force-reinstall torch 'on
 """torch brings cuBLAS, which the provider is linked to and its package does not ask for."""
 MEND_TORCH = "reinstall it with: pip install --force-reinstall torch"
 MEND_DRIVER = "look at what nvidia-smi says; update the NVIDIA driver, and start containers with --gpus all"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line: what was looked at, what was found, and for a note or a problem what to do about it."""
-
-    name: str
-    status: Status
-    finding: str
-    remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    checks: tuple[Check, ...]
-    hardware: dict[str, object]
-    versions: dict[str, str]
-
-    @property
-    def has_problem(self) -> bool:
-        return any(check.status == "problem" for check in self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        """{"ok": bool, "checks": [{name, status, finding, remedy}], "hardware": {...}, "versions": {...}}."""
-        checks = [asdict(check) for check in self.checks]
-        return {"ok": not self.has_problem, "checks": checks, "hardware": self.hardware, "versions": self.versions}
-
-    def print_table(self) -> None:
-        width = max(len(check.name) for check in self.checks)
-        for check in self.checks:
-            line = Text.assemble(
-                (f"{check.status:<8}", STYLES[check.status]), f"{check.name:<{width}}  {check.finding}"
-            )
-            console.out.print(line)
-            if check.remedy:
-                console.out.print(Text(f"{'':<8}{'':<{width}}  → {check.remedy}", style="dim"))
-        problems = sum(check.status == "problem" for check in self.checks)
-        verdict = {0: "no problem found", 1: "1 problem to mend"}.get(problems, f"{problems} problems to mend")
-        console.out.print(Text(verdict, style="bold"))
-
-
-def examine(*, deep: bool = False) -> Diagnosis:
-    """Look at everything; takes a few seconds, because devices and providers are tried, not asked.
-
-    `deep` puts the devices that work to work, for some 20 s more.
-    """
-    gpus = hardware.visible_gpus()
-    checks: tuple[Check, ...] = (
-        check_python(),
-        check_packages(),
-        *check_twin_runtimes(bool(gpus)),
-        check_cores(),
-        check_memory(),
-        check_shared_memory(),
-        *check_devices(gpus),
-        *check_cuda(),
-        *check_providers(bool(gpus)),
-        check_cache(),
-        check_disk(),
-        check_default_data(),
-    )
-    if deep:
-        from toolkit.doctor.deep import examine_at_work
-
-        working = [
-            check.name.removeprefix(TORCH) for check in checks if check.name.startswith(TORCH) and check.status == "ok"
-        ]
-        checks += tuple(examine_at_work(working))
-    return Diagnosis(checks, hardware.describe_hardware(), hardware.describe_versions())
 
 
 def check_python() -> Check:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from toolkit.doctor.ceilings import bus_bytes_s, copy_bytes_s, product_flop_s
-from toolkit.doctor.checks import MEND_CUDA_PROVIDER, MEND_DRIVER, MEND_TORCH, Check
+from toolkit.doctor.checks import MEND_CUDA_PROVIDER, MEND_DRIVER, MEND_TORCH
+from toolkit.doctor.diagnosis import Check
 from toolkit.machine import hardware
 from toolkit.machine.devices import fp32_products_in
 from toolkit.machine.limits import available_cores
