@@ -302,14 +302,19 @@ def bench(
 
     if compare is not None:
         commands.compare(model, compare, as_json)
-    elif clients is not None:
+        return
+    _require_provider(provider, device)
+    if clients is not None:
         from toolkit.environment import follow_device
 
         commands.put_under_load(model, follow_device(provider, device), clients, seconds, role, precision, as_json)
     else:
+        from toolkit.recipe import Recipe
+
         names = json.dumps([name.strip() for name in runtimes.split(",")]) if runtimes else None
         given = {"runtimes": names, "max_slowdown": max_slowdown, "max_drop": max_drop}
         settings = [f"bench.{key}={value}" for key, value in given.items() if value is not None]
+        Recipe().with_overrides(settings)  # what is wrong in them is told before the model is looked for
         commands.measure(model, recipe, data, device, provider, [*(overrides or []), *settings], baseline, as_json)
 
 
@@ -322,6 +327,7 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Classify images with the ONNX file alone (torch is not needed)."""
+    _require_provider(provider)
     from toolkit.predict import predict_files, print_predictions
 
     print_predictions(predict_files(model, images, k=k, provider=provider), as_json=as_json)
@@ -353,6 +359,7 @@ def demo(
 
     Where KD_TOOLKIT_USER and KD_TOOLKIT_PASSWORD are set, visitors sign in with them. /healthz says ok to everyone.
     """
+    _require_provider(provider)
     from toolkit.demo.server import serve
 
     model_dirs = [ModelDir(path) for path in models or [DEFAULT_MODEL_DIR]]
@@ -377,13 +384,20 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """What `toolkit run` would do with the same flags, and how long it would take; nothing is made."""
-    from toolkit.pipeline import open_training_job, refuse_several_processes, warn_of_given_teacher
+    from toolkit.pipeline import (
+        open_training_job,
+        refuse_several_processes,
+        require_runtimes,
+        warn_of_given_teacher,
+    )
 
     start = time.perf_counter()
     refuse_several_processes()
+    _require_provider(provider, device)
     options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     settings = _overrides(seed, overrides)
     job = open_training_job(recipe, data, out, settings, device=device, writes=False, **options)
+    require_runtimes(job)
     job, planned = _make_plan(job, "run", minutes, start, writes=False)
     warn_of_given_teacher(job, planned)
     if as_json:
@@ -413,11 +427,13 @@ def run(
     """The whole way: teacher, student and its control, ONNX, report."""
     start = time.perf_counter()
     from toolkit.bench.report import print_table, written_files
-    from toolkit.pipeline import open_training_job, refuse_several_processes, run_all
+    from toolkit.pipeline import open_training_job, refuse_several_processes, require_runtimes, run_all
 
     refuse_several_processes()
+    _require_provider(provider, device)
     options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     job = open_training_job(recipe, data, out, _overrides(seed, overrides), device=device, **options)
+    require_runtimes(job)
     job = _say_plan(job, "run", minutes, start)
     report = run_all(job, provider)
     if as_json:
@@ -491,6 +507,13 @@ def _part() -> None:
 def _distributed() -> ModuleType | None:
     """toolkit.distill.distributed where this is one of several processes and has loaded it; it takes torch with it."""
     return sys.modules.get("toolkit.distill.distributed") if "RANK" in os.environ else None
+
+
+def _require_provider(provider: str, device: str = "auto") -> None:
+    """Before anything is looked for or made; training takes hours, and onnxruntime's turn comes after it."""
+    from toolkit.environment import require_provider
+
+    require_provider(provider, device)
 
 
 def _require_temporary_folder() -> None:

@@ -107,13 +107,17 @@ def open_training_job(
     from toolkit.distill.compilation import require_few_sizes
     from toolkit.distill.distributed import join
 
+    if options.get("tensorboard"):
+        from toolkit.distill.metrics import require_tensorboard
+
+        require_tensorboard()
     recipe, own_dir = _training_recipe(recipe_name, data, out)
     recipe = _with_source(recipe, data).with_overrides(overrides)
+    device = _pick_device(device)  # before a directory is made
     model_dir = ModelDir(out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
     if writes:
         model_dir.make()
         _warn_of_no_volume(model_dir.path)
-    device = _pick_device(device)
     join(device)
     job = _follow_pictures(Job(recipe, model_dir, device, **options))
     require_few_sizes(job.recipe)
@@ -153,6 +157,14 @@ def refuse_several_processes() -> None:
         )
 
 
+def require_runtimes(job: Job) -> None:
+    """DeviceError where a runtime of the benchmark is not installed: before hours of training, and not after them."""
+    if "openvino" in job.recipe.bench.runtimes:
+        from toolkit.predictor import import_openvino
+
+        import_openvino()
+
+
 def open_finished_job(
     model_dir: Path,
     recipe_name: str | None,
@@ -164,6 +176,7 @@ def open_finished_job(
 ) -> Job:
     """A job for export and bench: the recipe is the one its weights were made with, unless --recipe says otherwise."""
     _warn_of_little_memory()
+    device = _pick_device(device)
     from toolkit.networks.weights import read_info
 
     directory = ModelDir(model_dir)
@@ -174,7 +187,7 @@ def open_finished_job(
     )
     directory.make()  # it is there: this proves that it can be written to, before any work
     recipe = _with_source(recipe, data).with_overrides(overrides)
-    return _follow_pictures(Job(recipe, directory, _pick_device(device), force))
+    return _follow_pictures(Job(recipe, directory, device, force))
 
 
 def make_teacher(job: Job) -> "Made":

@@ -13,7 +13,7 @@ from toolkit.bench.rows import choose_images
 from toolkit.bench.side_by_side import compare_reports, print_side_by_side
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import ModelDir, Precision, Role
-from toolkit.pipeline import bench_models, open_finished_job
+from toolkit.pipeline import bench_models, open_finished_job, require_runtimes
 from toolkit.printing import command, print_end, print_json, print_written
 from toolkit.recipe import BenchRecipe
 
@@ -32,6 +32,7 @@ def measure(
     start = time.perf_counter()
     before = _read_baseline(baseline, ModelDir(model)) if baseline else None
     job = open_finished_job(model, recipe, data, overrides, device=device)
+    require_runtimes(job)
     if before is not None:
         images = len(choose_images(len(job.test_pixels), job.recipe.bench.images))
         require_same_images({"name": job.dataset.name, "sha256": job.dataset.sha256, "images": images}, before)
