@@ -30,6 +30,14 @@ def refuse_several_processes() -> None:
         )
 
 
+def require_runtimes(workspace: Workspace) -> None:
+    """DeviceError where a runtime of the benchmark is not installed: before hours of training, and not after them."""
+    if "openvino" in workspace.recipe.bench.runtimes:
+        from toolkit.runtimes.openvino import import_openvino
+
+        import_openvino()
+
+
 def make_teacher(workspace: Workspace) -> "WeightsFile":
     from toolkit.distill import provenance, teacher
 

@@ -102,13 +102,17 @@ def open_for_training(
     from toolkit.distill.compilation import require_few_sizes
     from toolkit.distill.distributed import join
 
+    if options.get("tensorboard"):
+        from toolkit.distill.metrics import require_tensorboard
+
+        require_tensorboard()
     recipe, own_dir = _training_recipe(recipe_name, data, out)
     recipe = with_source(recipe, data).with_overrides(overrides)
+    device = _pick_device(device)  # before a directory is made
     model_dir = ModelDir(out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
     if writes:
         model_dir.make()
         _warn_of_no_volume(model_dir.path)
-    device = _pick_device(device)
     join(device)
     workspace = follow_images(Workspace(recipe, model_dir, device, **options))
     require_few_sizes(workspace.recipe)
@@ -126,6 +130,7 @@ def open_finished(
 ) -> Workspace:
     """A workspace for export and bench; the recipe is the one that made its weights, unless --recipe names another."""
     _warn_of_little_memory()
+    device = _pick_device(device)
     from toolkit.networks.weights import read_info
 
     directory = ModelDir(model_dir)
@@ -136,7 +141,7 @@ def open_finished(
     )
     directory.make()  # it is there: this proves that it can be written to, before any work
     recipe = with_source(recipe, data).with_overrides(overrides)
-    return follow_images(Workspace(recipe, directory, _pick_device(device), force))
+    return follow_images(Workspace(recipe, directory, device, force))
 
 
 def with_control(workspace: Workspace, *, by_default: bool) -> bool:

@@ -93,5 +93,6 @@ def test_the_load_is_on_the_gpu_that_was_asked_for(
     asked: list[str] = []
     result = SimpleNamespace(summary=lambda: "", to_json=dict)
     monkeypatch.setattr(bench, "run_load", lambda directory, role, precision, name, *_: asked.append(name) or result)
+    monkeypatch.setattr(app, "_require_provider", lambda *_: None)
     app.app(["bench", "models/m", "--clients", "2", "--json", *given], standalone_mode=False)
     assert asked == [provider]

@@ -22,6 +22,15 @@ HEAVY = {
 }
 
 
+WITH_A_DEVICE = ("teacher", "distill", "bench", "plan", "run")
+WITH_A_PROVIDER = (
+    *(("run", "--provider", "npu"), ("plan", "--provider", "npu"), ("demo", "nowhere", "--provider", "npu")),
+    *(("bench", "nowhere", "--provider", "npu"), ("bench", "nowhere", "--clients", "2", "--provider", "npu")),
+    ("predict", "nowhere.onnx", "x.png", "--provider", "npu"),
+)
+"""None of the models is there: what is wrong with the command is told first."""
+
+
 def toolkit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "toolkit", *arguments], capture_output=True, text=True, cwd=cwd, check=False, timeout=600
@@ -113,6 +122,8 @@ def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
         (("demo", "--port", "70000"), "'--port'", "65535"),
         (("demo", "--max-upload", "0"), "'--max-upload'", "1"),
         (("predict",), "missing argument 'MODEL'", ""),
+        *((command, "'--provider'", "'npu' is none of auto, cpu, cuda, cuda:N") for command in WITH_A_PROVIDER),
+        *(((name, "--device", "cuda:"), "'--device'", "auto, cpu, cuda, cuda:N") for name in WITH_A_DEVICE),
     ],
 )
 def test_a_value_that_is_not_allowed_is_one_line_and_exit_2(
@@ -162,6 +173,35 @@ def test_a_user_s_mistake_is_one_line_and_exit_1(
     assert_one_line_error(toolkit_here(*filled), *parts)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        *(((*command[:-1], "cuda:99"), ("onnxruntime cannot run on cuda:99",)) for command in WITH_A_PROVIDER),
+        *(((name, "--device", "cuda:99"), ("device cuda:99 cannot be used",)) for name in WITH_A_DEVICE),
+        (("bench", "nowhere", "--runtimes", "tensorrt"), ("bench.runtimes", '"tensorrt" is not allowed')),
+        *(((name, "--tensorboard"), ("--tensorboard needs a package",)) for name in ("teacher", "distill", "run")),
+        *(((name, "--set", 'bench.runtimes=["openvino"]'), ("openvino is not installed",)) for name in ("run", "plan")),
+    ],
+)
+def test_what_cannot_run_here_is_told_before_anything_is_looked_for_or_made(
+    arguments: tuple[str, ...],
+    parts: tuple[str, ...],
+    toolkit_here: Callable[..., subprocess.CompletedProcess[str]],
+    class_folders: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for package in ("torch.utils.tensorboard", "openvino", "openvino.frontend"):
+        monkeypatch.setitem(sys.modules, package, None)
+    data = ("--data", str(class_folders)) if arguments[0] in ("teacher", "distill", "plan", "run") else ()
+    done = toolkit_here(*arguments, *data)
+    assert_one_line_error(done, *parts)
+    assert "measured here" not in done.stderr, "nothing was planned"
+    assert not list(tmp_path.rglob("*.safetensors"))
+    if "openvino" not in arguments[-1]:
+        assert not (tmp_path / "models").exists()
+
+
 def test_a_user_s_mistake_is_one_line_and_exit_1_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert_one_line_error(toolkit("demo", "nowhere", cwd=tmp_path), "nowhere")
 
@@ -174,7 +214,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: P
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     code = (
-        "import toolkit.doctor.checks, toolkit.cli.app, sys; sys.argv = ['toolkit', 'doctor']\n"
+        "import toolkit.doctor.examine, toolkit.cli.app, sys; sys.argv = ['toolkit', 'doctor']\n"
         "def broken(**_): raise ZeroDivisionError('a bug')\n"
         "toolkit.doctor.examine.examine = broken; toolkit.cli.app.main()"
     )

@@ -14,7 +14,7 @@ from test_resident import ALIKE, BATCH, UNLIKE, load, make_views
 from toolkit.data import host_crops
 from toolkit.data.batches import TrainingViews
 from toolkit.data.device_views import DeviceViews
-from toolkit.data.host_crops import HostCrops
+from toolkit.data.host_crops import CentreCrops, HostCrops, ViewCrops
 from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels
 from toolkit.recipe import DataRecipe
@@ -75,7 +75,7 @@ class TestHostCrops:
 
     def make(self, pixels: Pixels, workers: int, monkeypatch: pytest.MonkeyPatch) -> HostCrops:
         monkeypatch.setattr(torch, "get_num_threads", lambda: workers)
-        return HostCrops(pixels, DataRecipe(image_size=16), seed=3, pinned=False)
+        return ViewCrops(pixels, DataRecipe(image_size=16), seed=3, pinned=False)
 
     @pytest.mark.parametrize("workers", [1, 2, 3, 8])
     def test_crops_come_in_the_order_of_the_images_however_threads_end(
@@ -99,14 +99,14 @@ class TestHostCrops:
         self, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         threads: list[int] = []
-        cut, done = HostCrops._cut, threading.Event()
+        cut, done = ViewCrops._cut, threading.Event()
 
         def note(self: HostCrops, *given: Any) -> None:
             threads.append(threading.get_ident())
             cut(self, *given)
             done.set()
 
-        monkeypatch.setattr(HostCrops, "_cut", note)
+        monkeypatch.setattr(ViewCrops, "_cut", note)
         crops = self.make(pixels, 1, monkeypatch)
         crops.expect([BATCH], 0)
         assert done.wait(60)
@@ -120,6 +120,14 @@ class TestHostCrops:
         assert crops.take(BATCH, 0) is not first, "what is expected no more is forgotten"
         crops.take(BATCH, 1)
         assert len(threads) == 4
+
+    @pytest.mark.parametrize("sizes", [ALIKE, UNLIKE, [(12, 14)] * 5])
+    def test_evaluation_s_crops_are_those_of_the_memory_map(
+        self, sizes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        pixels = load(sizes)
+        assert np.array_equal(CentreCrops(pixels, pinned=False).take(BATCH, 0).numpy(), pixels.centre(BATCH))
 
     def test_an_error_of_a_thread_is_raised_where_the_crops_are_taken(
         self, pixels: Pixels, monkeypatch: pytest.MonkeyPatch

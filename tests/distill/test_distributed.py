@@ -7,10 +7,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -126,6 +128,66 @@ def test_processes_wait_for_one_that_decodes_for_hours(
     assert name == backend
     assert rest["timeout"] >= timedelta(hours=6)
     assert rest["device_id"] == gpu
+
+
+def part_late() -> list[bool]:
+    """The first process waits for the second, which comes later."""
+    came = dist.group.WORLD.get_group_store()
+    if distributed.rank() == 1:
+        time.sleep(0.5)
+        came.set("the second came", "")
+    distributed.part()
+    return [came.check(["the second came"]), distributed._all_at_the_end.is_set()]
+
+
+def test_processes_wait_for_each_other_before_they_end(tmp_path: Path) -> None:
+    assert together(part_late, tmp_path) == [[True, True], [True, True]]
+
+
+def part_alone() -> bool:
+    distributed.PART_SECONDS = 0.2
+    if distributed.rank() == 0:
+        distributed.part()
+    return distributed._all_at_the_end.is_set()
+
+
+def test_a_process_does_not_wait_for_one_that_never_comes(tmp_path: Path) -> None:
+    assert together(part_alone, tmp_path) == [False, False]
+
+
+def part_without_collectives() -> bool:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a collective at the end")
+
+    dist.barrier = dist.all_reduce = refuse
+    distributed.part()
+    return distributed._all_at_the_end.is_set()
+
+
+def test_the_end_is_agreed_on_without_a_gpu_s_kernels(tmp_path: Path) -> None:
+    """Where a barrier of nccl times out, its watchdog ends the process."""
+    assert together(part_without_collectives, tmp_path) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("backend", "all_at_the_end", "ending"),
+    [("nccl", True, "destroyed"), ("nccl", False, "aborted"), ("gloo", False, "destroyed")],
+)
+def test_nccl_waits_for_its_kernels_only_where_all_processes_came_to_their_end(
+    monkeypatch: pytest.MonkeyPatch, backend: str, all_at_the_end: bool, ending: str
+) -> None:
+    """A process that failed leaves the others in a collective, and itself in what waits for theirs."""
+    did: list[str] = []
+    came = threading.Event()
+    if all_at_the_end:
+        came.set()
+    monkeypatch.setattr(distributed, "_all_at_the_end", came)
+    monkeypatch.setattr(distributed.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: did.append("destroyed"))
+    monkeypatch.setattr(dist, "group", SimpleNamespace(WORLD=SimpleNamespace(abort=lambda: did.append("aborted"))))
+    distributed._leave()
+    assert did == [ending]
 
 
 def test_alone_nothing_is_shared() -> None:

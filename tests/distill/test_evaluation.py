@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from distill_samples import load_splits
 from test_step import OUT_OF_MEMORY
 from torch import Tensor, nn
 
+from toolkit.data.host_crops import CentreCrops
 from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels
 from toolkit.distill import evaluation
@@ -78,3 +80,27 @@ def test_on_a_gpu_images_are_cut_where_they_lie_and_batches_are_larger(
     monkeypatch.setattr(evaluation, "autocast", lambda device, precision: contextlib.nullcontext())
     assert compute_logits(classifier, pixels, "fp32", "meta").device.type == "meta"
     assert network.sizes == [batch_size, len(many) - batch_size]
+
+
+def test_where_a_gpu_has_no_room_the_next_batch_is_cut_while_it_computes(
+    class_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The views come from the host's memory, to the bit those of the CPU."""
+    pixels = load_splits(class_folders)[1]
+    begun: list[bytes] = []
+    begin = CentreCrops._begin
+
+    def note(self: CentreCrops, indices: np.ndarray, view: int) -> Any:
+        begun.append(indices.tobytes())
+        return begin(self, indices, view)
+
+    monkeypatch.setattr(CentreCrops, "_begin", note)
+    monkeypatch.setattr(ResidentPixels, "where_it_fits", lambda *_: None)
+    chosen = list(evaluation.batches(np.arange(len(pixels)), 5, 1))
+    expected = list(evaluation._evaluation_views(pixels, chosen, "cpu"))
+    assert begun == []
+    # "cpu:0" is the CPU, and not the CPU's way
+    for number, images in enumerate(evaluation._evaluation_views(pixels, chosen, "cpu:0")):
+        assert torch.equal(images, expected[number])
+        assert begun == [batch.tobytes() for batch in chosen[: number + 2]], "one ahead, and each once"
+    assert len(begun) == 3

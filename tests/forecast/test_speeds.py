@@ -1,7 +1,7 @@
 """Measuring and forecasting on a clock that goes on with what the networks really do, and real files."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,12 @@ from torch import Tensor
 
 from toolkit import pipeline, workspace
 from toolkit.data.batches import TrainingViews
-from toolkit.distill import precision, quantized
+from toolkit.data.device_views import DeviceViews
+from toolkit.data.pixels import Pixels
+from toolkit.data.resident import ResidentPixels
+from toolkit.distill import precision, quantized, step_graph
+from toolkit.distill.step import Stepper
+from toolkit.distill.step_graph import Sums
 from toolkit.errors import ArtifactError
 from toolkit.forecast import minutes, speeds
 from toolkit.forecast.command import forecast_command
@@ -21,6 +26,7 @@ from toolkit.forecast.facts import Command, find_facts
 from toolkit.forecast.fit import RecipeChoice
 from toolkit.forecast.forecast import Forecast
 from toolkit.forecast.speeds import MeasuredSpeeds
+from toolkit.modeldir import Role
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.recipe import Recipe
@@ -135,6 +141,71 @@ def test_export_and_bench_are_spoken_of_where_they_are_part_of_the_work(
     measured = forecast_command(open_job(class_folders, tmp_path), command).measured
     assert measured.startswith("measured here in ")
     assert measured.endswith("; export and bench are reckoned from that" if told else ", by single steps on cpu")
+
+
+class TestOnAGpu:
+    """A stand-in captures steps on the CPU: a forward pass takes 1 s, a replay 0.01 s."""
+
+    @pytest.fixture
+    def clock(self, work: Work, monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+        now = [0.0]
+        forward, init = Classifier.forward, TrainingViews.__init__
+
+        def classify(network: Classifier, images: Tensor) -> Tensor:
+            now[0] += 1.0
+            return forward(network, images)
+
+        def capture(step: Callable[[], Sums], device: torch.device) -> tuple[Sums, Callable[[], None]]:
+            def replay() -> None:
+                now[0] += 0.01
+
+            return step(), replay
+
+        def make_views(views: TrainingViews, pixels: Pixels, *args: Any, **options: Any) -> None:
+            init(views, pixels, *args, **options)
+            views.on_device = DeviceViews(views, ResidentPixels(pixels, "cpu"))
+
+        monkeypatch.setattr(Classifier, "forward", classify)
+        monkeypatch.setattr(TrainingViews, "__init__", make_views)
+        monkeypatch.setattr(step_graph, "capture", capture)
+        monkeypatch.setattr(step_graph, "watch", lambda step: (step(), False))
+        monkeypatch.setattr(Stepper, "_is_capturable", lambda stepper: True)
+        return lambda: now[0]
+
+    @pytest.mark.parametrize(("role", "batch_size"), [("teacher", 12), ("student", 6)])
+    def test_the_steps_that_are_timed_are_replays_and_leave_no_trace(
+        self, role: Role, batch_size: int, class_folders: Path, tmp_path: Path, clock: Callable[[], float],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        job = open_job(class_folders, tmp_path, "distill.ema=0.9", "distill.mixup=0.2")
+        measured = MeasuredSpeeds(job.dataset, find_facts(job, "run"), "cpu", clock)
+        monkeypatch.setattr(MeasuredSpeeds, "_is_replayed", lambda *_: True)
+        network = measured._network(job.recipe, role)
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        assert measured.train_s(job.recipe, role, 32) == pytest.approx(0.01 / batch_size)
+        assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+        spent = clock()
+        longer = job.recipe.with_overrides(["teacher.epochs=50", "distill.epochs=70"])
+        assert measured.train_s(longer, role, 32) == measured.train_s(job.recipe, role, 32)
+        assert clock() == spent, "remembered, for any number of epochs"
+
+    @pytest.mark.parametrize(
+        ("device", "settings", "processes", "replayed"),
+        [
+            ("cuda:0", (), 1, [True, True]),
+            ("cuda:0", ("distill.method=fitnets",), 1, [True, False]),
+            ("cuda:0", (), 2, [False, False]),
+            ("cpu", (), 1, [False, False]),
+        ],
+    )
+    def test_steps_that_training_does_not_capture_are_timed_kernel_by_kernel(
+        self, device: str, settings: tuple[str, ...], processes: int, replayed: list[bool],
+        class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        job = open_job(class_folders, tmp_path, *settings)
+        measured = MeasuredSpeeds(job.dataset, find_facts(job, "run"), device)
+        monkeypatch.setattr(speeds.distributed, "world_size", lambda: processes)
+        assert [measured._is_replayed(job.recipe, role) for role in ("teacher", "student")] == replayed
 
 
 def never(*arguments: object) -> None:

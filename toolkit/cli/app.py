@@ -305,14 +305,19 @@ def bench(
 
     if compare is not None:
         bench.compare(model, compare, as_json)
-    elif clients is not None:
+        return
+    _require_provider(provider, device)
+    if clients is not None:
         from toolkit.runtimes.providers import follow_device
 
         bench.put_under_load(model, follow_device(provider, device), clients, seconds, role, precision, as_json)
     else:
+        from toolkit.recipe import Recipe
+
         names = json.dumps([name.strip() for name in runtimes.split(",")]) if runtimes else None
         given = {"runtimes": names, "max_slowdown": max_slowdown, "max_drop": max_drop}
         settings = [f"bench.{key}={value}" for key, value in given.items() if value is not None]
+        Recipe().with_overrides(settings)  # what is wrong in them is told before the model is looked for
         bench.measure(model, recipe, data, device, provider, [*(overrides or []), *settings], baseline, as_json)
 
 
@@ -325,6 +330,7 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Classify images with the ONNX file alone (torch is not needed)."""
+    _require_provider(provider)
     from toolkit.predict import predict_files, print_predictions
 
     print_predictions(predict_files(model, images, k=k, provider=provider), as_json=as_json)
@@ -356,6 +362,7 @@ def demo(
 
     Where KD_TOOLKIT_USER and KD_TOOLKIT_PASSWORD are set, visitors sign in with them. /healthz says ok to everyone.
     """
+    _require_provider(provider)
     from toolkit.demo.server import serve
 
     model_dirs = [ModelDir(path) for path in models or [DEFAULT_MODEL_DIR]]
@@ -381,14 +388,16 @@ def plan(
 ) -> None:
     """What `toolkit run` would do with the same flags, and how long it would take; nothing is made."""
     from toolkit.forecast.command import warn_of_given_teacher
-    from toolkit.pipeline import refuse_several_processes
+    from toolkit.pipeline import refuse_several_processes, require_runtimes
     from toolkit.workspace import open_for_training
 
     start = time.perf_counter()
     refuse_several_processes()
+    _require_provider(provider, device)
     options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     settings = _overrides(seed, overrides)
     workspace = open_for_training(recipe, data, out, settings, device=device, writes=False, **options)
+    require_runtimes(workspace)
     workspace, planned = _make_plan(workspace, "run", minutes, start, writes=False)
     warn_of_given_teacher(workspace, planned)
     if as_json:
@@ -419,12 +428,14 @@ def run(
     start = time.perf_counter()
     from toolkit.bench.bench import written_files
     from toolkit.bench.report.table import print_table
-    from toolkit.pipeline import refuse_several_processes, run_all
+    from toolkit.pipeline import refuse_several_processes, require_runtimes, run_all
     from toolkit.workspace import open_for_training
 
     refuse_several_processes()
+    _require_provider(provider, device)
     options: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     workspace = open_for_training(recipe, data, out, _overrides(seed, overrides), device=device, **options)
+    require_runtimes(workspace)
     workspace = _say_plan(workspace, "run", minutes, start)
     report = run_all(workspace, provider)
     if as_json:
@@ -498,6 +509,13 @@ def _part() -> None:
 def _distributed() -> ModuleType | None:
     """toolkit.distill.distributed where this is one of several processes and has loaded it; it takes torch with it."""
     return sys.modules.get("toolkit.distill.distributed") if "RANK" in os.environ else None
+
+
+def _require_provider(provider: str, device: str = "auto") -> None:
+    """Before anything is looked for or made; training takes hours, and onnxruntime's turn comes after it."""
+    from toolkit.runtimes.providers import require_provider
+
+    require_provider(provider, device)
 
 
 def _require_temporary_folder() -> None:

@@ -15,7 +15,7 @@ from toolkit.bench.report.table import print_table
 from toolkit.cli.printing import command, print_end, print_json, print_written
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import FilePrecision, ModelDir, Role
-from toolkit.pipeline import bench_models
+from toolkit.pipeline import bench_models, require_runtimes
 from toolkit.recipe import BenchRecipe
 from toolkit.workspace import open_finished
 
@@ -34,6 +34,7 @@ def measure(
     start = time.perf_counter()
     before = _read_baseline(baseline, ModelDir(model)) if baseline else None
     workspace = open_finished(model, recipe, data, overrides, device=device)
+    require_runtimes(workspace)
     if before is not None:
         images = len(choose_images(len(workspace.test_pixels), workspace.recipe.bench.images))
         require_same_images(

@@ -1,11 +1,20 @@
 """The options that several commands share: their names and their help."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from toolkit.modeldir import FilePrecision
+
+
+def _check_place(value: str) -> str:
+    """Before anything is looked for; whether it works here is found out where it is used."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N")
+    return value
+
 
 RecipeOption = Annotated[
     str | None,
@@ -17,8 +26,10 @@ DataOption = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The model directory to write (default: models/<name>).")
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-ProviderOption = Annotated[str, typer.Option("--provider", help="onnxruntime runs on: auto, cpu, cuda or cuda:N.")]
+DeviceOption = Annotated[str, typer.Option("--device", callback=_check_place, help="auto, cpu, cuda or cuda:N.")]
+ProviderOption = Annotated[
+    str, typer.Option("--provider", callback=_check_place, help="onnxruntime runs on: auto, cpu, cuda or cuda:N.")
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Same as --set distill.seed=N.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe setting; repeatable.")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.data.host_crops import HostCrops
+from toolkit.data.host_crops import ViewCrops
 from toolkit.data.resident import ResidentPixels, send
 from toolkit.data.views import (
     Indices,
@@ -41,7 +41,7 @@ class DeviceViews:
         self.resident = resident
         self._host = None
         if resident is None:
-            self._host = HostCrops(pixels, views.data, views.seed, pinned=self._device.startswith("cuda"))
+            self._host = ViewCrops(pixels, views.data, views.seed, pinned=self._device.startswith("cuda"))
         self._labels = torch.from_numpy(pixels.labels).to(self._device)
         self._drawn: dict[str, Tensor] = {}
         self._partners = np.empty(0, np.int64)

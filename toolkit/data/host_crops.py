@@ -3,6 +3,7 @@
 B images of a batch, S px the side of the crop. numpy copies outside Python's lock, so that threads cut side by side.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit.data.pixels import Pixels
+from toolkit.data.preprocess import crop_start
 from toolkit.data.views import crop_places, cut_crops, draw_views
 from toolkit.recipe import DataRecipe
 
@@ -18,11 +20,11 @@ Key = tuple[int, bytes]
 """Which view of which images."""
 
 
-class HostCrops:
-    """Crops of the views that draw_views draws, not yet flipped; with `pinned`, a GPU fetches them by itself."""
+class HostCrops(ABC):
+    """uint8 crops of S px, cut by threads from what `expect` announces; with `pinned`, a GPU fetches them by itself."""
 
-    def __init__(self, pixels: Pixels, data: DataRecipe, seed: int, *, pinned: bool) -> None:
-        self._pixels, self._data, self._seed, self._pinned = pixels, data, seed, pinned
+    def __init__(self, side: int, *, pinned: bool) -> None:
+        self._side, self._pinned = side, pinned
         self._workers = torch.get_num_threads()  # this process's share of the cores
         self._pool = ThreadPoolExecutor(self._workers)
         self._expected: dict[Key, tuple[Tensor, list[Future[None]]]] = {}
@@ -42,14 +44,40 @@ class HostCrops:
         return crops
 
     def _begin(self, indices: np.ndarray, view: int) -> tuple[Tensor, list[Future[None]]]:
-        side = self._data.image_size
-        crops = torch.empty(len(indices), side, side, 3, dtype=torch.uint8, pin_memory=self._pinned)
+        crops = torch.empty(len(indices), self._side, self._side, 3, dtype=torch.uint8, pin_memory=self._pinned)
         place, length = crops.numpy(), max(1, -(-len(indices) // self._workers))
         parts = [slice(start, start + length) for start in range(0, len(indices), length)]
         return crops, [self._pool.submit(self._cut, indices[part], view, place[part]) for part in parts]
+
+    @abstractmethod
+    def _cut(self, indices: np.ndarray, view: int, crops: np.ndarray) -> None:
+        """Fill `crops`, uint8 (B, S, S, 3); in a thread."""
+
+
+class ViewCrops(HostCrops):
+    """Crops of the views that draw_views draws, not yet flipped."""
+
+    def __init__(self, pixels: Pixels, data: DataRecipe, seed: int, *, pinned: bool) -> None:
+        super().__init__(data.image_size, pinned=pinned)
+        self._pixels, self._data, self._seed = pixels, data, seed
 
     def _cut(self, indices: np.ndarray, view: int, crops: np.ndarray) -> None:
         sizes = self._pixels.sizes[indices]
         draw = draw_views(self._data, sizes, indices, self._seed, view)
         rows, columns = crop_places(sizes, draw.top, draw.left, None, self._data)
+        cut_crops([self._pixels.whole(index) for index in indices], rows, columns, crops)
+
+
+class CentreCrops(HostCrops):
+    """What Pixels.centre gives, for evaluation; every view is the same."""
+
+    def __init__(self, pixels: Pixels, *, pinned: bool) -> None:
+        super().__init__(pixels.preprocess.image_size, pinned=pinned)
+        self._pixels = pixels
+
+    def _cut(self, indices: np.ndarray, view: int, crops: np.ndarray) -> None:
+        sizes = self._pixels.sizes[indices]
+        places = crop_start(sizes, self._side)[:, :, None] + np.arange(self._side)
+        inside = (places >= 0) & (places < sizes[:, :, None])
+        rows, columns = np.where(inside, places, -1).transpose(1, 0, 2)
         cut_crops([self._pixels.whole(index) for index in indices], rows, columns, crops)

@@ -8,6 +8,7 @@ import contextlib
 import gc
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -25,6 +26,9 @@ WAIT = timedelta(hours=12)
 longer than nccl's default of ten minutes. torchrun ends those that wait for a process that has failed."""
 PART_SECONDS = 30.0
 """s that a process waits for the others before it ends; as long as torchrun waits before it kills"""
+
+_all_at_the_end = threading.Event()
+"""Set once every process has come to its end, as `part` found."""
 
 
 def launched() -> bool:
@@ -68,11 +72,17 @@ def join(device: str) -> None:
 def part() -> None:
     """The last thing before a process ends as all of them do: wait for the others, so that none asks one that is gone.
 
-    Those that are through may be gone while this one still waits: from here on that is no error.
+    Those that are through may be gone while this one still waits: from here on that is no error. They meet in the store
+    and not in a barrier: where nccl's times out, its watchdog ends the process with SIGABRT, and torch keeps a kernel
+    that nobody answers.
     """
-    if world_size() > 1:
+    if (group := dist.group.WORLD) is not None:
         with contextlib.suppress(RuntimeError):
-            dist.barrier(async_op=True).wait(timedelta(seconds=PART_SECONDS))
+            store = group.get_group_store()
+            if store.add("at the end", 1) == world_size():
+                store.set("all at the end", "")
+            store.wait(["all at the end"], timedelta(seconds=PART_SECONDS))
+            _all_at_the_end.set()
 
 
 def is_peer_lost(error: BaseException) -> bool:
@@ -84,7 +94,11 @@ def _leave() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # torchrun ends those that are left as soon as one has failed
         signal.signal(number, signal.SIG_IGN)
     gc.collect()  # DistributedDataParallel is part of cycles and holds on to the group, whose threads must end first
-    dist.destroy_process_group()
+    group = dist.group.WORLD
+    if group is not None and dist.get_backend() == "nccl" and not _all_at_the_end.is_set():
+        group.abort()  # destroying would wait for kernels that a process which failed never answers
+    else:
+        dist.destroy_process_group()
 
 
 def barrier() -> None:

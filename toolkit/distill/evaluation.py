@@ -1,11 +1,14 @@
 """A network's answers on a whole split, shared out over the processes that train. N images, C classes."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from toolkit import console
 from toolkit.data.batches import batches
+from toolkit.data.host_crops import CentreCrops
 from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels, send
 from toolkit.data.views import centre_views
@@ -48,8 +51,7 @@ def _logits_or_none(
     """None where memory ran out; what was allocated is free again by then."""
     parts = []
     try:
-        for batch in batches(indices, batch_size, 1):
-            images = _evaluation_views(pixels, batch, device)
+        for images in _evaluation_views(pixels, list(batches(indices, batch_size, 1)), device):
             with torch.inference_mode(), autocast(device, precision):
                 parts.append(network(images).float())
     except Exception as error:
@@ -59,8 +61,17 @@ def _logits_or_none(
     return torch.cat(parts)
 
 
-def _evaluation_views(pixels: Pixels, indices: np.ndarray, device: str) -> Tensor:
-    """float32 (B, 3, S, S) in 0..1 on `device`; cut out there where the pixels lie on a GPU."""
-    resident = None if device == "cpu" else ResidentPixels.where_it_fits(pixels, device)
-    crops = torch.from_numpy(pixels.centre(indices)) if resident is None else resident.centre(send(indices, device))
-    return centre_views(crops.to(device, non_blocking=True))
+def _evaluation_views(pixels: Pixels, chosen: list[np.ndarray], device: str) -> Iterator[Tensor]:
+    """float32 (B, 3, S, S) in 0..1 on `device`, batch by batch; cut out there where the pixels lie on a GPU.
+
+    Where a GPU has no room for them, threads cut the next batch while it computes.
+    """
+    if device == "cpu":
+        yield from (centre_views(torch.from_numpy(pixels.centre(batch))) for batch in chosen)
+    elif resident := ResidentPixels.where_it_fits(pixels, device):
+        yield from (centre_views(resident.centre(send(batch, device))) for batch in chosen)
+    else:
+        crops = CentreCrops(pixels, pinned=device.startswith("cuda"))
+        for number, batch in enumerate(chosen):
+            crops.expect(chosen[number : number + 2], 0)
+            yield centre_views(crops.take(batch, 0).to(device, non_blocking=True))

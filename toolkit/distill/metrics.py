@@ -110,11 +110,18 @@ def _role_of(line: str) -> Role | None:
         return None
 
 
-def _open_tensorboard(folder: Path) -> "SummaryWriter":
+def require_tensorboard() -> None:
+    """TrainingError where --tensorboard lacks its package."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
         raise TrainingError(
             f"--tensorboard needs a package that is not installed ({error})", "pip install 'kd-toolkit[tensorboard]'"
         ) from None
+
+
+def _open_tensorboard(folder: Path) -> "SummaryWriter":
+    require_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder))

@@ -1,6 +1,7 @@
 """How fast this machine is at what a recipe asks for: real steps on few images, each kind measured once.
 
-The steps are those that the choice of an arithmetic times (precision.py), so that neither measures what the other has.
+The steps are those that the choice of an arithmetic times (precision.py), so that neither measures what the other has;
+on a GPU whole steps are taken, as training replays them from a CUDA graph, several times as fast as their kernels.
 No measurement takes more than a few seconds, nor more than 2 % of what it stands for.
 """
 
@@ -19,21 +20,30 @@ from toolkit.data.decode import keep_middle
 from toolkit.data.pixels import Pixels, least_long_side, spread
 from toolkit.data.preprocess import UNREADABLE, Preprocess, decode_rgb
 from toolkit.distill import distributed, provenance
-from toolkit.distill.optimization import make_average, make_optimizer
+from toolkit.distill.features import TappedNetwork
+from toolkit.distill.objective import learn_from_labels
+from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
+from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatArithmetic, choose_precision, step_seconds
 from toolkit.distill.quantized import views_to_answer
+from toolkit.distill.step import Stepper
+from toolkit.distill.step_graph import WARM_UP
 from toolkit.errors import DataError
 from toolkit.forecast.facts import Facts
 from toolkit.modeldir import Role
-from toolkit.networks import registry
+from toolkit.networks import registry, small_maps
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import Recipe, TrainingRecipe
+from toolkit.recipe import DataRecipe, Recipe, TrainingRecipe
 
 SAMPLED_IMAGES = 24
 """training images that are decoded, and whose views are rendered"""
 SAMPLE_S = 1.0
 """s after which no more of them are decoded"""
 VIEW_BATCH = 32
+UNTIMED_STEPS = WARM_UP + 1
+"""after which a GPU replays: the last of them is captured"""
+LEAST_OF = 3
+"""calls of what is timed, the first of which warms up"""
 WRITE_BYTES_S = 3e8
 """bytes a second of a checkpoint on its way through memory to a disk"""
 
@@ -57,6 +67,7 @@ class MeasuredSpeeds:
         self._build = functools.cache(self._build_network)
         self._build_plain = functools.cache(self._build_network)  # as a benchmark has it, not as training
         self._optimizer_s = functools.cache(self._time_optimizer)
+        self._replay_s = functools.cache(self._time_replays)
 
     def describe(self) -> str:
         """How long all that was measured so far took, and on what."""
@@ -69,6 +80,9 @@ class MeasuredSpeeds:
         network, images = self._network(recipe, role), self._share(section.epochs)
         with self._own_threads(recipe, role) as threads:
             batch, precision = section.batch_size, self._precision(recipe, role)
+            if self._is_replayed(recipe, role):
+                alike = section.model_copy(update={"epochs": 1})  # how many there are changes no step
+                return self._replay_s(self._key(recipe, role), recipe.data, alike, precision, side)
             step = step_seconds(network, precision, batch, side, self._device, images=images, clock=self._clock)
             of_batch = self._optimizer_s(self._key(recipe, role), section) / self._batch(section)
             return step + of_batch + self._render_s(recipe.data, section.mixup, side, threads)
@@ -193,6 +207,33 @@ class MeasuredSpeeds:
         network.zero_grad(set_to_none=True)
         return seconds
 
+    def _is_replayed(self, recipe: Recipe, role: Role) -> bool:
+        """Whether a GPU that has room for the pixels takes the steps as CUDA graphs, as Stepper decides."""
+        has_hooks = role == "student" and recipe.distill.feature_method is not None
+        return self._device != "cpu" and distributed.world_size() == 1 and not has_hooks
+
+    def _time_replays(
+        self, key: NetworkKey, data: DataRecipe, section: TrainingRecipe, precision: FloatArithmetic, side: int
+    ) -> float:
+        """s an image of a whole step at `side` px, without a teacher, once the first steps have led to a graph."""
+        sample, _ = self._sample(*_cut(Recipe(data=data)))
+        views = TrainingViews(sample, data, self._facts.num_classes, seed=0, mixup=section.mixup, device=self._device)
+        network = self._build(*key)
+        learner = TappedNetwork(network).train()
+        small_maps.place(learner, self._device)
+        state = {name: value.clone() for name, value in network.state_dict().items()}
+        optimizer, average = make_optimizer(learner, section), make_average(network.network, section)
+        plan = Plan("teacher", section, data.image_size, precision, 0, self._device)
+        scheduler = make_scheduler(optimizer, section, UNTIMED_STEPS + LEAST_OF)
+        stepper = Stepper(learner, learn_from_labels(0.0), views, None, plan, optimizer, scheduler, average)
+        indices = np.arange(self._batch(section)) % len(sample)
+        for _ in range(UNTIMED_STEPS):
+            stepper.take(indices, 0, side)
+        seconds = self._least(lambda: stepper.take(indices, 0, side)) / len(indices)
+        network.load_state_dict(state)
+        network.zero_grad(set_to_none=True)
+        return seconds
+
     def _time_views(self, data: object, mixup: float, side: int, threads: int) -> float:
         """s a view at `side` px, with the `threads` that are set."""
         recipe = Recipe.model_validate({"data": data})
@@ -232,9 +273,9 @@ class MeasuredSpeeds:
         return Pixels(names, labels, sizes[:, 0], sizes[:, 1], data, starts, preprocess), seconds
 
     def _least(self, work: Callable[[], object]) -> float:
-        """s that `work` takes, the lesser of two calls after a first."""
+        """s that `work` takes, the least of LEAST_OF calls but the first."""
         took = []
-        for _ in range(3):
+        for _ in range(LEAST_OF):
             start = self._clock()
             work()
             if self._device != "cpu":

@@ -83,6 +83,12 @@ def follow_device(provider: str, device: str) -> str:
     return f"{provider}:{device[5:]}" if provider in ("auto", "cuda") and device.startswith("cuda:") else provider
 
 
+def require_provider(provider: str, device: str = "auto") -> None:
+    """DeviceError where one that was asked for cannot run, before other work; `auto` takes what there is."""
+    if provider != "auto":
+        pick_provider(follow_device(provider, device))
+
+
 def gpu_index(provider: str) -> int | None:
     """Which GPU a provider that `pick_provider` names runs on; None for the CPU."""
     kind, _, gpu = provider.partition(":")
