@@ -133,6 +133,7 @@ class _Run:
             self._stop_if_asked([])  # a signal that came with the last step or later
         if not self._is_saved:
             self._save()
+        self._optimizer.zero_grad()  # the network, and the optimiser until it is collected, would keep a graph's memory
         assert self._best is not None
         progress = self._progress
         return Training(
