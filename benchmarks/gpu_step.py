@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_step.py                   about a minute on a GPU; docs/gpu.md has what to expect
     python benchmarks/gpu_step.py --device cpu      a few small rows, which show that it runs
+    python benchmarks/gpu_step.py --cudnn-benchmark the same with the kernels that cuDNN finds fastest by trying them
 
 Needs no data: the engine trains the student on noise (toolkit/distill/rehearsal.py). A row's images a second are those
 of the faster of two epochs after a first one. Beside it stands the limit: what the card's measured peaks of arithmetic
@@ -55,6 +56,7 @@ def main() -> None:
     start = time.perf_counter()
     torch.set_num_threads(available_cores())
     keep_freed_memory()
+    torch.backends.cudnn.benchmark = options.cudnn_benchmark
     try:
         device = pick_device(options.device)
     except DeviceError as error:
@@ -78,6 +80,7 @@ def main() -> None:
         "driver_cuda": driver_cuda(),
         "date": time.strftime("%Y-%m-%d"),
         "precision": precision,
+        "cudnn_benchmark": options.cudnn_benchmark,
         "ceilings": ceilings,
         "rows": rows,
         "seconds": time.perf_counter() - start,
@@ -164,6 +167,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--images", type=int, help="an epoch; 4,096, or 32 on the CPU")
+    parser.add_argument("--cudnn-benchmark", action="store_true", help="cuDNN tries its kernels once for each size")
     return parser.parse_args()
 
 

@@ -15,7 +15,7 @@ from conftest import make_class_folders
 from PIL import Image
 from torchvision.models import resnet18
 
-from toolkit import pipeline, workspace
+from toolkit import workspace
 from toolkit.errors import ArtifactError
 
 SMALL = [

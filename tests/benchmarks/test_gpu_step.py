@@ -19,12 +19,13 @@ CEILINGS = {"fp32_tflop_s": 0.1, "bf16_tflop_s": 1000.0, "copy_gb_s": 100.0}
 
 @pytest.mark.slow
 def test_ends_in_one_json_line(tmp_path: Path) -> None:
-    command = [sys.executable, gpu_step.__file__, "--device", "cpu", "--images", "16"]
+    command = [sys.executable, gpu_step.__file__, "--device", "cpu", "--images", "16", "--cudnn-benchmark"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     result = json.loads(line)
     assert result["device"] == "cpu"
+    assert result["cudnn_benchmark"] is True
     assert {"fp32_tflop_s", "copy_gb_s", "launch_us"} <= set(result["ceilings"])
     assert all(value > 0 for value in result["ceilings"].values())
     rows = [

@@ -3,9 +3,13 @@
 On meta nothing is computed, and reading a value back raises. What that proves wherever the suite runs: no tensor of the
 host meets one of the device, nothing is read back within a step, little crosses the bus, and no large tensor is made on
 the host. On the CPU, steps that are taken as on a GPU end in the same weights to the bit.
+
+Of what a GPU does, torch's meta device has no autocast, for which HalfProducts stands, and no fused SGD, for which the
+one in a few operations over all parameters stands. The fused AdamW it has, once torch is told to use it.
 """
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,10 @@ import numpy as np
 import pytest
 import torch
 from distill_samples import flatten, load_splits, make_plan, make_records, make_student, make_views
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from toolkit.data.batches import TrainingViews
 from toolkit.data.device_views import DeviceViews
@@ -25,10 +31,12 @@ from toolkit.data.resident import ResidentPixels
 from toolkit.distill import step as step_module
 from toolkit.distill import teachers as teaching_module
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.frozen import FrozenClassifier, freeze
 from toolkit.distill.logit_store import StoredTeacher
 from toolkit.distill.objective import learn_from_labels, learn_from_teacher
-from toolkit.distill.optimization import make_average, make_scheduler
+from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
 from toolkit.distill.plan import Plan
+from toolkit.distill.precision import FloatArithmetic
 from toolkit.distill.step import Stepper, update_average
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.distill.trainer import train
@@ -57,16 +65,19 @@ SETTINGS = {
 
 
 class Crossings(TorchDispatchMode):
-    """Copies between devices, and the largest tensor made on the host."""
+    """Copies between devices, the largest tensor made on the host, and what ran, with its first result's type."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.ran: set[tuple[str, torch.dtype | None]] = set()
         self.sent: list[int] = []
         self.read = 0
         self.on_host = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        results = [value.dtype for value in tree_leaves(out) if isinstance(value, torch.Tensor)]
+        self.ran.add((func.overloadpacket.__name__, results[0] if results else None))
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
         before = {value.device.type for value in given}
         for value in tree_leaves(out):
@@ -82,11 +93,26 @@ class Crossings(TorchDispatchMode):
         return out
 
 
+class HalfProducts(TorchFunctionMode):
+    """As under autocast, convolutions and linear layers take bfloat16."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.conv2d, functional.linear):
+            args, kwargs = tree_map_only(torch.Tensor, lambda value: value.to(torch.bfloat16), (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.fixture
 def _meta_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ResidentPixels, "where_it_fits", classmethod(lambda cls, pixels, device: cls(pixels, device)))
     for module in (step_module, teaching_module):
-        monkeypatch.setattr(module, "autocast", lambda device, precision: contextlib.nullcontext())
+        monkeypatch.setattr(
+            module,
+            "autocast",
+            lambda device, precision: HalfProducts() if precision == "bf16" else contextlib.nullcontext(),
+        )
+    optimizers = sys.modules[torch.optim.Optimizer.__module__]
+    monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["meta"])
 
 
 def make_pixels(device: str) -> Pixels:
@@ -98,9 +124,14 @@ def make_pixels(device: str) -> Pixels:
 
 
 def make_stepper(
-    how: str, device: str, *settings: str, as_on_gpu: bool = False, has_room: bool = True
+    how: str,
+    device: str,
+    *settings: str,
+    as_on_gpu: bool = False,
+    has_room: bool = True,
+    precision: FloatArithmetic = "fp32",
 ) -> tuple[Stepper, TappedNetwork]:
-    """A stepper of the depthwise student, and the student; its teacher is `live` or `stored`."""
+    """A stepper of the depthwise student, and the student; its teacher is `live`, `folded` or `stored`."""
     recipe = Recipe().with_overrides(
         [f"data.image_size={SIDE}", f"data.resize={CANVAS}", f"distill.batch_size={BATCH}", *settings]
     )
@@ -114,13 +145,21 @@ def make_stepper(
     if as_on_gpu or not has_room:
         views.on_device = DeviceViews(views, ResidentPixels(pixels, device) if has_room else None)
     logits = np.random.default_rng(1).normal(size=(2, COUNT, CLASSES)).astype(np.float32)
+    if how == "folded":
+        teacher = TappedNetwork(freeze(teacher.classifier.eval(), precision, SIDE))
     teaching = (
-        LiveTeacher(teacher, views, pixels, "fp32") if how == "live" else StoredTeacher(logits, logits[0, :4], device)
+        StoredTeacher(logits, logits[0, :4], device)
+        if how == "stored"
+        else LiveTeacher(teacher, views, pixels, precision)
     )
     learner.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(learner.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True)
+    optimizer = (
+        make_optimizer(learner, section)
+        if section.optimizer == "adamw"
+        else torch.optim.SGD(learner.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True)
+    )
     scheduler = make_scheduler(optimizer, section, 20)
-    plan = Plan("distill", section, SIDE, "fp32", 0, device)
+    plan = Plan("distill", section, SIDE, precision, 0, device)
     average = make_average(learner.classifier.network, section)
     objective = learn_from_teacher(section)
     return Stepper(learner, objective, views, teaching, plan, optimizer, scheduler, average), learner
@@ -140,6 +179,34 @@ def test_a_step_stays_on_the_device(how: str, name: str) -> None:
     assert len(crossings.sent) <= MOST_COPIES, crossings.sent
     assert max(crossings.sent) <= MOST_BYTES
     assert crossings.on_host <= MOST_BYTES
+
+
+@pytest.mark.usefixtures("_meta_is_a_gpu")
+@pytest.mark.parametrize("how", ["folded", "stored"])
+@pytest.mark.parametrize("name", ["kd", "all at once"])
+def test_a_step_in_bfloat16_with_a_fused_optimiser_stays_on_the_device(how: str, name: str) -> None:
+    stepper, _ = make_stepper(how, "meta", *SETTINGS[name], "distill.optimizer=adamw", precision="bf16")
+    order = torch.arange(COUNT, device="meta")
+    for start in (0, BATCH):
+        stepper.take(order[start : start + BATCH], 0, SIDE)
+    with Crossings() as crossings:
+        loss, hits = stepper.take(order[2 * BATCH : 3 * BATCH], 0, SIDE)
+    assert loss.device.type == hits.device.type == "meta"
+    assert crossings.sent == []
+    assert crossings.read == 0
+    assert {dtype for name, dtype in crossings.ran if name == "convolution"} == {torch.bfloat16}
+    assert "_fused_adamw_" in {name for name, _ in crossings.ran}
+
+
+@pytest.mark.usefixtures("_meta_is_a_gpu")
+def test_the_folded_teacher_of_a_step_in_bfloat16_is_one_and_has_such_weights() -> None:
+    stepper, _ = make_stepper("folded", "meta", precision="bf16")
+    teaching = stepper._teaching
+    assert isinstance(teaching, LiveTeacher)
+    assert isinstance(teaching._network.classifier, FrozenClassifier)
+    modules = list(teaching._network.modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in modules)
+    assert {m.weight.dtype for m in modules if isinstance(m, torch.nn.Conv2d)} == {torch.bfloat16}
 
 
 @pytest.mark.usefixtures("_meta_is_a_gpu")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
-from toolkit.distill.memory import is_out_of_memory
+from toolkit.distill.memory import free_cache, is_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,31 @@ def test_numpy_s_own_error() -> None:
 )
 def test_other_errors(error: Exception) -> None:
     assert not is_out_of_memory(error)
+
+
+def test_what_torch_keeps_is_given_back_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    free_cache("cpu")
+    assert not emptied
+    free_cache("cuda:0")
+    assert emptied
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            'captures_underway.empty() INTERNAL ASSERT FAILED at "/pytorch/c10/cuda/CUDACachingAllocator.cpp"'
+        ),
+        torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing"),
+    ],
+)
+def test_that_torch_refuses_to_after_a_failed_capture_is_no_reason_to_stop(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    free_cache("cuda:0")

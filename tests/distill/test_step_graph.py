@@ -9,29 +9,41 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from distill_samples import flatten
+from distill_samples import differences, flatten, load_splits, make_plan, make_records, make_student, make_views
 from test_device_step import BATCH, COUNT, SETTINGS, SIDE, make_stepper
+from test_on_a_gpu import stopping_after
 from torch import Tensor, nn
 
 from toolkit.data.device_views import DeviceViews
+from toolkit.data.resident import ResidentPixels
+from toolkit.distill import step as step_module
 from toolkit.distill import step_graph
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.logit_store import StoredTeacher
+from toolkit.distill.memory import free_cache
+from toolkit.distill.objective import learn_from_teacher
 from toolkit.distill.step import Stepper
 from toolkit.distill.step_graph import StepGraph, Sums
+from toolkit.distill.teachers import LiveTeacher
+from toolkit.distill.trainer import train
+from toolkit.errors import Interrupted
 from toolkit.machine.devices import fp32_products_in, same_imports
 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Counts what is captured, replayed and watched; `error` is raised by a capture, `waits` told by a watch."""
-    counts = SimpleNamespace(captured=0, replayed=0, watched=0, error=None, waits=False, parameters=[])
+    """Counts what is captured, replayed and watched; `error` is raised by a capture, `waits` told by a watch.
+
+    `left` refers to the gradients of the last capture.
+    """
+    counts = SimpleNamespace(captured=0, replayed=0, watched=0, error=None, waits=False, parameters=[], left=[])
 
     def capture(work: Callable[[], Sums], device: torch.device) -> tuple[Sums, Callable[[], None]]:
         if counts.error:
@@ -39,6 +51,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         counts.captured += 1
         parameters = counts.parameters
         gradients = [torch.full_like(parameter, torch.nan) for parameter in parameters]
+        counts.left = [weakref.ref(gradient) for gradient in gradients]
         sums = torch.full((), torch.nan), torch.tensor(-1)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -64,6 +77,15 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(step_graph, "capture", capture)
     monkeypatch.setattr(step_graph, "watch", watch)
     return counts
+
+
+@pytest.fixture
+def _no_collector() -> Iterator[None]:
+    """Whatever goes, goes at once."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def make_graphed(graphs: SimpleNamespace, how: str, *settings: str) -> tuple[Stepper, TappedNetwork]:
@@ -169,34 +191,97 @@ def test_a_step_that_waits_for_the_gpu_is_not_tried(
     ]
 
 
-def test_if_memory_runs_out_the_graph_goes_before_a_batch_is_halved(
-    graphs: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def scarce(graphs: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> tuple[Stepper, Callable[..., None]]:
+    """A stepper whose step is captured, and what takes steps of so many images, of which so many run out of memory."""
     stepper, _ = make_graphed(graphs, "stored")
-    order = torch.arange(COUNT)
-    for start in range(4):
-        stepper.take(order[start : start + BATCH], 0, SIDE)
-    assert graphs.replayed == 1
-    compute, failures = stepper._compute_gradients, [torch.OutOfMemoryError("CUDA out of memory")]
+    compute, failures = stepper._compute_gradients, [0]
 
-    def run_out_once(*given: Any) -> Sums:
-        if failures:
-            raise failures.pop()
+    def run_out(*given: Any) -> Sums:
+        if failures[0]:
+            failures[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return compute(*given)
 
-    monkeypatch.setattr(stepper, "_compute_gradients", run_out_once)
-    stepper.take(order[:5], 0, SIDE)
+    def take(size: int, *, steps: int = 1, fail: int = 0) -> None:
+        failures[0] = fail
+        for _ in range(steps):
+            stepper.take(torch.arange(size), 0, SIDE)
+
+    monkeypatch.setattr(stepper, "_compute_gradients", run_out)
+    take(BATCH, steps=4)
+    assert (graphs.captured, graphs.replayed) == (1, 1)
+    return stepper, take
+
+
+def test_if_memory_runs_out_the_graph_goes_and_comes_back_once(
+    graphs: SimpleNamespace, scarce: tuple[Stepper, Callable[..., None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stepper, take = scarce
+    take(5, fail=1)
+    assert stepper.part_size == BATCH
+    assert capsys.readouterr().err.splitlines() == [
+        "out of memory: going on without the CUDA graph of a step; it is captured once more later"
+    ]
+    take(BATCH, steps=5)
+    assert (graphs.watched, graphs.captured, graphs.replayed) == (2, 2, 3), "after it has warmed up anew"
+    take(5, fail=1)
     assert stepper.part_size == BATCH
     assert capsys.readouterr().err.splitlines() == [
         "steps run kernel by kernel, not as one CUDA graph: there is no memory for it"
     ]
-    for _ in range(5):
-        stepper.take(order[:BATCH], 0, SIDE)
-    assert (graphs.captured, graphs.replayed) == (1, 1)
-    failures.append(torch.OutOfMemoryError("CUDA out of memory"))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    stepper.take(order[:BATCH], 0, SIDE)
+    take(BATCH, steps=5)
+    assert (graphs.captured, graphs.replayed) == (2, 3)
+    take(BATCH, fail=1)
     assert stepper.part_size == BATCH // 2, "without a graph there is nothing else to let go of"
+
+
+def test_if_the_room_of_the_graph_is_not_enough_the_batch_is_halved_and_captured_in_parts(
+    graphs: SimpleNamespace, scarce: tuple[Stepper, Callable[..., None]]
+) -> None:
+    stepper, take = scarce
+    take(BATCH, steps=4)
+    take(5, fail=2)
+    assert stepper.part_size == BATCH // 2
+    take(BATCH, steps=3)
+    assert (graphs.watched, graphs.captured) == (2, 1), "a step in parts is another one, and warms up first"
+    take(BATCH)
+    assert (graphs.captured, graphs.replayed) == (2, 6)
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_the_gradients_of_a_graph_go_with_it_where_memory_ran_out(
+    graphs: SimpleNamespace, scarce: tuple[Stepper, Callable[..., None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the cache is given back: a tensor that is left in a graph's memory keeps all of it."""
+    _, take = scarce
+    alive: list[int] = []
+    monkeypatch.setattr(
+        step_module, "free_cache", lambda _: alive.append(sum(ref() is not None for ref in graphs.left))
+    )
+    assert all(ref() is not None for ref in graphs.left)
+    take(5, fail=1)
+    assert alive == [0]
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_nothing_that_a_failed_capture_made_outlives_it(body: Body, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch unwinds such a capture when its graph goes, and the step that follows needs the memory."""
+    gone = []
+
+    def fail(work: Callable[[], Sums], device: torch.device) -> None:
+        made = nn.Linear(2, 2)
+        gone.append(weakref.ref(made))
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        except RuntimeError:
+            raise RuntimeError("operation failed due to a previous error during capture") from None
+
+    monkeypatch.setattr(step_graph, "capture", fail)
+    graph = StepGraph(body.network)
+    for _ in range(4):
+        graph.run(body, torch.arange(4), 0, 32)
+    assert [ref() for ref in gone] == [None]
 
 
 def test_a_step_that_runs_out_of_memory_as_it_warms_up_is_watched_before_it_is_captured(
@@ -207,15 +292,15 @@ def test_a_step_that_runs_out_of_memory_as_it_warms_up_is_watched_before_it_is_c
     def run_out(*_: Any) -> Sums:
         raise torch.OutOfMemoryError
 
-    for each in (body, body, run_out, run_out, body, body):
+    for each in (body, body, run_out, run_out, body, body, body, body):
         try:
             graph.run(each, torch.arange(4), 0, 32)
         except torch.OutOfMemoryError:
             assert not graph.release()
-    assert (graphs.watched, graphs.captured) == (3, 1)
+    assert (graphs.watched, graphs.captured) == (2, 1)
 
 
-@pytest.mark.usefixtures("graphs")
+@pytest.mark.usefixtures("graphs", "_no_collector")
 def test_a_stepper_and_its_graph_are_freed_without_the_cyclic_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph holds gigabytes, which the next stage needs."""
     monkeypatch.setattr(step_graph, "capture", lambda work, device: (work(), lambda: None))
@@ -225,12 +310,78 @@ def test_a_stepper_and_its_graph_are_freed_without_the_cyclic_collector(monkeypa
         stepper.take(np.arange(BATCH), 0, SIDE)
     assert stepper._graph._captured is not None
     gone = weakref.ref(stepper._graph), weakref.ref(stepper._graph._captured)
-    gc.disable()
-    try:
-        del stepper
-        assert [ref() for ref in gone] == [None, None]
-    finally:
-        gc.enable()
+    del stepper
+    assert [ref() for ref in gone] == [None, None]
+
+
+class Graphed:
+    """Trains with a live teacher on the CPU as a GPU would: 36 images, so 4 steps of 8 an epoch and one of 4."""
+
+    def __init__(self, graphs: SimpleNamespace, class_folders: Path) -> None:
+        self._graphs = graphs
+        self._splits = load_splits(class_folders)
+        self._plan = make_plan(epochs=3, batch_size=8, schedule="one-cycle", warm_up=0.25, ema=0.9, mixup=0.3)
+
+    def train(self, folder: Path) -> TappedNetwork:
+        """From the beginning, or from the checkpoint in `folder`; what has learnt."""
+        state = make_records(folder).checkpoint.open(resume=True, force=False)
+        pixels, valid = self._splits
+        learner, views = make_student(), make_views(pixels, mixup=0.3)
+        views.on_device = DeviceViews(views, ResidentPixels(pixels, "cpu"))
+        self._graphs.parameters = list(learner.parameters())
+        teaching, objective = (
+            LiveTeacher(make_student(seed=5), views, valid, "fp32"),
+            learn_from_teacher(self._plan.section),
+        )
+        train(learner, objective, views, valid, self._plan, make_records(folder, state), teaching)
+        return learner
+
+
+@pytest.fixture
+def graphed(graphs: SimpleNamespace, class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> Graphed:
+    monkeypatch.setattr(Stepper, "_is_capturable", lambda _: True)
+    return Graphed(graphs, class_folders)
+
+
+@pytest.mark.parametrize("stop", [4, 8, 10, 13])
+def test_a_training_that_was_stopped_between_replays_ends_as_one_that_was_not(
+    graphs: SimpleNamespace, graphed: Graphed, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 15 steps, the fourth is the first that is replayed, in a process that goes on as in one that begins."""
+    graphed.train(tmp_path / "whole")
+    assert graphs.replayed == 1 + 4 + 4
+    with stopping_after(stop), pytest.raises(Interrupted):
+        graphed.train(tmp_path / "stopped")
+    assert graphs.replayed == 9 + stop - 3 - stop // 5
+    before = graphs.replayed
+    graphed.train(tmp_path / "stopped")
+    assert (graphs.replayed > before) == (stop < 12)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "_is_capturable", lambda _: False)
+        graphed.train(tmp_path / "eager")
+    whole, *others = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "stopped", "eager")
+    )
+    assert [list(differences(other, whole)) for other in others] == [[], []]
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_the_gradients_of_a_graph_do_not_outlive_the_training(
+    graphs: SimpleNamespace, graphed: Graphed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optimiser and schedule are a cycle, and the network is still needed: both hold parameters with gradients."""
+    left = []
+
+    def capture(work: Callable[[], Sums], device: torch.device) -> tuple[Sums, Callable[[], None]]:
+        sums = work()
+        left.extend(weakref.ref(parameter.grad) for parameter in graphs.parameters)
+        return sums, lambda: None
+
+    monkeypatch.setattr(step_graph, "capture", capture)
+    learner = graphed.train(tmp_path)
+    assert left
+    assert [ref() for ref in left if ref() is not None] == []
+    assert all(parameter.grad is None for parameter in learner.parameters())
 
 
 def test_only_what_lies_on_one_gpu_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,6 +453,8 @@ def fail_to_capture() -> None:
     step_graph.watch = lambda work: (work(), False)
     graph, indices = StepGraph(nn.Linear(2, 2).cuda()), torch.arange(4, device="cuda")
     assert [graph.run(read_back, indices, 0, 32)[0].item() for _ in range(6)] == [6.0] * 6
+    free_cache("cuda:0")
+    assert torch.ones(2**24, device="cuda").sum().item() == 2**24
 
 
 @pytest.mark.gpu

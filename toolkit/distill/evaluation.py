@@ -13,7 +13,7 @@ from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels, send
 from toolkit.data.views import centre_views
 from toolkit.distill import distributed
-from toolkit.distill.memory import is_out_of_memory
+from toolkit.distill.memory import free_cache, is_out_of_memory
 from toolkit.distill.precision import Arithmetic, autocast
 from toolkit.errors import TrainingError
 from toolkit.networks.classifier import Classifier
@@ -41,6 +41,7 @@ def compute_logits(network: Classifier, pixels: Pixels, precision: Arithmetic, d
                 "validation: out of memory with one image at a time", "use a smaller data.image_size or network"
             )
         batch_size //= 2
+        free_cache(device)
         console.say(f"out of memory: validating {batch_size} images at a time")
     return distributed.gather_shares(logits[: len(share)], len(pixels))
 

@@ -1,4 +1,6 @@
-"""Telling that memory ran out from every other error."""
+"""Telling that memory ran out from every other error, and giving back what nobody uses."""
+
+import contextlib
 
 import torch
 
@@ -26,3 +28,14 @@ WORDS = (
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocator, of the GPU, the CPU or numpy, had no more to give."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in WORDS)
+
+
+def free_cache(device: str) -> None:
+    """Give the GPU back what torch's allocator keeps for later: libraries with allocators of their own may need it.
+
+    torch frees that by itself before it says that memory ran out. It refuses to while it takes a graph's capture for
+    unfinished, as one that failed may leave it to; then nothing is given back, which is no reason to stop.
+    """
+    if device != "cpu":
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()

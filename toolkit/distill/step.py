@@ -14,7 +14,7 @@ from toolkit.data.batches import TrainingViews, batches
 from toolkit.data.views import Indices
 from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.memory import is_out_of_memory
+from toolkit.distill.memory import free_cache, is_out_of_memory
 from toolkit.distill.objective import NetworkOutput, Objective
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import autocast
@@ -57,8 +57,7 @@ class Stepper:
             sums = self._gradients_or_none(indices, view, side)
             if sums is not None:
                 break
-            if self._graph is None or not self._graph.release():
-                self._halve()
+            self._make_room()
         self._optimizer.step()
         if self._average is not None:
             update = AveragedModel.update_parameters if self._plan.device == "cpu" else update_average
@@ -144,6 +143,13 @@ class Stepper:
         with self._replica.no_sync():
             yield
 
+    def _make_room(self) -> None:
+        """After memory ran out: go on without the graph, or where there is none with smaller parts."""
+        if self._graph is None or not self._graph.release():
+            self._halve()
+        self._optimizer.zero_grad()  # gradients that a graph left lie in its memory, which goes with the last of them
+        free_cache(self._plan.device)
+
     def _halve(self) -> None:
         remedy = f"use a smaller {self._plan.section_name}.batch_size, data.image_size or network"
         if distributed.world_size() > 1:
@@ -151,10 +157,6 @@ class Stepper:
         if self.part_size < 2:
             raise TrainingError(f"{self._plan.role}: out of memory with one image at a time", remedy)
         self.part_size = -(-self.part_size // 2)
-        self._optimizer.zero_grad()
-        if self._plan.device != "cpu":
-            with contextlib.suppress(RuntimeError):  # torch refuses it once a capture has failed
-                torch.cuda.empty_cache()
         console.say(
             f"out of memory: going on with {self.part_size} images at a time; gradients add up to the same batches of"
             f" {self._plan.section.batch_size}, batch statistics are of the parts"

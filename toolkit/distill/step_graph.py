@@ -19,6 +19,8 @@ from toolkit import console
 
 WARM_UP = 3
 """steps of a kind, one after the other, before it is captured"""
+MOST_RELEASES = 2
+"""times that memory runs out and a graph goes, before steps do without one"""
 
 Kind = tuple[int, int]
 """Number of images, and px of their side."""
@@ -50,6 +52,7 @@ class StepGraph:
         self._last: Kind | None = None
         self._alike = 0
         self._watched: Kind | None = None
+        self._releases = 0
         self._gave_up = False
 
     def run(self, body: Body, indices: Tensor, view: int, side: int) -> Sums:
@@ -69,11 +72,20 @@ class StepGraph:
         return self._replay(self._captured, indices)
 
     def release(self) -> bool:
-        """After memory ran out: do without, from now on; whether that leaves any more of it."""
+        """After memory ran out: let go of what was captured; whether there was anything.
+
+        A smaller batch in between may have needed the room just once, so steps may be captured again. They warm up
+        first: the next ones may be in smaller parts.
+        """
+        self._alike, self._watched = 0, None
         if self._captured is None:
             return False
         self._captured = None
-        self._give_up("there is no memory for it")
+        self._releases += 1
+        if self._releases < MOST_RELEASES:
+            console.say("out of memory: going on without the CUDA graph of a step; it is captured once more later")
+        else:
+            self._give_up("there is no memory for it")
         return True
 
     def _run_watched(self, body: Body, indices: Tensor, view: int, side: int) -> Sums:
@@ -88,8 +100,7 @@ class StepGraph:
         try:
             sums, replay = capture(lambda: body(own, view, side), own.device)
         except Exception as error:
-            first = error.__context__ or error  # the end of a capture that failed fails too
-            self._give_up(str(first).strip().partition("\n")[0] or type(first).__name__)
+            self._give_up(_describe(error.__context__ or error))  # the end of a capture that failed fails too
             return None
         gradients = [parameter.grad for parameter in self._parameters]
         return _Capture((len(indices), side), own, sums, gradients, replay)
@@ -105,6 +116,11 @@ class StepGraph:
     def _give_up(self, reason: str) -> None:
         self._gave_up = True
         console.say(f"steps run kernel by kernel, not as one CUDA graph: {reason}")
+
+
+def _describe(error: BaseException) -> str:
+    """Its first line; whoever names an error in a frame that it came through keeps all that lies in these frames."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def capture(work: Callable[[], Sums], device: torch.device) -> tuple[Sums, Callable[[], None]]:
@@ -125,7 +141,7 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
 def watch(work: Callable[[], Sums]) -> tuple[Sums, bool]:
     """What `work` returns, and whether the host waited for the GPU in it.
 
-    Such work cannot be captured, and an attempt would leave torch's allocator in a state that it does not recover from.
+    Such work cannot be captured, and an attempt that fails may leave torch's allocator unable to give memory back.
     """
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as told:

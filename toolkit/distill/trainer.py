@@ -157,6 +157,7 @@ class _Run:
             self._stop_if_asked([])  # a signal that came with the last step or later
         if not self._is_saved:
             self._save()
+        self._optimizer.zero_grad()  # the network, and the optimiser until it is collected, would keep a graph's memory
         assert self._best is not None
         progress = self._progress
         return Training(
@@ -313,7 +314,7 @@ class _Run:
                     "progress": asdict(self._progress),
                     "first_rate": self._first_rate,
                     "history": [to_values(metrics) for metrics in self._history],
-                    "best": asdict(self._best) if self._best else None,
+                    "best": to_values(self._best) if self._best else None,
                     "best_state": self._best_state,
                     "rng": torch.get_rng_state(),
                     "gpu_rng": torch.cuda.get_rng_state(self._plan.device) if self._plan.device != "cpu" else None,
