@@ -49,7 +49,11 @@ MODULES = modules()
 
 def imports_of(module: str) -> Iterator[str]:
     """Every module of the package that it imports anywhere, types and imports within functions included."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    return _imports_in(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+def _imports_in(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "toolkit":
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
@@ -76,3 +80,20 @@ def test_a_room_imports_only_what_stands_below_it(module: str) -> None:
         and floor_of(room_of(other)) >= floor_of(room_of(module))
     ]
     assert above == []
+
+
+def runtime_imports_of(module: str) -> set[str]:
+    """Modules of the package that it imports, at once or later; not those that only type checkers read."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    return set(_imports_in(tree)) - {module, "toolkit"}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: runtime_imports_of(module) for module in MODULES}
+    while leaves := [module for module, others in graph.items() if not others & graph.keys()]:
+        for module in leaves:
+            del graph[module]
+    assert sorted(graph) == [], "each of these waits for another one of them"

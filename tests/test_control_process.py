@@ -37,7 +37,7 @@ SMALL = [
     *(f"distill.epochs={EPOCHS}", "distill.batch_size=8"),
 ]
 TOLD = "student and control train side by side, on 1 and 1 of 2 cores"
-BOTH_SAVED = r"^distill, epoch 1, step 1, and saved; in control, (epoch|after epoch) .*, and saved$"
+BOTH_SAVED = r"^student, epoch 1, step 1, and saved; in control, (epoch|after epoch) .*, and saved$"
 HANG_S = 600.0
 """s after which a test gives up; it says nothing of how fast a machine is"""
 
@@ -264,7 +264,7 @@ def test_a_stop_before_the_control_trains_does_not_say_that_it_saved_something(
     with pytest.raises(Interrupted) as stopped:
         pipeline.distill_student(open_job(class_folders, out))
     assert stopped.value.where == (
-        "distill, epoch 1, step 1, and saved; in control, outside of its epochs, with nothing new to save"
+        "student, epoch 1, step 1, and saved; in control, outside of its epochs, with nothing new to save"
     )
     assert [path.name for path in out.glob("checkpoint*")] == ["checkpoint.pt"]
 
@@ -453,7 +453,7 @@ class TestCommand:
         assert "Traceback" not in said
         last = said.splitlines()[-1]
         assert re.fullmatch(
-            r"stopped in distill, .*, and saved; in control, .*, and saved; go on with: toolkit distill .*-resume", last
+            r"stopped in student, .*, and saved; in control, .*, and saved; go on with: toolkit distill .*-resume", last
         ), said
         assert not is_alive(pid)
         assert {path.name for path in out.glob("checkpoint*")} == {"checkpoint.pt", "checkpoint-control.pt"}

@@ -134,7 +134,7 @@ def test_a_run_that_was_stopped_after_any_step_ends_as_one_that_was_not(
     epoch, step = divmod(stop - 1, STEPS_AN_EPOCH)
     with pytest.raises(Interrupted) as stopped:
         go_on(case, splits, tmp_path / "cut", interrupting(stop))
-    assert stopped.value.where == f"distill, epoch {epoch + 1}, step {step + 1}, and saved"
+    assert stopped.value.where == f"student, epoch {epoch + 1}, step {step + 1}, and saved"
     assert stopped.value.exit_code == 130
     assert "stopping after this step; once more to stop at once" in capsys.readouterr().err
 
@@ -201,7 +201,7 @@ def test_where_epochs_end_without_a_checkpoint_a_stop_between_two_saves_and_a_po
     go_on(case, splits, tmp_path / "whole")
     monkeypatch.setattr(trainer._Run, "_saves_every_epoch", lambda _: False)
     (tmp_path / "cut").mkdir()
-    with pytest.raises(Interrupted, match="distill, after epoch 1"):
+    with pytest.raises(Interrupted, match="student, after epoch 1"):
         go_on(case, splits, tmp_path / "cut", stopping_at_validation(1))
     with pytest.raises(PowerCut):
         go_on(case, splits, tmp_path / "cut", interrupting(STEPS_AN_EPOCH + 2, PowerCut))
@@ -214,7 +214,7 @@ def test_a_signal_that_comes_while_the_last_epoch_is_validated_is_obeyed(splits:
     """Else Ctrl-C would end one stage and begin the next."""
     case = CASES["dropout, adamw, cosine, growing images"]
     go_on(case, splits, tmp_path / "whole")
-    with pytest.raises(Interrupted, match="distill, after epoch 3"):
+    with pytest.raises(Interrupted, match="student, after epoch 3"):
         go_on(case, splits, tmp_path / "cut", stopping_at_validation(3))
     assert_same_result(tmp_path / "cut", tmp_path / "whole")
     go_on(case, splits, tmp_path / "cut")
@@ -243,7 +243,7 @@ def one_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("one_of_two")
 def test_one_of_several_processes_takes_a_signal_that_comes_twice_for_one(splits: Splits, tmp_path: Path) -> None:
     case = CASES["dropout, adamw, cosine, growing images"]
-    with pytest.raises(Interrupted, match="distill, epoch 1, step 2"):
+    with pytest.raises(Interrupted, match="student, epoch 1, step 2"):
         go_on(case, splits, tmp_path, interrupting(2, signal.SIGTERM, times=3))
     assert (tmp_path / "checkpoint.pt").exists()
     # all is saved, and torchrun may send one more as the others end
@@ -296,7 +296,7 @@ def test_what_an_outer_request_noted_stops_the_body_too_and_is_not_sent_again(sp
             go_on(CASES["dropout, adamw, cosine, growing images"], splits, tmp_path)
         with interruption.stop_request() as inner:
             assert inner.signal_number == signal.SIGTERM
-        assert (stopped.value.where, stopped.value.exit_code) == ("distill, epoch 1, step 1, and saved", 143)
+        assert (stopped.value.where, stopped.value.exit_code) == ("student, epoch 1, step 1, and saved", 143)
         outer.signal_number = 0
 
 
@@ -488,7 +488,7 @@ def test_a_stopped_command_says_where_it_stopped_and_how_to_go_on(
     running.send(number)
     last = running.end(code).splitlines()[-1]
     found = re.fullmatch(
-        r"stopped in distill, .*epoch \d+.*, and saved; go on with: (toolkit distill .* --resume)", last
+        r"stopped in student, .*epoch \d+.*, and saved; go on with: (toolkit distill .* --resume)", last
     )
     assert found, last
     assert "Traceback" not in running.said
