@@ -12,7 +12,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -52,12 +52,10 @@ Runtime = Literal["torch", "torch.compile", "onnxruntime", "openvino"]
 Calibration = Literal["minmax", "entropy", "percentile"]
 """All that occurred; what loses least information (by KL); the central 99.999 %."""
 
-LogitMethod = Literal["kd", "dkd", "dist", "hard"]
-FeatureMethod = Literal["fitnets", "attention", "similarity"]
-LOGIT_METHODS: tuple[LogitMethod, ...] = get_args(LogitMethod)
-"""Ways to learn from the teacher's logits: toolkit/distill/losses.py."""
-FEATURE_METHODS: tuple[FeatureMethod, ...] = get_args(FeatureMethod)
-"""Ways to learn from the teacher's layers: toolkit/distill/features.py."""
+LOGIT_METHODS = ("kd", "dkd", "dist", "hard")
+"""Ways to learn from the teacher's logits; what they are says METHODS in toolkit/distill/objective.py."""
+FEATURE_METHODS = ("fitnets", "attention", "similarity")
+"""Ways to learn from the teacher's layers."""
 
 
 class Section(BaseModel):
@@ -216,7 +214,7 @@ class DistillRecipe(TrainingRecipe):
         return tuple(self.method.split("+"))
 
     @property
-    def logit_method(self) -> LogitMethod | None:
+    def logit_method(self) -> str | None:
         return next((part for part in LOGIT_METHODS if part in self.method_parts), None)
 
     @property
@@ -225,7 +223,7 @@ class DistillRecipe(TrainingRecipe):
         return 0 if self.feature_method else min(self.teacher_views, self.epochs)
 
     @property
-    def feature_method(self) -> FeatureMethod | None:
+    def feature_method(self) -> str | None:
         return next((part for part in FEATURE_METHODS if part in self.method_parts), None)
 
 

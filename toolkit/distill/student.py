@@ -15,7 +15,7 @@ from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork, default_tap, tap_channels
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile, prove_size
 from toolkit.distill.logit_store import find_stored, open_store
-from toolkit.distill.objective import learn_from_labels, learn_from_teacher
+from toolkit.distill.objective import FEATURE_METHODS, learn_from_labels, learn_from_teacher
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import Arithmetic
 from toolkit.distill.provenance import require_same_classes
@@ -168,7 +168,7 @@ def _tap(recipe: Recipe, student: Classifier, teacher: Classifier) -> tuple[Tapp
     console.say(f"{section.feature_method}: {', '.join(teacher_taps)} of the teacher → {', '.join(student_taps)}")
     tapped_teacher = TappedNetwork(teacher, teacher_taps, setting="distill.teacher_taps")
     channels = None
-    if section.feature_method == "fitnets":
+    if FEATURE_METHODS[section.feature_method].projected:
         channels = tap_channels(teacher.network, teacher_taps, size)
     return TappedNetwork(
         student, student_taps, project_to=channels, image_size=size, setting="distill.student_taps"
