@@ -16,10 +16,11 @@ from toolkit.distill import job
 from toolkit.distill.compilation import make_room, require_few_sizes
 from toolkit.distill.job import TrainingData, TrainingOptions
 from toolkit.distill.objective import learn_from_labels
-from toolkit.distill.optimization import make_optimizer, make_scheduler
+from toolkit.distill.optimization import Optimization
 from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper
 from toolkit.distill.student import train_control
+from toolkit.distill.training import Training
 from toolkit.errors import RecipeError
 from toolkit.modeldir import ModelDir
 from toolkit.networks.depthwise import DepthwiseStudent
@@ -102,10 +103,9 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
 
 def take_a_step_of_each_size(plan: Plan, base: int, class_folders: Path) -> None:
     learner = tapped(DepthwiseStudent(3, base=base)).train()
-    optimizer = make_optimizer(learner, plan.section)
-    views = make_views(load_splits(class_folders)[0])
-    scheduler = make_scheduler(optimizer, plan.section, 100)
-    stepper = Stepper(learner, learn_from_labels(0.0), views, None, plan, optimizer, scheduler, None)
+    pixels, valid = load_splits(class_folders)
+    training = Training(learner, learn_from_labels(0.0), make_views(pixels), valid, plan)
+    stepper = Stepper(training, Optimization.of(learner, plan.section, 100))
     for epoch in range(plan.section.epochs):
         stepper.take(np.arange(plan.section.batch_size), 0, plan.image_size_of(epoch))
 

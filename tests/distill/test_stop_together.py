@@ -18,7 +18,7 @@ from distill_samples import SMALL, Running, ToolkitCommands, read_lines, start_t
 
 from toolkit.cli import app
 from toolkit.distill import interruption, trainer
-from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.checkpoint import Checkpoint, TrainingState
 from toolkit.distill.step import Stepper
 
 EPOCHS = 12
@@ -96,8 +96,8 @@ def take_long_steps() -> None:
 def save_slowly() -> None:
     save = Checkpoint.save
 
-    def slowly(self: Checkpoint, state: dict[str, Any]) -> None:
-        if state["epoch"] or state["progress"]["step"]:
+    def slowly(self: Checkpoint, state: TrainingState) -> None:
+        if state.epoch or state.progress.step:
             time.sleep(2)
         save(self, state)
 

@@ -127,7 +127,7 @@ def test_stages_do_not_measure_or_say_again_what_the_plan_has(
     job = open_job(class_folders, tmp_path, *quick, seeds=2)
     forecast_command(job, "distill")
     assert "precision:" not in capsys.readouterr().err
-    monkeypatch.setattr(precision, "_step", never)
+    monkeypatch.setattr(precision.NetworkStep, "take", never)
     pipeline.distill_student(job)
     told = [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines() if "precision:" in line]
     purposes = ("to train ResNet", "to train DepthwiseStudent", "for ResNet to teach")

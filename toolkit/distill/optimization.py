@@ -1,15 +1,58 @@
 """Optimiser, learning-rate schedule and averaged weights, all torch's own, from the recipe's settings."""
 
 import math
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from toolkit.distill.features import TappedNetwork
 from toolkit.recipe import TrainingRecipe
 
 MOMENTUM = 0.9
+
+
+@dataclass
+class Optimization:
+    """What a network's gradients become: a step of the optimiser, of the schedule, and of the average if there is one.
+
+    `network` is what is averaged, the network without its projectors.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    average: AveragedModel | None = None
+
+    @classmethod
+    def of(cls, learner: TappedNetwork, section: TrainingRecipe, steps: int) -> Self:
+        """By the settings of `section`, for `steps` steps in all."""
+        network = learner.classifier.network
+        optimizer = make_optimizer(learner, section)
+        return cls(network, optimizer, make_scheduler(optimizer, section, steps), make_average(network, section))
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def shipped(self) -> nn.Module:
+        """The network whose weights are kept: the average, or else what was trained."""
+        shipped: nn.Module = self.average.module if self.average else self.network
+        return shipped
+
+    def step(self) -> None:
+        """By the gradients that lie in the parameters."""
+        self.optimizer.step()
+        if self.average is not None:
+            on_cpu = next(self.network.parameters()).device.type == "cpu"
+            update = AveragedModel.update_parameters if on_cpu else update_average
+            update(self.average, self.network)
+        self.scheduler.step()
 
 
 def make_optimizer(network: nn.Module, section: TrainingRecipe) -> torch.optim.Optimizer:
@@ -57,3 +100,17 @@ def make_average(network: nn.Module, section: TrainingRecipe) -> AveragedModel |
     average_of = get_ema_multi_avg_fn(section.ema)  # type: ignore[no-untyped-call]
     average = AveragedModel(network, multi_avg_fn=average_of, use_buffers=True)
     return average.requires_grad_(False)
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, network: nn.Module) -> None:
+    """`average.update_parameters(network)`, which on a GPU waits at every step for its count to get there."""
+    own, other = ([*module.parameters(), *module.buffers()] for module in (average.module, network))
+    if not average.n_averaged:
+        average.update_parameters(network)
+        return
+    assert average.multi_avg_fn is not None
+    for dtype in {values.dtype for values in own}:
+        alike = [number for number, values in enumerate(own) if values.dtype == dtype]
+        average.multi_avg_fn([own[i] for i in alike], [other[i].detach() for i in alike], average.n_averaged)
+    average.n_averaged += 1

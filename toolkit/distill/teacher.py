@@ -15,6 +15,7 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
+from toolkit.distill.training import Training
 from toolkit.errors import WeightsError
 from toolkit.files import sha256_file
 from toolkit.modeldir import ModelDir
@@ -72,12 +73,13 @@ def _fit(learner: TappedNetwork, job: TrainingJob) -> dict[str, Any]:
         role="teacher",
         section=section,
         image_size=job.recipe.data.image_size,
-        precision=state["precision"] if state else job.choose_precision(learner.classifier),
+        precision=state.precision if state else job.choose_precision(learner.classifier),
         seed=job.recipe.distill.seed,
         device=job.options.device,
         compile=job.recipe.distill.compile,
     )
-    return job.train(learner, learn_from_labels(section.label_smoothing), job.views(), plan, state)
+    objective = learn_from_labels(section.label_smoothing)
+    return job.train(Training(learner, objective, job.views(), job.data.valid, plan), state)
 
 
 def _judge_import(source: Path, classifier: Classifier, job: TrainingJob) -> dict[str, Any]:
