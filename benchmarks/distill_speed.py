@@ -185,7 +185,7 @@ class EngineSpeed:
         size = (BATCH_SIZE, recipe.data.image_size, device)
         self.precision = choose_precision("auto", NetworkStep(self._new_student().classifier, *size))
         answering, self.teacher_precision = choose_teacher(
-            recipe.distill.model_copy(update={"epochs": EPOCHS}),
+            recipe.with_overrides([f"distill.epochs={EPOCHS}"]),
             lambda: choose_precision("auto", NetworkStep(frozen, *size, training=False)),
             frozen,
             self._views,

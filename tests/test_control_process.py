@@ -32,7 +32,7 @@ from toolkit.modeldir import ModelDir
 
 EPOCHS = 6
 SMALL = [
-    *("data.image_size=32", "data.resize=36", "distill.precision=fp32", "teacher.architecture=depthwise"),
+    *("data.image_size=32", "data.resize=36", "training.precision=fp32", "teacher.architecture=depthwise"),
     *("teacher.epochs=1", "teacher.batch_size=12", "student.base=4", "distill.control=true", "distill.teacher_views=2"),
     *(f"distill.epochs={EPOCHS}", "distill.batch_size=8"),
 ]
@@ -409,7 +409,7 @@ def test_the_plan_says_so_and_measures_with_the_threads_that_each_will_have(
         return measure(network, *arguments, training=training, **options)
 
     monkeypatch.setattr(speeds, "step_seconds", noting)
-    job = open_job(class_folders, out, "distill.seed=5")  # its logits are not stored
+    job = open_job(class_folders, out, "training.seed=5")  # its logits are not stored
     planned = {stage.name: stage for stage in forecast_command(job, "distill").stages}
     assert planned["student"].seconds > 0
     assert planned["control"].seconds == pytest.approx(CONTROL_START_S)

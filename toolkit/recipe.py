@@ -10,13 +10,13 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from toolkit import shipped
+from toolkit import console, shipped
 from toolkit.errors import RecipeError
 
 DEFAULT_RECIPE = "fashion-mnist"
@@ -24,6 +24,9 @@ DEFAULT_RECIPE = "fashion-mnist"
 
 NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights", "distill.control"}
 """Where things lie, how fast they are read, and what is trained besides; what lies there has its own SHA-256."""
+
+MOVED = {f"distill.{key}": f"training.{key}" for key in ("seed", "precision", "compile")}
+"""Where settings of both stages of training stood before there was [training] → where they stand."""
 
 NEWER_SETTINGS = {"data.share": 1, "teacher.enlarge": None}
 """Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
@@ -102,6 +105,18 @@ class DataRecipe(Section):
 
 
 class TrainingRecipe(Section):
+    """`[training]`: what all stages of training share."""
+
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seeds weights, order and views of both training stages")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="arithmetic of both training stages; auto times both on this device and takes the faster"
+    )
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
+        "off", description="torch.compile's mode in both training stages; reduce-overhead uses CUDA graphs"
+    )
+
+
+class StageRecipe(Section):
     """What every training stage has: the budget, the optimiser, and what keeps a network from learning by heart."""
 
     epochs: int = Field(
@@ -125,7 +140,7 @@ class TrainingRecipe(Section):
     patience: int = Field(0, ge=0, le=10_000, description="epochs without a better one before it stops; 0: never")
 
 
-class TeacherRecipe(TrainingRecipe):
+class TeacherRecipe(StageRecipe):
     """`[teacher]`: the network that teaches, trained here, fine-tuned or imported."""
 
     architecture: str = Field("resnet18", description="a torchvision classifier, or `depthwise`")
@@ -152,7 +167,7 @@ class StudentRecipe(Section):
     width_mult: float = Field(1.0, gt=0, le=8, description="scales all blocks but the first and last; depthwise")
 
 
-class DistillRecipe(TrainingRecipe):
+class DistillRecipe(StageRecipe):
     """`[distill]`: how the student learns from the teacher."""
 
     method: str = Field("kd", description=f"{', '.join((*LOGIT_METHODS, *FEATURE_METHODS))}, or two: kd+attention")
@@ -173,16 +188,9 @@ class DistillRecipe(TrainingRecipe):
         None, description="also train the student without a teacher; absent: in `toolkit run` and with --seeds"
     )
     learning_rate: float = Field(0.1, gt=0, le=10, description="peak of the schedule")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="arithmetic of both training stages; auto times both on this device and takes the faster"
-    )
     teacher_precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto", description="arithmetic of the teacher that answers; auto: as precision, or int8 where that is faster"
     )
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
-        "off", description="torch.compile's mode in both training stages; reduce-overhead uses CUDA graphs"
-    )
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="seeds weights, order and views of both training stages")
 
     @field_validator("teacher_taps", "student_taps", mode="before")
     @classmethod
@@ -201,8 +209,6 @@ class DistillRecipe(TrainingRecipe):
     def _fits_together(self) -> Self:
         if self.mixup and "dkd" in self.method_parts:
             raise ValueError("dkd needs one label an image: mixup must be 0 with it")
-        if self.compile != "off" and self.feature_method:
-            raise ValueError("a method of layers looks into the networks as they run: compile must be off with it")
         if self.teacher_precision == "int8" and self.feature_method:
             raise ValueError("an int8 teacher has no layers to look into: teacher_precision must be another with them")
         if len(self.teacher_taps) != len(self.student_taps):
@@ -285,11 +291,25 @@ class Recipe(Section):
     """All settings of a run. Immutable; `with_overrides` makes a changed copy."""
 
     data: DataRecipe = DataRecipe()
+    training: TrainingRecipe = TrainingRecipe()
     teacher: TeacherRecipe = TeacherRecipe()
     student: StudentRecipe = StudentRecipe()
     distill: DistillRecipe = DistillRecipe()
     export: ExportRecipe = ExportRecipe()
     bench: BenchRecipe = BenchRecipe()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_settings(cls, values: Any) -> Any:
+        return move_settings(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _layers_can_be_seen(self) -> Self:
+        if self.training.compile != "off" and self.distill.feature_method:
+            raise ValueError(
+                "a method of layers looks into the networks as they run: training.compile must be off with it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes_grow(self) -> Self:
@@ -320,6 +340,7 @@ class Recipe(Section):
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"{path} is not valid TOML: {error}", "mend that line") from None
         _find_weights_beside(path, values)
+        _tell_of_moved(setting for setting in MOVED if _holds(values, setting))
         return cls.from_dict(values, str(path))
 
     def states(self, setting: str) -> bool:
@@ -345,18 +366,27 @@ class Recipe(Section):
                 raise RecipeError(
                     f"--set {override!r} is not section.key=value", "write it like --set distill.temperature=4"
                 )
+            setting = f"{section}.{key.strip()}"
+            _tell_of_moved([setting])
+            section, _, key = MOVED.get(setting, setting).partition(".")
             table = values.setdefault(section, {})
-            table[key.strip()] = _toml_value(text.strip())
+            table[key] = _toml_value(text.strip())
         return self.from_dict(values, "--set")
 
     def fingerprint(self, *parts: str) -> str:
-        """SHA-256 of the named sections and `section.key`s, without what cannot change a result (paths, workers)."""
-        values = {
-            f"{section}.{key}": value
-            for section, table in self.model_dump(mode="json").items()
-            for key, value in table.items()
-            if (section in parts or f"{section}.{key}" in parts) and f"{section}.{key}" not in NOT_IN_FINGERPRINT
-        }
+        """SHA-256 of the named sections and `section.key`s, without what cannot change a result (paths, workers).
+
+        Settings that have moved are hashed where they stood first, and are part of that section too, so that what was
+        made before stays up to date.
+        """
+        first_places = {new: old for old, new in MOVED.items()}
+        values = {}
+        for section, table in self.model_dump(mode="json").items():
+            for key, value in table.items():
+                setting = f"{section}.{key}"
+                place = first_places.get(setting, setting)
+                if {section, setting, place.partition(".")[0]} & {*parts} and setting not in NOT_IN_FINGERPRINT:
+                    values[place] = value
         for setting, unused in NEWER_SETTINGS.items():
             if values.get(setting, ...) == unused:
                 del values[setting]  # as it was before there was such a setting
@@ -365,7 +395,20 @@ class Recipe(Section):
     def control_fingerprint(self) -> str:
         """The same over all that decides the student trained without a teacher: nothing of how the teacher teaches."""
         keys = [f"distill.{key}" for key in type(self.distill).model_fields if key not in OF_TEACHING]
-        return self.fingerprint("data", "student", *keys)
+        return self.fingerprint("data", "student", "training", *keys)
+
+
+def move_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's values by section, with every setting where it stands today; ValueError where one is given twice."""
+    moved = {section: dict(table) if isinstance(table, dict) else table for section, table in values.items()}
+    for old, new in MOVED.items():
+        section, key = old.split(".")
+        target, name = new.split(".")
+        if _holds(moved, old) and isinstance(moved.setdefault(target, {}), dict):
+            value = moved[section].pop(key)
+            if moved[target].setdefault(name, value) != value:
+                raise ValueError(f"{old} is {new} now: give one of them")
+    return moved
 
 
 def builtin_names() -> list[str]:
@@ -386,6 +429,23 @@ def _find_weights_beside(recipe: Path, values: dict[str, Any]) -> None:
     is_name = weights in (IMAGENET, FOOD_11, *shipped.weights_files())
     if not is_name and (beside := recipe.parent / weights).is_file():
         teacher["weights"] = str(beside)
+
+
+def _holds(values: Mapping[str, Any], setting: str) -> bool:
+    section, _, key = setting.partition(".")
+    return isinstance(values.get(section), dict) and key in values[section]
+
+
+_told_of_moved: set[str] = set()
+"""Settings that were given where they stood once, and said to be: one line a command."""
+
+
+def _tell_of_moved(settings: Iterable[str]) -> None:
+    found = [setting for setting in settings if setting in MOVED]
+    if found and not _told_of_moved:
+        names = ", ".join(f"{setting} is {MOVED[setting]} now" for setting in found)
+        console.say(f"recipe: {names}, as teacher and student share it; the old name still works")
+        _told_of_moved.update(found)
 
 
 def _toml_value(text: str) -> Any:

@@ -42,12 +42,12 @@ def growing(section: str) -> list[str]:
 @pytest.mark.parametrize("section", ["teacher", "distill"])
 def test_more_sizes_than_eight_are_refused_before_the_work_begins(section: str) -> None:
     message = (
-        rf"distill\.compile = default: images grow through 29 sizes \({section}\.start_image_size\), each of which is"
+        rf"training\.compile = default: images grow through 29 sizes \({section}\.start_image_size\), each of which is"
         rf" compiled by itself; at most 8 are allowed; use a larger {section}\.start_image_size, 0 for full size"
-        r" throughout, or distill\.compile=off"
+        r" throughout, or training\.compile=off"
     )
     with pytest.raises(RecipeError, match=message) as caught:
-        require_few_sizes(recipe("distill.compile=default", *growing(section)))
+        require_few_sizes(recipe("training.compile=default", *growing(section)))
     assert "\n" not in str(caught.value)
 
 
@@ -55,9 +55,9 @@ def test_more_sizes_than_eight_are_refused_before_the_work_begins(section: str) 
     "settings",
     [
         growing("distill"),
-        ["distill.compile=default"],
-        ["distill.compile=default", "distill.start_image_size=144", "distill.epochs=40"],  # to 256 px by 16: 8 sizes
-        ["distill.compile=default", "teacher.weights=fashion-mnist", *growing("teacher")],  # nothing trains it
+        ["training.compile=default"],
+        ["training.compile=default", "distill.start_image_size=144", "distill.epochs=40"],  # to 256 px by 16: 8 sizes
+        ["training.compile=default", "teacher.weights=fashion-mnist", *growing("teacher")],  # nothing trains it
     ],
 )
 def test_other_recipes_are_not(settings: list[str]) -> None:
@@ -65,7 +65,7 @@ def test_other_recipes_are_not(settings: list[str]) -> None:
 
 
 def test_a_command_refuses_them_when_it_is_called(class_folders: Path, tmp_path: Path) -> None:
-    settings = ["data.image_size=256", "distill.compile=default", *growing("distill")]
+    settings = ["data.image_size=256", "training.compile=default", *growing("distill")]
     with pytest.raises(RecipeError, match="29 sizes"):
         open_for_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
 
@@ -78,7 +78,7 @@ def test_a_stage_makes_room_before_it_trains(
         "data.image_size=32",
         "data.resize=0",
         "student.base=4",
-        "distill.precision=fp32",
+        "training.precision=fp32",
     )
     images = TrainingData(load_dataset(made.data), *load_splits(class_folders))
     monkeypatch.setattr(job, "make_room", lambda plan: called.append("room"))

@@ -97,8 +97,8 @@ class Chooser:
         monkeypatch.setattr(quantized, "_answer", slowly)
 
     def __call__(self, **settings: Any) -> tuple[Classifier, str]:
-        section = DistillRecipe.model_validate({"epochs": 10} | settings)
-        return choose_teacher(section, lambda: "bf16", self.teacher, self.views, clock=lambda: self.now)
+        recipe = Recipe.model_validate({"distill": {"epochs": 10} | settings})
+        return choose_teacher(recipe, lambda: "bf16", self.teacher, self.views, clock=lambda: self.now)
 
 
 @pytest.fixture

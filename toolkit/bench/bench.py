@@ -90,7 +90,7 @@ def run_bench(
         "rows": measured,
         "preprocess_ms": speed.preprocess_ms,
         "classes": compare_classes(labels, teacher, student, dataset.classes),
-        "distillation": measure_gain(model_dir, recipe.distill.seed, rows, measured, test_pixels, chosen, device),
+        "distillation": measure_gain(model_dir, recipe.training.seed, rows, measured, test_pixels, chosen, device),
         "verdict": ship(measured, recipe.bench.max_drop, images),
         "warnings": contradictions,
         "timing_warnings": noise,

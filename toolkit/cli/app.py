@@ -561,4 +561,4 @@ def _make_plan(
 
 
 def _overrides(seed: int | None, overrides: list[str] | None, extra: list[str] | None = None) -> list[str]:
-    return [*(extra or []), *([f"distill.seed={seed}"] if seed is not None else []), *(overrides or [])]
+    return [*(extra or []), *([f"training.seed={seed}"] if seed is not None else []), *(overrides or [])]

@@ -30,7 +30,7 @@ DeviceOption = Annotated[str, typer.Option("--device", callback=_check_place, he
 ProviderOption = Annotated[
     str, typer.Option("--provider", callback=_check_place, help="onnxruntime runs on: auto, cpu, cuda or cuda:N.")
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Same as --set distill.seed=N.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Same as --set training.seed=N.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe setting; repeatable.")
 ]

@@ -27,7 +27,7 @@ from toolkit.modeldir import ModelDir, Role
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import ModelInfo, read_info, save_model
-from toolkit.recipe import Recipe, TrainingRecipe
+from toolkit.recipe import Recipe, StageRecipe
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,14 @@ class TrainingJob:
         return state
 
     @property
-    def section(self) -> TrainingRecipe:
+    def section(self) -> StageRecipe:
         return self.recipe.teacher if self.role == "teacher" else self.recipe.distill
 
     def choose_precision(self, classifier: Classifier, *, training: bool = True) -> FloatArithmetic:
         """Measured with `classifier`, where the recipe does not say."""
         shown = self.section.epochs if training else views_to_answer(self.recipe.distill)
         return choose_precision(
-            self.recipe.distill.precision,
+            self.recipe.training.precision,
             NetworkStep(
                 classifier, self.section.batch_size, self.recipe.data.image_size, self.options.device, training
             ),
@@ -155,7 +155,7 @@ class TrainingJob:
             self.data.train,
             self.recipe.data,
             self.data.num_classes,
-            seed=self.recipe.distill.seed,
+            seed=self.recipe.training.seed,
             mixup=section.mixup,
             device=self.options.device,
         )

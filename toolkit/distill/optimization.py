@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from toolkit.distill.features import TappedNetwork
-from toolkit.recipe import TrainingRecipe
+from toolkit.recipe import StageRecipe
 
 MOMENTUM = 0.9
 
@@ -28,7 +28,7 @@ class Optimization:
     average: AveragedModel | None = None
 
     @classmethod
-    def of(cls, learner: TappedNetwork, section: TrainingRecipe, steps: int) -> Self:
+    def of(cls, learner: TappedNetwork, section: StageRecipe, steps: int) -> Self:
         """By the settings of `section`, for `steps` steps in all."""
         network = learner.classifier.network
         optimizer = make_optimizer(learner, section)
@@ -55,7 +55,7 @@ class Optimization:
         self.scheduler.step()
 
 
-def make_optimizer(network: nn.Module, section: TrainingRecipe) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, section: StageRecipe) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov's momentum, in torch's fused form, over all parameters of `network`.
 
     The momentum, and AdamW's β1, is 0.9 but under `one-cycle`, which moves it too: see make_scheduler.
@@ -66,7 +66,7 @@ def make_optimizer(network: nn.Module, section: TrainingRecipe) -> torch.optim.O
     return torch.optim.SGD(parameters, lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=decay, fused=True)
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, section: TrainingRecipe, steps: int) -> LRScheduler:
+def make_scheduler(optimizer: torch.optim.Optimizer, section: StageRecipe, steps: int) -> LRScheduler:
     """A schedule over `steps` optimiser steps, stepped after each.
 
     `one-cycle` climbs to the peak in the first `warm_up` share and falls by a cosine to nearly 0 (Smith & Topin 2018,
@@ -93,7 +93,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, section: TrainingRecipe, st
     return LambdaLR(optimizer, factor)
 
 
-def make_average(network: nn.Module, section: TrainingRecipe) -> AveragedModel | None:
+def make_average(network: nn.Module, section: StageRecipe) -> AveragedModel | None:
     """The exponential moving average of weights and batch statistics, None where the recipe asks for none."""
     if section.ema == 0:
         return None

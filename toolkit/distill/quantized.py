@@ -22,7 +22,7 @@ from toolkit.errors import DeviceError
 from toolkit.graphs.build import INPUT, OUTPUTS, build_graph
 from toolkit.graphs.quantize import Quantizer
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import DistillRecipe
+from toolkit.recipe import DistillRecipe, Recipe
 
 OPSET = 20
 CALIBRATION_IMAGES = 64
@@ -78,7 +78,7 @@ def teacher_in(precision: Arithmetic, teacher: Classifier, views: TrainingViews)
 
 
 def choose_teacher(
-    section: DistillRecipe,
+    recipe: Recipe,
     choose_float: Callable[[], FloatArithmetic],
     teacher: Classifier,
     views: TrainingViews,
@@ -90,15 +90,16 @@ def choose_teacher(
     CPU), worth its making, faster, and within FARTHEST of the float network's probabilities. Raises DeviceError for
     int8 on a GPU.
     """
-    if (wanted := section.teacher_precision) != "auto":
+    if (wanted := recipe.distill.teacher_precision) != "auto":
         wished = teacher_in(wanted, teacher, views)
         if wanted == "int8":
             distance = _distance(wished, teacher, views.render(_some_images(views), view=1), "fp32")
             console.say(f"teacher in int8: its probabilities are {distance:.1%} away")
         return wished, wanted
     precision = choose_float()
-    if not may_answer_in_int8(section, views.device):
+    if not may_answer_in_int8(recipe, views.device):
         return teacher, precision
+    section = recipe.distill
     key = (_fingerprint(teacher), views.data.image_size, len(views), views_to_answer(section), precision)
     if (remembered := _in_int8.get(key)) is None:
         quantized = _try_int8(section, teacher, views, precision, clock)
@@ -108,9 +109,10 @@ def choose_teacher(
     return (quantized, "int8") if quantized is not None else (teacher, precision)
 
 
-def may_answer_in_int8(section: DistillRecipe, device: str) -> bool:
+def may_answer_in_int8(recipe: Recipe, device: str) -> bool:
     """Whether `auto` may try it at all: no wish for another precision, a method of logits alone, on the CPU."""
-    no_wish = section.teacher_precision == section.precision == "auto"
+    section = recipe.distill
+    no_wish = section.teacher_precision == recipe.training.precision == "auto"
     return device == "cpu" and no_wish and bool(section.logit_method) and not section.feature_method
 
 

@@ -81,7 +81,14 @@ class Rehearsal:
         student = TappedNetwork(Classifier(registry.build("depthwise", CLASSES), data.mean, data.std))
         section = self._recipe.distill.model_copy(update={"epochs": epochs})
         plan = Plan(
-            "student", section, self.image_size, self.precision, 0, self.device, self.precision, compile=section.compile
+            "student",
+            section,
+            self.image_size,
+            self.precision,
+            0,
+            self.device,
+            self.precision,
+            compile=self._recipe.training.compile,
         )
         valid = self._take(VALID)
         views = TrainingViews(self._pixels, data, CLASSES, seed=0, mixup=section.mixup, device=self.device)

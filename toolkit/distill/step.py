@@ -115,7 +115,7 @@ class Stepper:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TrainingError(
                 f"torch.compile cannot be used here: {reason}",
-                "use --set distill.compile=off, or install what it needs (a C++ compiler; triton on a GPU)",
+                "use --set training.compile=off, or install what it needs (a C++ compiler; triton on a GPU)",
             ) from error
 
     @contextlib.contextmanager

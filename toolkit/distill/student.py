@@ -129,16 +129,16 @@ def _plan(job: TrainingJob, role: Role, precision: Arithmetic, teacher_precision
         image_size=job.recipe.data.image_size,
         precision=precision,
         teacher_precision=teacher_precision,
-        seed=section.seed,
+        seed=job.recipe.training.seed,
         device=job.options.device,
-        compile=section.compile,
+        compile=job.recipe.training.compile,
         teacher_views=section.teacher_views,
     )
 
 
 def _new_student(job: TrainingJob) -> Classifier:
     recipe, section = job.recipe, job.recipe.student
-    torch.manual_seed(recipe.distill.seed)
+    torch.manual_seed(recipe.training.seed)
     network = registry.build(
         section.architecture,
         job.data.num_classes,
@@ -179,19 +179,19 @@ def _open_teacher(
     job: TrainingJob, tapped: TappedNetwork, views: TrainingViews, chosen: Arithmetic | None
 ) -> tuple[Teacher, Arithmetic]:
     """The teacher, stored or live, and the arithmetic of its answers: `chosen` by an interrupted run, or else now."""
-    section, teacher = job.recipe.distill, tapped.classifier
+    recipe, teacher = job.recipe, tapped.classifier
     precision = find_stored_answers(job, views, chosen)
     if precision is None:
         if chosen is not None:
             answering, precision = teacher_in(chosen, teacher, views), chosen
         else:
             choose_float = partial(job.choose_precision, teacher, training=False)
-            answering, precision = choose_teacher(section, choose_float, teacher, views)
+            answering, precision = choose_teacher(recipe, choose_float, teacher, views)
         if answering is not teacher:
             tapped = TappedNetwork(answering)
-    if section.stored_views:
+    if recipe.distill.stored_views:
         return _store(job, views).open(tapped, precision), precision
-    if section.teacher_views:
+    if recipe.distill.teacher_views:
         console.say("a teacher's layers are not stored: it runs live, on the same views")
     return LiveTeacher(tapped, views, job.data.valid, precision), precision
 
@@ -201,7 +201,7 @@ def find_stored_answers(job: TrainingJob, views: TrainingViews, chosen: Arithmet
     section = job.recipe.distill
     if not section.stored_views:
         return None
-    wishes = (chosen, section.teacher_precision, section.precision)
+    wishes = (chosen, section.teacher_precision, job.recipe.training.precision)
     precisions: list[Arithmetic] = [wish for wish in wishes if wish is not None and wish != "auto"][:1]
     return _store(job, views).find(precisions or ("bf16", "int8", "fp32"))
 

@@ -226,7 +226,7 @@ class _Run:
             f"{plan.role}: the {what} is not finite at epoch {self._progress.epoch + 1}, step {step}"
             f" (learning rate {rate:.3g}); {kept}",
             f"begin anew with --force and --set {plan.section_name}.learning_rate={section.learning_rate / 3:.2g},"
-            " or --set distill.precision=fp32",
+            " or --set training.precision=fp32",
         )
 
     def _stop_if_asked(self, sums: list[StepSums]) -> None:

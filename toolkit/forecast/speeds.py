@@ -34,7 +34,7 @@ from toolkit.forecast.facts import Facts
 from toolkit.modeldir import Role
 from toolkit.networks import registry, small_maps
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import DataRecipe, Recipe, TrainingRecipe
+from toolkit.recipe import DataRecipe, Recipe, StageRecipe
 
 SAMPLED_IMAGES = 24
 """training images that are decoded, and whose views are rendered"""
@@ -149,13 +149,13 @@ class MeasuredSpeeds:
 
     def _choose(self, recipe: Recipe, role: Role, batch: int, images: float, *, training: bool) -> FloatArithmetic:
         step = NetworkStep(self._network(recipe, role), batch, recipe.data.image_size, self._device, training)
-        return choose_precision(recipe.distill.precision, step, images=images, clock=self._clock, say=False)
+        return choose_precision(recipe.training.precision, step, images=images, clock=self._clock, say=False)
 
     def _share(self, epochs: int) -> float:
         """Images that this process sees in so many epochs."""
         return self._facts.images["train"] * epochs / self._facts.processes
 
-    def _batch(self, section: TrainingRecipe) -> int:
+    def _batch(self, section: StageRecipe) -> int:
         return min(section.batch_size, self._facts.images["train"])
 
     def _network(self, recipe: Recipe, role: Role) -> Classifier:
@@ -176,7 +176,7 @@ class MeasuredSpeeds:
         network = distributed.synchronize_batch_norms(network, self._device)
         return Classifier(network, (0.5,) * 3, (0.5,) * 3).to(self._device)
 
-    def _time_optimizer(self, key: NetworkKey, section: TrainingRecipe) -> float:
+    def _time_optimizer(self, key: NetworkKey, section: StageRecipe) -> float:
         """s of an optimiser's step, and of its average's."""
         network = self._build(*key)
         for parameter in network.parameters():
@@ -194,7 +194,7 @@ class MeasuredSpeeds:
         return self._device != "cpu" and distributed.world_size() == 1 and not has_hooks
 
     def _time_replays(
-        self, key: NetworkKey, data: DataRecipe, section: TrainingRecipe, precision: FloatArithmetic, side: int
+        self, key: NetworkKey, data: DataRecipe, section: StageRecipe, precision: FloatArithmetic, side: int
     ) -> float:
         """s an image of a whole step at `side` px, without a teacher, once the first steps have led to a graph."""
         sample, _ = self._sample(*_cut(Recipe(data=data)))
@@ -264,7 +264,7 @@ class MeasuredSpeeds:
         return distributed.agree(min(took[1:]))
 
 
-def _section(recipe: Recipe, role: Role) -> TrainingRecipe:
+def _section(recipe: Recipe, role: Role) -> StageRecipe:
     return recipe.teacher if role == "teacher" else recipe.distill
 
 

@@ -94,6 +94,12 @@ def test_what_differs_besides_is_said(change: Any, told: str, capsys: pytest.Cap
     assert told in capsys.readouterr().out
 
 
+def test_settings_that_have_moved_since_are_compared_where_they_stand_now() -> None:
+    second = make_report()
+    second["recipe"]["distill"] |= second["recipe"].pop("training") | {"seed": 3}
+    assert compare_reports(make_report(), second, NAMES)["differences"] == ["recipe: training.seed 0 in A, 3 in B"]
+
+
 def test_the_load_of_the_moment_makes_no_other_machine() -> None:
     second = make_report()
     second["hardware"].update(clock_mhz=3000, load_1m=1.5, other_load_cores=0.7)

@@ -11,6 +11,7 @@ from toolkit import console
 from toolkit.bench.report.markdown import percent
 from toolkit.bench.report.verdict import name_model
 from toolkit.bench.schema import ReportRow, short_provider
+from toolkit.recipe import move_settings
 
 SideBySide = dict[str, Any]
 """`names` (A, B), `differences` (a sentence each), `rows`: see compare_reports."""
@@ -112,7 +113,8 @@ def _find_differences(first: dict[str, Any], second: dict[str, Any]) -> list[str
         told = [f"{one['images']:,} images of {one['name']} ({one['sha256'][:12]}…)" for one in data]
         found.append(f"data: {told[0]} in A, {told[1]} in B: accuracies are not of the same images")
     for title, remark in (("hardware", ": times are not of the same machine"), ("versions", ""), ("recipe", "")):
-        flat = [_flatten(report.get(title) or {}) for report in (first, second)]
+        tables = [report.get(title) or {} for report in (first, second)]
+        flat = [_flatten(move_settings(table) if title == "recipe" else table) for table in tables]
         if title == "hardware":
             flat = [{name: one[name] for name in MACHINE if name in one} for one in flat]
         changed = [name for name in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(name) != flat[1].get(name)]
