@@ -112,7 +112,7 @@ def take_a_step_of_each_size(plan: Plan, base: int, class_folders: Path) -> None
 
 def test_every_size_of_every_stage_of_a_process_is_compiled(class_folders: Path, counter: Any) -> None:
     """Without room, the second network is not compiled at all: the first one, the teacher, has used it up."""
-    section = make_plan(compile="default", start_image_size=16, epochs=12).section
+    section = make_plan(start_image_size=16, epochs=12).section
     plan = Plan("distill", section, 72, "fp32", 0, "cpu", compile="default")  # 16 to 72 px by 8: 8 sizes
     for number in (1, 2):
         make_room(plan)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from distill_samples import (
+    SETTINGS,
     SMALL,
     Splits,
     ToolkitCommands,
@@ -338,6 +339,14 @@ def test_patience_counts_across_a_stop(splits: Splits, tmp_path: Path) -> None:
     assert go_on(case, splits, tmp_path).epochs == 3
 
 
+def test_a_checkpoint_holds_what_it_held_in_earlier_versions() -> None:
+    parts = ["learner", "optimizer", "scheduler", "average", "part_size", "epoch", "progress", "first_rate"]
+    parts += ["history", "best", "best_state", "rng", "gpu_rng", "precision", "teacher_precision"]
+    assert list(make_state().to_dict()) == parts
+    sums = ["epoch", "step", "loss_sum", "hits", "epoch_s", "seconds", "training_s", "images_seen"]
+    assert list(make_state().to_dict()["progress"]) == sums
+
+
 class TestRefusals:
     def test_an_interrupted_run_is_neither_replaced_nor_gone_on_with_unasked(self, tmp_path: Path) -> None:
         checkpoint = make_records(tmp_path).checkpoint
@@ -394,6 +403,16 @@ class TestRefusals:
             torch.save(content, checkpoint.path)
             with pytest.raises(ArtifactError, match=r"checkpoint.pt cannot be read"):
                 checkpoint.open(resume=True, force=False)
+
+    def test_a_state_that_lacks_a_part_is_one_line(self, tmp_path: Path) -> None:
+        checkpoint = make_records(tmp_path).checkpoint
+        values = make_state().to_dict()
+        del values["scheduler"], values["rng"]
+        torch.save(values | {"settings": SETTINGS}, checkpoint.path)
+        with pytest.raises(
+            ArtifactError, match=r"cannot be read \(it has no scheduler, rng\); delete it"
+        ):
+            checkpoint.open(resume=True, force=False)
 
     def test_a_write_that_fails_leaves_the_last_checkpoint(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -245,13 +245,13 @@ class TestWhatIsThere:
     def test_an_interrupted_run_s_epochs_are_behind_it(
         self, class_folders: Path, tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from toolkit.distill.checkpoint import Checkpoint
+        from toolkit.distill.checkpoint import Checkpoint, TrainingState
 
         saved = Checkpoint.save
 
-        def stop_after_two(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+        def stop_after_two(checkpoint: Checkpoint, state: TrainingState) -> None:
             saved(checkpoint, state)
-            if state["epoch"] == 2:
+            if state.epoch == 2:
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(Checkpoint, "save", stop_after_two)

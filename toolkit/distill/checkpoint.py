@@ -71,20 +71,20 @@ class TrainingState:
 
     def to_dict(self) -> dict[str, Any]:
         """What checkpoint.pt holds: tensors and plain values."""
-        own = {name: value for name, value in vars(self).items() if name != "steps"}
-        return (
-            {**vars(self.steps), "epoch": self.epoch}
-            | own
-            | {
-                "progress": asdict(self.progress),
-                "history": [to_values(metrics) for metrics in self.history],
-                "best": to_values(self.best) if self.best else None,
-            }
-        )
+        values = vars(self.steps) | {"epoch": self.epoch} | vars(self)
+        del values["steps"]
+        return values | {
+            "progress": asdict(self.progress),
+            "history": [to_values(metrics) for metrics in self.history],
+            "best": to_values(self.best) if self.best else None,
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Of what `to_dict` gave; LookupError, TypeError or ValueError for anything else."""
+        names = [field.name for of in (StepState, cls) for field in fields(of) if field.name != "steps"]
+        if missing := [name for name in names if name not in values]:
+            raise ValueError(f"it has no {', '.join(missing)}")
         made: dict[str, Any] = {
             "steps": StepState(**{field.name: values[field.name] for field in fields(StepState)}),
             "progress": TrainingProgress(**values["progress"]),
