@@ -330,7 +330,7 @@ def test_little_memory_is_said_before_anything_is_loaded(
     monkeypatch.setattr(workspace, "memory_bytes", lambda: 256 * 2**20)
     with pytest.raises(ArtifactError, match="there is no model directory"):
         workspace.open_finished(tmp_path / "none", None, None, [])
-    assert capsys.readouterr().err.startswith("careful: 0.2 GiB of memory for this process; ")
+    assert capsys.readouterr().err.startswith("warning: 0.2 GiB of memory for this process; ")
 
 
 def test_a_forgotten_volume_is_said_before_anything_is_trained(
@@ -339,4 +339,4 @@ def test_a_forgotten_volume_is_said_before_anything_is_trained(
     monkeypatch.setattr(workspace, "missing_volume", lambda path: "/app/models")
     workspace.open_for_training(None, "fashion-mnist", tmp_path / "m", [])
     told = "lies in this container and is deleted with it; to keep it, mount a volume: docker run -v kd-models:"
-    assert f"careful: {tmp_path / 'm'} {told}/app/models" in " ".join(capsys.readouterr().err.split())
+    assert f"warning: {tmp_path / 'm'} {told}/app/models" in " ".join(capsys.readouterr().err.split())
