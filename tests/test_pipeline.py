@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import make_class_folders
 from PIL import Image
+from toolkit_process import start_toolkit, toolkit
 from torchvision.models import resnet18
 
 from toolkit import workspace
@@ -25,19 +26,6 @@ SMALL = [
     *("--set", "distill.epochs=8", "--set", "distill.batch_size=6", "--set", "student.base=8"),
     *("--set", "bench.samples=10", "--set", "bench.seconds=1.0", "--set", "bench.batch_sizes=[1, 4]"),
 ]
-
-
-def toolkit(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [sys.executable, "-m", "toolkit", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert result.returncode == code, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
-    assert "Traceback" not in result.stderr
-    return result
 
 
 @pytest.fixture(scope="session")
@@ -297,13 +285,7 @@ def test_distill_in_a_directory_with_a_teacher_alone_takes_the_teacher_s_recipe(
 
 def test_ctrl_c_saves_says_how_to_go_on_and_leaves_nothing_half_written(class_folders: Path, tmp_path: Path) -> None:
     arguments = ["distill", "--data", str(class_folders), "--out", str(tmp_path / "m"), *SMALL]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "toolkit", *arguments, "--set", "teacher.epochs=1000"],
-        stderr=subprocess.PIPE,
-        text=True,
-        # a suite that a script runs in the background has Ctrl-C ignored, and children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = start_toolkit(*arguments, "--set", "teacher.epochs=1000")
     assert process.stderr is not None
     said = ""
     while "teacher    1/1000" not in said:
