@@ -119,7 +119,10 @@ def test_fingerprint_sees_settings_but_not_where_data_lies() -> None:
     ("overrides", "message"),
     [
         (["distill.method=dkd", "distill.mixup=0.2"], "dkd needs one label per image: set mixup to 0"),
-        (["distill.method=kd+attention", "distill.compile=default"], "reads the networks while they run: set compile to off"),
+        (
+            ["distill.method=kd+attention", "distill.compile=default"],
+            "reads the networks as they run: set compile to off",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_without_repeating_them_all(

@@ -87,9 +87,13 @@ class DataRecipe(Section):
         le=512,
         description="px; padding on every side before the random training crop; absent: follows resize, else 0",
     )
-    padding_mode: Literal["symmetric", "constant"] = Field("symmetric", description="symmetric mirrors the border, constant fills with 0")
+    padding_mode: Literal["symmetric", "constant"] = Field(
+        "symmetric", description="symmetric: mirrors the border; constant: fills with 0"
+    )
     flip: bool = Field(True, description="mirrors half of the training views left to right")
-    rotation_degrees: float = Field(0.0, ge=0, le=180, description="degrees; training views turn by up to this angle, either way")
+    rotation_degrees: float = Field(
+        0.0, ge=0, le=180, description="degrees; training views turn by up to this angle, either way"
+    )
     validation_fraction: float = Field(
         0.1, gt=0, lt=0.5, description="share of the training images, held out if a data set has no validation split"
     )
@@ -122,9 +126,11 @@ class TrainingRecipe(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label that is spread over all classes")
     mixup: float = Field(0.0, ge=0, le=10, description="α of Beta(α, α), the mix of two images; 0: no mix")
     ema: float = Field(
-        0.0, ge=0, lt=1, description="decay per step of the moving average of weights, which is then kept; 0: no average"
+        0.0, ge=0, lt=1, description="decay per step of the average of weights, which is then kept; 0: no average"
     )
-    patience: int = Field(0, ge=0, le=10_000, description="epochs without improvement after which training stops; 0: never")
+    patience: int = Field(
+        0, ge=0, le=10_000, description="epochs without improvement after which training stops; 0: never"
+    )
 
 
 class TeacherRecipe(TrainingRecipe):
@@ -136,7 +142,9 @@ class TeacherRecipe(TrainingRecipe):
         description="empty: from scratch; a file, beside the recipe or in the current directory; `fashion-mnist`: "
         "the teacher that ships under that name; `food-11`: the notebook's; `imagenet`: torchvision's, fine-tuned",
     )
-    mean: Channels | None = Field(None, description="of the teacher's input; absent: as its weights say, else as in [data]")
+    mean: Channels | None = Field(
+        None, description="of the teacher's input; absent: as its weights say, else as in [data]"
+    )
     std: Spread | None = Field(None, description="see mean")
     enlarge: int | None = Field(
         None, ge=1, le=16, description="factor by which it enlarges each image; absent: as its weights say, else 1"
@@ -151,7 +159,9 @@ class StudentRecipe(Section):
 
     architecture: str = Field("depthwise", description="`depthwise` (the notebook's), or a torchvision classifier")
     base: int = Field(16, ge=1, le=512, description="channels of the first block; only for depthwise")
-    width_mult: float = Field(1.0, gt=0, le=8, description="factor of the channels of all blocks but the first and last; only for depthwise")
+    width_mult: float = Field(
+        1.0, gt=0, le=8, description="factor of all channels but the first and last block's; only for depthwise"
+    )
 
 
 class DistillRecipe(TrainingRecipe):
@@ -165,18 +175,20 @@ class DistillRecipe(TrainingRecipe):
     dkd_other_weight: float = Field(8.0, ge=0, le=100, description="dkd: weight of the other classes' term")
     dist_inter_weight: float = Field(1.0, ge=0, le=100, description="dist: weight of the relation between classes")
     dist_intra_weight: float = Field(1.0, ge=0, le=100, description="dist: weight of the relation between images")
-    feature_weight: float | None = Field(None, ge=0, description="weight of the layers' term; absent: as the method has it")
+    feature_weight: float | None = Field(
+        None, ge=0, description="weight of the layers' term; absent: as the method has it"
+    )
     teacher_taps: Names = Field((), description="layers that teach, by name; empty: the last feature map")
     student_taps: Names = Field((), description="layers that learn from them; as many as in teacher_taps")
     teacher_views: int = Field(
-        0, ge=0, le=10_000, description="views per image whose teacher logits are stored and replayed; 0: a live teacher"
+        0, ge=0, le=10_000, description="views per image with stored, replayed teacher logits; 0: a live teacher"
     )
     control: bool | None = Field(
         None, description="also trains the student without a teacher; absent: in `toolkit run` and with --seeds"
     )
     learning_rate: float = Field(0.1, gt=0, le=10, description="peak of the schedule")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="arithmetic of both training stages; auto: times both on this device and uses the faster one"
+        "auto", description="arithmetic of both training stages; auto: times both here and uses the faster one"
     )
     teacher_precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto", description="arithmetic of the teacher while it teaches; auto: as precision, or int8 if that is faster"
@@ -204,7 +216,7 @@ class DistillRecipe(TrainingRecipe):
         if self.mixup and "dkd" in self.method_parts:
             raise ValueError("dkd needs one label per image: set mixup to 0")
         if self.compile != "off" and self.feature_method:
-            raise ValueError("a method of layers reads the networks while they run: set compile to off")
+            raise ValueError("a method of layers reads the networks as they run: set compile to off")
         if self.teacher_precision == "int8" and self.feature_method:
             raise ValueError("a method of layers cannot read an int8 teacher: choose another teacher_precision")
         if len(self.teacher_taps) != len(self.student_taps):
@@ -248,13 +260,17 @@ class ExportRecipe(Section):
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
     license: str = Field("", description="written into the file's metadata, unless empty")
     images: int = Field(1000, ge=1, description="most validation images for a proof")
-    max_logit_difference: float = Field(1e-3, gt=0, description="largest difference of any logit between the fp32 file and torch")
+    max_logit_difference: float = Field(
+        1e-3, gt=0, description="largest difference of any logit between the fp32 file and torch"
+    )
     min_agreement: float = Field(0.999, ge=0, le=1, description="least share of images on which they agree")
     max_accuracy_drop: float = Field(0.001, ge=0, le=1, description="top-1 accuracy that the fp32 file may lose")
-    fp16_max_logit_difference: float = Field(0.1, gt=0, description="largest difference of any logit between the fp16 file and torch")
+    fp16_max_logit_difference: float = Field(
+        0.1, gt=0, description="largest difference of any logit between the fp16 file and torch"
+    )
     fp16_min_agreement: float = Field(0.99, ge=0, le=1, description="least share of images on which they agree")
     fp16_max_accuracy_drop: float = Field(0.005, ge=0, le=1, description="top-1 accuracy that the fp16 file may lose")
-    max_drop: float = Field(0.01, ge=0, le=1, description="top-1 accuracy that the int8 file may lose against the fp32 file")
+    max_drop: float = Field(0.01, ge=0, le=1, description="top-1 accuracy that the int8 file may lose to the fp32 file")
     calibration: Calibration = Field("minmax", description="how int8 finds the range of each layer's activations")
     calibration_images: int = Field(128, ge=1, le=10_000, description="training images on which those ranges are found")
 
@@ -273,10 +289,10 @@ class BenchRecipe(Section):
         description="torch, onnxruntime, torch.compile (takes a minute per model), openvino (an extra package)",
     )
     max_drop: float = Field(
-        0.01, ge=0, le=1, description="top-1 accuracy that the shipped student may lose against the teacher, and a row against its baseline"
+        0.01, ge=0, le=1, description="top-1 accuracy that a student may lose to its teacher, and a row to its baseline"
     )
     max_slowdown: float = Field(
-        1.2, ge=1, le=100, description="largest factor by which a row (p50 of one image) may be slower than its baseline"
+        1.2, ge=1, le=100, description="largest ratio of a row's p50 of one image to its baseline's"
     )
     disagreements: int = Field(
         24, ge=0, le=1000, description="test images on which teacher and student differ, kept for the demo"
