@@ -75,7 +75,7 @@ def read_contents(model_dir: ModelDir) -> Contents:
 
 
 def _tell(error: ArtifactError) -> dict[str, Any]:
-    console.say(f"careful: {error}")
+    console.say(f"warning: {error}")
     return {"problem": error.problem}
 
 

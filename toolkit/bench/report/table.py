@@ -116,7 +116,7 @@ def render_markdown(report: Report) -> str:
     sections = [
         f"# Teacher and student on {dataset['name']}",
         report["verdict"],
-        *(f"**Careful:** {warning}" for warning in (*report["warnings"], *report["timing_warnings"])),
+        *(f"**Warning:** {warning}" for warning in (*report["warnings"], *report["timing_warnings"])),
         "## Did distillation help?",
         describe_gain(report["distillation"]),
         _seeds_table(report["distillation"].get("per_seed") or []),
