@@ -134,7 +134,7 @@ def test_an_address_of_another_machine_is_one_clear_line(host: str) -> None:
 @pytest.mark.usefixtures("_signals")
 def test_no_folder_for_uploads_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    message = r"there is no folder to keep uploads in: No such file or directory; make /tmp writable, or set TMPDIR"
+    message = r"there is no folder for uploads: No such file or directory; make /tmp writable, or set TMPDIR"
     with pytest.raises(ToolkitError, match=message):
         serve([], port=free_port())
 
@@ -145,7 +145,8 @@ def test_half_a_login_is_one_clear_line_without_the_secret() -> None:
         with pytest.raises(ToolkitError) as error:
             read_login(environment)
         assert str(error.value) == (
-            f"KD_TOOLKIT_{given} is set and KD_TOOLKIT_{missing} is not; set both, so that visitors sign in, or neither"
+            f"KD_TOOLKIT_{given} is set and KD_TOOLKIT_{missing} is not; "
+            f"set both, so that visitors sign in, or unset KD_TOOLKIT_{given}"
         )
     assert read_login({"KD_TOOLKIT_USER": "", "OTHER": "x"}) is None
 
@@ -196,7 +197,9 @@ def test_a_body_of_unknown_length_is_refused(url: str) -> None:
             connection.request("POST", path, iter([b"{}"]), {"Content-Type": "application/json"}, encode_chunked=True)
             response = connection.getresponse()
             assert response.status == 411
-            assert json.loads(response.read()) == {"detail": "say how long the request is: Content-Length"}
+            assert json.loads(response.read()) == {
+                "detail": "the request has no length; send the header Content-Length"
+            }
 
 
 def test_a_picture_within_the_call_is_refused(url: str, server: Server) -> None:
@@ -256,7 +259,7 @@ def test_a_call_may_name_nothing_but_an_upload(
 
 def test_the_clients_user_is_told_to_upload(client: Client, stranger: tuple[socket.socket, str]) -> None:
     listener, address = stranger
-    with pytest.raises(ValidationError, match=f"image: this is no uploaded file; {UPLOAD_FIRST}"):
+    with pytest.raises(ValidationError, match=f"image: this is not an uploaded file; {UPLOAD_FIRST}"):
         client.predict(handle_file(address), api_name="/predict")
     with pytest.raises(BlockingIOError):
         listener.accept()
@@ -283,7 +286,7 @@ def test_a_call_without_all_its_inputs_is_told_what_they_are(
     for call in ([], {}, {"picture": picture}, {"image": picture, "size": 3}):
         reply = post_json(url, "/gradio_api/call/v2/predict", call)
         assert reply.status == 422
-        assert json.loads(reply.body) == {"detail": "name the image; what can be named: image, model, precision"}
+        assert json.loads(reply.body) == {"detail": "name the image; valid names: image, model, precision"}
     assert post_json(url, "/gradio_api/call/v2/predict", {"image": picture}).status == 200
     assert "Traceback" not in server.log.read_text()
 
