@@ -6,7 +6,6 @@ pictures instead, where it is left to itself (toolkit/data/defaults.py). The rec
 (`fashion-mnist`, the default, and `food11`, the notebook's settings) are `recipe.toml` files under `models/`.
 """
 
-import difflib
 import hashlib
 import json
 import tomllib
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from toolkit import shipped
-from toolkit.errors import RecipeError
+from toolkit.errors import RecipeError, did_you_mean
 
 DEFAULT_RECIPE = "fashion-mnist"
 """The recipe that is used where neither --recipe, --data nor a model directory says otherwise."""
@@ -234,8 +233,7 @@ def check_method(method: str) -> None:
     parts = method.split("+")
     known = (*LOGIT_METHODS, *FEATURE_METHODS)
     if unknown := [part for part in parts if part not in known]:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
+        guess = did_you_mean(unknown[0], known)
         raise ValueError(f"{guess}valid: {', '.join(known)}; a method of logits and one of layers join as kd+attention")
     for family in (LOGIT_METHODS, FEATURE_METHODS):
         if sum(part in family for part in parts) > 1:
@@ -403,8 +401,7 @@ def _first_problem(error: ValidationError, origin: str) -> RecipeError:
     path = ".".join(keys)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
-        near = difflib.get_close_matches(keys[-1], known, n=1)
-        guess = f"did you mean {'.'.join([*keys[:-1], near[0]])}? " if near else ""
+        guess = did_you_mean(keys[-1], known, prefix="".join(f"{key}." for key in keys[:-1]))
         return RecipeError(f"{origin}: unknown key {path}", f"{guess}valid here: {', '.join(known)}")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that do not fit together

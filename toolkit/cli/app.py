@@ -50,7 +50,7 @@ from toolkit.cli.printing import (
     resume_command,
     training_flags,
 )
-from toolkit.errors import Interrupted, ToolkitError, TrainingError, UsageError
+from toolkit.errors import Interrupted, ToolkitError, TrainingError, UsageError, one_line
 from toolkit.modeldir import FilePrecision, ModelDir
 
 if TYPE_CHECKING:
@@ -496,7 +496,7 @@ def _tell_lost_peer(error: RuntimeError) -> None:
     if not console.err.quiet:  # one that is quiet waits before it tells any error
         time.sleep(OTHERS_WAIT_S)
     raise TrainingError(
-        f"another of the {distributed.world_size()} processes has ended ({str(error).splitlines()[0]})",
+        f"another of the {distributed.world_size()} processes has ended ({one_line(error)})",
         f"see what it said, then go on with: {resume_command()}",
     ) from None
 

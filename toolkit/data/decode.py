@@ -18,7 +18,7 @@ from toolkit.data.dataset import Images, Split
 from toolkit.data.disk import Room, remove_leftovers
 from toolkit.data.parallel import run_in_blocks
 from toolkit.data.preprocess import UNREADABLE, Preprocess, decode_rgb, why_unreadable
-from toolkit.errors import ArtifactError, DataError
+from toolkit.errors import ArtifactError, DataError, one_line
 from toolkit.files import write_atomically
 
 LAYOUT_VERSION = 1
@@ -79,7 +79,7 @@ def read_index(path: Path) -> Index | None:
         with beside.open("rb") as file, np.load(file) as stored:
             index = Index(**{key: stored[key] for key in stored.files})
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        say(f"the cached {beside.name} is damaged ({error}); decoding again")
+        say(f"the cached {beside.name} is damaged ({one_line(error)}); decoding again")
         return None
     if index.size_bytes == path.stat().st_size:
         return index

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from toolkit.errors import WeightsError
+from toolkit.errors import WeightsError, one_line
 from toolkit.recipe import DataRecipe
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF")
@@ -63,10 +63,9 @@ def why_unreadable(error: BaseException) -> str:
     """The reason in one short phrase."""
     if isinstance(error, UnidentifiedImageError):
         return "not a JPEG, PNG, WebP, BMP or GIF image, or damaged at its start"
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if "MAX_TEXT_CHUNK" in text:
+    if "MAX_TEXT_CHUNK" in str(error):
         return "the text or colour profile packed into it is too large"
-    return " ".join(text.split()) or type(error).__name__
+    return (isinstance(error, OSError) and error.strerror) or one_line(error)
 
 
 def decode_rgb(image: Image.Image) -> Image.Image:

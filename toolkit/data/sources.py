@@ -4,7 +4,6 @@ named.py knows the named sets, food11.py the notebook's own one, directory.py fo
 the splits that are missing, dataset.py says what a data set is.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from toolkit.data.directory import load_directory
 from toolkit.data.food11 import load_food11
 from toolkit.data.named import load_cifar, load_fashion_mnist, load_food101
 from toolkit.data.splits import take_share
-from toolkit.errors import DataError
+from toolkit.errors import DataError, did_you_mean
 from toolkit.recipe import DataRecipe
 
 __all__ = ["NAMED", "SPLITS", "Dataset", "Images", "Split", "load_dataset"]
@@ -50,17 +49,10 @@ def _load_whole(recipe: DataRecipe) -> Dataset:
         return load_directory(folder, recipe)
     if folder.exists():
         raise DataError(f"{recipe.source} is a file, not a folder of images", "give the folder, or one of: " + _names())
-    plain = {_letters(name): name for name in NAMED}
-    near = difflib.get_close_matches(_letters(recipe.source), plain, n=1, cutoff=0.6)
-    guess = f"did you mean {plain[near[0]]}? " if near else ""
     raise DataError(
         f"{recipe.source!r} is neither a folder that is there nor a data set known by name",
-        f"{guess}give a folder, or one of: {_names()}",
+        f"{did_you_mean(recipe.source, NAMED)}give a folder, or one of: {_names()}",
     )
-
-
-def _letters(name: str) -> str:
-    return "".join(filter(str.isalnum, name.lower()))
 
 
 def _names() -> str:

@@ -18,7 +18,7 @@ from toolkit.data.batches import TrainingViews
 from toolkit.data.pixels import spread
 from toolkit.distill import distributed
 from toolkit.distill.precision import Arithmetic, FloatArithmetic, autocast, least_times
-from toolkit.errors import DeviceError
+from toolkit.errors import DeviceError, one_line
 from toolkit.graphs.build import INPUT, OUTPUTS, build_graph
 from toolkit.graphs.quantize import Quantizer
 from toolkit.networks.classifier import Classifier
@@ -169,8 +169,7 @@ def _quantize_or_none(teacher: Classifier, views: TrainingViews) -> QuantizedCla
     try:
         return QuantizedClassifier(teacher, views)
     except Exception as error:  # of torch's exporter, onnxruntime's quantizer or the disk
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        console.say(f"the teacher answers in float, as it cannot be had in int8: {reason}")
+        console.say(f"the teacher answers in float, as it cannot be had in int8: {one_line(error)}")
         return None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.errors import DeviceError
+from toolkit.errors import DeviceError, one_line
 from toolkit.machine.limits import available_cores
 from toolkit.runtimes.base import (
     ImageBatch,
@@ -50,7 +50,7 @@ def _compile_openvino(path: Path, threads: int) -> tuple[Any, dict[str, str]]:
     try:
         content = frontend.load(str(path))
     except Exception as error:  # OpenVINO, too, raises classes of its own
-        raise damaged_file("OpenVINO", path, _last_line(error)) from error
+        raise damaged_file("OpenVINO", path, one_line(error, last=True)) from error
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
@@ -62,7 +62,7 @@ def _compile_openvino(path: Path, threads: int) -> tuple[Any, dict[str, str]]:
         compiled = openvino.Core().compile_model(model, OpenVinoPredictor.provider, settings)
     except Exception as error:
         raise DeviceError(
-            f"OpenVINO cannot run {path.name}: {_last_line(error)}", "leave openvino out of bench.runtimes"
+            f"OpenVINO cannot run {path.name}: {one_line(error, last=True)}", "leave openvino out of bench.runtimes"
         ) from error
     return compiled, dict(model.get_rt_info("framework").value) if model.has_rt_info("framework") else {}
 
@@ -84,8 +84,3 @@ def import_openvino() -> Any:
         if loaded is not None:
             sys.modules[TELEMETRY] = loaded
     return openvino
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:160] if lines else type(error).__name__

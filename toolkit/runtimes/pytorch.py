@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from toolkit.errors import DeviceError
+from toolkit.errors import DeviceError, one_line
 from toolkit.machine.devices import fp32_products_in
 from toolkit.machine.limits import available_cores
 from toolkit.runtimes.base import ImageBatch, Logits, check_images
@@ -76,9 +76,8 @@ class CompiledPredictor(TorchPredictor):
         try:
             return super().logits(images)
         except TorchDynamoException as error:
-            reason = " ".join(str(error).strip().split("\n\n")[0].split())[:200]
             raise DeviceError(
-                f"torch.compile cannot compile {self.path.name} for {self.provider}: {reason}",
+                f"torch.compile cannot compile {self.path.name} for {self.provider}: {one_line(error)}",
                 "it needs a C++ compiler on the CPU and Triton on a GPU; or leave torch.compile out of bench.runtimes",
             ) from error
 

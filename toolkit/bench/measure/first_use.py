@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from toolkit import console
-from toolkit.errors import DeviceError, ToolkitError
+from toolkit.errors import DeviceError, ToolkitError, one_line
 from toolkit.machine.devices import same_imports
 from toolkit.machine.hardware import GIB, MIB
 from toolkit.machine.limits import memory_bytes
@@ -240,8 +240,7 @@ def _peak_resident_mib() -> float | None:
 def _why_it_ended(exit_code: int, stderr: str) -> str:
     if exit_code < 0:
         return f"it was ended by {signal.Signals(-exit_code).name}"
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return str(lines[-1][:300]) if lines else f"exit code {exit_code}"
+    return one_line(stderr, last=True) or f"exit code {exit_code}"
 
 
 if __name__ == "__main__":
