@@ -238,7 +238,7 @@ def _make_projector(shape: tuple[int, ...], channels: int) -> nn.Module:
 
 def _unknown_layer(name: str, known: list[str], setting: str) -> RecipeError:
     outer = ", ".join(layer for layer in known if layer.count(".") < 2)
-    remedy = did_you_mean(name, known, at_most=3) or f"its layers, to a depth of 2: {outer}"
+    remedy = did_you_mean(name, known, at_most=3).rstrip() or f"its layers, to a depth of 2: {outer}"
     return RecipeError(f"{setting}: there is no layer {name!r}", remedy)
 
 

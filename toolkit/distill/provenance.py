@@ -46,7 +46,8 @@ def find_weights(recipe: Recipe) -> Path | None:
         names = [*shipped.weights_files(), FOOD_11, IMAGENET]
         raise WeightsError(
             f"teacher.weights: there is no file {path}",
-            f"{did_you_mean(weights, names)}give a .safetensors or .pt/.bin file, one of {', '.join(names)}, or leave it empty to train one",
+            f"{did_you_mean(weights, names)}give a .safetensors or .pt/.bin file, one of {', '.join(names)}, or leave"
+            " it empty to train one",
         )
     return path
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from toolkit import console
 from toolkit.errors import GateError
-from toolkit.export.replay import open_session
 from toolkit.export.samples import Samples, read_batches
 from toolkit.export.verify import ROUNDING, Reference
 from toolkit.graphs.layers import name_layer
 from toolkit.graphs.quantize import Quantizer
+from toolkit.graphs.session import open_session
 from toolkit.machine.limits import available_cores
 from toolkit.recipe import ExportRecipe
 from toolkit.runtimes.base import softmax

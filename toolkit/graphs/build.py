@@ -71,8 +71,9 @@ def build_graph(classifier: Classifier, image_size: int, opset: int) -> onnx.Mod
                 dynamic_shapes={INPUT: {0: torch.export.Dim(BATCH_AXIS, min=1)}},
             )
     except torch.onnx.OnnxExporterError as error:
+        reason = one_line(error.__cause__ or error)
         raise ArtifactError(
-            f"torch {torch.__version__} cannot export this network to ONNX opset {opset}: {one_line(error.__cause__ or error)}",
+            f"torch {torch.__version__} cannot export this network to ONNX opset {opset}: {reason}",
             "try another opset with --set export.opset=18 (to 23), or another architecture",
         ) from error
     assert program is not None
