@@ -32,10 +32,10 @@ def refuse_several_processes() -> None:
 
 def require_runtimes(workspace: Workspace) -> None:
     """DeviceError where a runtime of the benchmark is not installed: before hours of training, and not after them."""
-    if "openvino" in workspace.recipe.bench.runtimes:
-        from toolkit.runtimes.openvino import import_openvino
+    from toolkit.runtimes.opening import RUNTIMES
 
-        import_openvino()
+    for name in workspace.recipe.bench.runtimes:
+        RUNTIMES[name].require()
 
 
 def make_teacher(workspace: Workspace) -> "WeightsFile":

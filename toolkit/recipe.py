@@ -46,7 +46,9 @@ Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one-cycle"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
-Runtime = Literal["torch", "torch.compile", "onnxruntime", "openvino"]
+RuntimeName = Literal["torch", "torch.compile", "onnxruntime", "openvino"]
+RUNTIME_NAMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
+"""What the benchmark may be asked for: toolkit/runtimes/opening.py."""
 
 Calibration = Literal["minmax", "entropy", "percentile"]
 """All that occurred; what loses least information (by KL); the central 99.999 %."""
@@ -266,9 +268,9 @@ class BenchRecipe(Section):
     )
     samples: int = Field(100, ge=10, le=100_000, description="timed runs of batch 1 for each row")
     seconds: float = Field(10.0, gt=0, le=3600, description="s; most time spent on timing one row at one batch size")
-    runtimes: Annotated[tuple[Runtime, ...], Field(strict=False, min_length=1)] = Field(
+    runtimes: Annotated[tuple[RuntimeName, ...], Field(strict=False, min_length=1)] = Field(
         ("torch", "onnxruntime"),
-        description="torch, onnxruntime, torch.compile (takes a minute a model), openvino (an extra package)",
+        description=f"of {', '.join(RUNTIME_NAMES)}; torch.compile takes a minute a model, openvino an extra package",
     )
     max_drop: float = Field(
         0.01, ge=0, le=1, description="top-1 accuracy that what ships may lose to the teacher, a row to its baseline"

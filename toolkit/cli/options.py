@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from toolkit.modeldir import FilePrecision
+from toolkit.recipe import RUNTIME_NAMES
 
 
 def _check_place(value: str) -> str:
@@ -64,7 +65,7 @@ MaxSlowdownOption = Annotated[
 ]
 RuntimesOption = Annotated[
     str | None,
-    typer.Option("--runtimes", metavar="NAMES", help="Of torch, torch.compile, onnxruntime, openvino: a,b,c."),
+    typer.Option("--runtimes", metavar="NAMES", help=f"Of {', '.join(RUNTIME_NAMES)}: a,b,c."),
 ]
 BaselineOption = Annotated[
     Path | None,

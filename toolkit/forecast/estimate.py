@@ -19,7 +19,7 @@ from toolkit.forecast.facts import Facts
 from toolkit.forecast.forecast import Forecast, ForecastStage
 from toolkit.modeldir import Role
 from toolkit.recipe import Recipe, TrainingRecipe
-from toolkit.runtimes.opening import ONNX_RUNTIMES
+from toolkit.runtimes.opening import RUNTIMES
 
 MEASURED_SIZES = 3
 """Sizes of growing images that are measured at most; between them time grows with the number of pixels."""
@@ -188,10 +188,9 @@ class _Adder:
         roles: list[Role] = ["teacher", "student", *(["student"] if self._facts.control else [])]  # type: ignore[list-item]
         for number, role in enumerate(roles):
             for runtime in self._recipe.bench.runtimes:
-                if runtime not in ONNX_RUNTIMES:
-                    starting = TORCH_START_S + (2 * COMPILE_S if runtime == "torch.compile" else 0)
-                    copies = 2 if runtime == "torch" and self._facts.on_gpu else 1
-                    yield from [(role, False, starting)] * copies
+                if RUNTIMES[runtime].reads == "weights":
+                    starting = TORCH_START_S + (2 * COMPILE_S if RUNTIMES[runtime].compiles else 0)
+                    yield from [(role, False, starting)] * len(RUNTIMES[runtime].precisions(on_gpu=self._facts.on_gpu))
                 elif number < 2:  # the control is not exported
                     yield role, True, ONNX_START_S
 

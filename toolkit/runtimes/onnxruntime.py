@@ -1,5 +1,6 @@
 """An exported ONNX file in onnxruntime."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from toolkit import console
 from toolkit.errors import ArtifactError, DeviceError
 from toolkit.graphs import session
 from toolkit.machine.limits import available_cores
+from toolkit.modeldir import FilePrecision
 from toolkit.runtimes.base import (
     ImageBatch,
     Logits,
+    Runtime,
     check_images,
     check_logits,
     damaged_file,
@@ -48,6 +51,24 @@ class OnnxPredictor:
         check_images(images, self.preprocess.image_size)
         (logits,) = self._session.run(["logits"], {self._input: images})
         return np.asarray(logits, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class OnnxRuntime(Runtime):
+    """`place` is for providers.pick_provider."""
+
+    def start(self, path: Path, place: str) -> None:
+        pick_provider(place)
+
+    def open(self, path: Path, place: str, threads: int, precision: FilePrecision) -> OnnxPredictor:
+        return OnnxPredictor(path, place, threads)
+
+
+ONNXRUNTIME = OnnxRuntime(
+    "onnxruntime",
+    reads="onnx",
+    not_on_gpu={"int8": "its CUDA provider computes int8 files in float; measure them with --provider cpu"},
+)
 
 
 def open_session(path: Path, provider: str, threads: int, **wishes: str) -> Any:

@@ -1,6 +1,7 @@
 """An exported ONNX file in OpenVINO."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,12 @@ import numpy as np
 
 from toolkit.errors import DeviceError, one_line
 from toolkit.machine.limits import available_cores
+from toolkit.modeldir import FilePrecision
+from toolkit.runtimes import tiny_model
 from toolkit.runtimes.base import (
     ImageBatch,
     Logits,
+    Runtime,
     check_images,
     check_logits,
     damaged_file,
@@ -40,6 +44,24 @@ class OpenVinoPredictor:
     def logits(self, images: ImageBatch) -> Logits:
         check_images(images, self.preprocess.image_size)
         return np.asarray(self._model([np.ascontiguousarray(images)])["logits"], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class OpenVino(Runtime):
+    """`place` is not asked: it is the CPU."""
+
+    def require(self) -> None:
+        import_openvino()
+
+    def start(self, path: Path, place: str) -> None:
+        core = import_openvino().Core()
+        core.compile_model(core.read_model(tiny_model.build()), OpenVinoPredictor.provider)(tiny_model.images())
+
+    def open(self, path: Path, place: str, threads: int, precision: FilePrecision) -> OpenVinoPredictor:
+        return OpenVinoPredictor(path, threads)
+
+
+OPENVINO = OpenVino("openvino", reads="onnx")
 
 
 def _compile_openvino(path: Path, threads: int) -> tuple[Any, dict[str, str]]:
