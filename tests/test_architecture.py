@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "toolkit"
 
 FLOORS = (
-    "errors shipped",
+    "errors names shipped",
     "console plotting files",
     "machine recipe",
     "modeldir",

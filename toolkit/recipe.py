@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from toolkit import shipped
 from toolkit.errors import RecipeError, did_you_mean
+from toolkit.names import RUNTIME_NAMES, RuntimeName
 
 DEFAULT_RECIPE = "fashion-mnist"
 """The recipe that is used where neither --recipe, --data nor a model directory says otherwise."""
@@ -45,10 +46,6 @@ Spread = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one-cycle"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
-
-RuntimeName = Literal["torch", "torch.compile", "onnxruntime", "openvino"]
-RUNTIME_NAMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
-"""What the benchmark may be asked for: toolkit/runtimes/opening.py."""
 
 Calibration = Literal["minmax", "entropy", "percentile"]
 """All that occurred; what loses least information (by KL); the central 99.999 %."""

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from toolkit.errors import DeviceError
-from toolkit.recipe import RUNTIME_NAMES
+from toolkit.names import RUNTIME_NAMES
 from toolkit.runtimes import openvino
 from toolkit.runtimes.opening import ONNX_RUNTIMES, RUNTIMES, rows_of
 

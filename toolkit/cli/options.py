@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from toolkit.modeldir import FilePrecision
-from toolkit.recipe import RUNTIME_NAMES
+from toolkit.names import RUNTIME_NAMES
 
 
 def _check_place(value: str) -> str:

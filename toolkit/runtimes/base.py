@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, WeightsError
 from toolkit.modeldir import FILE_PRECISIONS, FilePrecision
-from toolkit.recipe import RuntimeName
+from toolkit.names import RuntimeName
 
 ImageBatch = NDArray[np.uint8]
 Logits = NDArray[np.float32]

@@ -1,14 +1,14 @@
 """The table of runtimes, and opening weights or an ONNX file in one of them.
 
 A runtime is a file beside this one, with its predictor and its Runtime; a line in RUNTIMES; and a name in
-recipe.RuntimeName if the benchmark may be asked for it. Nothing here imports torch, onnxruntime or OpenVINO: a runtime
+names.RuntimeName if the benchmark may be asked for it. Nothing here imports torch, onnxruntime or OpenVINO: a runtime
 does so once it is used.
 """
 
 from pathlib import Path
 
 from toolkit.modeldir import FilePrecision
-from toolkit.recipe import RUNTIME_NAMES, RuntimeName
+from toolkit.names import RUNTIME_NAMES, RuntimeName
 from toolkit.runtimes.base import Predictor, RowRuntime, Runtime
 from toolkit.runtimes.io_binding import BOUND
 from toolkit.runtimes.onnxruntime import ONNXRUNTIME

@@ -20,8 +20,9 @@ from toolkit.errors import ArtifactError
 from toolkit.files import sha256_file
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import FilePrecision, ModelDir, Role
+from toolkit.names import RuntimeName
 from toolkit.networks.weights import ModelInfo, load_model, read_info
-from toolkit.recipe import BenchRecipe, Recipe, RuntimeName
+from toolkit.recipe import BenchRecipe, Recipe
 from toolkit.runtimes.base import Predictor, RowRuntime
 from toolkit.runtimes.opening import ONNX_RUNTIMES, RUNTIMES, open_predictor, rows_of
 from toolkit.runtimes.providers import follow_device, gpu_index, pick_provider
