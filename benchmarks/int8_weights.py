@@ -21,7 +21,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from toolkit.data.pixels import Pixels, load_pixels, spread
+from toolkit.data.dataset import spread
+from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.sources import load_dataset
 from toolkit.graphs import quantize
 from toolkit.graphs.build import build_graph

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from toolkit import console
 from toolkit.errors import DeviceError
 from toolkit.modeldir import FilePrecision, ModelDir
-from toolkit.recipe import Recipe, load_builtin
-from toolkit.workspace import NOTEBOOK_RECIPE, Workspace, follow_images, named_recipe, with_control, with_source
+from toolkit.recipe import NOTEBOOK_RECIPE, Recipe, load_builtin
+from toolkit.workspace import Workspace, follow_images, named_recipe, with_control, with_source
 
 if TYPE_CHECKING:
     from toolkit.distill.job import WeightsFile

@@ -22,6 +22,8 @@ from toolkit.names import RUNTIME_NAMES, RuntimeName
 DEFAULT_RECIPE = "fashion-mnist"
 """The recipe that is used where neither --recipe, --data nor a model directory says otherwise."""
 
+NOTEBOOK_RECIPE = "food11"
+
 NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights", "distill.control"}
 """Where things lie, how fast they are read, and what is trained besides; what lies there has its own SHA-256."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from toolkit.console import progress, say
 from toolkit.data.cache import REMEDY
-from toolkit.data.dataset import Images, Split
+from toolkit.data.dataset import Images, Split, spread
 from toolkit.data.disk import Room, remove_leftovers
 from toolkit.data.parallel import run_in_blocks
 from toolkit.data.preprocess import UNREADABLE, Preprocess, decode_rgb, why_unreadable
@@ -101,9 +101,8 @@ def estimate_bytes(images: Images, preprocess: Preprocess, least_long_side: int)
 
     Only headers are read, of SAMPLED_IMAGES images spread evenly; unreadable ones are passed over.
     """
-    sample = np.linspace(0, len(images) - 1, min(len(images), SAMPLED_IMAGES)).astype(np.int64)
     sizes = []
-    for i in sample:
+    for i in spread(len(images), SAMPLED_IMAGES):
         with contextlib.suppress(*UNREADABLE):
             sizes.append(_stored_bytes(*images.read(int(i)).size, preprocess.resize, least_long_side))
     if len(sizes) < 2:

@@ -141,11 +141,6 @@ def least_long_side(preprocess: Preprocess) -> int:
     return preprocess.image_size if preprocess.resize * 2 < preprocess.image_size else 0
 
 
-def spread(available: int, wanted: int) -> np.ndarray:
-    """int64 indices of `wanted` images, of all where there are fewer, evenly over a split, as classes may be sorted."""
-    return np.unique(np.linspace(0, available - 1, min(wanted, available)).round().astype(np.int64))
-
-
 def _map_of(dataset: Dataset, split: Split, preprocess: Preprocess) -> Path:
     """Where the split's pixels lie, or will."""
     return cache_folder("pixels", f"{_key(dataset, split, preprocess.resize, least_long_side(preprocess))}.rgb")

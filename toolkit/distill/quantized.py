@@ -14,7 +14,7 @@ from torch import Tensor
 
 from toolkit import console
 from toolkit.data.batches import TrainingViews
-from toolkit.data.pixels import spread
+from toolkit.data.dataset import spread
 from toolkit.distill import distributed
 from toolkit.distill.precision import Arithmetic, FloatArithmetic, autocast, least_times
 from toolkit.errors import DeviceError, one_line

@@ -15,7 +15,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from toolkit import __version__, console
-from toolkit.data.pixels import Pixels, spread
+from toolkit.data.dataset import spread
+from toolkit.data.pixels import Pixels
 from toolkit.errors import ArtifactError, DataError, GateError
 from toolkit.export.int8 import quantize_within, times_faster
 from toolkit.export.samples import choose_samples, read_batches

@@ -12,6 +12,7 @@ import numpy as np
 
 from toolkit import console
 from toolkit.bench.measure import timing
+from toolkit.data.dataset import spread
 from toolkit.distill.logit_store import ELEMENT_BYTES
 from toolkit.distill.plan import image_size_of
 from toolkit.distill.quantized import INT8_SHARE, WORTH_S, may_answer_in_int8, views_to_answer
@@ -244,8 +245,7 @@ def interpolate(sides: Sequence[int], measure: Callable[[int], float]) -> dict[i
     different = sorted(set(sides))
     if not different:
         return {}
-    places = np.unique(np.linspace(0, len(different) - 1, MEASURED_SIZES).round().astype(int))
-    known = {different[place]: measure(different[place]) for place in places}
+    known = {different[place]: measure(different[place]) for place in spread(len(different), MEASURED_SIZES)}
     pixels, values = [side**2 for side in known], list(known.values())
     return {side: float(np.interp(side**2, pixels, values)) for side in different}
 

@@ -80,7 +80,7 @@ def enlargement(network: nn.Module) -> int:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Trained numbers in the network; batch-norm statistics are not among them."""
+    """Numbers that training may change, frozen or not; buffers (batch-norm statistics, normalisation) are left out."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from toolkit import console
-from toolkit.bench.measure.cost import count_macs, count_params
+from toolkit.bench.measure.cost import count_macs
+from toolkit.data.dataset import spread
 from toolkit.data.pixels import Pixels
 from toolkit.errors import ArtifactError
 from toolkit.files import sha256_file
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.names import RuntimeName
+from toolkit.networks.registry import count_parameters
 from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import BenchRecipe, Recipe
 from toolkit.runtimes.base import Predictor, RowRuntime
@@ -71,7 +73,7 @@ class Row:
             "runtime": self.predictor.runtime,
             "provider": self.predictor.provider,
             "threads": self.predictor.threads,
-            "params": count_params(self.network),
+            "params": count_parameters(self.network),
             "macs": count_macs(self.network, self.predictor.preprocess.image_size),
             "size_bytes": self.path.stat().st_size,
             "calibration": self.metadata.get("calibration"),
@@ -207,9 +209,7 @@ def answer_images(
 
 def choose_images(available: int, wanted: int) -> NDArray[np.int64]:
     """Indices of `wanted` images (0: all) spread evenly over the split, so that sorted classes all take part."""
-    if wanted == 0 or wanted >= available:
-        return np.arange(available)
-    return np.arange(wanted) * available // wanted
+    return spread(available, wanted or available)
 
 
 def _batches(indices: NDArray[np.integer], size: int) -> Iterator[NDArray[np.integer]]:
