@@ -9,8 +9,8 @@ from toolkit.distill.metrics import EpochMetrics, read_metrics
 from toolkit.modeldir import Role
 from toolkit.plotting import COLOURS, INK, TITLE_INCHES, add_title, dress_axes, start_figure, write_png
 
-LABELS: dict[Role, str] = {"teacher": "teacher", "student": "student", "control": "student alone (control)"}
-"""Role → what it is called in the picture."""
+LABELS: dict[Role, str] = {"teacher": "teacher", "student": "student", "control": "control (no teacher)"}
+"""Role → its label in the picture."""
 
 WIDTH, HEIGHT = 10.0, 4.6
 """inches"""
@@ -26,14 +26,14 @@ def draw_learning_curves(metrics_file: Path) -> bytes:
         if epochs := [line for line in lines if line.role == role]:
             _draw_role(accuracy, role, epochs, "accuracy", factor=100)
             _draw_role(loss, role, epochs, "loss", factor=1)
-    for axes, label in ((accuracy, "top-1 accuracy, %"), (loss, "loss (each role's own)")):
+    for axes, label in ((accuracy, "top-1 accuracy, %"), (loss, "loss (not comparable across networks)")):
         dress_axes(axes, "epoch", label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     accuracy.legend(frameon=False, fontsize=9, labelcolor=INK)
     add_title(
         figure,
         f"{metrics_file.parent.resolve().name}: learning curves",
-        "solid: validation · dotted: training, on augmented views · dot: the epoch that was kept",
+        "solid: validation · dotted: training, on augmented views · dot: the kept epoch",
     )
     return write_png(figure)
 

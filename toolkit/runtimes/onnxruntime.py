@@ -114,6 +114,6 @@ def _find_provider(opened: Any, wanted: str, path: Path, *, is_wish: bool) -> st
         told = f"{path.name} is not wholly on {wanted}: {strays}"
         if is_wish:
             raise DeviceError(told, "use the CPU with --provider cpu, or auto to run it like that")
-        console.say(f"careful: {told}")
+        console.say(f"warning: {told}")
     main = placement.main_provider(kind)
     return wanted if main == kind else main
