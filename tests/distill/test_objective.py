@@ -100,7 +100,7 @@ def test_the_recipe_refuses_mixed_images_for_those_methods_that_need_labels(meth
     of_method = METHODS[method]
     settings = [f"distill.method={method}", "distill.mixup=0.1"]
     if isinstance(of_method, LogitMethod) and of_method.needs_labels:
-        with pytest.raises(RecipeError, match="needs one label an image"):
+        with pytest.raises(RecipeError, match="needs one label per image"):
             Recipe().with_overrides(settings)
     else:
         assert Recipe().with_overrides(settings).distill.method == method

@@ -409,9 +409,7 @@ class TestRefusals:
         values = make_state().to_dict()
         del values["scheduler"], values["rng"]
         torch.save(values | {"settings": SETTINGS}, checkpoint.path)
-        with pytest.raises(
-            ArtifactError, match=r"cannot be read \(it has no scheduler, rng\); delete it"
-        ):
+        with pytest.raises(ArtifactError, match=r"cannot be read \(it has no scheduler, rng\); delete it"):
             checkpoint.open(resume=True, force=False)
 
     def test_a_write_that_fails_leaves_the_last_checkpoint(

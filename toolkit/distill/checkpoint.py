@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toolkit.distill.metrics import EpochMetrics, from_values, to_values
 from toolkit.distill.precision import Arithmetic
-from toolkit.errors import ArtifactError
+from toolkit.errors import ArtifactError, one_line
 from toolkit.files import write_atomically
 
 Settings = dict[str, Any]
@@ -172,7 +172,6 @@ class Checkpoint:
                 raise ValueError("it is no checkpoint")
             return content["settings"], TrainingState.from_dict(content)
         except (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ArtifactError(
-                f"{self.path} cannot be read ({reason})", "delete it, or begin anew with --force"
+                f"{self.path} cannot be read ({one_line(error)})", "delete it, or begin anew with --force"
             ) from None
