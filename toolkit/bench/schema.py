@@ -1,7 +1,7 @@
 """report.json, field by field: what `toolkit bench` writes, and what everything else reads from it.
 
-Schema 1: fields may be added, never renamed. Fractions are fractions (0.91), not percents; other figures say their unit
-in their name or at the start of their description. A field with a default came later than the first reports, or is
+Schema 1: fields may be added, never renamed. Fractions are fractions (0.91), not percents. A description starts with
+the unit, if there is one: "ms; ...". A field with a default came later than the first reports, or is
 absent if there is nothing to say. docs/report.md is written from these models.
 """
 
@@ -40,14 +40,16 @@ class Hardware(Part):
     """The machine, and what it was doing when the benchmark began."""
 
     cpu: str = Field(description="name of the processor")
-    cores: AtLeastOne = Field(description="cores that the benchmark may use, under cgroups too")
+    cores: AtLeastOne = Field(description="cores; how many the benchmark may use, under cgroups too")
     memory_gib: Positive = Field(description="GiB; memory that the benchmark may use")
     gpu: str | None = Field(description="names of all GPUs that the machine shows; null if there is none")
     driver: str | None = Field(description="version of the GPUs' driver; null if there is none")
     device: str | None = Field(None, description="the torch device of the torch rows; for a GPU with its name")
-    clock_mhz: Count | None = Field(None, description="MHz; the processor's clock; null if it is not known")
+    clock_mhz: Count | None = Field(None, description="MHz; the processor's clock; null if not known")
     load_1m: NotNegative | None = Field(None, description="processes; the system's load average over one minute")
-    other_load_cores: NotNegative | None = Field(None, description="cores that other programs kept busy")
+    other_load_cores: NotNegative | None = Field(
+        None, description="cores; how many other programs kept busy; null if not known"
+    )
 
 
 class ReportDataset(Part):
@@ -65,7 +67,7 @@ class Latency(Part):
     p50: Positive = Field(description="ms; half of the runs took no longer")
     p95: Positive = Field(description="ms; 95 % of the runs took no longer")
     p99: Positive = Field(description="ms; 99 % of the runs took no longer")
-    mean: Positive = Field(description="ms")
+    mean: Positive = Field(description="ms; mean of the runs")
     std: NotNegative = Field(description="ms; standard deviation of the runs (population)")
     n: AtLeastOne = Field(description="how many runs were timed")
     round_p50_min: Positive = Field(
@@ -106,46 +108,47 @@ class RowFacts(Part):
 class Fidelity(Part):
     """How good a row's answers are."""
 
-    accuracy_top1: Fraction = Field(description="fraction of images that get their own class")
+    accuracy_top1: Fraction = Field(description="fraction; images that get their own class")
     accuracy_top5: Fraction = Field(
-        description="fraction of images whose class is among the five likeliest, or among all if there are fewer"
+        description="fraction; images whose class is among the five likeliest, or among all if there are fewer"
     )
     macro_f1: Fraction = Field(description="fraction; mean F1 of the classes that occur in labels or answers")
     ece: Fraction = Field(
         description="fraction; expected calibration error, the gap between confidence and accuracy: 0 is best"
     )
     teacher_agreement: Fraction = Field(
-        description="fraction of images with the class that the teacher's first row gives, right or wrong"
+        description="fraction; images with the class that the teacher's first row gives, right or wrong"
     )
 
 
 class RowSpeed(Part):
     """How fast a row answers, and what its first use costs."""
 
-    latency_ms: Latency = Field(description="one image, from uint8 pixels to logits")
-    throughput_img_s: dict[BatchSize, Positive] = Field(description="images a second, by batch size")
+    latency_ms: Latency = Field(description="ms; one image, from uint8 pixels to logits")
+    throughput_img_s: dict[BatchSize, Positive] = Field(description="images a second; by batch size")
     end_to_end_ms: Duration | None = Field(
-        None, description="one image, from the file's bytes to probabilities; null for torch and I/O binding"
+        None, description="ms; one image, from the file's bytes to probabilities; null for torch and I/O binding"
     )
     first_call_ms: Positive | None = Field(
         None, description="ms; from opening the file to the first answer, in a process of its own; imports not counted"
     )
     peak_memory_mib: NotNegative | None = Field(
-        None, description="MiB; what that process grew by at its peak; null if it is not known"
+        None, description="MiB; what that process grew by at its peak; null if not known"
     )
 
 
 class VsTeacher(Part):
     """A row against the teacher's fp32 row in the same runtime and on the same provider."""
 
-    times_smaller: Positive = Field(description="teacher's bytes / the row's bytes")
-    times_faster: Positive = Field(description="teacher's p50 / the row's p50, of one image")
-    accuracy_top1_difference: Difference = Field(description="the row's fraction less the teacher's")
+    times_smaller: Positive = Field(description="times; the teacher's bytes / the row's bytes")
+    times_faster: Positive = Field(description="times; the teacher's p50 / the row's p50, of one image")
+    accuracy_top1_difference: Difference = Field(description="fraction; the row's top-1 accuracy less the teacher's")
 
 
 class ReportRow(RowSpeed, Fidelity, RowFacts):
-    """All figures of one model file in one runtime. The fields of the last base come first."""
+    """All figures of one model file in one runtime."""
 
+    # In the file, the fields of the last base come first.
     vs_teacher: VsTeacher | None = Field(
         None, description="against the teacher; absent from the teacher's rows, and if the teacher has no such row"
     )
@@ -156,33 +159,43 @@ class ClassRecall(Part):
 
     name: str = Field(description="name of the class")
     images: Count = Field(description="test images of the class")
-    teacher_recall: Fraction | None = Field(description="fraction; null without images, as are the next two")
-    student_recall: Fraction | None = Field(description="fraction; of the student's row that stands for what ships")
-    recall_difference: Difference | None = Field(description="the student's fraction less the teacher's")
+    teacher_recall: Fraction | None = Field(
+        description="fraction; recall of the teacher's first row; null without images, as the next two"
+    )
+    student_recall: Fraction | None = Field(
+        description="fraction; recall of the student's fp32 row in onnxruntime, else of its first row"
+    )
+    recall_difference: Difference | None = Field(description="fraction; the student's recall less the teacher's")
 
 
 class SeedGain(Part):
     """A student and its control, both trained from one seed and tested in one runtime."""
 
     seed: int = Field(description="seed of both trainings")
-    student_accuracy_top1: Fraction = Field(description="fraction")
-    control_accuracy_top1: Fraction = Field(description="fraction")
-    gain_top1: Difference = Field(description="the student's fraction less the control's")
+    student_accuracy_top1: Fraction = Field(description="fraction; top-1 accuracy with the teacher")
+    control_accuracy_top1: Fraction = Field(description="fraction; top-1 accuracy without it")
+    gain_top1: Difference = Field(description="fraction; the student's accuracy less the control's")
 
 
 class Distillation(Part):
     """Did the teacher help? The student against its control: the same student, trained without the teacher."""
 
-    control_accuracy_top1: Fraction | None = Field(None, description="fraction; null without a control")
-    gain_top1: Difference | None = Field(None, description="the student's fraction less the control's, first seed")
+    control_accuracy_top1: Fraction | None = Field(
+        None, description="fraction; top-1 accuracy of the control, first seed; null without a control"
+    )
+    gain_top1: Difference | None = Field(
+        None, description="fraction; the student's top-1 accuracy less the control's, first seed"
+    )
     seeds: tuple[int, ...] | None = Field(None, description="all seeds that were compared; null without a control")
-    mean: Difference | None = Field(None, description="mean of the gain over all seeds, a difference of fractions")
-    std: NotNegative | None = Field(None, description="standard deviation of the gain (sample); null for one seed")
+    mean: Difference | None = Field(None, description="fraction; mean of the gain over all seeds")
+    std: NotNegative | None = Field(
+        None, description="fraction; standard deviation of the gain (sample); null for one seed"
+    )
     per_seed: tuple[SeedGain, ...] = Field((), description="seed by seed")
     epochs: Count | None = Field(None, description="epochs that the student was trained")
     images_seen: Count | None = Field(None, description="images that the student was shown, repeats included")
     seconds: NotNegative | None = Field(None, description="s; how long the student was trained")
-    train_img_s: NotNegative | None = Field(None, description="images a second in training")
+    train_img_s: NotNegative | None = Field(None, description="images a second; in training")
 
 
 class BaselineComparison(Part):
@@ -191,15 +204,15 @@ class BaselineComparison(Part):
     name: str = Field(description="the row in words")
     baseline_ms: Positive = Field(description="ms; the baseline's p50 of one image")
     now_ms: Positive = Field(description="ms; the same now")
-    slowdown: Positive = Field(description="now_ms / baseline_ms: above 1 if it got slower")
-    drop: Difference = Field(description="top-1 accuracy lost, as a fraction: above 0 if it got worse")
+    slowdown: Positive = Field(description="times; now_ms / baseline_ms: above 1 if it got slower")
+    drop: Difference = Field(description="fraction; top-1 accuracy lost: above 0 if it got worse")
 
 
 class Report(Part):
     """report.json as a whole."""
 
     schema_: Literal[1] = Field(alias="schema", description="version of this format")
-    created: str = Field(description="when, ISO 8601 with its time zone")
+    created: str = Field(description="when the benchmark ended, in ISO 8601 with its time zone")
     toolkit_version: str = Field(description="version of kd-toolkit that measured")
     hardware: Hardware = Field(description="the machine")
     versions: dict[str, str] = Field(description="package, `python` or `system` → its version")
@@ -208,7 +221,7 @@ class Report(Part):
     rows: Annotated[tuple[ReportRow, ...], Field(min_length=1)] = Field(
         description="one for each model file in each runtime; the teacher's come first"
     )
-    preprocess_ms: Duration | None = Field(None, description="decoding, resizing and cropping one image file")
+    preprocess_ms: Duration | None = Field(None, description="ms; decoding, resizing and cropping one image file")
     classes: tuple[ClassRecall, ...] = Field((), description="class by class, in the order of the classes")
     distillation: Annotated[Distillation, BeforeValidator(lambda part: {} if part is None else part)] = Field(
         Distillation(), description="what the teacher was worth"
