@@ -53,7 +53,7 @@ def _remark_on_hardware(now: Hardware, before: Hardware) -> None:
     for part, here, there in (("cpu", now.cpu, before.cpu), ("gpu", now.gpu, before.gpu)):
         if here != there:
             console.say(
-                f"careful: the baseline was measured on another {part} ({there or 'none'}, now {here or 'none'}); "
+                f"warning: the baseline was measured on another {part} ({there or 'none'}, now {here or 'none'}); "
                 "times say little across machines"
             )
 

@@ -87,9 +87,9 @@ def _all_columns(batch_sizes: Sequence[str]) -> dict[str, Cell]:
         "ECE": lambda row: f"{row.ece:.4f}",
         **{name: few[name] for name in ("agree %", "p50 ms", "p95 ms")},
         "p99 ms": lambda row: f"{row.latency_ms.p99:.2f}",
-        "whole ms": lambda row: _milliseconds(row.end_to_end_ms),
-        "first ms": lambda row: _whole(row.first_call_ms),
-        "MiB": lambda row: _whole(row.peak_memory_mib),
+        "end-to-end ms": lambda row: _milliseconds(row.end_to_end_ms),
+        "first call ms": lambda row: _number(row.first_call_ms, ".0f"),
+        "MiB": lambda row: _number(row.peak_memory_mib, ",.0f"),
         **{f"img/s {size}": partial(_throughput, size) for size in batch_sizes},
     }
 
@@ -102,8 +102,8 @@ def _milliseconds(duration: Duration | None) -> str:
     return "–" if duration is None else f"{duration.p50:.2f}"
 
 
-def _whole(figure: float | None) -> str:
-    return "–" if figure is None else f"{figure:,.0f}"
+def _number(figure: float | None, form: str) -> str:
+    return "–" if figure is None else format(figure, form)
 
 
 def render_markdown(report: Report) -> str:
@@ -113,16 +113,16 @@ def render_markdown(report: Report) -> str:
     sections = [
         f"# Teacher and student on {dataset.name}",
         report.verdict,
-        *(f"**Careful:** {warning}" for warning in (*report.warnings, *report.timing_warnings)),
+        *(f"**Warning:** {warning}" for warning in (*report.warnings, *report.timing_warnings)),
         "## Did distillation help?",
         describe_gain(report.distillation),
         _seeds_table(report.distillation.per_seed),
         "## Quality",
         _quality_table(report.rows),
-        "![How far confidence can be believed](reliability.png)",
+        "![Accuracy against confidence](reliability.png)",
         "## Classes",
         render_classes(report.classes),
-        "![What the student mixes up more, and less, than the teacher](confusion_difference.png)",
+        "![Classes that the student confuses more, or less, than the teacher](confusion_difference.png)",
         "## Cost",
         _cost_table(report.rows),
         _describe_preprocessing(report.preprocess_ms),
@@ -188,20 +188,20 @@ def _quality_table(rows: Sequence[ReportRow]) -> str:
 def _cost_table(rows: Sequence[ReportRow]) -> str:
     sizes = list(rows[0].throughput_img_s)
     headings = ["model", "runtime", "threads", "params", "MACs", "file", "p50 ms", "p95 ms", "p99 ms", "mean ± std ms"]
-    headings += ["p50 by round", "n", "end to end p50 ms", "first call ms"]
+    headings += ["p50 by round", "n", "end-to-end p50 ms", "first call ms"]
     headings += [f"img/s, batch {size}" for size in sizes] + ["peak MiB"]
     cells = []
     for row in rows:
         latency = row.latency_ms
         cells.append(
             [
-                name_model(row), row.runtime, _whole(row.threads),
+                name_model(row), row.runtime, _number(row.threads, "d"),
                 f"{row.params:,}", short_count(row.macs), console.size(row.size_bytes),
                 *(f"{figure:.3f}" for figure in (latency.p50, latency.p95, latency.p99)),
                 f"{latency.mean:.3f} ± {latency.std:.3f}",
                 f"{latency.round_p50_min:.3f} to {latency.round_p50_max:.3f}", f"{latency.n:,}",
-                _milliseconds(row.end_to_end_ms), _whole(row.first_call_ms),
-                *(f"{row.throughput_img_s[size]:,.0f}" for size in sizes), _whole(row.peak_memory_mib),
+                _milliseconds(row.end_to_end_ms), _number(row.first_call_ms, ".0f"),
+                *(f"{row.throughput_img_s[size]:,.0f}" for size in sizes), _number(row.peak_memory_mib, ",.0f"),
             ]
         )  # fmt: skip
     return markdown_table(headings, cells, left=(0, 1))
