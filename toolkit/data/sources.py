@@ -1,7 +1,7 @@
 """A name or a directory → labelled images: the entrance of the data stage.
 
-named.py knows the named sets, food11.py the notebook's own one, directory.py folders of image files, splits.py draws
-the splits that are missing, dataset.py says what a data set is.
+named.py loads the named sets, food11.py the notebook's own one, directory.py folders of image files. splits.py draws
+missing splits, dataset.py defines a data set.
 """
 
 import difflib
@@ -26,7 +26,7 @@ NAMED: dict[str, Callable[[DataRecipe], Dataset]] = {
     "food101": load_food101,
     "food-11": load_food11,
 }
-"""The sets that are known by name → what loads them. A folder that is called like one is given as ./name."""
+"""Name of a data set → its loader. For a folder with such a name, give ./name."""
 
 
 def load_dataset(recipe: DataRecipe) -> Dataset:
@@ -38,7 +38,7 @@ def load_dataset(recipe: DataRecipe) -> Dataset:
     if recipe.share == 1:
         return dataset
     train = take_share(dataset.train, recipe.share, recipe.split_seed)
-    note = f"train: {len(train):,} of {len(dataset.train):,} images, drawn at random from each class alike (data.share)"
+    note = f"train: {len(train):,} of {len(dataset.train):,} images, the same share of each class (data.share)"
     return replace(dataset, train=train, notes=(*dataset.notes, note))
 
 
@@ -54,7 +54,7 @@ def _load_whole(recipe: DataRecipe) -> Dataset:
     near = difflib.get_close_matches(_letters(recipe.source), plain, n=1, cutoff=0.6)
     guess = f"did you mean {plain[near[0]]}? " if near else ""
     raise DataError(
-        f"{recipe.source!r} is neither a folder that is there nor a data set known by name",
+        f"{recipe.source!r} is not an existing folder and not the name of a data set",
         f"{guess}give a folder, or one of: {_names()}",
     )
 
