@@ -40,12 +40,12 @@ DIGEST_BYTES = 32
 
 @dataclass(frozen=True)
 class _FileHash:
-    """One file's hash. `state` is the key of its memory, None if it must not be remembered; `anew`: it was read now."""
+    """One file's hash. `state` is the key in the memo, None if it must not be kept; `is_new`: it was read now."""
 
     digest: bytes
     size_bytes: int = 0
     state: bytes | None = None
-    anew: bool = True
+    is_new: bool = True
 
 
 def hash_files(root: Path, names: Sequence[str]) -> list[bytes]:
@@ -60,7 +60,7 @@ def hash_files(root: Path, names: Sequence[str]) -> list[bytes]:
         for block in blocks:
             hashed += block
             advance(len(block))
-    learnt = any(file.anew and file.state is not None for file in hashed)
+    learnt = any(file.is_new and file.state is not None for file in hashed)
     if memo is not None and learnt and sum(file.size_bytes for file in hashed) >= MEMO_FROM_BYTES:
         _write_memo(memo, {file.state: file.digest for file in hashed if file.state is not None})
     return [file.digest for file in hashed]
@@ -73,7 +73,7 @@ def _hash_file(root: Path, name: str, known: dict[bytes, bytes]) -> _FileHash:
         times = f"{stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}"
         state = hashlib.sha256(f"{MEMO_VERSION}\0{name}\0{times}".encode(errors="surrogateescape")).digest()
         if (digest := known.get(state)) is not None:
-            return _FileHash(digest, stat.st_size, state, anew=False)
+            return _FileHash(digest, stat.st_size, state, is_new=False)
         settled = now_ns - max(stat.st_mtime_ns, stat.st_ctime_ns) >= UNSETTLED_NS
         return _FileHash(bytes.fromhex(sha256_file(root / name)), stat.st_size, state if settled else None)
     except OSError:

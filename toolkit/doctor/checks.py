@@ -80,8 +80,8 @@ def check_cores() -> Check:
     usable, machine = limits.available_cores(), os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal() and int(threads) > usable:
-        told = f"OMP_NUM_THREADS is {threads}, but this process may use only {usable} cores"
-        return Check("cores", "note", told, "unset OMP_NUM_THREADS: more threads than cores are slower")
+        finding = f"OMP_NUM_THREADS is {threads}, but this process may use only {usable} cores"
+        return Check("cores", "note", finding, "unset OMP_NUM_THREADS: more threads than cores are slower")
     limit = "" if usable == machine else f" of the machine's {machine} (affinity mask or cgroup quota)"
     return Check("cores", "ok", f"{usable}{limit}, {hardware.cpu_name()}")
 
@@ -134,17 +134,17 @@ def check_cuda() -> Iterator[Check]:
     if driver is None or torch.version.cuda is None:
         return
     major, minor = (int(part) for part in torch.version.cuda.split(".")[:2])
-    told = f"the driver has {driver[0]}.{driver[1]}, torch was built for {major}.{minor}"
+    finding = f"the driver has {driver[0]}.{driver[1]}, torch was built for {major}.{minor}"
     if driver >= (major, minor):
-        yield Check("cuda", "ok", told)
+        yield Check("cuda", "ok", finding)
     elif driver[0] == major:
         remedy = (
             f"if a kernel fails, update the driver to one for CUDA {major}.{minor}: with this driver, compiled kernels"
             " run, but kernels that are compiled at their first call may fail"
         )
-        yield Check("cuda", "note", told, remedy)
+        yield Check("cuda", "note", finding, remedy)
     else:
-        yield Check("cuda", "problem", told, f"update the NVIDIA driver to one for CUDA {major}.{minor}")
+        yield Check("cuda", "problem", finding, f"update the NVIDIA driver to one for CUDA {major}.{minor}")
 
 
 def driver_cuda() -> tuple[int, int] | None:

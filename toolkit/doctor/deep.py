@@ -106,13 +106,13 @@ def check_code(gpu: str) -> Check:
     name, (major, minor) = torch.cuda.get_device_name(gpu), torch.cuda.get_device_capability(gpu)
     built = torch.cuda.get_arch_list()
     found = find_code(major, minor, built)
-    told = f"{name} is sm_{major}{minor}; this torch has code for {', '.join(built)}"
+    finding = f"{name} is sm_{major}{minor}; this torch has code for {', '.join(built)}"
     if found.startswith("sm_"):
-        return Check(f"code for {gpu}", "ok", told)
+        return Check(f"code for {gpu}", "ok", finding)
     if found:
         remedy = "the first run of each kernel takes long, and fails if the driver is older than torch's CUDA"
-        return Check(f"code for {gpu}", "note", f"{told}: the driver compiles it from {found}", remedy)
-    return Check(f"code for {gpu}", "problem", f"{told}, but none that runs there", MEND_GPU_CODE)
+        return Check(f"code for {gpu}", "note", f"{finding}: the driver compiles it from {found}", remedy)
+    return Check(f"code for {gpu}", "problem", f"{finding}, but none that runs there", MEND_GPU_CODE)
 
 
 def find_code(major: int, minor: int, built: Sequence[str]) -> str:
@@ -139,10 +139,10 @@ def check_free_memory(gpu: str) -> Check:
     import torch
 
     free, total = torch.cuda.mem_get_info(gpu)
-    told = f"{free / hardware.GIB:.1f} of {total / hardware.GIB:.1f} GiB are free"
+    finding = f"{free / hardware.GIB:.1f} of {total / hardware.GIB:.1f} GiB are free"
     if free < LITTLE_FREE * total:
-        return Check(f"memory of {gpu}", "note", told, "nvidia-smi lists the processes that use the rest")
-    return Check(f"memory of {gpu}", "ok", told)
+        return Check(f"memory of {gpu}", "note", finding, "nvidia-smi lists the processes that use the rest")
+    return Check(f"memory of {gpu}", "ok", finding)
 
 
 def check_copies(device: str) -> Check:
@@ -150,11 +150,11 @@ def check_copies(device: str) -> Check:
     if device == "cpu":
         return Check(name, "ok", inside)
     pageable, pinned = (bus_bytes_s(device, pinned=pinned) for pinned in (False, True))
-    told = f"{inside}, {pageable / 1e9:.1f} GB/s from the host, {pinned / 1e9:.1f} from pinned memory"
+    finding = f"{inside}, {pageable / 1e9:.1f} GB/s from the host, {pinned / 1e9:.1f} from pinned memory"
     if pinned < SLOW_BUS_BYTES_S:
         remedy = "check the link: nvidia-smi --query-gpu=pcie.link.gen.current,pcie.link.width.current --format=csv"
-        return Check(name, "note", told, remedy)
-    return Check(name, "ok", told)
+        return Check(name, "note", finding, remedy)
+    return Check(name, "ok", finding)
 
 
 def check_products(device: str) -> Check:
@@ -188,19 +188,19 @@ def check_training(device: str) -> Check:
 
     batch, steps = BATCHES["cpu" if device == "cpu" else "gpu"]
     rehearsal = Rehearsal(device, IMAGE_SIZE, batch, steps)
-    told = (
+    finding = (
         f"{rehearsal.images_a_second():,.0f} images per second (student, {IMAGE_SIZE} px, {rehearsal.precision}, stored"
         f" logits, batches of {batch})"
     )
     if launches := replace(rehearsal, steps=COUNTED_STEPS).count_launches():
-        told += f"; a step takes {launches.kernels:.0f} kernels and {launches.sent:.0f} copies from the host"
+        finding += f"; a step takes {launches.kernels:.0f} kernels and {launches.sent:.0f} copies from the host"
     elif device != "cpu":
-        told += "; kernels were not counted, because CUDA's profiling interface shows none"
+        finding += "; kernels were not counted, because CUDA's profiling interface shows none"
     if device != "cpu":
         cudnn: Any = torch.backends.cudnn
         version = cudnn.version() or 0
-        told += f"; cuDNN {version // 10_000}.{version % 10_000 // 100}"
-    return Check(f"training on {device}", "ok", told)
+        finding += f"; cuDNN {version // 10_000}.{version % 10_000 // 100}"
+    return Check(f"training on {device}", "ok", finding)
 
 
 def check_graph() -> Iterator[Check]:
@@ -264,13 +264,13 @@ def compare(path: Path, provider: str, images: np.ndarray, expected: np.ndarray)
     difference = float(np.abs(predictor.logits(images) - expected).max())
     largest = float(np.abs(expected).max())
     placed = Placement.of(predictor._session).nodes
-    told = (
+    finding = (
         f"largest difference from torch on the CPU {difference:.1g}, logits up to {largest:.2g};"
         f" {' and '.join(f'{len(nodes)} operators on {name}' for name, nodes in placed.items())}"
     )
     if not difference <= LOGITS_ERROR * largest:
-        return Check(f"onnx graph {provider}", "problem", told, "choose another --provider, and report this")
-    return Check(f"onnx graph {provider}", "ok", told)
+        return Check(f"onnx graph {provider}", "problem", finding, "choose another --provider, and report this")
+    return Check(f"onnx graph {provider}", "ok", finding)
 
 
 def check_all_reduce(devices: Sequence[str]) -> Check:
@@ -292,8 +292,8 @@ def check_all_reduce(devices: Sequence[str]) -> Check:
     if not all(right for _, right in answers):
         raise RuntimeError("the sum is wrong")
     seconds = max(took for took, _ in answers)
-    told = f"{len(devices)} processes added up {ALL_REDUCE_BYTES / 1e6:.0f} MB in {seconds * 1e3:.1f} ms"
-    return Check("nccl" if devices[0] != "cpu" else "gloo", "ok", told)
+    finding = f"{len(devices)} processes added up {ALL_REDUCE_BYTES / 1e6:.0f} MB in {seconds * 1e3:.1f} ms"
+    return Check("nccl" if devices[0] != "cpu" else "gloo", "ok", finding)
 
 
 def _wait_for(processes: Sequence[BaseProcess]) -> None:

@@ -79,7 +79,7 @@ def find_facts(workspace: Workspace, command: Command) -> Facts:
         seeds=tuple(range(recipe.distill.seed, recipe.distill.seed + workspace.seeds)),
         control=with_control(workspace, by_default=command == "run"),
         given_teacher=provenance.is_given(recipe),
-        known_accuracy=_tells_accuracy(workspace),
+        known_accuracy=_states_accuracy(workspace),
         processes=distributed.world_size(),
         decoders=recipe.data.workers or available_cores(),
         cores=available_cores(),
@@ -98,7 +98,7 @@ def find_facts(workspace: Workspace, command: Command) -> Facts:
     return replace(facts, there=there, epochs_done=done, stored=frozenset(stored))
 
 
-def _tells_accuracy(workspace: Workspace) -> bool:
+def _states_accuracy(workspace: Workspace) -> bool:
     """Whether the given teacher states its accuracy, so that nobody has to measure it; downloads nothing."""
     recipe = workspace.recipe
     if not provenance.is_given(recipe) or recipe.teacher.weights == FOOD_11:

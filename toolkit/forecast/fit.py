@@ -78,8 +78,8 @@ def fit(
     trial, gave_up = best
     settings = trial.settings_of(best_epochs)
     overrides = tuple(f"{name}={json.dumps(value)}" for name, value in settings.items())
-    told = (*_tell_epochs(recipe, settings), *gave_up)
-    return RecipeChoice(recipe.with_overrides(overrides), overrides, told, trial.at(best_epochs))
+    sentences = (*_describe_epochs(recipe, settings), *gave_up)
+    return RecipeChoice(recipe.with_overrides(overrides), overrides, sentences, trial.at(best_epochs))
 
 
 def _too_little(minutes: float, left_s: float, least_s: float) -> RecipeError:
@@ -172,13 +172,15 @@ def trains_teacher(facts: Facts) -> bool:
 def _give_up(recipe: Recipe, facts: Facts) -> Iterator[tuple[Settings, tuple[str, ...]]]:
     """More and more settings, the most costly last, with a sentence for each."""
     settings: dict[str, Any] = {}
-    told: list[str] = []
-    yield dict(settings), tuple(told)
+    sentences: list[str] = []
+    yield dict(settings), tuple(sentences)
     for more, sentence in _steps(recipe, facts):
         settings |= more
         # of one kind, only the last one holds
-        told = [earlier for earlier in told if earlier.partition(":")[0] != sentence.partition(":")[0]] + [sentence]
-        yield dict(settings), tuple(told)
+        sentences = [earlier for earlier in sentences if earlier.partition(":")[0] != sentence.partition(":")[0]] + [
+            sentence
+        ]
+        yield dict(settings), tuple(sentences)
 
 
 def _steps(recipe: Recipe, facts: Facts) -> Iterator[tuple[Settings, str]]:
@@ -236,7 +238,7 @@ def _facts_of(recipe: Recipe, facts: Facts, settings: Settings) -> Facts:
     return replace(changed, images=images, to_decode={split: size for split, size in decode.items() if size})
 
 
-def _tell_epochs(recipe: Recipe, settings: Settings) -> Iterator[str]:
+def _describe_epochs(recipe: Recipe, settings: Settings) -> Iterator[str]:
     for name, whose in (("teacher", "the teacher"), ("distill", "student and control")):
         epochs, had = settings.get(f"{name}.epochs"), getattr(recipe, name).epochs
         if epochs is not None and epochs != had:

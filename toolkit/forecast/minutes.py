@@ -33,8 +33,8 @@ def fit_job(
     """
     choice = KeptChoice(workspace, command, minutes)
     if (kept := choice.read()) is not None:
-        told = f"as chosen before: {_as_flags(kept)}" if kept else f"the recipe fits into {minutes:g}, as before"
-        console.say(f"minutes: {told} ({workspace.model_dir.minutes}; --force chooses again)")
+        message = f"as chosen before: {_as_flags(kept)}" if kept else f"the recipe fits into {minutes:g}, as before"
+        console.say(f"minutes: {message} ({workspace.model_dir.minutes}; --force chooses again)")
         workspace = with_settings(workspace, kept)
         return workspace, forecast_command(workspace, command)
     facts = find_facts(workspace, command)
@@ -85,14 +85,14 @@ class KeptChoice:
         ]
         self._path: Path = workspace.model_dir.minutes
         self._key = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-        self._anew = workspace.force and not workspace.resume
+        self._chooses_again = workspace.force and not workspace.resume
 
     def read(self) -> list[str] | None:
         """Settings as --set takes them; None if nothing was chosen yet, or if --force chooses again.
 
         Raises ArtifactError if the file is not one that `write` wrote.
         """
-        found = None if self._anew else self._all().get(self._key)
+        found = None if self._chooses_again else self._all().get(self._key)
         return distributed.agree(found)
 
     def write(self, overrides: list[str]) -> None:

@@ -134,8 +134,8 @@ def _first_working_gpu() -> str | None:
             return gpu
         broken[gpu] = reason
     if broken:
-        told = "; ".join(f"{device}: {reason}" for device, reason in broken.items())
-        console.say(f"running on the CPU, because the GPU does not work ({told}); see toolkit doctor")
+        reasons = "; ".join(f"{device}: {reason}" for device, reason in broken.items())
+        console.say(f"running on the CPU, because the GPU does not work ({reasons}); see toolkit doctor")
     return None
 
 
