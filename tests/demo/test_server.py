@@ -7,8 +7,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -34,6 +32,7 @@ from demo_server import (
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AuthenticationError, ValidationError
 from PIL import Image
+from toolkit_process import toolkit
 from typer.testing import CliRunner
 
 from toolkit.cli.app import app
@@ -108,16 +107,10 @@ def test_only_this_machine_is_served_by_default(url: str) -> None:
         other_address.connect(("127.0.0.2", port))
 
 
-def demo(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """The command, where it ends by itself."""
-    command = [sys.executable, "-m", "toolkit", "demo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-
-
 def test_a_taken_port_is_one_clear_line(url: str) -> None:
     port = url.rpartition(":")[2]
-    done = demo("nowhere", "--port", port)
-    assert (done.returncode, done.stdout) == (1, "")
+    done = toolkit("demo", "nowhere", "--port", port, code=1)
+    assert done.stdout == ""
     assert done.stderr == (
         f"error: cannot serve on 127.0.0.1, port {port}: Address already in use; give another --port or --host\n"
     )
