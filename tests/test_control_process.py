@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from toolkit_process import start_toolkit
 
 from toolkit import control_process, pipeline, workspace
-from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.checkpoint import Checkpoint, TrainingState
 from toolkit.distill.step import Stepper
 from toolkit.errors import Interrupted, ToolkitError, TrainingError
 from toolkit.forecast.command import forecast_command
@@ -381,9 +381,9 @@ def test_a_control_s_state_from_before_it_had_a_file_of_its_own_is_gone_on_with(
     shutil.copy(whole / "student.safetensors", out)
     save = Checkpoint.save
 
-    def stop_after_two(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+    def stop_after_two(checkpoint: Checkpoint, state: TrainingState) -> None:
         save(checkpoint, state)
-        if state["epoch"] == 2:
+        if state.epoch == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoint, "save", stop_after_two)

@@ -138,7 +138,7 @@ def half_a_jpeg() -> bytes:
         ("bomb.png", make_png(12_001, 10_000), "is too large (12001×10000 px)"),
         ("bigger_bomb.png", make_png(60_000, 60_000), "is too large"),
         ("text.png", png_with_large_text(), "the text or colour profile packed into it is too large"),
-        ("scans.jpg", jpeg_of_many_scans(101), "it is a JPEG in more than 100 passes"),
+        ("scans.jpg", jpeg_of_many_scans(101), "the JPEG has more than 100 passes"),
     ],
     ids=["empty", "text", "half", "broken", "postscript", "bomb", "bigger bomb", "large text", "scans"],
 )

@@ -190,7 +190,7 @@ class TestWish:
             choose(teacher_precision="int8")
 
     def test_not_with_layers(self) -> None:
-        with pytest.raises(RecipeError, match="an int8 teacher has no layers"):
+        with pytest.raises(RecipeError, match="a method of layers cannot read an int8 teacher"):
             Recipe().with_overrides(["distill.teacher_precision=int8", "distill.method=fitnets"])
 
 

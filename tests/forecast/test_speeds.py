@@ -140,7 +140,7 @@ def test_export_and_bench_are_spoken_of_where_they_are_part_of_the_work(
 ) -> None:
     measured = forecast_command(open_job(class_folders, tmp_path), command).measured
     assert measured.startswith("measured here in ")
-    assert measured.endswith("; export and bench are reckoned from that" if told else ", by single steps on cpu")
+    assert measured.endswith("; export and bench are estimated from that" if told else ", by single steps on cpu")
 
 
 class TestOnAGpu:
@@ -258,7 +258,7 @@ class TestWhatIsThere:
         with pytest.raises(KeyboardInterrupt):
             pipeline.make_teacher(open_job(class_folders, tmp_path))
         planned = forecast(open_job(class_folders, tmp_path, resume=True), work, "teacher")
-        assert planned.stages[1].note == "going on after epoch 2"
+        assert planned.stages[1].note == "resumes after epoch 2"
 
 
 class TestMinutes:
@@ -282,7 +282,7 @@ class TestMinutes:
         job, planned = self.fit(open_job(class_folders, tmp_path, *self.LONG), 1)
         assert 0.5 * 54 < planned.seconds <= 54
         told = capsys.readouterr().err
-        assert "minutes: 1, of which 90% are aimed at; the recipe as it is takes " in told
+        assert "minutes: 1, of which the plan fills 90%; the unchanged recipe takes " in told
         assert "gave up epochs of the teacher: " in told
         flags = told.partition("the same without --minutes: ")[2].split("\n")[0].split()
         assert set(flags[::2]) == {"--set"}
@@ -298,7 +298,7 @@ class TestMinutes:
             assert job.recipe == first.recipe
         told = capsys.readouterr().err
         assert "minutes: as chosen before: --set distill.epochs=" in told
-        assert f" ({tmp_path / 'minutes.json'}; --force chooses anew)\n" in told
+        assert f" ({tmp_path / 'minutes.json'}; --force chooses again)\n" in told
         for other, wanted in (
             (open_job(class_folders, tmp_path, *self.LONG, force=True), 1),
             (open_job(class_folders, tmp_path, *self.LONG), 2),
@@ -348,7 +348,7 @@ class TestMinutes:
         job = open_job(class_folders, tmp_path, *self.LONG)
         job.model_dir.minutes.write_text(json.dumps([1]))
         with pytest.raises(
-            ArtifactError, match=r"minutes\.json cannot be read; delete it, and --minutes chooses again"
+            ArtifactError, match=r"minutes\.json cannot be read; delete it, then --minutes chooses again"
         ):
             self.fit(job, 1)
 
@@ -357,10 +357,8 @@ class TestMinutes:
     ) -> None:
         job, _ = self.fit(open_job(class_folders, tmp_path), 60)
         assert job.recipe == open_job(class_folders, tmp_path).recipe
-        assert "minutes: the recipe fits into 60 as it is\n" in capsys.readouterr().err
+        assert "minutes: the unchanged recipe fits into 60\n" in capsys.readouterr().err
         again, _ = self.fit(open_job(class_folders, tmp_path), 60)
         assert again.recipe == job.recipe
-        told = (
-            f"minutes: the recipe fits into 60, as found before ({tmp_path / 'minutes.json'}; --force chooses anew)\n"
-        )
+        told = f"minutes: the recipe fits into 60, as before ({tmp_path / 'minutes.json'}; --force chooses again)\n"
         assert told in capsys.readouterr().err

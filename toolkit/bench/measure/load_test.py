@@ -7,8 +7,10 @@ The session has as many threads as this process may use cores, and all clients s
 computing, only that the cores never wait for the next request. Serving past one machine is another program's job.
 """
 
+import itertools
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -125,7 +127,8 @@ def _run_clients(
     """Every client's tally, and the s it took until the last of them had its answer."""
     go, stop = threading.Event(), threading.Event()
     with ThreadPoolExecutor(clients) as pool:
-        jobs = [pool.submit(_ask, predictor, images, number, clients, go, stop) for number in range(clients)]
+        places = [itertools.count(number, clients) for number in range(clients)]
+        jobs = [pool.submit(_ask, predictor, images, numbers, go, stop) for numbers in places]
         try:
             start = time.perf_counter()
             go.set()
@@ -139,16 +142,15 @@ def _run_clients(
 def _ask(
     predictor: OnnxPredictor,
     images: NDArray[np.uint8],
-    number: int,
-    clients: int,
+    numbers: Iterator[int],
     go: threading.Event,
     stop: threading.Event,
 ) -> _Tally:
-    tally, at = _Tally(), number
+    """Ask for the images at `numbers`, again from the start after the last, from `go` on and until `stop`."""
+    tally = _Tally()
     go.wait()
     while not (tally.durations_ns or tally.errors) or not stop.is_set():  # one request at least
-        image = images[at % len(images)][np.newaxis]
-        at += clients
+        image = images[next(numbers) % len(images)][np.newaxis]
         start = time.perf_counter_ns()
         try:
             predictor.logits(image)

@@ -15,7 +15,7 @@ from torch import nn
 
 from toolkit import console
 from toolkit.bench.measure.cost import count_macs
-from toolkit.data.dataset import spread
+from toolkit.bench.schema import RowFacts
 from toolkit.data.pixels import Pixels
 from toolkit.errors import ArtifactError
 from toolkit.files import sha256_file
@@ -65,20 +65,20 @@ class Row:
     def name(self) -> str:
         return f"{self.model} {self.precision} ({self.predictor.runtime})"
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> RowFacts:
         """The part of a report's row that needs no measuring."""
-        return {
-            "model": self.model,
-            "precision": self.precision,
-            "runtime": self.predictor.runtime,
-            "provider": self.predictor.provider,
-            "threads": self.predictor.threads,
-            "params": count_parameters(self.network),
-            "macs": count_macs(self.network, self.predictor.preprocess.image_size),
-            "size_bytes": self.path.stat().st_size,
-            "calibration": self.metadata.get("calibration"),
-            "float_layers": json.loads(self.metadata.get("float_layers", "[]")),
-        }
+        return RowFacts(
+            model=self.model,
+            precision=self.precision,
+            runtime=self.predictor.runtime,
+            provider=self.predictor.provider,
+            threads=self.predictor.threads,
+            params=count_parameters(self.network),
+            macs=count_macs(self.network, self.predictor.preprocess.image_size),
+            size_bytes=self.path.stat().st_size,
+            calibration=self.metadata.get("calibration"),
+            float_layers=json.loads(self.metadata.get("float_layers", "[]")),
+        )
 
 
 def open_rows(
@@ -205,11 +205,6 @@ def answer_images(
             advance(len(batch))
         answers.append(np.concatenate(parts))
     return answers
-
-
-def choose_images(available: int, wanted: int) -> NDArray[np.int64]:
-    """Indices of `wanted` images (0: all) spread evenly over the split, so that sorted classes all take part."""
-    return spread(available, wanted or available)
 
 
 def _batches(indices: NDArray[np.integer], size: int) -> Iterator[NDArray[np.integer]]:
