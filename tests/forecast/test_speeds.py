@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -267,12 +268,13 @@ class TestMinutes:
 
     @pytest.fixture(autouse=True)
     def _slow_networks(self, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-        """On the clock of their own a training takes some minutes."""
+        """On the clock of their own a training takes some minutes; no other clock counts."""
 
         def measure(*arguments: Any) -> MeasuredSpeeds:
             return MeasuredSpeeds(*arguments, clock=work.clock)
 
         monkeypatch.setattr(minutes, "MeasuredSpeeds", measure)
+        monkeypatch.setattr(minutes, "time", SimpleNamespace(perf_counter=work.clock))
 
     LONG = ("teacher.epochs=2000", "distill.epochs=4000")
 
@@ -339,6 +341,16 @@ class TestMinutes:
         less = [setting for setting in told[1::2] if setting.startswith((*given_up, "distill.epochs"))]
         other = workspace.open_for_training(None, data, out, [*own, *less], device="cpu")
         assert other.recipe != job.recipe, "what the flags would give without them"
+
+    def test_what_is_there_needs_no_time(
+        self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        quick = ("teacher.epochs=1", "distill.epochs=1", "distill.control=false")
+        pipeline.distill_student(open_job(class_folders, tmp_path, *quick))
+        capsys.readouterr()
+        job, planned = self.fit(open_job(class_folders, tmp_path, *quick), 0.01)
+        assert (job.recipe.distill.epochs, planned.seconds) == (1, 0)
+        assert "minutes: the recipe fits into 0.01 as it is\n" in capsys.readouterr().err
 
     def test_a_plan_keeps_nothing(self, class_folders: Path, tmp_path: Path) -> None:
         self.fit(open_job(class_folders, tmp_path / "m", *self.LONG, writes=False), 1, writes=False)
