@@ -30,11 +30,12 @@ from toolkit.data.dataset import Dataset, Images
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, DataError
-from toolkit.modeldir import ModelDir
+from toolkit.modeldir import BENCH_PLOTS, ModelDir
 from toolkit.networks.registry import build
 from toolkit.networks.weights import ModelInfo, save_model
 from toolkit.recipe import Recipe
 
+DRAW = report_module._draw
 RECIPE = Recipe.from_dict(
     {"data": {"image_size": 32, "resize": 0}, "bench": {"samples": 10, "seconds": 0.02, "batch_sizes": [1, 4]}}, "test"
 )
@@ -232,9 +233,17 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Its pictures are drawn for tests of them alone: see `_draws`."""
     monkeypatch.setattr(timing, "SETTLE_MS", 0.0)
+    monkeypatch.setattr(report_module, "_draw", lambda *_: dict.fromkeys(BENCH_PLOTS, b"a picture"))
     monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [])
     return Bench(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def _draws(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bench draws its pictures."""
+    monkeypatch.setattr(report_module, "_draw", DRAW)
 
 
 def test_report_json_has_schema_1(bench: Bench) -> None:
@@ -324,6 +333,7 @@ def test_test_images_are_kept_for_the_demo(bench: Bench) -> None:
     assert (kept.images, len(kept.disagreements), len(kept.examples)) == (60, 3, len(COLOURS))
 
 
+@pytest.mark.usefixtures("_draws")
 def test_all_that_is_promised_is_written(bench: Bench) -> None:
     """And named; beside it there is nothing but the models' files."""
     before = set(bench.folder.iterdir())
@@ -458,6 +468,7 @@ def test_the_markdown_is_complete(bench: Bench) -> None:
         assert f"]({name}.png)" in text
 
 
+@pytest.mark.usefixtures("_draws")
 def test_the_plot_is_a_picture_with_ink_of_both_models(bench: Bench) -> None:
     bench.run()
     with Image.open(bench.folder / "accuracy_latency.png") as picture:
@@ -528,7 +539,8 @@ def save_network(model_dir: ModelDir, role: Any, classes: tuple[str, ...], prepr
     save_model(model_dir.weights(role), network, info)
 
 
-def test_rows_of_real_files_from_end_to_end(tmp_path: Path) -> None:
+def test_rows_of_real_files_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SETTLE_MS", 0.0)
     model_dir = ModelDir(tmp_path)
     for role in ("teacher", "student"):
         save_network(model_dir, role, COLOURS)
