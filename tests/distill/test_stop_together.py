@@ -18,7 +18,7 @@ import pytest
 import torch
 from distill_samples import SMALL, Running, ToolkitCommands, hold_training, read_lines, start_two
 
-from toolkit.cli import app
+from toolkit.cli import ending
 from toolkit.distill import interruption, trainer
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.step import Stepper
@@ -130,11 +130,11 @@ def begin_late() -> None:
 
 
 def wait_long_for_a_signal() -> None:
-    app.OTHERS_WAIT_S = HANG_S
+    ending.OTHERS_WAIT_S = HANG_S
 
 
 def wait_shortly_for_a_signal() -> None:
-    app.OTHERS_WAIT_S = 0.1
+    ending.OTHERS_WAIT_S = 0.1
 
 
 @pytest.mark.slow
