@@ -247,7 +247,7 @@ def export(
     if max_drop is not None and not int8:
         raise typer.BadParameter("is the accuracy that int8 may lose: give it with --int8", param_hint="--max-drop")
     from toolkit.pipeline import export_models, export_weights, write_triton_models
-    from toolkit.workspace import open_finished
+    from toolkit.workspace import Choice, open_finished, open_weights_file
 
     if triton is not None:
         ModelDir(triton).make()  # proves, before any work, that it can be written to
@@ -255,7 +255,8 @@ def export(
     settings = [*(overrides or []), *([f"export.max_drop={max_drop}"] if max_drop is not None else [])]
     smaller: tuple[FilePrecision, ...] = (*(("fp16",) if fp16 else ()), *(("int8",) if int8 else ()))
     if model.is_file():
-        results = export_weights(model, recipe, data, out, settings, smaller=smaller, force=force)
+        workspace = open_weights_file(model, Choice(recipe, data, out, settings), force=force)
+        results = export_weights(workspace, model, smaller, with_images=data is not None)
         next_command = command("predict", results[0].path, "IMAGE")
     else:
         if out is not None:
