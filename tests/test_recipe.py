@@ -84,7 +84,7 @@ def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[distill\n", "is not valid TOML: .*line 1.*; mend that line"),
+        (b"[distill\n", "is not valid TOML: .*line 1.*; correct that line"),
         (b"\xff\xfe", "cannot read the recipe .*: it is not UTF-8 text"),
         (b"distill = 3\n", "distill = 3 is not allowed; input should be a valid dictionary"),
     ],
@@ -118,8 +118,11 @@ def test_fingerprint_sees_settings_but_not_where_data_lies() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["distill.method=dkd", "distill.mixup=0.2"], "dkd needs one label an image: mixup must be 0 with it"),
-        (["distill.method=kd+attention", "distill.compile=default"], "compile must be off with it"),
+        (["distill.method=dkd", "distill.mixup=0.2"], "dkd needs one label per image: set mixup to 0"),
+        (
+            ["distill.method=kd+attention", "distill.compile=default"],
+            "reads the networks as they run: set compile to off",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_without_repeating_them_all(
@@ -176,7 +179,7 @@ def settings_tables() -> str:
     schemas = Recipe.model_json_schema()["$defs"]
     for name in Recipe.model_fields:
         properties = schemas[f"{name.capitalize()}Recipe"]
-        lines += [f"### `[{name}]`", "", "| key | default | allowed | what it is |", "|---|---|---|---|"]
+        lines += [f"### `[{name}]`", "", "| key | default | allowed | meaning |", "|---|---|---|---|"]
         for key, field in properties["properties"].items():
             default = f"`{json.dumps(getattr(getattr(Recipe(), name), key))}`"
             if f"{name}.{key}" in FOLLOW_PICTURES:
@@ -214,8 +217,8 @@ def test_models_readme_lists_every_setting() -> None:
         assert text[start:end] == settings_tables(), "run this test again with KD_TOOLKIT_WRITE_DOCS=1"
 
 
-def test_a_single_layer_s_name_is_told_how_to_be_a_list() -> None:
-    with pytest.raises(RecipeError, match=r'teacher_taps = "layer2" is not allowed; a list of names is wanted'):
+def test_a_single_layer_s_name_gets_the_form_of_a_list() -> None:
+    with pytest.raises(RecipeError, match=r'teacher_taps = "layer2" is not allowed; write a list of names'):
         Recipe().with_overrides(["distill.teacher_taps=layer2"])
 
 

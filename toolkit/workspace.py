@@ -266,7 +266,7 @@ def warn_of_little_memory() -> None:
     size_bytes = memory_bytes()
     if size_bytes < LITTLE_MEMORY_BYTES:
         console.say(
-            f"careful: {size_bytes / 2**30:.1f} GiB of memory for this process; if it ends without a word, or with exit"
+            f"warning: {size_bytes / 2**30:.1f} GiB of memory for this process; if it ends without a word, or with exit"
             " code 137, that was too little: give it 2 GiB, in a container with --memory 2g"
         )
 
@@ -275,7 +275,7 @@ def _warn_of_no_volume(path: Path) -> None:
     """Before hours of work, whose results nobody could reach."""
     if volume := missing_volume(path):
         console.say(
-            f"careful: {path} lies in this container and is deleted with it; to keep it, mount a volume:"
+            f"warning: {path} lies in this container and is deleted with it; to keep it, mount a volume:"
             f" docker run -v kd-models:{volume}"
         )
 

@@ -113,7 +113,7 @@ def test_a_damaged_report_is_told_and_stops_nothing(
     assert "report.json cannot be read" in contents.report["problem"]
     assert "rows" not in contents.report
     told = " ".join(capsys.readouterr().err.split())
-    assert re.search(r"careful: .*report\.json cannot be read .*; make it again with: toolkit bench", told)
+    assert re.search(r"warning: .*report\.json cannot be read .*; make it again with: toolkit bench", told)
     assert contents.examples["differing"] == 2
 
 

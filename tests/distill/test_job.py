@@ -72,4 +72,4 @@ def test_a_teacher_that_cannot_take_the_images_is_refused(capsys: pytest.Capture
     easy = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (0.5,) * 3, (0.5,) * 3)
     assert capsys.readouterr().err == ""
     _require_same_size(easy, info, 32, "teacher.safetensors")  # type: ignore[arg-type]
-    assert "careful: teacher.safetensors was trained at 64 px and teaches at 32 px" in capsys.readouterr().err
+    assert "warning: teacher.safetensors was trained at 64 px and teaches at 32 px" in capsys.readouterr().err

@@ -113,9 +113,9 @@ def written_files(model_dir: ModelDir) -> list[Path]:
 
 def _warn(contradictions: Sequence[str], noise: Sequence[str]) -> None:
     for warning in (*contradictions, *noise[:SHOWN_WARNINGS]):
-        console.say(f"careful: {warning}")
+        console.say(f"warning: {warning}")
     if (more := len(noise) - SHOWN_WARNINGS) > 0:
-        console.say(f"careful: {console.count(more, 'more warning')} about speed in report.md")
+        console.say(f"warning: {console.count(more, 'more warning')} about speed in report.md")
 
 
 def _answer(rows: Sequence[Row], pixels: Pixels, indices: NDArray[np.integer]) -> list[Logits]:

@@ -1,4 +1,4 @@
-"""What `toolkit bench` can do: measure (and hold against a baseline), compare two reports, put a file under load."""
+"""Benchmarks: measure (and hold against a baseline), compare two reports, put a file under load."""
 
 import time
 from dataclasses import asdict
@@ -44,14 +44,15 @@ def measure(
     if not as_json:
         print_table(report)
         print_written(written_files(workspace.model_dir))
-        print_end(start, command("demo", model))
     try:
         rows = _hold_against(report, before, workspace.recipe.bench) if before is not None else None
     finally:  # a gate that is not met is no reason to keep the figures back
         if as_json:
             print_json(report)
-    if rows is not None and not as_json:
-        console.out.print(rows, markup=False)
+    if not as_json:
+        if rows is not None:
+            console.out.print(rows, markup=False)
+        print_end(start, command("demo", model))
 
 
 def compare(model: Path, other: Path, as_json: bool) -> None:
@@ -78,8 +79,8 @@ def put_under_load(
 def _read_baseline(path: Path, model_dir: ModelDir) -> dict[str, Any]:
     if path.resolve() == model_dir.report_json.resolve():
         raise ArtifactError(
-            f"{path} is the report that this benchmark will replace: it can be no baseline",
-            "copy it to another place, and name that with --baseline",
+            f"{path} is the report that this benchmark will replace, so it cannot be the baseline",
+            "copy it to another place, and give that file to --baseline",
         )
     return read_report(path)
 

@@ -1,6 +1,7 @@
-"""What a model directory has to show besides its networks: test images, the report and its plots, as plain values.
+"""The contents of a model directory besides its networks: test images, the report and its plots, as plain values.
 
-What is missing is told by the command that makes it. Nothing here is a network's answer to a visitor's picture.
+If something is missing, the page names the command that makes it. Nothing here is a network's answer to a visitor's
+picture.
 """
 
 import base64
@@ -39,13 +40,13 @@ class Contents:
     index: Examples | None
 
     def picture(self, kind: str, place: int) -> Image.Image | None:
-        """A test image in full: the one at `place` of `kind`, examples or disagreements; None where there is none."""
+        """The full test image at `place` of `kind` (examples or disagreements); None if there is none."""
         kept: Sequence[Example] = getattr(self.index, kind, ())
         return read_picture(self.archive, kept[place]) if 0 <= place < len(kept) else None
 
 
 def read_contents(model_dir: ModelDir) -> Contents:
-    """Read all that is there; a file that cannot be read is told on stderr and on its tab, and stops nothing."""
+    """Read all files that exist. If one cannot be read, stderr and its tab say so, and the rest goes on."""
     command = f"toolkit bench {shlex.quote(str(model_dir.path))}"
     archive = model_dir.examples
     index, examples = None, {}
@@ -74,7 +75,7 @@ def read_contents(model_dir: ModelDir) -> Contents:
 
 
 def _tell(error: ArtifactError) -> dict[str, Any]:
-    console.say(f"careful: {error}")
+    console.say(f"warning: {error}")
     return {"problem": error.problem}
 
 

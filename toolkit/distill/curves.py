@@ -12,8 +12,8 @@ from toolkit.distill.metrics import EpochMetrics, read_metrics
 from toolkit.modeldir import Role
 from toolkit.plotting import COLOURS, FAINT, INK
 
-LABELS: dict[Role, str] = {"teacher": "teacher", "student": "student", "control": "student alone (control)"}
-"""Role → what it is called in the picture."""
+LABELS: dict[Role, str] = {"teacher": "teacher", "student": "student", "control": "control (no teacher)"}
+"""Role → its label in the picture."""
 
 
 def draw_learning_curves(metrics_file: Path) -> bytes:
@@ -27,10 +27,10 @@ def draw_learning_curves(metrics_file: Path) -> bytes:
             _draw_role(accuracy, role, epochs, "accuracy", factor=100)
             _draw_role(loss, role, epochs, "loss", factor=1)
     _dress(accuracy, "top-1 accuracy, %")
-    _dress(loss, "loss (each role's own)")
+    _dress(loss, "loss (not comparable across networks)")
     accuracy.plot([], [], color=INK, label="validation")
     accuracy.plot([], [], color=INK, linestyle=":", label="training, on augmented views")
-    accuracy.scatter([], [], color=INK, s=26, label="the epoch that was kept")
+    accuracy.scatter([], [], color=INK, s=26, label="kept epoch")
     accuracy.legend(frameon=False, fontsize=9, labelcolor=INK)
     figure.suptitle(f"{metrics_file.parent.resolve().name}: learning curves", color=INK, fontsize=13, x=0.01, ha="left")
     buffer = io.BytesIO()

@@ -99,6 +99,6 @@ def _find_provider(session: Any, wanted: str, path: Path, *, is_wish: bool) -> s
         told = f"{path.name} is not wholly on {wanted}: {strays}"
         if is_wish:
             raise DeviceError(told, "use the CPU with --provider cpu, or auto to run it like that")
-        console.say(f"careful: {told}")
+        console.say(f"warning: {told}")
     main = placement.main_provider(kind)
     return wanted if main == kind else main

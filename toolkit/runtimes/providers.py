@@ -84,8 +84,8 @@ def follow_device(provider: str, device: str) -> str:
 
 
 def require_provider(provider: str, device: str = "auto") -> None:
-    """DeviceError where one that was asked for cannot run, before other work; `auto` takes what there is."""
-    if provider != "auto":
+    """DeviceError if one that was asked for cannot run, before other work; `auto` and `auto:N` take what there is."""
+    if not provider.startswith("auto"):
         pick_provider(follow_device(provider, device))
 
 

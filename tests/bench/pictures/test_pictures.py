@@ -211,6 +211,9 @@ def test_the_reliability_diagram(num_classes: int, images: int, drawn: Drawn) ->
     for role, logits in (("teacher", teacher), ("student", student)):
         ece = measure_fidelity(logits, labels, teacher).ece
         assert any(line.startswith(f"{role}: ECE {ece:.4f}") for line in told)
+    sides = {text.get_text(): text.get_position() for text in curve.texts}
+    assert sides["underconfident"][0] < sides["underconfident"][1], "confidence below accuracy"
+    assert sides["overconfident"][0] > sides["overconfident"][1]
 
 
 # ---- confusion -------------------------------------------------------------------------------------------------------

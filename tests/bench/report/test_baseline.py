@@ -113,7 +113,7 @@ def test_another_machine_is_remarked_on(
     assert capsys.readouterr().err == ""
     report["hardware"][part] = "Another"
     check_against_baseline(report, baseline, 1.2, 0.01)
-    assert f"careful: the baseline was measured on {told}" in capsys.readouterr().err
+    assert f"warning: the baseline was measured on {told}" in capsys.readouterr().err
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

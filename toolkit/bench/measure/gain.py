@@ -89,5 +89,5 @@ def _belongs(directory: ModelDir, student: ModelInfo) -> bool:
     same_source = (other.dataset_sha256, other.teacher_sha256) == (student.dataset_sha256, student.teacher_sha256)
     if recipes[0] == recipes[1] and same_source and is_control_of(read_info(files[1]), other):
         return True
-    console.say(f"careful: {directory.path} was trained with other settings than the student and is left out")
+    console.say(f"warning: {directory.path} was trained with other settings than the student and is left out")
     return False

@@ -110,7 +110,7 @@ def _find_roles(model_dir: ModelDir) -> list[Role]:
         if is_control_of(read_info(control), read_info(student)):
             return ["teacher", "student", "control"]
         console.say(
-            f"careful: {control} was trained with other settings than the student and is left out; make it again"
+            f"warning: {control} was trained with other settings than the student and is left out; make it again"
             " with toolkit distill --set distill.control=true --force"
         )
     return ["teacher", "student"]

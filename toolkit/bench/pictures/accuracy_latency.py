@@ -1,4 +1,4 @@
-"""The picture of what accuracy costs: every row's top-1 accuracy against its latency, and the Pareto front."""
+"""The picture of what accuracy costs: the top-1 accuracy of every row against its latency, and the Pareto front."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ Point = tuple[float, float]
 def draw_accuracy_latency(report: dict[str, Any]) -> bytes:
     """PNG: top-1 accuracy against p50 latency of batch 1 (log scale); a row is a bubble, its area the file's size.
 
-    Bubbles are numbered from the fastest row on, as the list beside the plot is; any number of rows keeps readable.
+    Numbers start at the fastest row, in the plot and in the list beside it. Any number of rows stays readable.
     """
     rows = sorted(report["rows"], key=lambda row: (row["latency_ms"]["p50"], -row["accuracy_top1"]))
     front = find_front(rows)
@@ -55,9 +55,9 @@ def draw_accuracy_latency(report: dict[str, Any]) -> bytes:
 
 
 def find_front(rows: Sequence[ReportRow]) -> list[int]:
-    """Indices of the rows that no other beats: none is faster (p50) and as accurate, or as fast and more accurate.
+    """Indices of the rows that no other row beats: faster (p50) and as accurate, or as fast and more accurate.
 
-    Fastest first. Of rows that are equal in both, the first alone is in it.
+    Fastest first. If rows are equal in both, only the first one is in it.
     """
     order = sorted(range(len(rows)), key=lambda i: (rows[i]["latency_ms"]["p50"], -rows[i]["accuracy_top1"]))
     front: list[int] = []
@@ -111,10 +111,10 @@ def _draw_bubbles(axes: Axes, rows: Sequence[ReportRow]) -> None:
 
 
 def place_numbers(centres: Sequence[Point], radii: Sequence[float]) -> list[Point]:
-    """Where each bubble's number goes, from its centre, so that numbers lie neither on each other nor on a bubble.
+    """Where each bubble's number goes, from its centre, so that numbers do not cover one another or a bubble.
 
-    All in points. A number lies inside where its bubble has room, else around it, else a little farther off; the place
-    that covers least is taken.
+    All in points. A number lies in its bubble if there is room, else around it, else a little farther off. It takes
+    the place that covers least.
     """
     spots: list[Point] = []
     for i, ((x, y), radius) in enumerate(zip(centres, radii, strict=True)):

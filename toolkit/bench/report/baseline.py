@@ -149,7 +149,7 @@ def _remark_on_hardware(now: dict[str, Any], before: dict[str, Any]) -> None:
     for part in ("cpu", "gpu"):
         if now[part] != before[part]:
             console.say(
-                f"careful: the baseline was measured on another {part} ({before[part] or 'none'}, now "
+                f"warning: the baseline was measured on another {part} ({before[part] or 'none'}, now "
                 f"{now[part] or 'none'}); times say little across machines"
             )
 

@@ -90,8 +90,8 @@ def _all_columns(batch_sizes: Sequence[str]) -> dict[str, Cell]:
         "ECE": lambda row: f"{row['ece']:.4f}",
         **{name: few[name] for name in ("agree %", "p50 ms", "p95 ms")},
         "p99 ms": lambda row: f"{row['latency_ms']['p99']:.2f}",
-        "whole ms": lambda row: _milliseconds(row["end_to_end_ms"]),
-        "first ms": lambda row: f"{row['first_call_ms']:.0f}",
+        "end-to-end ms": lambda row: _milliseconds(row["end_to_end_ms"]),
+        "first call ms": lambda row: f"{row['first_call_ms']:.0f}",
         "MiB": lambda row: _mebibytes(row["peak_memory_mib"]),
         **{f"img/s {size}": partial(_throughput, size) for size in batch_sizes},
     }
@@ -116,16 +116,16 @@ def render_markdown(report: Report) -> str:
     sections = [
         f"# Teacher and student on {dataset['name']}",
         report["verdict"],
-        *(f"**Careful:** {warning}" for warning in (*report["warnings"], *report["timing_warnings"])),
+        *(f"**Warning:** {warning}" for warning in (*report["warnings"], *report["timing_warnings"])),
         "## Did distillation help?",
         describe_gain(report["distillation"]),
         _seeds_table(report["distillation"].get("per_seed") or []),
         "## Quality",
         _quality_table(report["rows"]),
-        "![How far confidence can be believed](reliability.png)",
+        "![Accuracy against confidence](reliability.png)",
         "## Classes",
         render_classes(report["classes"]),
-        "![What the student mixes up more, and less, than the teacher](confusion_difference.png)",
+        "![Classes that the student confuses more, or less, than the teacher](confusion_difference.png)",
         "## Cost",
         _cost_table(report["rows"]),
         _describe_preprocessing(report["preprocess_ms"]),
@@ -191,7 +191,7 @@ def _quality_table(rows: Sequence[dict[str, Any]]) -> str:
 def _cost_table(rows: Sequence[dict[str, Any]]) -> str:
     sizes = list(rows[0]["throughput_img_s"])
     headings = ["model", "runtime", "threads", "params", "MACs", "file", "p50 ms", "p95 ms", "p99 ms", "mean ± std ms"]
-    headings += ["p50 by round", "n", "end to end p50 ms", "first call ms"]
+    headings += ["p50 by round", "n", "end-to-end p50 ms", "first call ms"]
     headings += [f"img/s, batch {size}" for size in sizes] + ["peak MiB"]
     cells = []
     for row in rows:
