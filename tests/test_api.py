@@ -43,7 +43,7 @@ def open_small(path: Path, data: Path, **options: Any) -> toolkit.Workspace:
 
 def process_state() -> list[Any]:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP)]
-    return [torch.get_num_threads(), torch.get_rng_state().tolist(), handlers, list(warnings.filters)]
+    return [torch.get_num_threads(), torch.get_rng_state().tolist(), handlers]
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +168,7 @@ class TestStages:
         assert student.valid_accuracy == max(one.valid_accuracy for one in student.epochs)
         assert student.info.classes == ("blue", "green", "red")
 
+    @pytest.mark.slow
     def test_export_and_bench_of_what_another_process_made(
         self, finished: tuple[toolkit.Workspace, dict[str, Any]]
     ) -> None:
@@ -232,10 +233,11 @@ class TestProcess:
     def test_it_is_as_it_was_after_an_answer(
         self, finished: tuple[toolkit.Workspace, dict[str, Any]], class_folders: Path
     ) -> None:
-        before = process_state()
+        before, filters = process_state(), list(warnings.filters)
         for name in ("student.safetensors", "student.onnx"):
             toolkit.load(finished[0].path / name, provider="cpu").predict(class_folders / "test" / "red" / "0.png")
         assert process_state() == before
+        assert warnings.filters == filters
 
     def test_the_allocator_stays_as_it_is(
         self, class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
