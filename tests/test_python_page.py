@@ -77,7 +77,7 @@ def test_every_block_runs(
     assert shown is not None
     assert shown[1] in printed
     assert len(namespace["student"].epochs) == 3
-    assert namespace["report"]["dataset"]["images"] == 12
+    assert namespace["report"].dataset.images == 12
     assert namespace["logits"].shape == (2, 3)
     assert run.finished
     assert [line["epoch"] for line in run.lines] == [0, 1, 0, 1]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toolkit.api import Model, Options, TrainingResult, Workspace, load, open
+    from toolkit.bench.schema import Report
     from toolkit.data.arrays import from_arrays
     from toolkit.distill.metrics import EpochMetrics
     from toolkit.errors import (
@@ -38,6 +39,7 @@ __all__ = [
     "Prediction",
     "Recipe",
     "RecipeError",
+    "Report",
     "ToolkitError",
     "TrainingError",
     "TrainingResult",
@@ -59,6 +61,7 @@ _MODULE_OF = {
     "EpochMetrics": "distill.metrics",
     "ExportResult": "export.export",
     "Prediction": "predict",
+    "Report": "bench.schema",
     "Recipe": "recipe",
     "from_arrays": "data.arrays",
     "keep_freed_memory": "machine.devices",

@@ -26,6 +26,7 @@ from toolkit.workspace import Choice, finished_workspace, training_recipe, train
 
 if TYPE_CHECKING:
     from toolkit import workspace
+    from toolkit.bench.schema import Report
     from toolkit.distill.job import WeightsFile
     from toolkit.distill.metrics import EpochMetrics
     from toolkit.export.export import ExportResult
@@ -168,8 +169,8 @@ class Workspace:
         with self._at_work():
             return export_models(self._open_finished("cpu"), smaller)
 
-    def bench(self, *, provider: str = "auto") -> dict[str, Any]:
-        """Measure size, latency and accuracy on the test split; what report.json holds."""
+    def bench(self, *, provider: str = "auto") -> "Report":
+        """Measure size, latency and accuracy on the test split; the report, as in report.json."""
         from toolkit.pipeline import bench_models, require_runtimes
         from toolkit.runtimes.providers import require_provider
 
@@ -179,7 +180,7 @@ class Workspace:
             require_runtimes(opened)
             return bench_models(opened, provider)
 
-    def run(self, *, provider: str = "auto", on_epoch: OnEpoch | None = None) -> dict[str, Any]:
+    def run(self, *, provider: str = "auto", on_epoch: OnEpoch | None = None) -> "Report":
         """The whole way: teacher, student and its control, ONNX, report; returns the report."""
         from toolkit.pipeline import refuse_several_processes, require_runtimes, run_all
         from toolkit.runtimes.providers import require_provider

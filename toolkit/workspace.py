@@ -11,7 +11,7 @@ from toolkit.errors import RecipeError
 from toolkit.machine.container import missing_volume
 from toolkit.machine.limits import LITTLE_MEMORY_BYTES, memory_bytes
 from toolkit.modeldir import ModelDir
-from toolkit.recipe import DEFAULT_RECIPE, Overrides, Recipe, builtin_names, load_builtin
+from toolkit.recipe import DEFAULT_RECIPE, NOTEBOOK_RECIPE, Overrides, Recipe, builtin_names, load_builtin
 
 if TYPE_CHECKING:
     from toolkit.data.pixels import Pixels
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 MODELS = Path("models")
 """Where model directories lie, seen from where the command is run."""
-
-NOTEBOOK_RECIPE = "food11"
-
-BUILTIN_RECIPE_OF_SET = {"fashion-mnist": "fashion-mnist", "food-11": NOTEBOOK_RECIPE}
 
 
 @dataclass(frozen=True)
@@ -217,7 +213,9 @@ def _find_recipe(choice: Choice) -> tuple[Recipe, Path | None]:
         own_dir = path.parent if path.name == "recipe.toml" else MODELS / path.stem
         return named_recipe(choice.recipe), own_dir
     if choice.data is not None:
-        builtin = BUILTIN_RECIPE_OF_SET.get(choice.data)
+        from toolkit.data.sources import builtin_recipe_of
+
+        builtin = builtin_recipe_of(choice.data)
         return (load_builtin(builtin), MODELS / builtin) if builtin else (Recipe(), None)
     if out is not None and ModelDir(out).recipe.is_file():
         return Recipe.from_toml(ModelDir(out).recipe), out

@@ -1,14 +1,14 @@
 """`toolkit bench` around the measuring: the baseline's gate, JSON alone, and what ends it before any work."""
 
-import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from report_samples import make_report
 
+from toolkit.bench.report.baseline import compare_with_baseline
+from toolkit.bench.schema import Report
 from toolkit.cli import app, bench
 from toolkit.errors import ArtifactError, GateError
 from toolkit.modeldir import ModelDir
@@ -21,7 +21,7 @@ class Measured:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.directory = ModelDir(folder / "m")
         self.directory.path.mkdir()
-        self.report = make_report()
+        self.report = make_report().to_json()
         self.baseline = folder / "baseline.json"
         self.baseline.write_text(json.dumps(self.report))
         self.measured = 0
@@ -32,9 +32,10 @@ class Measured:
         monkeypatch.setattr(bench, "written_files", lambda directory: [])
         self.job = job
 
-    def _bench(self, *args: object) -> dict[str, Any]:
+    def _bench(self, workspace: object, provider: str, baseline: Report) -> Report:
         self.measured += 1
-        return copy.deepcopy(self.report)
+        report = Report.model_validate(self.report)
+        return report.with_baseline(compare_with_baseline(report.rows, baseline.rows))
 
     def __call__(self, baseline: Path | None = None, *, as_json: bool = False) -> None:
         bench.measure(self.directory.path, None, None, "cpu", "cpu", [], baseline or self.baseline, as_json)
@@ -68,6 +69,8 @@ def test_a_worse_report_is_shown_and_then_refused(
         measure(as_json=as_json)
     out = capsys.readouterr().out
     assert json.loads(out)["rows"] if as_json else "onnxruntime" in out
+    if as_json:
+        assert [row["slowdown"] for row in json.loads(out)["baseline"]] == [1.0, 1.0, 1.0, 2.0]
     assert "next:" not in out, "whoever failed a gate is not sent on"
 
 
@@ -127,7 +130,7 @@ def test_compare_and_bench_with_compare_are_the_same(
     one, other = (ModelDir(tmp_path / name) for name in "ab")
     for directory in (one, other):
         directory.path.mkdir()
-        directory.report_json.write_text(json.dumps(make_report()))
+        directory.report_json.write_text(json.dumps(make_report().to_json()))
     printed = []
     for words in (["compare", one.path, other.path], ["bench", one.path, "--compare", other.path]):
         app.app([*map(str, words), *flags], standalone_mode=False)

@@ -162,7 +162,7 @@ class TestJobs:
         assert finished.recipe.data == job.recipe.data
         pipeline.export_models(finished)
         report = pipeline.bench_models(finished)
-        assert report["recipe"]["data"]["image_size"] == 32
+        assert report.recipe["data"]["image_size"] == 32
         again = workspace.open_for_training(None, None, out, [], device="cpu")
         assert again.recipe.data == job.recipe.data
         assert "follow the pictures" not in capsys.readouterr().err, "everything is stated by now"

@@ -86,7 +86,7 @@ def run(
     workspace = say_plan(workspace, "run", minutes, start)
     report = run_all(workspace, provider)
     if as_json:
-        print_json(report)
+        print_json(report.to_json())
         return
     print_table(report)
     directory = workspace.model_dir

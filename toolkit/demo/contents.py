@@ -6,7 +6,6 @@ picture.
 
 import base64
 import io
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
 from toolkit import console
-from toolkit.bench.report.baseline import SCHEMA
 from toolkit.bench.report.examples import Example, Examples, read_picture
 from toolkit.bench.report.verdict import name_gpu
+from toolkit.bench.schema import Report, first_reason
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import BENCH_PLOTS, ModelDir
 
@@ -100,29 +100,21 @@ def _show_examples(archive: Path, index: Examples) -> dict[str, Any]:
 
 def _read_report(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if report["schema"] != SCHEMA:
-            raise ValueError("another schema")
-        if not isinstance(report["rows"], list) or not isinstance(report["verdict"], str):
-            raise TypeError("another kind of value")
-        for row in report["rows"]:
-            _ = row["model"], row["precision"]
-        gain = report["distillation"] or {}
-        return {
-            "rows": report["rows"],
-            "dataset": report["dataset"]["name"],
-            "images": report["dataset"]["images"],
-            "hardware": name_gpu(report["hardware"]) or report["hardware"]["cpu"],
-            "cores": report["hardware"]["cores"],
-            "date": report["created"][:10],
-            "verdict": report["verdict"],
-            "gain": gain.get("mean"),
-            "seeds": len(gain.get("seeds") or []),
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read ({type(error).__name__})", "make it again with: toolkit bench"
-        ) from None
+        report = Report.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = first_reason(error) if isinstance(error, ValidationError) else error.strerror
+        raise ArtifactError(f"{path} cannot be read ({reason})", "make it again with: toolkit bench") from None
+    return {
+        "rows": [row.to_json() for row in report.rows],
+        "dataset": report.dataset.name,
+        "images": report.dataset.images,
+        "hardware": name_gpu(report.hardware) or report.hardware.cpu,
+        "cores": report.hardware.cores,
+        "date": report.created[:10],
+        "verdict": report.verdict,
+        "gain": report.distillation.mean,
+        "seeds": len(report.distillation.seeds or ()),
+    }
 
 
 def _image_url(image: Image.Image, kind: str) -> str:

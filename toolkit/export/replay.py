@@ -18,6 +18,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from toolkit.errors import GateError
+from toolkit.graphs.session import open_session, why_refused
 from toolkit.machine.devices import same_imports
 from toolkit.machine.limits import available_cores
 
@@ -66,7 +67,7 @@ def main() -> None:
     try:
         session = open_session(Path(sys.argv[1]), int(sys.argv[2]))
     except Exception as error:  # said at the first question
-        session = _reason(error)
+        session = why_refused(error)
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
             images = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started this
@@ -78,21 +79,8 @@ def _run(session: Any, images: NDArray[np.uint8]) -> FileOutput | str:
     try:
         logits, probabilities = session.run(["logits", "probabilities"], {"image": images})
     except Exception as error:  # onnxruntime's classes cannot be pickled
-        return _reason(error)
+        return why_refused(error)
     return logits, probabilities
-
-
-def open_session(model: Path | bytes, threads: int) -> Any:
-    """An onnxruntime session of a file or its content, on the CPU, that says nothing but errors."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def _reason(error: Exception) -> str:
-    return str(error).rpartition(" : ")[2].strip().splitlines()[0][:200]
 
 
 def _failed(title: str, reason: str) -> GateError:
