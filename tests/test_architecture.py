@@ -22,7 +22,7 @@ FLOORS = (
     "demo workspace",
     "control_process",
     "pipeline",
-    "forecast doctor",
+    "api forecast doctor",
     "cli",
     "__main__",
 )

@@ -25,6 +25,7 @@ from toolkit_process import start_toolkit
 
 from toolkit import control_process, pipeline, workspace
 from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.metrics import EpochMetrics, read_metrics
 from toolkit.distill.step import Stepper
 from toolkit.errors import Interrupted, ToolkitError, TrainingError
 from toolkit.forecast.command import forecast_command
@@ -165,6 +166,25 @@ def assert_same(out: Path, whole: Path) -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), role
     assert sorted(stages_of(out)) == ["control"] * EPOCHS + ["distill"] * EPOCHS
     assert not list(out.glob("checkpoint*"))
+
+
+def test_the_control_s_epochs_are_reported_when_both_have_ended(class_folders: Path, out: Path) -> None:
+    seen: list[EpochMetrics] = []
+    pipeline.distill_student(open_job(class_folders, out, on_epoch=seen.append))
+    assert [(one.role, one.epoch) for one in seen] == [
+        (role, epoch) for role in ("student", "control") for epoch in range(EPOCHS)
+    ]
+    assert {str(one) for one in seen} == {str(one) for one in read_metrics(out / "metrics.jsonl")}
+
+
+def test_an_error_of_the_caller_s_in_an_epoch_stops_both_and_both_go_on(class_folders: Path, out: Path) -> None:
+    def refuse(metrics: EpochMetrics) -> None:
+        raise ZeroDivisionError(metrics.role)
+
+    with pytest.raises(ZeroDivisionError, match="student"):
+        pipeline.distill_student(open_job(class_folders, out, on_epoch=refuse))
+    pipeline.distill_student(open_job(class_folders, out, resume=True))
+    assert stages_of(out).count("distill") == stages_of(out).count("control") == EPOCHS
 
 
 def test_both_are_what_they_are_one_after_the_other(
