@@ -112,7 +112,7 @@ class Checkpoint:
         if force and not resume:
             self.discard()
             return None
-        begin_anew = "or begin anew with --force"
+        begin_anew = "or begin anew with --force (in Python: resume=True, force=True)"
         theirs, state = self._read()
         stage = theirs.get("stage")
         if stage != self.settings["stage"]:
