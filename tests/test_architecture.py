@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "toolkit"
 
 FLOORS = (
     "errors shipped",
-    "console plotting files",
+    "console plotting files architectures",
     "machine recipe",
     "modeldir",
     "data",

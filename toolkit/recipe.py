@@ -10,13 +10,22 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from toolkit import shipped
+from toolkit.architectures import check_settings, settings_of
 from toolkit.errors import RecipeError
 
 DEFAULT_RECIPE = "fashion-mnist"
@@ -127,10 +136,57 @@ class TrainingRecipe(Section):
     patience: int = Field(0, ge=0, le=10_000, description="epochs without a better one before it stops; 0: never")
 
 
-class TeacherRecipe(TrainingRecipe):
+class NetworkRecipe(Section):
+    """A section that names an architecture. The settings of that architecture are keys of the section, too.
+
+    What they are is the architecture's own affair (toolkit/architectures.py). They are checked with the section, and
+    the defaults of those that nobody states are in its dump and fingerprint.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    once_for_all: ClassVar[Mapping[str, Any]] = {}
+    """Settings that earlier versions wrote for every architecture → their default, which is ignored if it is there."""
+
+    architecture: str
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_settings(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        keys = cls.model_fields
+        architecture = values.get("architecture", keys["architecture"].default) if isinstance(values, dict) else None
+        if not isinstance(architecture, str):
+            return handler(values)  # refused there, or a section already
+        known = settings_of(architecture).model_fields
+        stated = {
+            key: value
+            for key, value in values.items()
+            if key not in keys and (key in known or cls.once_for_all.get(key) != value)
+        }
+        settings = check_settings(architecture, stated)
+        section = handler({key: values[key] for key in values if key in keys} | settings.model_dump(mode="json"))
+        section.model_fields_set.difference_update(known.keys() - settings.model_fields_set)
+        return section
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings of the architecture, as JSON has them."""
+        return dict(self.model_extra or {})
+
+    @property
+    def stated_settings(self) -> dict[str, Any]:
+        """Those of them that were not left to their defaults."""
+        return {key: value for key, value in self.settings.items() if key in self.model_fields_set}
+
+
+class TeacherRecipe(NetworkRecipe, TrainingRecipe):
     """`[teacher]`: the network that teaches, trained here, fine-tuned or imported."""
 
-    architecture: str = Field("resnet18", description="a torchvision classifier, or `depthwise`")
+    model_config = ConfigDict(extra="allow")
+
+    architecture: str = Field(
+        "resnet18", description="a torchvision classifier, or `depthwise`, with settings of its own as in [student]"
+    )
     weights: str = Field(
         "",
         description="empty: from scratch; a file, beside the recipe or from where the command runs; `fashion-mnist`: "
@@ -146,12 +202,12 @@ class TeacherRecipe(TrainingRecipe):
     )
 
 
-class StudentRecipe(Section):
+class StudentRecipe(NetworkRecipe):
     """`[student]`: the small network that ships."""
 
+    once_for_all: ClassVar[Mapping[str, Any]] = {"base": 16, "width_mult": 1.0}
+
     architecture: str = Field("depthwise", description="`depthwise`, the notebook's, or a torchvision one")
-    base: int = Field(16, ge=1, le=512, description="channels of the first block; depthwise only")
-    width_mult: float = Field(1.0, gt=0, le=8, description="scales all blocks but the first and last; depthwise")
 
 
 class DistillRecipe(TrainingRecipe):
@@ -309,7 +365,7 @@ class Recipe(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise _first_problem(error, origin) from None
+            raise _first_problem(error, origin, values) from None
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:
@@ -337,9 +393,10 @@ class Recipe(Section):
     def with_overrides(self, overrides: Iterable[str]) -> Self:
         """A copy with every `section.key=value` applied; values are read as TOML, bare words as strings.
 
-        What was left to its default stays so.
+        What was left to its default stays so. The settings of an architecture go with it when another one is set.
         """
         values = self.model_dump(mode="json", exclude_unset=True)
+        stated = set()
         for override in overrides:
             path, separator, text = override.partition("=")
             section, dot, key = path.strip().partition(".")
@@ -349,6 +406,11 @@ class Recipe(Section):
                 )
             table = values.setdefault(section, {})
             table[key.strip()] = _toml_value(text.strip())
+            stated.add(path.strip())
+        for name, network in (("student", self.student), ("teacher", self.teacher)):
+            if values.get(name, {}).get("architecture", network.architecture) != network.architecture:
+                for key in network.stated_settings.keys() - {path.removeprefix(f"{name}.") for path in stated}:
+                    del values[name][key]
         return self.from_dict(values, "--set")
 
     def fingerprint(self, *parts: str) -> str:
@@ -359,6 +421,8 @@ class Recipe(Section):
             for key, value in table.items()
             if (section in parts or f"{section}.{key}" in parts) and f"{section}.{key}" not in NOT_IN_FINGERPRINT
         }
+        if "student" in parts:
+            values = {f"student.{key}": value for key, value in StudentRecipe.once_for_all.items()} | values
         for setting, unused in NEWER_SETTINGS.items():
             if values.get(setting, ...) == unused:
                 del values[setting]  # as it was before there was such a setting
@@ -397,15 +461,16 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _first_problem(error: ValidationError, origin: str) -> RecipeError:
+def _first_problem(error: ValidationError, origin: str, values: dict[str, Any]) -> RecipeError:
     problem = error.errors()[0]
     keys = [str(part) for part in problem["loc"]]
     path = ".".join(keys)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
-        near = difflib.get_close_matches(keys[-1], known, n=1)
+        settings, told = _known_settings(keys[:-1], values)
+        near = difflib.get_close_matches(keys[-1], [*known, *settings], n=1)
         guess = f"did you mean {'.'.join([*keys[:-1], near[0]])}? " if near else ""
-        return RecipeError(f"{origin}: unknown key {path}", f"{guess}valid here: {', '.join(known)}")
+        return RecipeError(f"{origin}: unknown key {path}", f"{guess}valid here: {', '.join(known)}{told}")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that do not fit together
         return RecipeError(f"{origin}: {path or 'the recipe'} is not allowed", message)
@@ -421,3 +486,15 @@ def _known_keys(path: Sequence[str]) -> list[str]:
             return []
         model = annotation
     return list(model.model_fields)
+
+
+def _known_settings(path: Sequence[str], values: dict[str, Any]) -> tuple[list[str], str]:
+    """The settings of the architecture that the section at `path` names, and words that list them."""
+    section = Recipe.model_fields[path[0]].annotation if len(path) == 1 else None
+    if not (isinstance(section, type) and issubclass(section, NetworkRecipe)):
+        return [], ""
+    architecture = values[path[0]].get("architecture", section.model_fields["architecture"].default)
+    settings = list(settings_of(architecture).model_fields)
+    if settings:
+        return settings, f", and for {architecture}: {', '.join(settings)}"
+    return [], f"; {architecture} has no settings (a network of your own must be registered first: docs/networks.md)"

@@ -101,6 +101,7 @@ def open_for_training(
     _warn_of_little_memory()
     from toolkit.distill.compilation import require_few_sizes
     from toolkit.distill.distributed import join
+    from toolkit.networks.registry import require_known
 
     if options.get("tensorboard"):
         from toolkit.distill.metrics import require_tensorboard
@@ -108,6 +109,7 @@ def open_for_training(
         require_tensorboard()
     recipe, own_dir = _training_recipe(recipe_name, data, out)
     recipe = with_source(recipe, data).with_overrides(overrides)
+    require_known(recipe.student.architecture, recipe.teacher.architecture)
     device = _pick_device(device)  # before a directory is made
     model_dir = ModelDir(out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
     if writes:
