@@ -396,7 +396,7 @@ class Recipe(Section):
         What was left to its default stays so. The settings of an architecture go with it when another one is set.
         """
         values = self.model_dump(mode="json", exclude_unset=True)
-        stated = set()
+        given = set()
         for override in overrides:
             path, separator, text = override.partition("=")
             section, dot, key = path.strip().partition(".")
@@ -406,11 +406,14 @@ class Recipe(Section):
                 )
             table = values.setdefault(section, {})
             table[key.strip()] = _toml_value(text.strip())
-            stated.add(path.strip())
+            given.add(path.strip())
         for name, network in (("student", self.student), ("teacher", self.teacher)):
-            if values.get(name, {}).get("architecture", network.architecture) != network.architecture:
-                for key in network.stated_settings.keys() - {path.removeprefix(f"{name}.") for path in stated}:
-                    del values[name][key]
+            table = values.get(name, {})
+            stays = table.get("architecture", network.architecture) == network.architecture
+            kept = network.stated_settings if stays else {}
+            for key in network.settings.keys() - kept.keys():
+                if f"{name}.{key}" not in given:
+                    table.pop(key, None)
         return self.from_dict(values, "--set")
 
     def fingerprint(self, *parts: str) -> str:

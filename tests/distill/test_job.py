@@ -18,7 +18,10 @@ from toolkit.modeldir import ModelDir
 from toolkit.networks.classifier import Classifier
 from toolkit.recipe import Recipe
 
-SMALL = ["data.image_size=32", "data.resize=0", "teacher.architecture=depthwise", "student.base=4", "distill.epochs=4"]
+SMALL = [
+    *("data.image_size=32", "data.resize=0", "teacher.architecture=depthwise", "teacher.base=4", "student.base=4"),
+    "distill.epochs=4",
+]
 
 
 @pytest.fixture(scope="module")
