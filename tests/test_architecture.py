@@ -1,6 +1,7 @@
 """How the code hangs together: what may import what, and how large a part of it may be."""
 
 import ast
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "toolkit"
 
 FLOORS = (
-    "errors shipped",
+    "errors names shipped",
     "console plotting files architectures",
     "machine recipe",
     "modeldir",
     "data",
     "networks",
-    "graphs runtimes",
+    "graphs",
+    "runtimes",
     "predict distill export bench",
     "demo workspace",
     "control_process",
@@ -97,3 +99,34 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         for module in leaves:
             del graph[module]
     assert sorted(graph) == [], "each of these waits for another one of them"
+
+
+def module_list() -> str:
+    """Floor by floor, the highest first: each module and the first sentence of its docstring."""
+    lines = []
+    for floor in reversed(FLOORS):
+        for room in floor.split():
+            names = sorted(name for name in MODULES if name != "toolkit" and room_of(name) == room)
+            for name in names:
+                first = (ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8"))) or "").split("\n")[0]
+                path = MODULES[name].relative_to(PACKAGE).as_posix()
+                lines.append(f"| `{path.removesuffix('__init__.py')}` | {first} |")
+        lines.append("| | |")
+    return "\n".join(["", "| module | what is in it |", "|---|---|", *lines[:-1], "", ""])
+
+
+def test_the_document_lists_every_module() -> None:
+    document = PACKAGE.parent / "docs" / "architecture.md"
+    text = document.read_text(encoding="utf-8")
+    start = text.index("-->", text.index("<!-- modules:")) + len("-->\n")
+    end = text.index("<!-- end of modules -->")
+    if os.environ.get("KD_TOOLKIT_WRITE_DOCS"):
+        document.write_text(text[:start] + module_list() + text[end:], encoding="utf-8")
+    else:
+        assert text[start:end] == module_list(), "run this test again with KD_TOOLKIT_WRITE_DOCS=1"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_module_says_what_is_in_it(module: str) -> None:
+    first = (ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8"))) or "").split("\n")[0]
+    assert 10 < len(first) <= 120, "its docstring begins with one line that says it"

@@ -20,6 +20,7 @@ import pytest
 import torch
 from distill_samples import read_lines
 from safetensors.torch import load_file
+from toolkit_process import start_toolkit
 
 from toolkit import control_process, pipeline, workspace
 from toolkit.distill.checkpoint import Checkpoint
@@ -432,15 +433,8 @@ class TestCommand:
             file.write("from toolkit.machine import limits\nlimits.available_cores = lambda: 2\n")
         settings = [word for setting in SMALL for word in ("--set", setting)]
         flags = ["--data", str(class_folders), "--out", str(out), "--device", "cpu", *settings]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "toolkit", "distill", *flags, "--set", "distill.epochs=2000"],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            stderr=subprocess.PIPE,
-            text=True,
-            process_group=0,
-            # a suite that a script runs in the background has Ctrl-C ignored, and children inherit that
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        process = start_toolkit("distill", *flags, "--set", "distill.epochs=2000", env=environment, process_group=0)
         wait_until(lambda: process.poll() is not None or {"distill", "control"} <= set(stages_of(out)))
         yield process, pid
         process.kill()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import make_class_folders
 from PIL import Image
+from toolkit_process import start_toolkit, toolkit
 from torchvision.models import resnet18
 
 from toolkit import workspace
@@ -25,19 +26,6 @@ SMALL = [
     *("--set", "distill.epochs=8", "--set", "distill.batch_size=6", "--set", "student.base=8"),
     *("--set", "bench.samples=10", "--set", "bench.seconds=1.0", "--set", "bench.batch_sizes=[1, 4]"),
 ]
-
-
-def toolkit(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [sys.executable, "-m", "toolkit", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert result.returncode == code, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
-    assert "Traceback" not in result.stderr
-    return result
 
 
 @pytest.fixture(scope="session")
@@ -297,13 +285,7 @@ def test_distill_in_a_directory_with_a_teacher_alone_takes_the_teacher_s_recipe(
 
 def test_ctrl_c_saves_says_how_to_go_on_and_leaves_nothing_half_written(class_folders: Path, tmp_path: Path) -> None:
     arguments = ["distill", "--data", str(class_folders), "--out", str(tmp_path / "m"), *SMALL]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "toolkit", *arguments, "--set", "teacher.epochs=1000"],
-        stderr=subprocess.PIPE,
-        text=True,
-        # a suite that a script runs in the background has Ctrl-C ignored, and children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = start_toolkit(*arguments, "--set", "teacher.epochs=1000")
     assert process.stderr is not None
     said = ""
     while "teacher    1/1000" not in said:
@@ -330,7 +312,7 @@ def test_little_memory_is_said_before_anything_is_loaded(
     monkeypatch.setattr(workspace, "memory_bytes", lambda: 256 * 2**20)
     with pytest.raises(ArtifactError, match="there is no model directory"):
         workspace.open_finished(tmp_path / "none", None, None, [])
-    assert capsys.readouterr().err.startswith("careful: 0.2 GiB of memory for this process; ")
+    assert capsys.readouterr().err.startswith("warning: 0.2 GiB of memory for this process; ")
 
 
 def test_a_forgotten_volume_is_said_before_anything_is_trained(
@@ -339,4 +321,4 @@ def test_a_forgotten_volume_is_said_before_anything_is_trained(
     monkeypatch.setattr(workspace, "missing_volume", lambda path: "/app/models")
     workspace.open_for_training(None, "fashion-mnist", tmp_path / "m", [])
     told = "lies in this container and is deleted with it; to keep it, mount a volume: docker run -v kd-models:"
-    assert f"careful: {tmp_path / 'm'} {told}/app/models" in " ".join(capsys.readouterr().err.split())
+    assert f"warning: {tmp_path / 'm'} {told}/app/models" in " ".join(capsys.readouterr().err.split())

@@ -60,7 +60,7 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
         ("data.flip=1", r"data.flip = 1 is not allowed; input should be a valid boolean"),
         (
             "student.bsae=8",
-            r"unknown key student.bsae; did you mean student.base\? valid here: architecture, and for depthwise: base, w",
+            r"unknown key student.bsae; did you mean student.base\? valid here: architecture, and for depthwise: base,",
         ),
         ("student.base=0", r"student.base = 0 is not allowed; input should be greater than or equal to 1"),
         ("student.base='8'", r'student.base = "8" is not allowed; input should be a valid integer'),
@@ -68,7 +68,7 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
         ("student.architecture=3", r"student.architecture = 3 is not allowed; input should be a valid string"),
         (
             "teacher.base=8",
-            r"unknown key teacher.base; valid here: .*, enlarge; resnet18 has no settings \(a network of your own must",
+            r"unknown key teacher.base; .*valid here: .*, enlarge; resnet18 has no settings \(a network of your own",
         ),
         ("temperature=3", r"--set 'temperature=3' is not section.key=value; write it like"),
         ("distill.alpha", r"--set 'distill.alpha' is not section.key=value"),
@@ -97,7 +97,7 @@ def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[distill\n", "is not valid TOML: .*line 1.*; mend that line"),
+        (b"[distill\n", "is not valid TOML: .*line 1.*; correct that line"),
         (b"\xff\xfe", "cannot read the recipe .*: it is not UTF-8 text"),
         (b"distill = 3\n", "distill = 3 is not allowed; input should be a valid dictionary"),
     ],
@@ -131,8 +131,11 @@ def test_fingerprint_sees_settings_but_not_where_data_lies() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["distill.method=dkd", "distill.mixup=0.2"], "dkd needs one label an image: mixup must be 0 with it"),
-        (["distill.method=kd+attention", "distill.compile=default"], "compile must be off with it"),
+        (["distill.method=dkd", "distill.mixup=0.2"], "dkd needs one label per image: set mixup to 0"),
+        (
+            ["distill.method=kd+attention", "distill.compile=default"],
+            "reads the networks as they run: set compile to off",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_without_repeating_them_all(
@@ -189,7 +192,7 @@ def settings_tables() -> str:
     schemas = Recipe.model_json_schema()["$defs"]
     for name in Recipe.model_fields:
         properties = schemas[f"{name.capitalize()}Recipe"]
-        lines += [f"### `[{name}]`", "", "| key | default | allowed | what it is |", "|---|---|---|---|"]
+        lines += [f"### `[{name}]`", "", "| key | default | allowed | meaning |", "|---|---|---|---|"]
         fields = properties["properties"]
         if name == "student":
             fields |= DepthwiseSettings.model_json_schema()["properties"]
@@ -230,8 +233,8 @@ def test_models_readme_lists_every_setting() -> None:
         assert text[start:end] == settings_tables(), "run this test again with KD_TOOLKIT_WRITE_DOCS=1"
 
 
-def test_a_single_layer_s_name_is_told_how_to_be_a_list() -> None:
-    with pytest.raises(RecipeError, match=r'teacher_taps = "layer2" is not allowed; a list of names is wanted'):
+def test_a_single_layer_s_name_gets_the_form_of_a_list() -> None:
+    with pytest.raises(RecipeError, match=r'teacher_taps = "layer2" is not allowed; write a list of names'):
         Recipe().with_overrides(["distill.teacher_taps=layer2"])
 
 

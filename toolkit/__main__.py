@@ -4,11 +4,11 @@ import sys
 
 
 def main() -> None:
-    """Run the command; from its first line on, it has its own way to end (`toolkit.cli.app`)."""
+    """Run the command; from its first line on, it has its own way to end (`toolkit.cli.ending`)."""
     try:
-        from toolkit.cli import app
+        from toolkit.cli import ending
 
-        app.main()
+        ending.main()
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         sys.exit(130)

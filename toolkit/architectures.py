@@ -21,8 +21,10 @@ class NetworkSettings(BaseModel):
 class DepthwiseSettings(NetworkSettings):
     """The notebook's student, in widths to choose."""
 
-    base: int = Field(16, ge=1, le=512, description="channels of the first block; depthwise only")
-    width_mult: float = Field(1.0, gt=0, le=8, description="scales all blocks but the first and last; depthwise")
+    base: int = Field(16, ge=1, le=512, description="channels of the first block; only for depthwise")
+    width_mult: float = Field(
+        1.0, gt=0, le=8, description="factor of all channels but the first and last block's; only for depthwise"
+    )
 
 
 _settings: dict[str, type[NetworkSettings]] = {DEPTHWISE: DepthwiseSettings}

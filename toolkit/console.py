@@ -1,4 +1,4 @@
-"""What people see: results on stdout, progress and remarks on stderr; bars on a terminal, plain lines in a log."""
+"""Output for people: results on stdout, progress and remarks on stderr; bars on a terminal, plain lines in a log."""
 
 import contextlib
 import time
@@ -11,17 +11,17 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 LOG_INTERVAL_S = 10.0
-"""s between two plain progress lines where stderr is not a terminal."""
+"""s between two plain progress lines if stderr is not a terminal."""
 
 
 def say(text: str) -> None:
-    """A remark on stderr, printed as it is (no markup)."""
+    """Print a remark on stderr as it is (no markup)."""
     err.print(text, markup=False)
 
 
 @contextlib.contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far work of `total` steps is, with the time left; yields advance(steps).
+    """Show the progress of `total` steps and the time left; yields advance(steps).
 
     >>> with progress("decode", 3) as advance:
     ...     advance(1)

@@ -6,15 +6,16 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit import console
 from toolkit.errors import DeviceError
 from toolkit.modeldir import FilePrecision, ModelDir
-from toolkit.recipe import Recipe, load_builtin
-from toolkit.workspace import NOTEBOOK_RECIPE, Workspace, follow_images, named_recipe, with_control, with_source
+from toolkit.recipe import NOTEBOOK_RECIPE, Recipe, load_builtin
+from toolkit.workspace import Workspace, follow_images, named_recipe, with_control, with_source
 
 if TYPE_CHECKING:
+    from toolkit.bench.schema import Report
     from toolkit.distill.job import WeightsFile
     from toolkit.export.export import ExportOptions, ExportResult
 
@@ -32,10 +33,10 @@ def refuse_several_processes() -> None:
 
 def require_runtimes(workspace: Workspace) -> None:
     """DeviceError where a runtime of the benchmark is not installed: before hours of training, and not after them."""
-    if "openvino" in workspace.recipe.bench.runtimes:
-        from toolkit.runtimes.openvino import import_openvino
+    from toolkit.runtimes.opening import RUNTIMES
 
-        import_openvino()
+    for name in workspace.recipe.bench.runtimes:
+        RUNTIMES[name].require()
 
 
 def make_teacher(workspace: Workspace) -> "WeightsFile":
@@ -149,20 +150,23 @@ def _export_options(workspace: Workspace, smaller: tuple[FilePrecision, ...], *,
     return ExportOptions(workspace.recipe, valid, train, smaller, workspace.force)
 
 
-def bench_models(workspace: Workspace, provider: str = "auto") -> dict[str, Any]:
+def bench_models(workspace: Workspace, provider: str = "auto", baseline: "Report | None" = None) -> "Report":
+    """The report, which is written too; with a `baseline`, how the rows compare to that one's is in it."""
     from toolkit.bench.bench import run_bench
+    from toolkit.bench.measure.images import BenchImages
 
+    images = BenchImages.choose(workspace.dataset, workspace.test_pixels, workspace.recipe.bench.images)
     return run_bench(
         workspace.model_dir,
         workspace.recipe,
-        workspace.test_pixels,
-        workspace.dataset,
+        images,
         device=workspace.device,
         provider=provider,
+        baseline=baseline,
     )
 
 
-def run_all(workspace: Workspace, provider: str = "auto") -> dict[str, Any]:
+def run_all(workspace: Workspace, provider: str = "auto") -> "Report":
     """Teacher, student and its control, ONNX, report: the stages one after another; returns the report."""
     start = time.perf_counter()
     stages: tuple[tuple[str, Callable[[Workspace], object]], ...] = (

@@ -1,4 +1,4 @@
-"""What all pictures of a report share: a figure without global state, a title, quiet axes, PNG bytes."""
+"""What all pictures of a report share: a figure without global state, a title, plain axes, PNG bytes."""
 
 import io
 import warnings
@@ -12,7 +12,11 @@ COLOURS = {"teacher": "#4c6a92", "student": "#d1652c", "control": "#7a8b58"}
 INK, FAINT = "#2b2b2b", "#d9d9d9"
 
 GREY = "#666666"
-"""of what explains and is not the matter itself"""
+"""of texts and lines that explain"""
+
+
+TITLE_INCHES = 0.7
+"""from the upper edge, which title and subtitle take"""
 
 
 def start_figure(width: float, height: float) -> Figure:
@@ -23,7 +27,7 @@ def start_figure(width: float, height: float) -> Figure:
 
 
 def add_title(figure: Figure, title: str, subtitle: str) -> None:
-    """Both at the upper left, as they are: a `$` in a data set's name starts no formula."""
+    """Both at the upper left, printed as they are: a `$` in a data set's name starts no formula."""
     height = figure.get_figheight()
     for text, inches, size, colour in ((title, 0.16, 13, INK), (subtitle, 0.46, 9, GREY)):
         figure.text(0.02, 1 - inches / height, text, va="top", fontsize=size, color=colour, parse_math=False)
@@ -41,9 +45,9 @@ def dress_axes(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def write_png(figure: Figure) -> bytes:
-    """The same bytes for the same figure: no date and no version inside.
+    """The same figure gives the same bytes: no date and no version are inside.
 
-    Letters that the font lacks (class names may be in any script) become boxes.
+    Letters that the font lacks become boxes; class names may be in any script.
     """
     buffer = io.BytesIO()
     with warnings.catch_warnings():

@@ -1,12 +1,11 @@
 """The recipe: every setting of every stage, with its unit, range and default, declared once.
 
-A recipe is read from TOML (one table a section) and changed on the command line with `--set section.key=value`.
-Without a file, the defaults below hold. They are meant for photographs; what FOLLOW_PICTURES names is chosen from the
-pictures instead, where it is left to itself (toolkit/data/defaults.py). The recipes that ship with the toolkit
+A recipe is read from TOML (one table per section) and changed on the command line with `--set section.key=value`.
+Without a file, the defaults below hold. They are meant for photographs. The settings in FOLLOW_PICTURES are chosen from
+the pictures instead, if nobody states them (toolkit/data/defaults.py). The recipes that ship with the toolkit
 (`fashion-mnist`, the default, and `food11`, the notebook's settings) are `recipe.toml` files under `models/`.
 """
 
-import difflib
 import hashlib
 import json
 import tomllib
@@ -26,22 +25,25 @@ from pydantic import (
 
 from toolkit import shipped
 from toolkit.architectures import check_settings, settings_of
-from toolkit.errors import RecipeError
+from toolkit.errors import RecipeError, did_you_mean
+from toolkit.names import RUNTIME_NAMES, RuntimeName
 
 DEFAULT_RECIPE = "fashion-mnist"
-"""The recipe that is used where neither --recipe, --data nor a model directory says otherwise."""
+"""The recipe that is used, unless --recipe, --data or a model directory says otherwise."""
+
+NOTEBOOK_RECIPE = "food11"
 
 NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights", "distill.control"}
-"""Where things lie, how fast they are read, and what is trained besides; what lies there has its own SHA-256."""
+"""Where files lie, how fast they are read, what else is trained; the files themselves have a SHA-256 of their own."""
 
 NEWER_SETTINGS = {"data.share": 1, "teacher.enlarge": None}
 """Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
 
 FOLLOW_PICTURES = ("data.image_size", "data.resize", "data.crop_padding", "teacher.epochs", "distill.epochs")
-"""Settings that are chosen from the training images where nobody states them; their defaults suit photographs."""
+"""Settings that are chosen from the training images if nobody states them; their defaults suit photographs."""
 
 IMAGENET, FOOD_11 = "imagenet", "food-11"
-"""What `teacher.weights` may name besides a file and what ships with the toolkit: torchvision's, the notebook's."""
+"""Names that `teacher.weights` takes besides files and shipped teachers: torchvision's, the notebook's."""
 
 OF_TEACHING = {
     "method", "temperature", "alpha", "standardize", "dkd_target_weight", "dkd_other_weight", "dist_inter_weight",
@@ -56,10 +58,8 @@ Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one-cycle"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
-Runtime = Literal["torch", "torch.compile", "onnxruntime", "openvino"]
-
 Calibration = Literal["minmax", "entropy", "percentile"]
-"""All that occurred; what loses least information (by KL); the central 99.999 %."""
+"""The range of all values; the range that loses least information (by KL); the central 99.999 %."""
 
 LogitMethod = Literal["kd", "dkd", "dist", "hard"]
 FeatureMethod = Literal["fitnets", "attention", "similarity"]
@@ -76,64 +76,70 @@ class Section(BaseModel):
 
 
 class DataRecipe(Section):
-    """`[data]`: which images, and what a network sees of them."""
+    """`[data]`: which images are used, and what a network sees of them."""
 
     source: str = Field("fashion-mnist", min_length=1, description="a named data set, or a directory of images")
     image_size: int = Field(
-        160, ge=8, le=2048, description="px; side of the square a network sees; absent: follows the pictures"
+        160, ge=8, le=2048, description="px; side of the square that a network sees; absent: follows the pictures"
     )
     resize: int = Field(
         176,
         ge=0,
         le=4096,
-        description="px; the shorter side is resized to this, 0 keeps it; absent: follows the pictures",
+        description="px; length of the shorter side after resizing; 0: no resizing; absent: follows the pictures",
     )
-    mean: Channels = Field((0.485, 0.456, 0.406), description="subtracted from RGB in 0..1 by the student")
-    std: Spread = Field((0.229, 0.224, 0.225), description="RGB is divided by this after the mean is subtracted")
+    mean: Channels = Field((0.485, 0.456, 0.406), description="the student subtracts it from RGB in 0..1")
+    std: Spread = Field((0.229, 0.224, 0.225), description="the student divides by it after it has subtracted the mean")
     crop_padding: int = Field(
         0,
         ge=0,
         le=512,
-        description="px; added on every side before the random training crop; absent: follows resize, else 0",
+        description="px; padding on every side before the random training crop; absent: follows resize, else 0",
     )
-    padding_mode: Literal["symmetric", "constant"] = Field("symmetric", description="mirror the border, or fill with 0")
-    flip: bool = Field(True, description="mirror half of the training views left to right")
-    rotation_degrees: float = Field(0.0, ge=0, le=180, description="degrees; views turn by up to this, either way")
+    padding_mode: Literal["symmetric", "constant"] = Field(
+        "symmetric", description="symmetric: mirrors the border; constant: fills with 0"
+    )
+    flip: bool = Field(True, description="mirrors half of the training views left to right")
+    rotation_degrees: float = Field(
+        0.0, ge=0, le=180, description="degrees; training views turn by up to this angle, either way"
+    )
     validation_fraction: float = Field(
-        0.1, gt=0, lt=0.5, description="of the training images, held out where a data set has no validation split"
+        0.1, gt=0, lt=0.5, description="share of the training images, held out if a data set has no validation split"
     )
     test_fraction: float = Field(
-        0.2, gt=0, lt=0.5, description="of all images, held out where a directory has no splits at all"
+        0.2, gt=0, lt=0.5, description="share of all images, held out if a directory has no splits at all"
     )
-    split_seed: int = Field(0, ge=0, description="seeds those two splits")
+    split_seed: int = Field(0, ge=0, description="seed of those two splits")
     share: float = Field(
-        1.0, gt=0, le=1, description="of the training images of each class, drawn by split_seed; 1 takes all"
+        1.0, gt=0, le=1, description="share of each class's training images that is used, drawn by split_seed; 1: all"
     )
-    workers: int = Field(0, ge=0, le=256, description="threads that decode, 0: the cores it may use")
+    workers: int = Field(0, ge=0, le=256, description="threads that decode; 0: as many as the process may use cores")
 
 
 class TrainingRecipe(Section):
-    """What every training stage has: the budget, the optimiser, and what keeps a network from learning by heart."""
+    """Settings of every training stage: the budget, the optimiser, and the regularisation."""
 
     epochs: int = Field(
-        60, ge=1, le=10_000, description="times every training image is shown; absent: follows their number"
+        60, ge=1, le=10_000, description="passes over the training images; absent: follows their number"
     )
-    batch_size: int = Field(64, ge=1, le=65_536, description="images a step, over all processes")
+    batch_size: int = Field(64, ge=1, le=65_536, description="images per step, of all processes together")
     optimizer: Optimizer = "sgd"
     learning_rate: float = Field(0.05, gt=0, le=10, description="peak of the schedule")
     weight_decay: float = Field(5e-4, ge=0, le=1)
     schedule: Schedule = "one-cycle"
-    warm_up: float = Field(0.25, ge=0, lt=1, description="share of the steps in which the learning rate climbs")
+    warm_up: float = Field(0.25, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     start_image_size: int = Field(
-        0, ge=0, le=2048, description="px; the size grows from this to data.image_size, 0: full size throughout"
+        0, ge=0, le=2048, description="px; images grow from this size to data.image_size; 0: full size throughout"
     )
     grow_until: float = Field(0.8, gt=0, le=1, description="share of the epochs after which images have full size")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label spread over all classes")
-    mixup: float = Field(0.0, ge=0, le=10, description="α of Beta(α, α), the mix of two images; 0 mixes none")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label that is spread over all classes")
+    mixup: float = Field(0.0, ge=0, le=10, description="α of Beta(α, α), the mix of two images; 0: no mix")
     ema: float = Field(
-        0.0, ge=0, lt=1, description="decay a step of the average of weights that is kept; 0: no average"
+        0.0, ge=0, lt=1, description="decay per step of the average of weights, which is then kept; 0: no average"
     )
-    patience: int = Field(0, ge=0, le=10_000, description="epochs without a better one before it stops; 0: never")
+    patience: int = Field(
+        0, ge=0, le=10_000, description="epochs without improvement after which training stops; 0: never"
+    )
 
 
 class NetworkRecipe(Section):
@@ -189,16 +195,18 @@ class TeacherRecipe(NetworkRecipe, TrainingRecipe):
     )
     weights: str = Field(
         "",
-        description="empty: from scratch; a file, beside the recipe or from where the command runs; `fashion-mnist`: "
-        "the one that ships under that name; `food-11`: the notebook's; `imagenet`: torchvision's, fine-tuned",
+        description="empty: from scratch; a file, beside the recipe or in the current directory; `fashion-mnist`: "
+        "the teacher that ships under that name; `food-11`: the notebook's; `imagenet`: torchvision's, fine-tuned",
     )
-    mean: Channels | None = Field(None, description="the teacher's own; absent: its weights', else [data]'s")
+    mean: Channels | None = Field(
+        None, description="of the teacher's input; absent: as its weights say, else as in [data]"
+    )
     std: Spread | None = Field(None, description="see mean")
     enlarge: int | None = Field(
-        None, ge=1, le=16, description="times; it sees each image so much larger; absent: its weights' own, else 1"
+        None, ge=1, le=16, description="factor by which it enlarges each image; absent: as its weights say, else 1"
     )
     epochs: int = Field(
-        30, ge=1, le=10_000, description="times every training image is shown; absent: follows their number"
+        30, ge=1, le=10_000, description="passes over the training images; absent: follows their number"
     )
 
 
@@ -207,46 +215,48 @@ class StudentRecipe(NetworkRecipe):
 
     once_for_all: ClassVar[Mapping[str, Any]] = {"base": 16, "width_mult": 1.0}
 
-    architecture: str = Field("depthwise", description="`depthwise`, the notebook's, or a torchvision one")
+    architecture: str = Field("depthwise", description="`depthwise` (the notebook's), or a torchvision classifier")
 
 
 class DistillRecipe(TrainingRecipe):
     """`[distill]`: how the student learns from the teacher."""
 
     method: str = Field("kd", description=f"{', '.join((*LOGIT_METHODS, *FEATURE_METHODS))}, or two: kd+attention")
-    temperature: float = Field(4.0, gt=0, le=100, description="softens both distributions")
-    alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher's logits; 0 is plain cross-entropy")
-    standardize: bool = Field(False, description="z-score both networks' logits first (Sun et al. 2024)")
+    temperature: float = Field(4.0, gt=0, le=100, description="temperature T that softens both distributions")
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher's logits; 0: plain cross-entropy")
+    standardize: bool = Field(False, description="z-scores both networks' logits first (Sun et al. 2024)")
     dkd_target_weight: float = Field(1.0, ge=0, le=100, description="dkd: weight of the target class's term")
     dkd_other_weight: float = Field(8.0, ge=0, le=100, description="dkd: weight of the other classes' term")
     dist_inter_weight: float = Field(1.0, ge=0, le=100, description="dist: weight of the relation between classes")
     dist_intra_weight: float = Field(1.0, ge=0, le=100, description="dist: weight of the relation between images")
-    feature_weight: float | None = Field(None, ge=0, description="of the layers' term; absent: the method's own")
+    feature_weight: float | None = Field(
+        None, ge=0, description="weight of the layers' term; absent: as the method has it"
+    )
     teacher_taps: Names = Field((), description="layers that teach, by name; empty: the last feature map")
-    student_taps: Names = Field((), description="layers that are taught, as many")
+    student_taps: Names = Field((), description="layers that learn from them; as many as in teacher_taps")
     teacher_views: int = Field(
-        0, ge=0, le=10_000, description="views an image whose teacher logits are stored and replayed; 0: a live teacher"
+        0, ge=0, le=10_000, description="views per image with stored, replayed teacher logits; 0: a live teacher"
     )
     control: bool | None = Field(
-        None, description="also train the student without a teacher; absent: in `toolkit run` and with --seeds"
+        None, description="also trains the student without a teacher; absent: in `toolkit run` and with --seeds"
     )
     learning_rate: float = Field(0.1, gt=0, le=10, description="peak of the schedule")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="arithmetic of both training stages; auto times both on this device and takes the faster"
+        "auto", description="arithmetic of both training stages; auto: times both here and uses the faster one"
     )
     teacher_precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
-        "auto", description="arithmetic of the teacher that answers; auto: as precision, or int8 where that is faster"
+        "auto", description="arithmetic of the teacher while it teaches; auto: as precision, or int8 if that is faster"
     )
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
-        "off", description="torch.compile's mode in both training stages; reduce-overhead uses CUDA graphs"
+        "off", description="mode of torch.compile in both training stages; reduce-overhead uses CUDA graphs"
     )
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="seeds weights, order and views of both training stages")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of weights, order and views in both training stages")
 
     @field_validator("teacher_taps", "student_taps", mode="before")
     @classmethod
     def _a_list(cls, names: Any) -> Any:
         if isinstance(names, str):
-            raise ValueError(f'a list of names is wanted: ["{names}"]')
+            raise ValueError(f'write a list of names: ["{names}"]')
         return names
 
     @field_validator("method")
@@ -258,13 +268,13 @@ class DistillRecipe(TrainingRecipe):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.mixup and "dkd" in self.method_parts:
-            raise ValueError("dkd needs one label an image: mixup must be 0 with it")
+            raise ValueError("dkd needs one label per image: set mixup to 0")
         if self.compile != "off" and self.feature_method:
-            raise ValueError("a method of layers looks into the networks as they run: compile must be off with it")
+            raise ValueError("a method of layers reads the networks as they run: set compile to off")
         if self.teacher_precision == "int8" and self.feature_method:
-            raise ValueError("an int8 teacher has no layers to look into: teacher_precision must be another with them")
+            raise ValueError("a method of layers cannot read an int8 teacher: choose another teacher_precision")
         if len(self.teacher_taps) != len(self.student_taps):
-            raise ValueError("teacher_taps and student_taps must name as many layers each")
+            raise ValueError("teacher_taps and student_taps must name the same number of layers")
         return self
 
     @property
@@ -290,8 +300,7 @@ def check_method(method: str) -> None:
     parts = method.split("+")
     known = (*LOGIT_METHODS, *FEATURE_METHODS)
     if unknown := [part for part in parts if part not in known]:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
+        guess = did_you_mean(unknown[0], known)
         raise ValueError(f"{guess}valid: {', '.join(known)}; a method of logits and one of layers join as kd+attention")
     for family in (LOGIT_METHODS, FEATURE_METHODS):
         if sum(part in family for part in parts) > 1:
@@ -299,43 +308,47 @@ def check_method(method: str) -> None:
 
 
 class ExportRecipe(Section):
-    """`[export]`: the ONNX files and the bounds of their proofs."""
+    """`[export]`: the ONNX files, and the bounds within which they are proven."""
 
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
-    license: str = Field("", description="written into the file's metadata where given")
-    images: int = Field(1000, ge=1, description="validation images a proof runs on, at most")
-    max_logit_difference: float = Field(1e-3, gt=0, description="of any logit of the fp32 file from torch's")
-    min_agreement: float = Field(0.999, ge=0, le=1, description="least share of images with one answer")
-    max_accuracy_drop: float = Field(0.001, ge=0, le=1, description="top-1 accuracy the fp32 file may lose")
-    fp16_max_logit_difference: float = Field(0.1, gt=0, description="of any logit of the fp16 file from torch's")
-    fp16_min_agreement: float = Field(0.99, ge=0, le=1, description="least share of images with one answer")
-    fp16_max_accuracy_drop: float = Field(0.005, ge=0, le=1, description="top-1 accuracy the fp16 file may lose")
-    max_drop: float = Field(0.01, ge=0, le=1, description="top-1 accuracy the int8 file may lose to the fp32 file")
-    calibration: Calibration = Field("minmax", description="how int8 finds the range of a layer's activations")
-    calibration_images: int = Field(128, ge=1, le=10_000, description="training images those ranges are found on")
+    license: str = Field("", description="written into the file's metadata, unless empty")
+    images: int = Field(1000, ge=1, description="most validation images for a proof")
+    max_logit_difference: float = Field(
+        1e-3, gt=0, description="largest difference of any logit between the fp32 file and torch"
+    )
+    min_agreement: float = Field(0.999, ge=0, le=1, description="least share of images on which they agree")
+    max_accuracy_drop: float = Field(0.001, ge=0, le=1, description="top-1 accuracy that the fp32 file may lose")
+    fp16_max_logit_difference: float = Field(
+        0.1, gt=0, description="largest difference of any logit between the fp16 file and torch"
+    )
+    fp16_min_agreement: float = Field(0.99, ge=0, le=1, description="least share of images on which they agree")
+    fp16_max_accuracy_drop: float = Field(0.005, ge=0, le=1, description="top-1 accuracy that the fp16 file may lose")
+    max_drop: float = Field(0.01, ge=0, le=1, description="top-1 accuracy that the int8 file may lose to the fp32 file")
+    calibration: Calibration = Field("minmax", description="how int8 finds the range of each layer's activations")
+    calibration_images: int = Field(128, ge=1, le=10_000, description="training images on which those ranges are found")
 
 
 class BenchRecipe(Section):
     """`[bench]`: how quality and speed are measured."""
 
-    images: int = Field(0, ge=0, description="test images for the quality figures, 0 takes all")
+    images: int = Field(0, ge=0, description="test images for the quality figures; 0: all")
     batch_sizes: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = Field(
-        (1, 32), description="batches whose throughput is measured; latency is always of batch 1"
+        (1, 32), description="batch sizes whose throughput is measured; latency is always that of batch 1"
     )
     samples: int = Field(100, ge=10, le=100_000, description="timed runs of batch 1 for each row")
-    seconds: float = Field(10.0, gt=0, le=3600, description="s; most time spent on timing one row at one batch size")
-    runtimes: Annotated[tuple[Runtime, ...], Field(strict=False, min_length=1)] = Field(
+    seconds: float = Field(10.0, gt=0, le=3600, description="s; longest time for one row at one batch size")
+    runtimes: Annotated[tuple[RuntimeName, ...], Field(strict=False, min_length=1)] = Field(
         ("torch", "onnxruntime"),
-        description="torch, onnxruntime, torch.compile (takes a minute a model), openvino (an extra package)",
+        description=f"of {', '.join(RUNTIME_NAMES)}; torch.compile takes a minute per model, openvino is an extra",
     )
     max_drop: float = Field(
-        0.01, ge=0, le=1, description="top-1 accuracy that what ships may lose to the teacher, a row to its baseline"
+        0.01, ge=0, le=1, description="top-1 accuracy that a student may lose to its teacher, and a row to its baseline"
     )
     max_slowdown: float = Field(
-        1.2, ge=1, le=100, description="how many times as slow (p50 of one image) a row may be as in its baseline"
+        1.2, ge=1, le=100, description="largest ratio of a row's p50 of one image to its baseline's"
     )
     disagreements: int = Field(
-        24, ge=0, le=1000, description="test images, on which teacher and student differ, kept for the demo"
+        24, ge=0, le=1000, description="test images on which teacher and student differ, kept for the demo"
     )
 
 
@@ -369,19 +382,19 @@ class Recipe(Section):
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:
-        """The recipe in `path`; a teacher's file that lies beside it is named as seen from where the command runs."""
+        """The recipe in `path`; a teacher's file beside it becomes a path from the current directory."""
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise RecipeError(f"cannot read the recipe {path}: {reason}", "give --recipe a TOML file") from None
         except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{path} is not valid TOML: {error}", "mend that line") from None
+            raise RecipeError(f"{path} is not valid TOML: {error}", "correct that line") from None
         _find_weights_beside(path, values)
         return cls.from_dict(values, str(path))
 
     def states(self, setting: str) -> bool:
-        """Whether `section.key` was given, by a file or an override, and not left to its default."""
+        """Whether a file or an override gave `section.key`; otherwise its default holds."""
         section, _, key = setting.partition(".")
         return key in getattr(self, section).model_fields_set
 
@@ -393,7 +406,7 @@ class Recipe(Section):
     def with_overrides(self, overrides: Iterable[str]) -> Self:
         """A copy with every `section.key=value` applied; values are read as TOML, bare words as strings.
 
-        What was left to its default stays so. The settings of an architecture go with it when another one is set.
+        Settings that were left to their default stay so. Another architecture leaves the settings of the former behind.
         """
         values = self.model_dump(mode="json", exclude_unset=True)
         given = set()
@@ -428,11 +441,11 @@ class Recipe(Section):
             values = {f"student.{key}": value for key, value in StudentRecipe.once_for_all.items()} | values
         for setting, unused in NEWER_SETTINGS.items():
             if values.get(setting, ...) == unused:
-                del values[setting]  # as it was before there was such a setting
+                del values[setting]  # the setting did not exist then
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def control_fingerprint(self) -> str:
-        """The same over all that decides the student trained without a teacher: nothing of how the teacher teaches."""
+        """The fingerprint of the student without a teacher: without the settings that only concern teaching."""
         keys = [f"distill.{key}" for key in type(self.distill).model_fields if key not in OF_TEACHING]
         return self.fingerprint("data", "student", *keys)
 
@@ -471,11 +484,10 @@ def _first_problem(error: ValidationError, origin: str, values: dict[str, Any]) 
     if problem["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
         settings, told = _known_settings(keys[:-1], values)
-        near = difflib.get_close_matches(keys[-1], [*known, *settings], n=1)
-        guess = f"did you mean {'.'.join([*keys[:-1], near[0]])}? " if near else ""
+        guess = did_you_mean(keys[-1], [*known, *settings], prefix="".join(f"{key}." for key in keys[:-1]))
         return RecipeError(f"{origin}: unknown key {path}", f"{guess}valid here: {', '.join(known)}{told}")
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that do not fit together
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that contradict each other
         return RecipeError(f"{origin}: {path or 'the recipe'} is not allowed", message)
     got = json.dumps(problem["input"], default=str)
     return RecipeError(f"{origin}: {path} = {got} is not allowed", f"{message[0].lower()}{message[1:]}")

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 MODELS = Path("models")
 """Where model directories lie, seen from where the command is run."""
 
-NOTEBOOK_RECIPE = "food11"
-
-BUILTIN_RECIPE_OF_SET = {"fashion-mnist": "fashion-mnist", "food-11": NOTEBOOK_RECIPE}
-
 
 @dataclass(frozen=True)
 class Workspace:
@@ -159,7 +155,9 @@ def _training_recipe(recipe_name: str | None, data: str | None, out: Path | None
         own_dir = path.parent if path.name == "recipe.toml" else MODELS / path.stem
         return named_recipe(recipe_name), own_dir
     if data is not None:
-        builtin = BUILTIN_RECIPE_OF_SET.get(data)
+        from toolkit.data.sources import builtin_recipe_of
+
+        builtin = builtin_recipe_of(data)
         return (load_builtin(builtin), MODELS / builtin) if builtin else (Recipe(), None)
     if out is not None and ModelDir(out).recipe.is_file():
         return Recipe.from_toml(ModelDir(out).recipe), out
@@ -208,7 +206,7 @@ def _warn_of_little_memory() -> None:
     size_bytes = memory_bytes()
     if size_bytes < LITTLE_MEMORY_BYTES:
         console.say(
-            f"careful: {size_bytes / 2**30:.1f} GiB of memory for this process; if it ends without a word, or with exit"
+            f"warning: {size_bytes / 2**30:.1f} GiB of memory for this process; if it ends without a word, or with exit"
             " code 137, that was too little: give it 2 GiB, in a container with --memory 2g"
         )
 
@@ -217,7 +215,7 @@ def _warn_of_no_volume(path: Path) -> None:
     """Before hours of work, whose results nobody could reach."""
     if volume := missing_volume(path):
         console.say(
-            f"careful: {path} lies in this container and is deleted with it; to keep it, mount a volume:"
+            f"warning: {path} lies in this container and is deleted with it; to keep it, mount a volume:"
             f" docker run -v kd-models:{volume}"
         )
 

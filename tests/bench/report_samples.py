@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.bench.report.verdict import compare_with_teacher, ship
+from toolkit.bench.schema import ClassRecall, Report, ReportRow
 from toolkit.recipe import Recipe, load_builtin
 
 PROVIDERS = {"torch": "cpu", "torch.compile": "cpu", "onnxruntime": "CPUExecutionProvider", "openvino": "CPU"}
@@ -20,9 +21,9 @@ def make_row(
     runtime: str = "onnxruntime",
     precision: str = "fp32",
     provider: str | None = None,
-) -> dict[str, Any]:
+) -> ReportRow:
     """One row of a report; `p50` in ms, `accuracy` a fraction, `size` in bytes."""
-    return {
+    row = {
         "model": model,
         "precision": precision,
         "runtime": runtime,
@@ -47,9 +48,10 @@ def make_row(
         "calibration": "minmax, 128 training images" if precision == "int8" else None,
         "float_layers": ["fc.0"] if precision == "int8" else [],
     }  # fmt: skip
+    return ReportRow.model_validate(row)
 
 
-def four_rows() -> list[dict[str, Any]]:
+def four_rows() -> list[ReportRow]:
     """Teacher and student, in torch and in onnxruntime."""
     return [
         make_row("teacher", 6.75, 0.9079, 44_800_000, "torch"),
@@ -59,34 +61,33 @@ def four_rows() -> list[dict[str, Any]]:
     ]
 
 
-def make_classes(names: Sequence[str], images: int = 1000) -> list[dict[str, Any]]:
+def make_classes(names: Sequence[str], images: int = 1000) -> list[ClassRecall]:
     """The i-th class's recall is 0.9 for the teacher, and i thousandths below that for the student."""
     return [
-        {
-            "name": name,
-            "images": images,
-            "teacher_recall": 0.9,
-            "student_recall": 0.9 - i / 1000,
-            "recall_difference": -i / 1000,
-        }
+        ClassRecall(
+            name=name,
+            images=images,
+            teacher_recall=0.9,
+            student_recall=0.9 - i / 1000,
+            recall_difference=-i / 1000,
+        )
         for i, name in enumerate(names)
     ]
 
 
 def make_report(
-    rows: list[dict[str, Any]] | None = None,
+    rows: list[ReportRow] | None = None,
     recipe: Recipe | None = None,
     classes: Sequence[str] = ("shirt", "coat", "bag"),
     name: str = "fashion-mnist",
-) -> dict[str, Any]:
-    rows = four_rows() if rows is None else rows
-    compare_with_teacher(rows)
-    return {
+) -> Report:
+    rows = compare_with_teacher(four_rows() if rows is None else rows)
+    report = {
         "schema": 1,
         "created": "2026-11-24T12:00:00+00:00",
         "toolkit_version": "0.1.0",
         "hardware": {
-            "cpu": "AMD EPYC", "cores": 2, "memory_gib": 7.8, "gpu": None, "driver": None,
+            "cpu": "AMD EPYC", "cores": 2, "memory_gib": 7.8, "gpu": None, "driver": None, "device": "cpu",
             "clock_mhz": 2400, "load_1m": 0.1, "other_load_cores": 0.0,
         },
         "versions": {"python": "3.11.9", "torch": "2.15.0", "onnxruntime": "1.31.1"},
@@ -104,6 +105,23 @@ def make_report(
         "timing_warnings": [],
         "license": "",
     }  # fmt: skip
+    return Report.model_validate(report)
+
+
+def first_report(report: Report) -> dict[str, Any]:
+    """The same as the first version of the toolkit wrote it: without the fields that came later."""
+    told = report.to_json()
+    for name in ("preprocess_ms", "classes", "timing_warnings", "license"):
+        del told[name]
+    for name in ("device", "clock_mhz", "load_1m", "other_load_cores"):
+        del told["hardware"][name]
+    del told["distillation"]["per_seed"]
+    for row in told["rows"]:
+        for name in ("threads", "calibration", "float_layers", "end_to_end_ms", "first_call_ms"):
+            del row[name]
+        for name in ("round_p50_min", "round_p50_max"):
+            del row["latency_ms"][name]
+    return told
 
 
 def make_answers(

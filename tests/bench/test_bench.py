@@ -1,17 +1,18 @@
 """The report: its schema, its figures against independent ones, what it says, and what it refuses."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 from cuda_sessions import OnCuda, pretend_cuda
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import ValidationError
+from report_samples import make_row
 from tiny_onnx import COLOURS, save_colour_model
 from torch import nn
 
@@ -20,11 +21,13 @@ from toolkit.bench import bench as report_module
 from toolkit.bench.bench import run_bench, written_files
 from toolkit.bench.measure import speed, timing
 from toolkit.bench.measure.first_use import FirstUse
-from toolkit.bench.measure.rows import Row, choose_images, open_rows
+from toolkit.bench.measure.images import BenchImages, choose_images
+from toolkit.bench.measure.rows import Row, open_rows
 from toolkit.bench.report.card import MADE_BY
 from toolkit.bench.report.examples import Examples
 from toolkit.bench.report.table import print_table, render_markdown
 from toolkit.bench.report.verdict import compare_with_teacher, describe_difference, find_contradictions
+from toolkit.bench.schema import Report
 from toolkit.data.dataset import Dataset, Images
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
@@ -39,127 +42,30 @@ RECIPE = Recipe.from_dict(
 )
 PREPROCESS = Preprocess.from_recipe(RECIPE.data)
 
-# ---- schema 1, as DESIGN.md has it -----------------------------------------------------------------------------------
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+# ---- what report.json holds ---- -----------------------------------------------------------------------------------
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class Hardware(Strict):
-    cpu: str
-    cores: Annotated[int, Field(ge=1)]
-    memory_gib: Positive
-    gpu: str | None
-    driver: str | None
-    device: str
-    clock_mhz: Annotated[int, Field(ge=1)] | None
-    load_1m: Annotated[float, Field(ge=0)] | None
-    other_load_cores: Annotated[float, Field(ge=0)] | None
-
-
-class DatasetPart(Strict):
-    name: str
-    split: Literal["test"]
-    images: Annotated[int, Field(ge=1)]
-    sha256: Annotated[str, Field(min_length=1)]
-
-
-class LatencyPart(Strict):
-    p50: Positive
-    p95: Positive
-    p99: Positive
-    mean: Positive
-    std: Annotated[float, Field(ge=0)]
-    n: Annotated[int, Field(ge=1)]
-    round_p50_min: Positive
-    round_p50_max: Positive
-
-
-class DurationPart(Strict):
-    p50: Positive
-    p95: Positive
-    n: Annotated[int, Field(ge=1)]
-
-
-class ClassPart(Strict):
-    name: str
-    images: Count
-    teacher_recall: Fraction | None
-    student_recall: Fraction | None
-    recall_difference: Annotated[float, Field(ge=-1, le=1)] | None
-
-
-class VsTeacher(Strict):
-    times_smaller: Positive
-    times_faster: Positive
-    accuracy_top1_difference: Annotated[float, Field(ge=-1, le=1)]
-
-
-class RowPart(Strict):
-    model: Literal["teacher", "student", "control"]
-    precision: Literal["fp32", "fp16", "int8"]
-    runtime: Literal["torch", "torch.compile", "onnxruntime", "onnxruntime.io_binding", "openvino"]
-    provider: str
-    threads: Annotated[int, Field(ge=1)]
-    params: Count
-    macs: Count
-    size_bytes: Count
-    accuracy_top1: Fraction
-    accuracy_top5: Fraction
-    macro_f1: Fraction
-    ece: Fraction
-    teacher_agreement: Fraction
-    latency_ms: LatencyPart
-    throughput_img_s: dict[Annotated[str, Field(pattern=r"^[1-9]\d*$")], Positive]
-    end_to_end_ms: DurationPart | None
-    first_call_ms: Positive
-    peak_memory_mib: Positive | None
-    calibration: str | None
-    float_layers: list[str]
-    vs_teacher: VsTeacher | None = None
-
-
-class SeedPart(Strict):
-    seed: int
-    student_accuracy_top1: Fraction
-    control_accuracy_top1: Fraction
-    gain_top1: float
-
-
-class Distillation(Strict):
-    control_accuracy_top1: Fraction | None
-    gain_top1: float | None
-    seeds: list[int] | None
-    mean: float | None
-    std: float | None
-    per_seed: list[SeedPart]
-    epochs: Count | None
-    images_seen: Count | None
-    seconds: Positive | None
-    train_img_s: Positive | None
-
-
-class Report(Strict):
-    schema_: Annotated[Literal[1], Field(alias="schema")]
-    created: AwareDatetime
-    toolkit_version: str
-    hardware: Hardware
-    versions: dict[str, str]
-    dataset: DatasetPart
-    recipe: dict[str, Any]
-    rows: Annotated[list[RowPart], Field(min_length=4)]
-    preprocess_ms: DurationPart
-    classes: list[ClassPart]
-    distillation: Distillation
-    verdict: Annotated[str, Field(min_length=20)]
-    warnings: list[str]
-    timing_warnings: list[str]
-    license: str
+def check_file(folder: Path) -> Report:
+    """report.json: no field is missing, unknown or of another type, and names are those of DESIGN.md."""
+    text = (folder / "report.json").read_text(encoding="utf-8")
+    report = Report.model_validate_json(text, extra="forbid")
+    assert text == json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", "no value is of another type"
+    for part in (report, report.hardware, report.distillation, *report.rows, *(row.latency_ms for row in report.rows)):
+        assert set(type(part).model_fields) - part.model_fields_set <= {"vs_teacher", "baseline"}
+    assert datetime.fromisoformat(report.created).tzinfo is not None
+    assert report.dataset.split == "test"
+    assert len(report.rows) >= 4
+    assert len(report.verdict) >= 20
+    assert report.hardware.device is not None
+    for row in report.rows:
+        assert row.model in {"teacher", "student", "control"}
+        assert row.precision in {"fp32", "fp16", "int8"}
+        assert row.runtime in {"torch", "torch.compile", "onnxruntime", "onnxruntime.io_binding", "openvino"}
+        assert row.threads is not None
+        assert row.first_call_ms is not None
+        assert row.peak_memory_mib is None or row.peak_memory_mib > 0
+    assert report.preprocess_ms is not None
+    return report
 
 
 # ---- rows whose answers are known -----------------------------------------------------------------------------------
@@ -220,13 +126,18 @@ class Bench:
     folder: Path
     monkeypatch: pytest.MonkeyPatch
 
-    def run(self, wrong_every: dict[tuple[str, str], int] = FOUR, recipe: Recipe = RECIPE) -> dict[str, Any]:
+    def run(
+        self,
+        wrong_every: dict[tuple[str, str], int] = FOUR,
+        recipe: Recipe = RECIPE,
+        baseline: Report | None = None,
+    ) -> Report:
         rows = make_rows(self.folder, wrong_every)
         self.monkeypatch.setattr(report_module, "open_rows", lambda *args: rows)
         first_uses = lambda rows, batch_size, advance: [FirstUse(7.5, batch_size + 0.5)] * len(rows)  # noqa: E731
         self.monkeypatch.setattr(speed, "measure_first_uses", first_uses)
-        dataset, pixels = make_data()
-        return run_bench(ModelDir(self.folder), recipe, pixels, dataset, device="cpu", provider="cpu")
+        images = BenchImages.choose(*make_data(), recipe.bench.images)
+        return run_bench(ModelDir(self.folder), recipe, images, device="cpu", provider="cpu", baseline=baseline)
 
 
 @pytest.fixture
@@ -238,63 +149,83 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def test_report_json_has_schema_1(bench: Bench) -> None:
     report = bench.run()
-    text = (bench.folder / "report.json").read_text(encoding="utf-8")
-    assert json.loads(text) == report
-    Report.model_validate_json(text)
-    assert report["dataset"] == {"name": "colours", "split": "test", "images": 60, "sha256": "ab" * 32}
-    assert report["recipe"] == RECIPE.model_dump(mode="json")
-    assert [(row["model"], row["runtime"]) for row in report["rows"]] == list(FOUR)
+    assert json.loads((bench.folder / "report.json").read_text(encoding="utf-8")) == report.to_json()
+    assert check_file(bench.folder) == report
+    assert report.dataset.to_json() == {"name": "colours", "split": "test", "images": 60, "sha256": "ab" * 32}
+    assert report.recipe == RECIPE.model_dump(mode="json")
+    assert [(row.model, row.runtime) for row in report.rows] == list(FOUR)
+
+
+def test_a_baseline_is_compared_with_before_the_report_is_written(bench: Bench) -> None:
+    before = bench.run()
+    worse = bench.run(FOUR | {("student", "torch"): 2}, baseline=before)
+    assert check_file(bench.folder) == worse, "the gate, which this would not meet, is no reason to hide figures"
+    assert worse.baseline is not None
+    assert [one.name for one in worse.baseline][2] == "student in torch on cpu"
+    assert [one.drop for one in worse.baseline] == [0.0, 0.0, 0.25, 0.0]
+    for one, then, now in zip(worse.baseline, before.rows, worse.rows, strict=True):
+        assert (one.baseline_ms, one.now_ms) == (then.latency_ms.p50, now.latency_ms.p50)
+        assert one.slowdown == one.now_ms / one.baseline_ms
+    again = bench.run(FOUR | {("control", "torch"): 3}, baseline=worse)
+    assert again.baseline is not None
+    assert len(again.baseline) == 4, "rows that are new have nothing to be compared with"
+
+
+def test_a_report_stays_as_it_was_built(bench: Bench) -> None:
+    report = bench.run()
+    with pytest.raises(ValidationError, match="frozen"):
+        report.rows[0].accuracy_top1 = 1.0
 
 
 def test_figures_of_the_rows(bench: Bench) -> None:
-    teacher, _, student, _ = bench.run()["rows"]
+    teacher, _, student, _ = bench.run().rows
     numbers = np.arange(60)
-    assert teacher["accuracy_top1"] == np.mean(numbers % 10 != 0) == 0.9
-    assert student["accuracy_top1"] == np.mean(numbers % 4 != 0) == 0.75
-    assert student["teacher_agreement"] == np.mean((numbers % 10 == 0) == (numbers % 4 == 0))
-    assert student["accuracy_top5"] == 1.0
-    assert student["params"] == 3 * 2 * 9 + 2
-    assert student["macs"] == 30 * 30 * 2 * 27
-    assert student["size_bytes"] == 1000
-    assert set(student["throughput_img_s"]) == {"1", "4"}
-    assert student["vs_teacher"]["times_smaller"] == 5.0
-    assert student["vs_teacher"]["accuracy_top1_difference"] == pytest.approx(-0.15)
-    ratio = teacher["latency_ms"]["p50"] / student["latency_ms"]["p50"]
-    assert student["vs_teacher"]["times_faster"] == pytest.approx(ratio)
-    assert "vs_teacher" not in teacher
-    assert (student["first_call_ms"], student["peak_memory_mib"], student["threads"]) == (7.5, 4.5, 1)
+    assert teacher.accuracy_top1 == np.mean(numbers % 10 != 0) == 0.9
+    assert student.accuracy_top1 == np.mean(numbers % 4 != 0) == 0.75
+    assert student.teacher_agreement == np.mean((numbers % 10 == 0) == (numbers % 4 == 0))
+    assert student.accuracy_top5 == 1.0
+    assert student.params == 3 * 2 * 9 + 2
+    assert student.macs == 30 * 30 * 2 * 27
+    assert student.size_bytes == 1000
+    assert set(student.throughput_img_s) == {"1", "4"}
+    assert student.vs_teacher.times_smaller == 5.0
+    assert student.vs_teacher.accuracy_top1_difference == pytest.approx(-0.15)
+    ratio = teacher.latency_ms.p50 / student.latency_ms.p50
+    assert student.vs_teacher.times_faster == pytest.approx(ratio)
+    assert "vs_teacher" not in teacher.to_json()
+    assert (student.first_call_ms, student.peak_memory_mib, student.threads) == (7.5, 4.5, 1)
 
 
 def test_whole_answers_are_timed_for_files_that_serve(bench: Bench) -> None:
     report = bench.run()
-    for row in report["rows"]:
-        assert (row["end_to_end_ms"] is not None) == (row["runtime"] == "onnxruntime")
-    served = report["rows"][1]
-    assert served["end_to_end_ms"]["p50"] > report["preprocess_ms"]["p50"] > 0
+    for row in report.rows:
+        assert (row.end_to_end_ms is not None) == (row.runtime == "onnxruntime")
+    served = report.rows[1]
+    assert served.end_to_end_ms.p50 > report.preprocess_ms.p50 > 0
 
 
 def test_classes_are_those_of_the_teacher_and_of_what_ships(bench: Bench) -> None:
-    classes = bench.run(FOUR | {("student", "torch"): 2})["classes"]
+    classes = bench.run(FOUR | {("student", "torch"): 2}).classes
     numbers, labels = np.arange(60), np.arange(60) % 3
-    assert [one["name"] for one in classes] == list(COLOURS)
+    assert [one.name for one in classes] == list(COLOURS)
     for label, one in enumerate(classes):
         own = labels == label
-        assert one["images"] == 20
-        assert one["teacher_recall"] == pytest.approx(np.mean(numbers[own] % 10 != 0))
-        assert one["student_recall"] == pytest.approx(np.mean(numbers[own] % 4 != 0))  # the ONNX file's, not torch's
+        assert one.images == 20
+        assert one.teacher_recall == pytest.approx(np.mean(numbers[own] % 10 != 0))
+        assert one.student_recall == pytest.approx(np.mean(numbers[own] % 4 != 0))  # the ONNX file's, not torch's
 
 
 def test_noise_is_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    bench.monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [f"{hardware['cores']} are busy"])
-    (warning,) = bench.run()["timing_warnings"]
-    assert f"careful: {warning}" in capsys.readouterr().err
+    bench.monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [f"{hardware.cores} are busy"])
+    (warning,) = bench.run().timing_warnings
+    assert f"warning: {warning}" in capsys.readouterr().err
 
 
 def test_many_warnings_about_speed_are_cut_short(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [f"row {i}" for i in range(9)])
-    assert len(bench.run()["timing_warnings"]) == 9
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("careful: ")]
-    assert told == [*(f"careful: row {i}" for i in range(4)), "careful: 5 more warnings about speed in report.md"]
+    assert len(bench.run().timing_warnings) == 9
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert told == [*(f"warning: row {i}" for i in range(4)), "warning: 5 more warnings about speed in report.md"]
     assert "row 8" in (bench.folder / "report.md").read_text(encoding="utf-8")
 
 
@@ -326,7 +257,7 @@ def test_a_readme_of_somebody_s_own_stays(bench: Bench, capsys: pytest.CaptureFi
 
 
 def test_the_distillation_section_passes_on_what_the_student_tells(bench: Bench) -> None:
-    assert bench.run()["distillation"] == {
+    assert bench.run().distillation.to_json() == {
         "control_accuracy_top1": None,
         "gain_top1": None,
         "seeds": None,
@@ -342,32 +273,32 @@ def test_the_distillation_section_passes_on_what_the_student_tells(bench: Bench)
 
 def test_a_control_gets_its_row_and_the_gain(bench: Bench) -> None:
     report = bench.run(FOUR | {("control", "torch"): 3})
-    Report.model_validate_json((bench.folder / "report.json").read_text(encoding="utf-8"))
-    control = report["rows"][-1]
-    assert control["model"] == "control"
-    assert report["distillation"]["control_accuracy_top1"] == control["accuracy_top1"] == pytest.approx(2 / 3)
-    assert report["distillation"]["gain_top1"] == pytest.approx(0.75 - 2 / 3)
-    assert report["distillation"]["seeds"] == [0]
-    assert report["distillation"]["std"] is None
+    check_file(bench.folder)
+    control = report.rows[-1]
+    assert control.model == "control"
+    assert report.distillation.control_accuracy_top1 == control.accuracy_top1 == pytest.approx(2 / 3)
+    assert report.distillation.gain_top1 == pytest.approx(0.75 - 2 / 3)
+    assert report.distillation.seeds == (0,)
+    assert report.distillation.std is None
     markdown = (bench.folder / "report.md").read_text(encoding="utf-8")
     assert "The teacher was worth +8.33 points: top-1 75.00 % with it, 66.67 % without (one seed" in markdown
 
 
 def test_rows_that_should_agree_and_do_not_are_flagged(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     report = bench.run(FOUR | {("student", "onnxruntime"): 3})
-    (warning,) = report["warnings"]
+    (warning,) = report.warnings
     assert warning.startswith("student.onnx and student.safetensors should agree and do not: top-1 is 0.6667")
     assert warning in capsys.readouterr().err
     assert warning in (bench.folder / "report.md").read_text(encoding="utf-8")
-    assert bench.run()["warnings"] == []
+    assert bench.run().warnings == ()
 
 
 def test_fewer_images_are_spread_over_the_split(bench: Bench) -> None:
     report = bench.run(recipe=RECIPE.with_overrides(["bench.images=20"]))
-    assert report["dataset"]["images"] == 20
+    assert report.dataset.images == 20
     chosen = np.arange(20) * 3
-    assert report["rows"][0]["accuracy_top1"] == np.mean(chosen % 10 != 0)
-    np.testing.assert_array_equal(choose_images(10, 4), [0, 2, 5, 7])
+    assert report.rows[0].accuracy_top1 == np.mean(chosen % 10 != 0)
+    np.testing.assert_array_equal(choose_images(10, 4), [0, 3, 6, 9])
     np.testing.assert_array_equal(choose_images(3, 0), [0, 1, 2])
     np.testing.assert_array_equal(choose_images(3, 9), [0, 1, 2])
 
@@ -394,7 +325,7 @@ def test_the_table_fits_80_columns_and_ends_in_the_verdict(bench: Bench, capsys:
     assert "75.00" in table[2]
     assert "5.0 times smaller" in out
     assert "Classes that lose most: " in out
-    assert lines[-1] == report["verdict"]
+    assert lines[-1] == report.verdict
 
 
 def test_a_wide_terminal_shows_every_column(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
@@ -403,7 +334,8 @@ def test_a_wide_terminal_shows_every_column(bench: Bench, capsys: pytest.Capture
     bench.monkeypatch.setattr(console.out, "_width", 240)
     print_table(report)
     heading = next(line for line in capsys.readouterr().out.splitlines() if "params" in line)
-    for name in ("MACs", "top-5 %", "F1", "ECE", "p99 ms", "whole ms", "first ms", "MiB", "img/s 1", "img/s 4"):
+    names = ("MACs", "top-5 %", "F1", "ECE", "p99 ms", "end-to-end ms", "first call ms", "MiB", "img/s 1", "img/s 4")
+    for name in names:
         assert name in heading
 
 
@@ -411,7 +343,7 @@ def test_the_markdown_is_complete(bench: Bench) -> None:
     report = bench.run()
     text = (bench.folder / "report.md").read_text(encoding="utf-8")
     assert text == render_markdown(report)
-    assert report["verdict"] in text
+    assert report.verdict in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     for heading, rows in (
         ("| model | runtime | provider | top-1", 4),
@@ -437,17 +369,6 @@ def test_the_plot_is_a_picture_with_ink_of_both_models(bench: Bench) -> None:
 # ---- words -----------------------------------------------------------------------------------------------------------
 
 
-def row_of(model: str, size: int, p50: float, accuracy: float, runtime: str = "onnxruntime") -> dict[str, Any]:
-    return {
-        "model": model,
-        "precision": "fp32",
-        "runtime": runtime,
-        "size_bytes": size,
-        "latency_ms": {"p50": p50},
-        "accuracy_top1": accuracy,
-    }
-
-
 @pytest.mark.parametrize(
     ("size", "p50", "accuracy", "told"),
     [
@@ -458,25 +379,23 @@ def row_of(model: str, size: int, p50: float, accuracy: float, runtime: str = "o
     ],
 )
 def test_a_difference_in_words(size: int, p50: float, accuracy: float, told: str) -> None:
-    rows = [row_of("teacher", 44_800_000, 12.3, 0.92), row_of("student", size, p50, accuracy)]
-    compare_with_teacher(rows)
-    assert describe_difference(rows[1]) == told
+    rows = [make_row("teacher", 12.3, 0.92, 44_800_000), make_row("student", p50, accuracy, size)]
+    assert describe_difference(compare_with_teacher(rows)[1]) == told
 
 
 def test_each_row_is_compared_in_its_own_runtime() -> None:
-    rows: Sequence[dict[str, Any]] = [
-        row_of("teacher", 100, 20.0, 0.9, "torch"),
-        row_of("teacher", 100, 10.0, 0.9),
-        row_of("student", 50, 5.0, 0.9, "torch"),
-        row_of("student", 50, 5.0, 0.9),
+    rows = [
+        make_row("teacher", 20.0, 0.9, 100, "torch"),
+        make_row("teacher", 10.0, 0.9, 100),
+        make_row("student", 5.0, 0.9, 50, "torch"),
+        make_row("student", 5.0, 0.9, 50),
     ]
-    compare_with_teacher(rows)
-    assert rows[2]["vs_teacher"]["times_faster"] == 4.0
-    assert rows[3]["vs_teacher"]["times_faster"] == 2.0
+    differences = [row.vs_teacher for row in compare_with_teacher(rows)]
+    assert [one and one.times_faster for one in differences] == [None, None, 4.0, 2.0]
 
 
 def test_a_small_difference_between_runtimes_is_no_contradiction() -> None:
-    rows = [row_of("student", 1, 1, 0.9000, "torch"), row_of("student", 1, 1, 0.9009)]
+    rows = [make_row("student", 1, 0.9000, 1, "torch"), make_row("student", 1, 0.9009, 1)]
     assert find_contradictions(rows, 0.001) == []
     assert len(find_contradictions(rows, 0.0001)) == 1
 
@@ -500,16 +419,16 @@ def test_rows_of_real_files_from_end_to_end(tmp_path: Path) -> None:
         save_network(model_dir, role, COLOURS)
         save_colour_model(model_dir.onnx(role), image_size=32, resize=0)
     save_network(model_dir, "control", COLOURS)
-    dataset, pixels = make_data()
-    report = run_bench(model_dir, RECIPE, pixels, dataset, device="cpu", provider="cpu")
-    Report.model_validate_json((tmp_path / "report.json").read_text(encoding="utf-8"))
-    rows = {(row["model"], row["runtime"]): row for row in report["rows"]}
+    images = BenchImages.choose(*make_data(), 0)
+    report = run_bench(model_dir, RECIPE, images, device="cpu", provider="cpu")
+    check_file(tmp_path)
+    rows = {(row.model, row.runtime): row for row in report.rows}
     assert list(rows) == [*FOUR, ("control", "torch")]
-    assert rows["student", "onnxruntime"]["accuracy_top1"] == 1.0  # the colour model is right about every colour
-    assert rows["student", "onnxruntime"]["provider"] == "CPUExecutionProvider"
-    assert rows["student", "onnxruntime"]["params"] == rows["student", "torch"]["params"] > 0
-    assert rows["student", "torch"]["size_bytes"] == model_dir.weights("student").stat().st_size
-    assert report["distillation"]["epochs"] == 2
+    assert rows["student", "onnxruntime"].accuracy_top1 == 1.0  # the colour model is right about every colour
+    assert rows["student", "onnxruntime"].provider == "CPUExecutionProvider"
+    assert rows["student", "onnxruntime"].params == rows["student", "torch"].params > 0
+    assert rows["student", "torch"].size_bytes == model_dir.weights("student").stat().st_size
+    assert report.distillation.epochs == 2
 
 
 def test_onnxruntime_on_a_gpu_from_end_to_end(bench: Bench) -> None:
@@ -522,21 +441,21 @@ def test_onnxruntime_on_a_gpu_from_end_to_end(bench: Bench) -> None:
     pretend_cuda(bench.monkeypatch, OnCuda())
     first_uses = lambda rows, batch_size, advance: [FirstUse(7.5, None)] * len(rows)  # noqa: E731
     bench.monkeypatch.setattr(speed, "measure_first_uses", first_uses)
-    dataset, pixels = make_data()
-    report = run_bench(model_dir, RECIPE, pixels, dataset, device="cpu", provider="cuda:1")
-    Report.model_validate_json((bench.folder / "report.json").read_text(encoding="utf-8"))
+    images = BenchImages.choose(*make_data(), 0)
+    report = run_bench(model_dir, RECIPE, images, device="cpu", provider="cuda:1")
+    check_file(bench.folder)
     (kept, bound), providers = (
-        [row for row in report["rows"] if (row["model"], row["runtime"].split(".")[0]) == ("student", "onnxruntime")],
-        {row["runtime"]: row["provider"] for row in report["rows"]},
+        [row for row in report.rows if (row.model, row.runtime.split(".")[0]) == ("student", "onnxruntime")],
+        {row.runtime: row.provider for row in report.rows},
     )
     assert providers == {
         "torch": "cpu", "onnxruntime": "CUDAExecutionProvider:1", "onnxruntime.io_binding": "CUDAExecutionProvider:1"
     }  # fmt: skip
-    assert (kept["runtime"], bound["runtime"]) == ("onnxruntime", "onnxruntime.io_binding")
-    assert kept["accuracy_top1"] == bound["accuracy_top1"] == 1.0
-    assert kept["end_to_end_ms"] is not None
-    assert bound["end_to_end_ms"] is None
-    (remark,) = report["timing_warnings"]
+    assert (kept.runtime, bound.runtime) == ("onnxruntime", "onnxruntime.io_binding")
+    assert kept.accuracy_top1 == bound.accuracy_top1 == 1.0
+    assert kept.end_to_end_ms is not None
+    assert bound.end_to_end_ms is None
+    (remark,) = report.timing_warnings
     assert remark.startswith("onnxruntime has no row for student.int8.onnx: ")
     assert remark in (bench.folder / "report.md").read_text(encoding="utf-8")
 
@@ -584,13 +503,15 @@ def test_files_of_two_runs_are_refused(tmp_path: Path) -> None:
 def test_images_that_do_not_fit_the_model_are_refused(bench: Bench) -> None:
     rows = make_rows(bench.folder, FOUR)
     bench.monkeypatch.setattr(report_module, "open_rows", lambda *args: rows)
-    dataset, pixels = make_data()
+    images = BenchImages.choose(*make_data(), 0)
+    dataset, pixels = images.dataset, images.pixels
     model_dir = ModelDir(bench.folder)
     with pytest.raises(DataError, match=r"not trained on the classes of colours \(3 and 2\)"):
-        run_bench(model_dir, RECIPE, pixels, replace(dataset, classes=("a", "b")), device="cpu")
+        run_bench(model_dir, RECIPE, replace(images, dataset=replace(dataset, classes=("a", "b"))), device="cpu")
     with pytest.raises(DataError, match="the same number, other names"):
-        run_bench(model_dir, RECIPE, pixels, replace(dataset, classes=("a", "b", "c")), device="cpu")
+        run_bench(model_dir, RECIPE, replace(images, dataset=replace(dataset, classes=("a", "b", "c"))), device="cpu")
     with pytest.raises(DataError, match="has no readable test image"):
-        run_bench(model_dir, RECIPE, replace(pixels, names=()), dataset, device="cpu")
+        run_bench(model_dir, RECIPE, BenchImages.choose(dataset, replace(pixels, names=()), 0), device="cpu")
+    smaller = replace(pixels, preprocess=replace(PREPROCESS, image_size=16))
     with pytest.raises(DataError, match=r"use --set data\.image_size=32 --set data\.resize=0"):
-        run_bench(model_dir, RECIPE, replace(pixels, preprocess=replace(PREPROCESS, image_size=16)), dataset)
+        run_bench(model_dir, RECIPE, replace(images, pixels=smaller))

@@ -16,7 +16,7 @@ from tiny_onnx import COLOURS, save_colour_model
 
 from toolkit.bench.measure.fidelity import measure_fidelity
 from toolkit.bench.measure.rows import answer_images
-from toolkit.bench.measure.timing import time_rows
+from toolkit.bench.measure.timing import Budget, time_rows
 from toolkit.data.pixels import load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
@@ -70,7 +70,7 @@ def test_p50_agrees_with_a_plain_loop_in_this_process(network_file: Path) -> Non
     ratios = []
     for _ in range(TRIES):
         before = time_plainly(session, images)
-        (timed,) = time_rows([predictor], images, 200, 10, (1,), clock=CLOCK)
+        (timed,) = time_rows([predictor], images, (1,), Budget(200, 10, clock=CLOCK))
         after = time_plainly(session, images)
         ratios.append(timed.latency_ms.p50 / statistics.fmean((before, after)))
         if abs(ratios[-1] - 1) <= TOLERANCE:
@@ -86,7 +86,7 @@ def test_rows_that_take_turns_do_not_disturb_each_other(network_file: Path, tmp_
     rows.append(OnnxPredictor(save_colour_model(tmp_path / "other.onnx", image_size=SIDE), "cpu", THREADS))
     ratios = []
     for _ in range(TRIES):
-        medians = [timed.latency_ms.p50 for timed in time_rows(rows, images, 200, 10, (1,), clock=CLOCK)[:3]]
+        medians = [timed.latency_ms.p50 for timed in time_rows(rows, images, (1,), Budget(200, 10, clock=CLOCK))[:3]]
         ratios.append(max(medians) / min(medians))
         if ratios[-1] <= 1 + TOLERANCE:
             return

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tiny_onnx import COLOURS, save_colour_model
 
+from toolkit.bench.measure.images import BenchImages
 from toolkit.bench.report.examples import write_examples
+from toolkit.data.dataset import Dataset, Images
 from toolkit.data.pixels import Pixels
 from toolkit.demo.contents import PLOTS
 from toolkit.modeldir import FilePrecision, ModelDir, Role
@@ -40,7 +42,9 @@ def make_full_dir(path: Path) -> ModelDir:
         make_row("student", 0.15, 0.9031, 1_030_000),
         make_row("student", 0.11, 0.8992, 300_000, precision="int8"),
     ]
-    directory.report_json.write_text(json.dumps(make_report(rows, classes=CLASSES, name="colours")), encoding="utf-8")
+    directory.report_json.write_text(
+        json.dumps(make_report(rows, classes=CLASSES, name="colours").to_json()), encoding="utf-8"
+    )
     for name in PLOTS:
         plot = Image.new("RGB", (640, 480), "white")
         ImageDraw.Draw(plot).text((20, 20), name, "black")
@@ -96,7 +100,9 @@ def _write_test_images(directory: ModelDir) -> None:
     )
     everything = np.arange(TEST_IMAGES)
     seen = pixels.centre(everything)
+    nothing = Images.from_array("none", images[:0], np.arange(0))  # examples are made of pixels alone
+    dataset = Dataset("colours", CLASSES, nothing, nothing, nothing, sha256="ab" * 32)
     write_examples(
-        *(directory.examples, "colours", CLASSES, pixels, everything),
+        *(directory.examples, BenchImages(dataset, pixels, everything)),
         *(teacher.logits(seen), student.logits(seen), KEPT_DISAGREEMENTS),
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,12 +11,19 @@ from pathlib import Path
 
 import pytest
 from conftest import make_image
+from toolkit_process import toolkit
+from typer.testing import CliRunner, Result
 
 from toolkit import __version__
-from toolkit.cli import app
+from toolkit.cli import app, ending
 from toolkit.errors import ToolkitError
 
-COMMANDS = ("doctor", "data", "teacher", "distill", "export", "bench", "predict", "demo", "plan", "run")
+PANELS = {
+    "Before you begin": ("doctor", "data", "plan"),
+    "The stages": ("run", "teacher", "distill", "export", "bench"),
+    "Afterwards": ("compare", "load-test", "predict", "demo"),
+}
+COMMANDS = [command for commands in PANELS.values() for command in commands]
 HEAVY = {
     *("torch", "torchvision", "torchmetrics", "onnx", "onnxruntime", "openvino", "numpy", "PIL", "matplotlib"),
     *("gradio", "fastapi", "starlette", "uvicorn", "pydantic", "safetensors"),
@@ -26,15 +34,14 @@ WITH_A_DEVICE = ("teacher", "distill", "bench", "plan", "run")
 WITH_A_PROVIDER = (
     *(("run", "--provider", "npu"), ("plan", "--provider", "npu"), ("demo", "nowhere", "--provider", "npu")),
     *(("bench", "nowhere", "--provider", "npu"), ("bench", "nowhere", "--clients", "2", "--provider", "npu")),
-    ("predict", "nowhere.onnx", "x.png", "--provider", "npu"),
+    *(("load-test", "nowhere", "--provider", "npu"), ("predict", "nowhere.onnx", "x.png", "--provider", "npu")),
 )
 """None of the models is there: what is wrong with the command is told first."""
 
 
-def toolkit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "toolkit", *arguments], capture_output=True, text=True, cwd=cwd, check=False, timeout=600
-    )
+def invoke(*arguments: str) -> Result:
+    """The command in this process: enough for --help and wrong usage, which need no torch."""
+    return CliRunner().invoke(app.app, arguments, env={"COLUMNS": "100"})
 
 
 @pytest.fixture
@@ -49,10 +56,10 @@ def toolkit_here(
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         monkeypatch.setattr(sys, "argv", ["toolkit", *arguments])
-        with pytest.raises(SystemExit) as ending:
-            app.main()
+        with pytest.raises(SystemExit) as stop:
+            ending.main()
         said = capsys.readouterr()
-        return subprocess.CompletedProcess(sys.argv, ending.value.code, said.out, said.err)  # type: ignore[arg-type]
+        return subprocess.CompletedProcess(sys.argv, stop.value.code, said.out, said.err)  # type: ignore[arg-type]
 
     yield run
     torch.set_num_threads(threads)
@@ -90,20 +97,50 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
-    result = toolkit(command, "--help")
-    assert result.returncode == 0
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
     assert f"toolkit {command}" in result.stdout
 
 
+def panels_of(*arguments: str) -> dict[str, str]:
+    """What --help prints, by the titles of its panels."""
+    parts = re.split(r"╭─ (.+?) ─+╮\n", invoke(*arguments, "--help").stdout)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_help_groups_the_commands_in_the_order_of_their_use() -> None:
+    panels = panels_of()
+    listed = {title: tuple(re.findall(r"^│ ([a-z-]+)  ", text, re.MULTILINE)) for title, text in panels.items()}
+    assert {title: names for title, names in listed.items() if title != "Options"} == PANELS
+
+
+@pytest.mark.parametrize(
+    ("command", "titles"),
+    [
+        ("run", ["Recipe and data", "Where", "How", "Output"]),
+        ("teacher", ["Recipe and data", "Where", "How", "Output"]),
+        ("export", ["Arguments", "Files to write", "Recipe and data", "Where", "How", "Output"]),
+        ("bench", ["Arguments", "Recipe and data", "Where", "Runtimes and gate", "Output"]),
+        ("load-test", ["Arguments", "Load", "Where", "Output"]),
+    ],
+)
+def test_help_groups_the_options(command: str, titles: list[str]) -> None:
+    panels = panels_of(command)
+    assert list(panels) == titles
+    assert {"--json", "--help"} <= set(re.findall(r"--[a-z]+", panels["Output"]))
+
+
 def test_version() -> None:
-    assert toolkit("--version").stdout.strip() == f"kd-toolkit {__version__}"
+    assert invoke("--version").stdout.strip() == f"kd-toolkit {__version__}"
 
 
-@pytest.mark.parametrize("arguments", [("no-such-command",), ("distill", "--no-such-flag"), ("export",), ("predict",)])
-def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
-    result = toolkit(*arguments)
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
+@pytest.mark.parametrize("arguments", [("no-such-command",), ("distill", "--no-such-flag"), ("predict",)])
+def test_wrong_usage_exits_2(
+    arguments: tuple[str, ...], toolkit_here: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = toolkit_here(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -118,11 +155,14 @@ def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
         (("bench", "--clients", "0"), "'--clients'", "1"),
         (("bench", "--clients", "2", "--seconds", "0"), "'--seconds'", "0.1"),
         (("bench", "--precision", "fp8"), "'--precision'", "int8"),
+        (("load-test", "--clients", "0"), "'--clients'", "1"),
+        (("load-test", "--seconds", "0"), "'--seconds'", "0.1"),
+        (("load-test", "--precision", "fp8"), "'--precision'", "int8"),
         (("predict", "-k", "0", "a.onnx", "b.png"), "'--top'", "1"),
         (("demo", "--port", "70000"), "'--port'", "65535"),
         (("demo", "--max-upload", "0"), "'--max-upload'", "1"),
         (("predict",), "missing argument 'MODEL'", ""),
-        *((command, "'--provider'", "'npu' is none of auto, cpu, cuda, cuda:N") for command in WITH_A_PROVIDER),
+        *((command, "'--provider'", "'npu' is not one of auto, cpu, cuda, cuda:N") for command in WITH_A_PROVIDER),
         *(((name, "--device", "cuda:"), "'--device'", "auto, cpu, cuda, cuda:N") for name in WITH_A_DEVICE),
     ],
 )
@@ -133,18 +173,29 @@ def test_a_value_that_is_not_allowed_is_one_line_and_exit_2(
     toolkit_here: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     done = toolkit_here(*arguments)
-    assert_one_line_error(done, option, allowed, f"see what it takes: toolkit {arguments[0]} --help", code=2)
+    assert_one_line_error(done, option, allowed, f"see toolkit {arguments[0]} --help", code=2)
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_max_drop_without_int8_is_wrong_usage() -> None:
-    done = toolkit("export", "--onnx", "--max-drop", "0.1")
-    assert done.returncode == 2
-    assert "--int8" in done.stderr
-
-
-def test_export_says_which_format_flag_is_missing() -> None:
-    assert "--onnx" in toolkit("export").stderr
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("export", "--onnx", "--max-drop", "0.1"), ("--max-drop", "int8", "; add --int8")),
+        (("export", "nowhere", "--out", "there"), ("--out is for a weights file", "; leave out --out")),
+        (("bench", "--baseline", "a", "--compare", "b"), ("--baseline, --compare and --clients", "; give one of them")),
+        (("bench", "--seconds", "3"), ("--seconds is an option of the load test", "use toolkit load-test")),
+        (("bench", "--model", "teacher"), ("--model is an option of the load test", "or add --clients N")),
+        (("bench", "--precision", "fp32"), ("--precision is an option of the load test", "or add --clients N")),
+        (("bench", "--compare", "b", "--seconds", "3"), ("--seconds is an option of the load test",)),
+        (("bench", "--seconds", "3", "--model", "teacher"), ("--seconds, --model are options of the load test",)),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line_and_exit_2(
+    arguments: tuple[str, ...], parts: tuple[str, ...], toolkit_here: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = toolkit_here(*arguments)
+    assert_one_line_error(done, *parts, code=2)
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -158,6 +209,9 @@ def test_export_says_which_format_flag_is_missing() -> None:
         (("distill", "--device", "cuda:99", "--data", "fashion-mnist"), ("cuda:99",)),
         (("teacher", "--weights", "none.bin", "--data", "{data}"), ("none.bin",)),
         (("export", "--onnx", "nowhere"), ("there is no model directory nowhere", "toolkit run --out nowhere")),
+        (("export", "nowhere"), ("there is no model directory nowhere", "toolkit run --out nowhere")),
+        (("load-test", "nowhere"), ("there is no model directory nowhere", "toolkit run --out nowhere")),
+        (("compare", "nowhere", "there"), ("nowhere/report.json",)),
         (("bench", "nowhere"), ("there is no model directory nowhere", "toolkit run --out nowhere")),
         (("predict", "nowhere.onnx", "x.png"), ("nowhere.onnx",)),
         (("data", "."), ("images",)),
@@ -203,20 +257,20 @@ def test_what_cannot_run_here_is_told_before_anything_is_looked_for_or_made(
 
 
 def test_a_user_s_mistake_is_one_line_and_exit_1_in_a_process_of_its_own(tmp_path: Path) -> None:
-    assert_one_line_error(toolkit("demo", "nowhere", cwd=tmp_path), "nowhere")
+    assert_one_line_error(toolkit("demo", "nowhere", cwd=tmp_path, code=1), "nowhere")
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path, class_folders: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    result = toolkit("distill", "--data", str(class_folders), "--out", str(tmp_path / "file" / "m"))
+    result = toolkit("distill", "--data", str(class_folders), "--out", str(tmp_path / "file" / "m"), code=1)
     assert_one_line_error(result, "cannot write", "give a directory you may write to")
 
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     code = (
-        "import toolkit.doctor.examine, toolkit.cli.app, sys; sys.argv = ['toolkit', 'doctor']\n"
+        "import toolkit.doctor.examine, toolkit.cli.ending, sys; sys.argv = ['toolkit', 'doctor']\n"
         "def broken(**_): raise ZeroDivisionError('a bug')\n"
-        "toolkit.doctor.examine.examine = broken; toolkit.cli.app.main()"
+        "toolkit.doctor.examine.examine = broken; toolkit.cli.ending.main()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 1
@@ -244,10 +298,9 @@ def test_data_counts_as_json_and_strict_names_the_broken_file(tmp_path: Path) ->
                 make_image(label, hash_of(split, label, i)).save(tmp_path / split / name / f"{i}.png")
     (tmp_path / "train" / "a" / "broken.png").write_bytes(b"\x89PNG not really")
     result = toolkit("data", str(tmp_path), "--json")
-    assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert "broken.png" in json.dumps(report)
-    strict = toolkit("data", str(tmp_path), "--strict")
+    strict = toolkit("data", str(tmp_path), "--strict", code=1)
     assert_one_line_error(strict, "1 unreadable image", "train/a/broken.png")
 
 
@@ -259,7 +312,7 @@ def test_sigterm_outside_training_ends_cleanly_and_says_how_to_go_on(tmp_path: P
     script = f"""
 import os, signal, sys
 from pathlib import Path
-from toolkit.cli import app as cli
+from toolkit.cli import ending
 from toolkit.files import write_atomically
 
 def app():
@@ -267,9 +320,9 @@ def app():
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
 
-cli.app = app
+ending.app = app
 sys.argv = ["toolkit", "distill", "--out", "x y"]
-cli.main()
+ending.main()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 143

@@ -9,7 +9,7 @@ from data_samples import make_dataset
 from PIL import Image
 
 from toolkit import pipeline, workspace
-from toolkit.cli.app import data as data_command
+from toolkit.cli.checks import data as data_command
 from toolkit.data import defaults
 from toolkit.data.dataset import Images
 from toolkit.data.defaults import Pictures, choose_settings, follow_pictures, left_to_pictures, measure_pictures
@@ -165,7 +165,7 @@ class TestJobs:
         assert finished.recipe.data == job.recipe.data
         pipeline.export_models(finished)
         report = pipeline.bench_models(finished)
-        assert report["recipe"]["data"]["image_size"] == 32
+        assert report.recipe["data"]["image_size"] == 32
         again = workspace.open_for_training(None, None, out, [], device="cpu")
         assert again.recipe.data == job.recipe.data
         assert "follow the pictures" not in capsys.readouterr().err, "everything is stated by now"

@@ -12,23 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from report_samples import first_report, make_report
 
+from toolkit.bench.measure.images import BenchImages
 from toolkit.bench.report.examples import Examples, write_examples
+from toolkit.data.dataset import Dataset, Images
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.demo.contents import THUMBNAIL, read_contents, show_pixels
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import ModelDir
 
-REPORT: dict[str, Any] = {
-    "schema": 1,
+REPORT: dict[str, Any] = first_report(make_report()) | {
     "created": "2026-01-02T03:04:05+00:00",
     "hardware": {"cpu": "a processor", "cores": 2, "memory_gib": 8.0, "gpu": None, "driver": None},
     "dataset": {"name": "colours", "split": "test", "images": 6, "sha256": "ab" * 32},
-    "rows": [{"model": "student", "precision": "fp32"}],
     "distillation": {"mean": 0.0125, "seeds": [0, 1]},
     "verdict": "Ship it.",
 }
+"""As the first version of the toolkit wrote it."""
 
 
 def fill(directory: ModelDir) -> Examples:
@@ -44,7 +46,9 @@ def fill(directory: ModelDir) -> Examples:
         Preprocess(160, 180, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     )
     teacher, student = np.eye(3)[np.arange(6) % 3], np.eye(3)[[0, 1, 2, 0, 2, 1]]
-    write_examples(directory.examples, "colours", ("red", "green", "blue"), pixels, np.arange(6), teacher, student, 24)
+    split = Images.from_array("test", images, np.arange(6) % 3)
+    dataset = Dataset("colours", ("red", "green", "blue"), split, split, split, sha256="ab" * 32)
+    write_examples(directory.examples, BenchImages.choose(dataset, pixels, 0), teacher, student, 24)
     directory.report_json.write_text(json.dumps(REPORT))
     Image.new("RGB", (30, 20)).save(directory.plot("accuracy_latency"))
     return Examples.read(directory.examples)
@@ -113,7 +117,7 @@ def test_a_damaged_report_is_told_and_stops_nothing(
     assert "report.json cannot be read" in contents.report["problem"]
     assert "rows" not in contents.report
     told = " ".join(capsys.readouterr().err.split())
-    assert re.search(r"careful: .*report\.json cannot be read .*; make it again with: toolkit bench", told)
+    assert re.search(r"warning: .*report\.json cannot be read .*; make it again with: toolkit bench", told)
     assert contents.examples["differing"] == 2
 
 

@@ -7,8 +7,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -34,6 +32,7 @@ from demo_server import (
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AuthenticationError, ValidationError
 from PIL import Image
+from toolkit_process import toolkit
 from typer.testing import CliRunner
 
 from toolkit.cli.app import app
@@ -108,16 +107,10 @@ def test_only_this_machine_is_served_by_default(url: str) -> None:
         other_address.connect(("127.0.0.2", port))
 
 
-def demo(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """The command, where it ends by itself."""
-    command = [sys.executable, "-m", "toolkit", "demo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-
-
 def test_a_taken_port_is_one_clear_line(url: str) -> None:
     port = url.rpartition(":")[2]
-    done = demo("nowhere", "--port", port)
-    assert (done.returncode, done.stdout) == (1, "")
+    done = toolkit("demo", "nowhere", "--port", port, code=1)
+    assert done.stdout == ""
     assert done.stderr == (
         f"error: cannot serve on 127.0.0.1, port {port}: Address already in use; give another --port or --host\n"
     )
@@ -141,7 +134,7 @@ def test_an_address_of_another_machine_is_one_clear_line(host: str) -> None:
 @pytest.mark.usefixtures("_signals")
 def test_no_folder_for_uploads_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    message = r"there is no folder to keep uploads in: No such file or directory; make /tmp writable, or set TMPDIR"
+    message = r"there is no folder for uploads: No such file or directory; make /tmp writable, or set TMPDIR"
     with pytest.raises(ToolkitError, match=message):
         serve([], port=free_port())
 
@@ -152,7 +145,8 @@ def test_half_a_login_is_one_clear_line_without_the_secret() -> None:
         with pytest.raises(ToolkitError) as error:
             read_login(environment)
         assert str(error.value) == (
-            f"KD_TOOLKIT_{given} is set and KD_TOOLKIT_{missing} is not; set both, so that visitors sign in, or neither"
+            f"KD_TOOLKIT_{given} is set and KD_TOOLKIT_{missing} is not; "
+            f"set both, so that visitors sign in, or unset KD_TOOLKIT_{given}"
         )
     assert read_login({"KD_TOOLKIT_USER": "", "OTHER": "x"}) is None
 
@@ -203,7 +197,9 @@ def test_a_body_of_unknown_length_is_refused(url: str) -> None:
             connection.request("POST", path, iter([b"{}"]), {"Content-Type": "application/json"}, encode_chunked=True)
             response = connection.getresponse()
             assert response.status == 411
-            assert json.loads(response.read()) == {"detail": "say how long the request is: Content-Length"}
+            assert json.loads(response.read()) == {
+                "detail": "the request has no length; send the header Content-Length"
+            }
 
 
 def test_a_picture_within_the_call_is_refused(url: str, server: Server) -> None:
@@ -263,7 +259,7 @@ def test_a_call_may_name_nothing_but_an_upload(
 
 def test_the_clients_user_is_told_to_upload(client: Client, stranger: tuple[socket.socket, str]) -> None:
     listener, address = stranger
-    with pytest.raises(ValidationError, match=f"image: this is no uploaded file; {UPLOAD_FIRST}"):
+    with pytest.raises(ValidationError, match=f"image: this is not an uploaded file; {UPLOAD_FIRST}"):
         client.predict(handle_file(address), api_name="/predict")
     with pytest.raises(BlockingIOError):
         listener.accept()
@@ -290,7 +286,7 @@ def test_a_call_without_all_its_inputs_is_told_what_they_are(
     for call in ([], {}, {"picture": picture}, {"image": picture, "size": 3}):
         reply = post_json(url, "/gradio_api/call/v2/predict", call)
         assert reply.status == 422
-        assert json.loads(reply.body) == {"detail": "name the image; what can be named: image, model, precision"}
+        assert json.loads(reply.body) == {"detail": "name the image; valid names: image, model, precision"}
     assert post_json(url, "/gradio_api/call/v2/predict", {"image": picture}).status == 200
     assert "Traceback" not in server.log.read_text()
 

@@ -153,7 +153,7 @@ class Running:
 def other_processes() -> Any:
     """multiprocessing whose processes are forked from one that has imported torch: 0.1 s instead of 3 s."""
     context = multiprocessing.get_context("forkserver")
-    modules = ["toolkit.cli.app", "toolkit.pipeline", "toolkit.distill.student", "toolkit.distill.teacher"]
+    modules = ["toolkit.cli.ending", "toolkit.pipeline", "toolkit.distill.student", "toolkit.distill.teacher"]
     context.set_forkserver_preload([*modules, "torch._dynamo", "distill_samples"])  # dynamo: of DistributedDataParallel
     return context
 
@@ -217,7 +217,7 @@ def _be_toolkit(
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background has it ignored
-    from toolkit.cli import app
+    from toolkit.cli import ending
     from toolkit.distill import trainer
     from toolkit.machine import limits
 
@@ -227,4 +227,4 @@ def _be_toolkit(
     if prepare is not None:
         prepare()
     sys.argv = ["toolkit", *arguments]
-    app.main()
+    ending.main()

@@ -10,12 +10,13 @@ from torch import nn
 
 from toolkit.data.sources import load_dataset
 from toolkit.distill import distributed
-from toolkit.distill.job import TrainingData, TrainingOptions
+from toolkit.distill.job import TrainingData, TrainingOptions, WeightsFile
 from toolkit.distill.student import _require_same_size, train_control
 from toolkit.distill.teacher import make_teacher
-from toolkit.errors import RecipeError, TrainingError
+from toolkit.errors import ArtifactError, RecipeError, TrainingError
 from toolkit.modeldir import ModelDir
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.registry import NetworkSpec
 from toolkit.recipe import Recipe
 
 SMALL = [
@@ -54,6 +55,22 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(
         train_control(recipe, ModelDir(tmp_path), images, TrainingOptions())
 
 
+def test_a_depthwise_teacher_has_its_own_settings_and_a_change_of_them_is_seen(
+    images: TrainingData, tmp_path: Path
+) -> None:
+    def make(*overrides: str) -> WeightsFile:
+        quick = ["teacher.epochs=1", "teacher.batch_size=12", "distill.precision=fp32"]
+        return make_teacher(
+            Recipe().with_overrides([*SMALL, *quick, *overrides]), ModelDir(tmp_path), images, TrainingOptions()
+        )
+
+    made = make()
+    assert made.info.network == NetworkSpec("depthwise", {"base": 4, "width_mult": 1.0})
+    assert not make("student.base=8").new, "the student's settings are not the teacher's"
+    with pytest.raises(ArtifactError, match=r"teacher\.safetensors was made from another recipe; choose another"):
+        make("teacher.base=5")
+
+
 class Picky(nn.Module):
     """Takes images of 64 px only."""
 
@@ -75,4 +92,4 @@ def test_a_teacher_that_cannot_take_the_images_is_refused(capsys: pytest.Capture
     easy = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (0.5,) * 3, (0.5,) * 3)
     assert capsys.readouterr().err == ""
     _require_same_size(easy, info, 32, "teacher.safetensors")  # type: ignore[arg-type]
-    assert "careful: teacher.safetensors was trained at 64 px and teaches at 32 px" in capsys.readouterr().err
+    assert "warning: teacher.safetensors was trained at 64 px and teaches at 32 px" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import shared
+from toolkit_process import toolkit
 from torch import nn
 
 from toolkit.distill.objective import NetworkOutput, learn_from_teacher
@@ -92,10 +93,9 @@ def test_an_epoch_s_losses_lie_in_the_notebook_s_range(tmp_path: Path) -> None:
     expected = [json.loads(line) for line in out.splitlines()[:2]]
     settings = ("--recipe", "food11", "--data", str(data), "--out", str(tmp_path / "out"), "--device", "cpu")
     smaller = ("--set", "data.image_size=128", "--set", "distill.epochs=2")
-    toolkit = [sys.executable, "-m", "toolkit"]
     weights = ("--weights", str(tmp_path / "teacher.bin"))
-    subprocess.run([*toolkit, "teacher", *settings, *smaller, *weights], check=True, timeout=600)
-    subprocess.run([*toolkit, "distill", *settings, *smaller], check=True, timeout=600)
+    toolkit("teacher", *settings, *smaller, *weights)
+    toolkit("distill", *settings, *smaller)
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     got = [line for line in lines if line["stage"] == "distill"]
     for ours, theirs in zip(got, expected, strict=True):

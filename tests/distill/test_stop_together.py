@@ -16,7 +16,7 @@ import pytest
 import torch
 from distill_samples import SMALL, Running, ToolkitCommands, read_lines, start_two
 
-from toolkit.cli import app
+from toolkit.cli import ending
 from toolkit.distill import interruption, trainer
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.step import Stepper
@@ -106,7 +106,7 @@ def save_slowly() -> None:
 
 def begin_late() -> None:
     """Training begins much later here: the other one waits, ready to note a signal."""
-    app.OTHERS_WAIT_S = 60.0
+    ending.OTHERS_WAIT_S = 60.0
     train = trainer.train
 
     def late(*arguments: Any) -> Any:
@@ -119,11 +119,11 @@ def begin_late() -> None:
 
 
 def wait_long_for_a_signal() -> None:
-    app.OTHERS_WAIT_S = HANG_S
+    ending.OTHERS_WAIT_S = HANG_S
 
 
 def wait_shortly_for_a_signal() -> None:
-    app.OTHERS_WAIT_S = 0.1
+    ending.OTHERS_WAIT_S = 0.1
 
 
 @pytest.mark.slow

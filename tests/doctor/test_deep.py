@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import DEVICES
 
-from toolkit.cli import app
+from toolkit.cli import ending
 from toolkit.distill.rehearsal import Launches, Rehearsal
 from toolkit.doctor import deep, diagnosis, examine
 from toolkit.doctor.deep import find_code
@@ -65,9 +65,9 @@ def test_the_command_says_what_was_found_and_ends_accordingly(
         deep, "examine_at_work", lambda devices: asked.append(devices) or [Check("copies", status, "slow", "mend it")]
     )
     monkeypatch.setattr(sys, "argv", ["toolkit", "doctor", "--deep", *(["--json"] if as_json else [])])
-    with pytest.raises(SystemExit) as ending:
-        app.main()
-    assert (ending.value.code or 0) == code
+    with pytest.raises(SystemExit) as stop:
+        ending.main()
+    assert (stop.value.code or 0) == code
     out = capsys.readouterr().out
     if as_json:
         assert json.loads(out)["checks"][-1] == {

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +61,11 @@ def registering(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+def finished(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The model directory and the report of a `toolkit run` with the network as student and teacher."""
     out = tmp_path_factory.mktemp("own")
     job = workspace.open_for_training(None, str(class_folders), out, [*SMALL, *OWN], device="cpu")
-    yield out, pipeline.run_all(job)
+    return out, pipeline.run_all(job)
 
 
 @pytest.mark.slow
@@ -189,7 +188,7 @@ class TestBuild:
             raise ValueError("channels must be even")
 
         register("odd")(broken)
-        with pytest.raises(ValueError, match="^channels must be even$"):
+        with pytest.raises(ValueError, match=r"^channels must be even$"):
             build("odd", 2, image_size=16)
 
 

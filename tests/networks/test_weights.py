@@ -16,9 +16,9 @@ from conftest import shared
 from safetensors.torch import save_file
 
 from toolkit.data.preprocess import Preprocess
-from toolkit.errors import ArtifactError, WeightsError
+from toolkit.errors import ArtifactError, RecipeError, WeightsError
 from toolkit.networks.depthwise import DepthwiseStudent, infer_student
-from toolkit.networks.registry import NetworkSpec, build, enlargement
+from toolkit.networks.registry import NetworkSpec, build, enlargement, spec_of
 from toolkit.networks.weights import (
     METADATA_KEY,
     ModelInfo,
@@ -146,6 +146,27 @@ class TestSaveAndLoad:
         values = json.loads(make_info().to_json())
         del values["enlarge"]
         assert ModelInfo.from_json(json.dumps(values)).network.enlarge == 1
+
+    def test_settings_stand_where_other_versions_look_for_them(self) -> None:
+        """`base` and `width_mult` beside the architecture, which earlier versions want there for every network."""
+        depthwise = json.loads(make_info().to_json())
+        assert (depthwise["base"], depthwise["width_mult"], depthwise["enlarge"]) == (2, 0.5, 1)
+        resnet = make_info(network=NetworkSpec("resnet18"))
+        values = json.loads(resnet.to_json())
+        assert (values["base"], values["width_mult"]) == (16, 1.0)
+        assert "settings" not in depthwise.keys() | values.keys()
+        earlier = json.dumps(values | {"base": 8})  # the student's, once
+        assert ModelInfo.from_json(earlier) == ModelInfo.from_json(resnet.to_json()) == resnet
+
+    def test_a_file_of_a_network_that_nobody_registered_can_be_looked_into_and_not_opened(
+        self, student: DepthwiseStudent, tmp_path: Path
+    ) -> None:
+        info = make_info(network=NetworkSpec("elsewhere", {"size": 3}))
+        path = tmp_path / "student.safetensors"
+        save_model(path, student, info)
+        assert read_info(path) == info
+        with pytest.raises(RecipeError, match=r"unknown architecture 'elsewhere'; .*must be registered first"):
+            load_model(path)
 
     def test_an_unwritable_place(self, student: DepthwiseStudent, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
@@ -351,6 +372,15 @@ class TestImportTeacher:
         save_model(saved, student, make_info(network=replace(NETWORK, enlarge=2)))
         assert enlargement(import_teacher(saved, self.recipe(), 3)[0]) == 2
         assert enlargement(import_teacher(saved, self.recipe("teacher.enlarge=3"), 3)[0]) == 3
+
+    def test_the_files_own_settings_unless_the_recipe_states_others(self, saved: Path) -> None:
+        recipe = Recipe().with_overrides([*self.DATA, "teacher.architecture=depthwise"])
+        network = import_teacher(saved, recipe, 3)[0]
+        assert spec_of(network) == NETWORK
+        with pytest.raises(
+            WeightsError, match=r"does not fit DepthwiseStudent: cnn\.0\.0\.weight is \(2, 3, 3, 3\) inst"
+        ):
+            import_teacher(saved, recipe.with_overrides(["teacher.base=4"]), 3)
 
     def test_another_architecture_or_other_classes(self, saved: Path) -> None:
         with pytest.raises(

@@ -257,7 +257,7 @@ class TestOnnx:
     ) -> None:
         self.placed(onnx_file, monkeypatch, *nodes)
         assert OnnxPredictor(onnx_file, "auto:0").provider == ran
-        assert f"careful: student.onnx is not wholly on {CUDA}: " in capsys.readouterr().err
+        assert f"warning: student.onnx is not wholly on {CUDA}: " in capsys.readouterr().err
 
     @pytest.mark.parametrize(("wish", "provider", "gpu"), [("cuda", CUDA, "0"), ("cuda:1", f"{CUDA}:1", "1")])
     def test_cuda_s_options(

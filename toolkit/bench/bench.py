@@ -2,10 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,20 +11,20 @@ from numpy.typing import NDArray
 from toolkit import __version__, console
 from toolkit.bench.measure.classes import compare_classes
 from toolkit.bench.measure.fidelity import measure_fidelity
-from toolkit.bench.measure.gain import measure_gain
+from toolkit.bench.measure.gain import describe_distillation, measure_gain
+from toolkit.bench.measure.images import BenchImages
 from toolkit.bench.measure.noise import find_noise
-from toolkit.bench.measure.rows import Row, answer_images, choose_images, find_remarks, find_stale, open_rows
+from toolkit.bench.measure.rows import Row, answer_images, find_remarks, find_stale, open_rows
 from toolkit.bench.measure.speed import measure_speed
 from toolkit.bench.pictures.accuracy_latency import draw_accuracy_latency
 from toolkit.bench.pictures.confusion import draw_confusion_difference
 from toolkit.bench.pictures.reliability import draw_reliability
-from toolkit.bench.report.baseline import SCHEMA
+from toolkit.bench.report.baseline import compare_with_baseline
 from toolkit.bench.report.card import MADE_BY, render_card
 from toolkit.bench.report.examples import write_examples
 from toolkit.bench.report.table import print_table, render_markdown
 from toolkit.bench.report.verdict import compare_with_teacher, find_contradictions, find_shipped, ship
-from toolkit.data.pixels import Pixels
-from toolkit.data.sources import Dataset
+from toolkit.bench.schema import SCHEMA, Hardware, Report, ReportRow, RowSpeed
 from toolkit.errors import DataError
 from toolkit.files import write_atomically
 from toolkit.machine.devices import pick_device
@@ -45,62 +43,54 @@ Logits = NDArray[np.float32]
 def run_bench(
     model_dir: ModelDir,
     recipe: Recipe,
-    test_pixels: Pixels,
-    dataset: Dataset,
+    images: BenchImages,
     *,
     device: str = "auto",
     provider: str = "auto",
-) -> dict[str, Any]:
-    """Measure teacher and student (and the control, where there is one) in every runtime of `recipe.bench.runtimes`.
+    baseline: Report | None = None,
+) -> Report:
+    """Measure teacher and student (and the control, if there is one) in every runtime of `recipe.bench.runtimes`.
 
     torch runs on `device`, and onnxruntime on the same GPU, unless `provider` says otherwise. Returns the report that
-    is written to report.json. Raises ArtifactError where weights or ONNX files are missing, DataError where the test
-    images are not of the model's classes, DeviceError.
+    is written to report.json. Given a `baseline` of the same images, it also holds how the rows compare to that one's,
+    whatever the figures are. Raises ArtifactError if weights or ONNX files are missing, DataError if the images are not
+    of the model's classes, DeviceError.
     """
     device = pick_device(device)
-    hardware = describe_hardware(device)  # before this process is busy itself
+    hardware = Hardware.model_validate(describe_hardware(device))  # before this process is busy itself
     rows = open_rows(model_dir, device, provider, recipe.bench.runtimes)
-    _require_fitting_images(rows, test_pixels, dataset)
-    chosen = choose_images(len(test_pixels), recipe.bench.images)
-    images, labels = len(chosen), test_pixels.labels[chosen]
-    answers = _answer(rows, test_pixels, chosen)
-    speed = measure_speed(rows, recipe.bench, test_pixels, dataset.test, chosen)
-    measured = [
-        row.describe() | asdict(measure_fidelity(logits, labels, answers[0])) | figures
-        for row, logits, figures in zip(rows, answers, speed.rows, strict=True)
-    ]
-    compare_with_teacher(measured)
-    contradictions = [
-        *find_stale(rows, model_dir),
-        *find_contradictions(measured, recipe.export.max_accuracy_drop),
-    ]
+    _require_fitting_images(rows, images)
+    answers = _answer(rows, images)
+    speed = measure_speed(rows, recipe.bench, images)
+    measured = compare_with_teacher(_put_together(rows, answers, images.labels, speed.rows))
+    contradictions = [*find_stale(rows, model_dir), *find_contradictions(measured, recipe.export.max_accuracy_drop)]
     noise = [*find_remarks(rows, model_dir), *find_noise(measured, hardware)]
     _warn(contradictions, noise)
     # what ships against the teacher: the pair that classes and pictures are about
     shipped = measured.index(find_shipped(measured))
     teacher, student = answers[0], answers[shipped]
-    report = {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "toolkit_version": __version__,
-        "hardware": hardware,
-        "versions": describe_versions(),
-        "dataset": {"name": dataset.name, "split": "test", "images": images, "sha256": dataset.sha256},
-        "recipe": recipe.model_dump(mode="json"),
-        "rows": measured,
-        "preprocess_ms": speed.preprocess_ms,
-        "classes": compare_classes(labels, teacher, student, dataset.classes),
-        "distillation": measure_gain(model_dir, recipe.distill.seed, rows, measured, test_pixels, chosen, device),
-        "verdict": ship(measured, recipe.bench.max_drop, images),
-        "warnings": contradictions,
-        "timing_warnings": noise,
-        "license": rows[shipped].metadata.get("license", recipe.export.license),
-    }
-    write_examples(
-        *(model_dir.examples, dataset.name, dataset.classes, test_pixels, chosen),
-        *(teacher, student, recipe.bench.disagreements),
+    per_seed = measure_gain(model_dir, recipe.distill.seed, measured, images, device)
+    report = Report(
+        schema=SCHEMA,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        toolkit_version=__version__,
+        hardware=hardware,
+        versions=describe_versions(),
+        dataset=images.describe(),
+        recipe=recipe.model_dump(mode="json"),
+        rows=tuple(measured),
+        preprocess_ms=speed.preprocess_ms,
+        classes=tuple(compare_classes(images.labels, teacher, student, images.dataset.classes)),
+        distillation=describe_distillation(per_seed, rows[shipped].extra),
+        verdict=ship(measured, recipe.bench.max_drop, len(images)),
+        warnings=tuple(contradictions),
+        timing_warnings=tuple(noise),
+        license=rows[shipped].metadata.get("license", recipe.export.license),
     )
-    _write(model_dir, report, _draw(report, labels, teacher, student, dataset))
+    if baseline is not None:
+        report = report.with_baseline(compare_with_baseline(report.rows, baseline.rows))
+    write_examples(model_dir.examples, images, teacher, student, recipe.bench.disagreements)
+    _write(model_dir, report, _draw(report, images, teacher, student))
     return report
 
 
@@ -113,20 +103,28 @@ def written_files(model_dir: ModelDir) -> list[Path]:
 
 def _warn(contradictions: Sequence[str], noise: Sequence[str]) -> None:
     for warning in (*contradictions, *noise[:SHOWN_WARNINGS]):
-        console.say(f"careful: {warning}")
+        console.say(f"warning: {warning}")
     if (more := len(noise) - SHOWN_WARNINGS) > 0:
-        console.say(f"careful: {console.count(more, 'more warning')} about speed in report.md")
+        console.say(f"warning: {console.count(more, 'more warning')} about speed in report.md")
 
 
-def _answer(rows: Sequence[Row], pixels: Pixels, indices: NDArray[np.integer]) -> list[Logits]:
-    with console.progress("bench: quality", len(indices) * len(rows)) as advance:
-        return answer_images([row.predictor for row in rows], pixels, indices, advance)
+def _answer(rows: Sequence[Row], images: BenchImages) -> list[Logits]:
+    with console.progress("bench: quality", len(images) * len(rows)) as advance:
+        return answer_images([row.predictor for row in rows], images.pixels, images.chosen, advance)
 
 
-def _draw(
-    report: dict[str, Any], labels: NDArray[np.integer], teacher: Logits, student: Logits, dataset: Dataset
-) -> dict[str, bytes]:
+def _put_together(
+    rows: Sequence[Row], answers: Sequence[Logits], labels: NDArray[np.integer], speeds: Sequence[RowSpeed]
+) -> list[ReportRow]:
+    return [
+        ReportRow(**dict(row.describe()), **dict(measure_fidelity(logits, labels, answers[0])), **dict(speed))
+        for row, logits, speed in zip(rows, answers, speeds, strict=True)
+    ]
+
+
+def _draw(report: Report, images: BenchImages, teacher: Logits, student: Logits) -> dict[str, bytes]:
     """The pictures by their names in the model directory."""
+    labels, dataset = images.labels, images.dataset
     return {
         "accuracy_latency": draw_accuracy_latency(report),
         "reliability": draw_reliability(labels, teacher, student, dataset.name),
@@ -134,7 +132,8 @@ def _draw(
     }
 
 
-def _require_fitting_images(rows: Sequence[Row], pixels: Pixels, dataset: Dataset) -> None:
+def _require_fitting_images(rows: Sequence[Row], images: BenchImages) -> None:
+    pixels, dataset = images.pixels, images.dataset
     if len(pixels) == 0:
         raise DataError(f"{dataset.name} has no readable test image", "add some, or give another set with --data")
     known, given = rows[0].predictor.classes, dataset.classes
@@ -153,15 +152,15 @@ def _require_fitting_images(rows: Sequence[Row], pixels: Pixels, dataset: Datase
         )
 
 
-def _write(model_dir: ModelDir, report: dict[str, Any], pictures: dict[str, bytes]) -> None:
+def _write(model_dir: ModelDir, report: Report, pictures: dict[str, bytes]) -> None:
     """Pictures first, report.json last: where it is new, all is."""
     for name, picture in pictures.items():
         with write_atomically(model_dir.plot(name)) as path:
             path.write_bytes(picture)
     texts = {model_dir.report_markdown: render_markdown(report)}
     if _may_replace(model_dir.card):
-        texts[model_dir.card] = render_card(report, report["license"])
-    texts[model_dir.report_json] = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        texts[model_dir.card] = render_card(report, report.license)
+    texts[model_dir.report_json] = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     for destination, text in texts.items():
         with write_atomically(destination) as path:
             path.write_text(text, encoding="utf-8")

@@ -1,17 +1,16 @@
-"""What `toolkit bench` can do: measure (and hold against a baseline), compare two reports, put a file under load."""
+"""Benchmarks: measure (and hold against a baseline), compare two reports, put a file under load."""
 
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from toolkit import console
 from toolkit.bench.bench import written_files
+from toolkit.bench.measure.images import BenchImages
 from toolkit.bench.measure.load_test import run_load
-from toolkit.bench.measure.rows import choose_images
-from toolkit.bench.report.baseline import check_against_baseline, read_report, require_same_images
+from toolkit.bench.report.baseline import check_against_baseline, require_same_images
 from toolkit.bench.report.side_by_side import compare_reports, print_side_by_side
 from toolkit.bench.report.table import print_table
+from toolkit.bench.schema import Report, read_report
 from toolkit.cli.printing import command, print_end, print_json, print_written
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import FilePrecision, ModelDir, Role
@@ -36,22 +35,20 @@ def measure(
     workspace = open_finished(model, recipe, data, overrides, device=device)
     require_runtimes(workspace)
     if before is not None:
-        images = len(choose_images(len(workspace.test_pixels), workspace.recipe.bench.images))
-        require_same_images(
-            {"name": workspace.dataset.name, "sha256": workspace.dataset.sha256, "images": images}, before
-        )
-    report = bench_models(workspace, provider)
-    if not as_json:
+        images = BenchImages.choose(workspace.dataset, workspace.test_pixels, workspace.recipe.bench.images)
+        require_same_images(images.describe(), before.dataset)
+    report = bench_models(workspace, provider, before)
+    if as_json:
+        print_json(report.to_json())
+    else:
         print_table(report)
         print_written(written_files(workspace.model_dir))
+    # After the figures are shown: a gate that fails is no reason to keep them back.
+    held = _hold_against(report, before, workspace.recipe.bench) if before is not None else None
+    if not as_json:
+        if held is not None:
+            console.out.print(held, markup=False)
         print_end(start, command("demo", model))
-    try:
-        rows = _hold_against(report, before, workspace.recipe.bench) if before is not None else None
-    finally:  # a gate that is not met is no reason to keep the figures back
-        if as_json:
-            print_json(report)
-    if rows is not None and not as_json:
-        console.out.print(rows, markup=False)
 
 
 def compare(model: Path, other: Path, as_json: bool) -> None:
@@ -59,7 +56,7 @@ def compare(model: Path, other: Path, as_json: bool) -> None:
     first, second = (read_report(ModelDir(path).report_json) for path in (model, other))
     comparison = compare_reports(first, second, (str(model), str(other)))
     if as_json:
-        print_json(comparison)
+        print_json(comparison.to_json())
     else:
         print_side_by_side(comparison)
 
@@ -75,18 +72,17 @@ def put_under_load(
         console.out.print(result.summary(), markup=False)
 
 
-def _read_baseline(path: Path, model_dir: ModelDir) -> dict[str, Any]:
+def _read_baseline(path: Path, model_dir: ModelDir) -> Report:
     if path.resolve() == model_dir.report_json.resolve():
         raise ArtifactError(
-            f"{path} is the report that this benchmark will replace: it can be no baseline",
-            "copy it to another place, and name that with --baseline",
+            f"{path} is the report that this benchmark will replace, so it cannot be the baseline",
+            "copy it to another place, and give that file to --baseline",
         )
     return read_report(path)
 
 
-def _hold_against(report: dict[str, Any], before: dict[str, Any], bounds: BenchRecipe) -> str:
-    """GateError where the report is worse than `before`; else the rows compared go into it, and a line is returned."""
+def _hold_against(report: Report, before: Report, bounds: BenchRecipe) -> str:
+    """A line for the terminal; GateError if the report is worse than `before`."""
     rows = check_against_baseline(report, before, bounds.max_slowdown, bounds.max_drop)
-    report["baseline"] = [asdict(row) for row in rows]
     told = f"no more than {bounds.max_slowdown:g} times as slow, no more than {100 * bounds.max_drop:g} points lost"
-    return f"baseline of {before['created']}: {console.count(len(rows), 'row')} held ({told})"
+    return f"baseline of {before.created}: {console.count(len(rows), 'row')} held ({told})"

@@ -1,88 +1,150 @@
-"""The options that several commands share: their names and their help."""
+"""The options that several commands share: their names, their help and the panel of --help that they stand in."""
 
 import re
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from toolkit.modeldir import FilePrecision
+from toolkit.names import RUNTIME_NAMES
+
+DEFAULT_MODEL_DIR = Path("models/fashion-mnist")
+
+RECIPE, WHERE, HOW, OUTPUT = "Recipe and data", "Where", "How", "Output"
+"""Panels of --help that several commands have."""
+
+Flags = dict[str, Any]
+"""What open_for_training passes on to the workspace."""
+
+
+def add_seed(seed: int | None, overrides: list[str] | None) -> list[str]:
+    """What --seed and --set ask for, as overrides of the recipe; --set has the last word."""
+    return [*([f"distill.seed={seed}"] if seed is not None else []), *(overrides or [])]
+
+
+def flag(name: str, panel: str, help: str) -> Any:
+    """An option without a value. Its column of types stays empty in --help: that it is a bool says nothing."""
+    return typer.Option(name, metavar="", rich_help_panel=panel, help=help)
 
 
 def _check_place(value: str) -> str:
-    """Before anything is looked for; whether it works here is found out where it is used."""
+    """Before anything is looked for; whether the place works on this machine shows where it is used."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N")
+        raise typer.BadParameter(f"{value!r} is not one of auto, cpu, cuda, cuda:N")
     return value
 
 
+_in_recipe = partial(typer.Option, rich_help_panel=RECIPE)
+_place = partial(typer.Option, rich_help_panel=WHERE, metavar="DEVICE", callback=_check_place)
+
+ModelDirArgument = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A directory that distill wrote.")]
+
 RecipeOption = Annotated[
-    str | None,
-    typer.Option("--recipe", metavar="FILE", help="A recipe.toml, or fashion-mnist, food11, food11-fast."),
+    str | None, _in_recipe("--recipe", metavar="FILE", help="A recipe.toml, or fashion-mnist, food11, food11-fast.")
 ]
 DataOption = Annotated[
-    str | None, typer.Option("--data", metavar="NAME_OR_DIR", help="A named data set or a directory of images.")
+    str | None, _in_recipe("--data", metavar="NAME_OR_DIR", help="A named data set or a directory of images.")
 ]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="The model directory to write (default: models/<name>).")
-]
-DeviceOption = Annotated[str, typer.Option("--device", callback=_check_place, help="auto, cpu, cuda or cuda:N.")]
-ProviderOption = Annotated[
-    str, typer.Option("--provider", callback=_check_place, help="onnxruntime runs on: auto, cpu, cuda or cuda:N.")
-]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Same as --set distill.seed=N.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe setting; repeatable.")
+    list[str] | None, _in_recipe("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe setting; repeatable.")
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what another run left in the model directory.")]
-StrictOption = Annotated[bool, typer.Option("--strict", help="An unreadable image is an error, not left out.")]
-ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on where an interrupted run stopped; give it the same flags.")
-]
-TensorboardOption = Annotated[
-    bool, typer.Option("--tensorboard", help="Also write DIR/tensorboard (needs kd-toolkit\\[tensorboard]).")
-]
+SeedOption = Annotated[int | None, _in_recipe("--seed", metavar="N", min=0, help="The same as --set distill.seed=N.")]
 SeedsOption = Annotated[
     int,
-    typer.Option("--seeds", min=1, max=100, help="Train student and control from N seeds, for mean ± deviation."),
+    _in_recipe(
+        "--seeds", metavar="N", min=1, max=100, help="Train student and control from N seeds, for mean ± deviation."
+    ),
 ]
+
+_out = partial(typer.Option, "--out", metavar="DIR", rich_help_panel=WHERE)
+OutOption = Annotated[Path | None, _out(help="The model directory to write (default: models/<name>).")]
+DeviceOption = Annotated[str, _place("--device", help="Where torch runs: auto, cpu, cuda or cuda:N.")]
+ProviderOption = Annotated[str, _place("--provider", help="Where onnxruntime runs: auto, cpu, cuda or cuda:N.")]
+
 MinutesOption = Annotated[
     float | None,
     typer.Option(
         "--minutes",
         min=0.1,
         metavar="M",
+        rich_help_panel=HOW,
         help="Fit the work into M minutes: fewer epochs and, if need be, views, pixels, images.",
     ),
 ]
-MaxDropOption = Annotated[
+ResumeOption = Annotated[
+    bool, flag("--resume", HOW, "Go on with an interrupted run from where it stopped; give it the same flags.")
+]
+ForceOption = Annotated[bool, flag("--force", HOW, "Replace what another run left in the model directory.")]
+StrictOption = Annotated[bool, flag("--strict", HOW, "Stop at an unreadable image; without this flag it is left out.")]
+
+TensorboardOption = Annotated[
+    bool, flag("--tensorboard", OUTPUT, "Also write DIR/tensorboard (needs kd-toolkit\\[tensorboard]).")
+]
+JsonOption = Annotated[bool, flag("--json", OUTPUT, "Print JSON on stdout, and nothing else there.")]
+
+DeepOption = Annotated[
+    bool, flag("--deep", HOW, "Also run short tests, for some 20 s: copies, matrix products, training, ONNX.")
+]
+WeightsOption = Annotated[
+    str | None,
+    _in_recipe(
+        "--weights", metavar="FILE_OR_NAME", help="Import a file or fashion-mnist (it ships), or fine-tune imagenet."
+    ),
+]
+
+# export
+FILES = "Files to write"
+OnnxOption = Annotated[bool, flag("--onnx", FILES, "Write ONNX files in fp32: always done, with this flag or without.")]
+Fp16Option = Annotated[bool, flag("--fp16", FILES, "Also in half precision.")]
+Int8Option = Annotated[bool, flag("--int8", FILES, "Also in int8, calibrated on training images.")]
+_max_drop = partial(typer.Option, "--max-drop", min=0, max=1, metavar="D")
+Int8DropOption = Annotated[
     float | None,
-    typer.Option("--max-drop", min=0, max=1, metavar="D", help="Top-1 accuracy that may be lost (0.01 is one point)."),
+    _max_drop(rich_help_panel=FILES, help="Top-1 accuracy that int8 may lose (0.01 is one point)."),
 ]
-MaxSlowdownOption = Annotated[
-    float | None, typer.Option("--max-slowdown", min=1, metavar="R", help="How many times as slow a row may be.")
+ExportOutOption = Annotated[Path | None, _out(help="Folder for what a weights file becomes (default: its own folder).")]
+TritonOption = Annotated[
+    Path | None,
+    typer.Option("--triton", metavar="DIR", rich_help_panel=FILES, help="Also fill a Triton model repository."),
 ]
+
+# bench
+MEASURE = "Runtimes and gate"
+_measured = partial(typer.Option, rich_help_panel=MEASURE)
 RuntimesOption = Annotated[
     str | None,
-    typer.Option("--runtimes", metavar="NAMES", help="Of torch, torch.compile, onnxruntime, openvino: a,b,c."),
+    _measured("--runtimes", metavar="A,B,C", help=f"Some of {', '.join(RUNTIME_NAMES)}."),
 ]
 BaselineOption = Annotated[
     Path | None,
-    typer.Option("--baseline", metavar="REPORT", help="Exit 3 where a row is worse than in this report.json."),
+    _measured("--baseline", metavar="REPORT", help="End with exit code 3 if a row is worse than in this report.json."),
 ]
-CompareOption = Annotated[
-    Path | None, typer.Option("--compare", metavar="OTHER_DIR", help="Put two directories' reports side by side.")
+MaxSlowdownOption = Annotated[
+    float | None,
+    _measured("--max-slowdown", min=1, metavar="R", help="How many times as slow as in the baseline a row may be."),
 ]
-ClientsOption = Annotated[
-    int | None, typer.Option("--clients", min=1, max=1024, metavar="N", help="Drive one ONNX file from N threads.")
+MaxDropOption = Annotated[
+    float | None, _max_drop(rich_help_panel=MEASURE, help="Top-1 accuracy that may be lost (0.01 is one point).")
 ]
-SecondsOption = Annotated[
-    float, typer.Option("--seconds", min=0.1, max=3600, metavar="S", help="With --clients: for how long.")
-]
-RoleOption = Annotated[Literal["teacher", "student"], typer.Option("--model", help="With --clients: whose file.")]
-PrecisionOption = Annotated[FilePrecision, typer.Option("--precision", help="With --clients: in which precision.")]
-DeepOption = Annotated[
-    bool, typer.Option("--deep", help="Also put the machine to work for some 20 s: copies, products, training, ONNX.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
-ModelDirArgument = Annotated[Path, typer.Argument(metavar="[MODEL_DIR]", help="A directory that distill wrote.")]
+HiddenCompareOption = Annotated[Path | None, typer.Option("--compare", metavar="OTHER_DIR", hidden=True)]
+
+# load-test; bench has them too, hidden
+LOAD = "Load"
+_load = partial(typer.Option, rich_help_panel=LOAD)
+_clients = partial(_load, "--clients", min=1, max=1024, metavar="N", help="Threads; each asks for one image at a time.")
+_seconds = partial(_load, "--seconds", min=0.1, max=3600, metavar="S", help="How long they ask.")
+_role = partial(_load, "--model", help="Whose ONNX file.")
+_precision = partial(_load, "--precision", help="In which precision.")
+
+Exported = Literal["teacher", "student"]
+
+ClientsOption = Annotated[int, _clients()]
+SecondsOption = Annotated[float, _seconds()]
+RoleOption = Annotated[Exported, _role()]
+PrecisionOption = Annotated[FilePrecision, _precision()]
+HiddenClientsOption = Annotated[int | None, _clients(hidden=True)]
+HiddenSecondsOption = Annotated[float | None, _seconds(hidden=True)]
+HiddenRoleOption = Annotated[Exported | None, _role(hidden=True)]
+HiddenPrecisionOption = Annotated[FilePrecision | None, _precision(hidden=True)]

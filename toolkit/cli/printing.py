@@ -1,7 +1,6 @@
-"""How a command ends: what it wrote, how long it took, and the exact next command; or JSON alone."""
+"""What a command says at its end: what it wrote, how long it took, and the exact next command; or JSON alone."""
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -22,14 +21,6 @@ def training_flags(recipe: str | None, data: str | None, overrides: list[str], o
     for flag, values in (("--recipe", [recipe]), ("--data", [data]), ("--set", overrides), ("--out", [out])):
         flags += [part for value in values if value is not None for part in (flag, value)]
     return flags
-
-
-def resume_command() -> str:
-    """This very command line with --resume, under torchrun again where it was."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    program = ["toolkit"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "toolkit"]
-    return shlex.join([*program, *arguments, "--resume"])
 
 
 def print_weights(role: str, made: Any, start: float, next_command: str, as_json: bool) -> None:

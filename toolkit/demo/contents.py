@@ -1,11 +1,11 @@
-"""What a model directory has to show besides its networks: test images, the report and its plots, as plain values.
+"""The contents of a model directory besides its networks: test images, the report and its plots, as plain values.
 
-What is missing is told by the command that makes it. Nothing here is a network's answer to a visitor's picture.
+If something is missing, the page names the command that makes it. Nothing here is a network's answer to a visitor's
+picture.
 """
 
 import base64
 import io
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
 from toolkit import console
-from toolkit.bench.report.baseline import SCHEMA
 from toolkit.bench.report.examples import Example, Examples, read_picture
 from toolkit.bench.report.verdict import name_gpu
+from toolkit.bench.schema import Report, first_reason
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import BENCH_PLOTS, ModelDir
 
@@ -39,13 +40,13 @@ class Contents:
     index: Examples | None
 
     def picture(self, kind: str, place: int) -> Image.Image | None:
-        """A test image in full: the one at `place` of `kind`, examples or disagreements; None where there is none."""
+        """The full test image at `place` of `kind` (examples or disagreements); None if there is none."""
         kept: Sequence[Example] = getattr(self.index, kind, ())
         return read_picture(self.archive, kept[place]) if 0 <= place < len(kept) else None
 
 
 def read_contents(model_dir: ModelDir) -> Contents:
-    """Read all that is there; a file that cannot be read is told on stderr and on its tab, and stops nothing."""
+    """Read all files that exist. If one cannot be read, stderr and its tab say so, and the rest goes on."""
     command = f"toolkit bench {shlex.quote(str(model_dir.path))}"
     archive = model_dir.examples
     index, examples = None, {}
@@ -74,7 +75,7 @@ def read_contents(model_dir: ModelDir) -> Contents:
 
 
 def _tell(error: ArtifactError) -> dict[str, Any]:
-    console.say(f"careful: {error}")
+    console.say(f"warning: {error}")
     return {"problem": error.problem}
 
 
@@ -99,29 +100,21 @@ def _show_examples(archive: Path, index: Examples) -> dict[str, Any]:
 
 def _read_report(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if report["schema"] != SCHEMA:
-            raise ValueError("another schema")
-        if not isinstance(report["rows"], list) or not isinstance(report["verdict"], str):
-            raise TypeError("another kind of value")
-        for row in report["rows"]:
-            _ = row["model"], row["precision"]
-        gain = report["distillation"] or {}
-        return {
-            "rows": report["rows"],
-            "dataset": report["dataset"]["name"],
-            "images": report["dataset"]["images"],
-            "hardware": name_gpu(report["hardware"]) or report["hardware"]["cpu"],
-            "cores": report["hardware"]["cores"],
-            "date": report["created"][:10],
-            "verdict": report["verdict"],
-            "gain": gain.get("mean"),
-            "seeds": len(gain.get("seeds") or []),
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read ({type(error).__name__})", "make it again with: toolkit bench"
-        ) from None
+        report = Report.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = first_reason(error) if isinstance(error, ValidationError) else error.strerror
+        raise ArtifactError(f"{path} cannot be read ({reason})", "make it again with: toolkit bench") from None
+    return {
+        "rows": [row.to_json() for row in report.rows],
+        "dataset": report.dataset.name,
+        "images": report.dataset.images,
+        "hardware": name_gpu(report.hardware) or report.hardware.cpu,
+        "cores": report.hardware.cores,
+        "date": report.created[:10],
+        "verdict": report.verdict,
+        "gain": report.distillation.mean,
+        "seeds": len(report.distillation.seeds or ()),
+    }
 
 
 def _image_url(image: Image.Image, kind: str) -> str:

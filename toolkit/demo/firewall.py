@@ -1,7 +1,7 @@
-"""The gate before Gradio: what a visitor may ask of the demo.
+"""The firewall before Gradio: the requests that a visitor may send to the demo.
 
-Gradio serves more than this page needs: it fetches addresses that a visitor names, runs functions past its queue, takes
-recordings. So what is not named here does not exist, whatever a newer Gradio adds.
+Gradio serves more than this page needs: it fetches addresses that a visitor names, runs functions past its queue, and
+accepts recordings. So only the requests that are named here exist, whatever a newer Gradio adds.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Method and path of all that the page and `gradio_client` use, and programs that speak HTTP themselves.
+# Method and path of all requests of the page, of `gradio_client` and of programs that use HTTP directly.
 FOR_ALL = re.compile(
     r"(GET|HEAD) /((assets|static)/.+|theme\.css|favicon\.ico|robots\.txt|manifest\.json)?"
     r"|GET /gradio_api/login_check"
@@ -30,20 +30,20 @@ FOR_USERS = re.compile(
 )
 
 MAX_CALL_BYTES = 1_000_000
-"""A call names an uploaded picture and does not carry one."""
+"""A call names an uploaded picture; it does not contain one."""
 MB = 2**20
-"""As Gradio's page counts what is too large."""
+"""As Gradio's page counts file sizes."""
 ENVELOPE_BYTES = 65_536
-"""What an upload holds beside the file: names and boundaries. Gradio counts the file itself."""
+"""Bytes of an upload besides the file: names and boundaries. Gradio counts the file itself."""
 
 INPUTS = ("image", "model", "precision")
-"""Of a call, in its order: the parameters of `Handlers.predict`."""
+"""The inputs of a call, in order: the parameters of `Handlers.predict`."""
 
 NO_PROGRESS = 'data: {"msg": "done"}\n\n'
-"""Gradio would look for an upload for three seconds, and fail where the page has refused a file as too large."""
+"""Gradio would look for an upload for three seconds, and fail if the page has refused the file as too large."""
 
-# Nothing that the page holds, not even a visitor's own file, can make a browser ask another host. Gradio runs what it
-# compiles from strings, and its components carry their styles.
+# Nothing on the page, not even a visitor's own file, can make a browser contact another host. Gradio runs code that it
+# compiles from strings, and its components contain their styles.
 HEADERS = {
     "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
     "base-uri 'self'; form-action 'self'; frame-ancestors 'self'",
@@ -53,7 +53,7 @@ HEADERS = {
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a fault
-    """What a visitor is told instead of what they asked for; `detail` as Gradio's clients understand it."""
+    """The answer to a request that is refused; `detail` has the form that Gradio's clients understand."""
 
     def __init__(self, status: int, detail: Any) -> None:
         super().__init__(status, detail)
@@ -61,7 +61,7 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a fault
 
 
 class Firewall:
-    """ASGI application before `gradio_app`; `uploads` is the only folder whose files can be had or named."""
+    """ASGI application before `gradio_app`; only files in the folder `uploads` can be fetched or named."""
 
     def __init__(self, app: ASGIApp, gradio_app: Any, uploads: Path, max_upload_mb: int) -> None:
         self.app = app
@@ -79,7 +79,7 @@ class Firewall:
         if path == "/healthz":
             await PlainTextResponse("ok")(scope, receive, send)
             return
-        with contextlib.suppress(ClientDisconnect):  # who leaves while sending is no fault, and waits for no answer
+        with contextlib.suppress(ClientDisconnect):  # the client left: it needs no answer
             await self._pass_on(request, path, scope, receive, send)
 
     async def _pass_on(self, request: Request, path: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,17 +94,17 @@ class Firewall:
             await refusal.response(scope, receive, send)
             return
         if path == "/":
-            scope["query_string"] = b""  # by which Gradio would look for pages that there are not
+            scope["query_string"] = b""  # with it Gradio would look for pages that do not exist
         try:
             await self.app(scope, receive, send)
         except RuntimeError as error:
             if not isinstance(error.__cause__, HTTPException):
                 raise
-            # So Gradio ends a stream of events that it does not know (any more), once it has said so in the stream.
+            # Gradio ends a stream of events that it does not know (any more) so, after a message in the stream.
             await send({"type": "http.response.body"})
 
     def _inner_path(self, path: str) -> str:
-        """Without the prefix under which a proxy serves the page (GRADIO_ROOT_PATH), as Gradio's router sees it."""
+        """`path` as Gradio's router sees it: without the prefix of a proxy (GRADIO_ROOT_PATH)."""
         root = self.gradio_app.root_path
         return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
 
@@ -113,20 +113,20 @@ class Firewall:
         if FOR_ALL.fullmatch(asked):
             return
         if not FOR_USERS.fullmatch(asked):
-            raise Refusal(404, "there is nothing here")
+            raise Refusal(404, "there is no such page")
         tokens = self.gradio_app.tokens
         if self.gradio_app.auth is not None and not any(cookie in tokens for cookie in request.cookies.values()):
             raise Refusal(401, "sign in first: POST /login with username and password")
         _, is_file, name = path.partition("/gradio_api/file=")
         if is_file and not self._is_upload(name):  # Gradio would follow links and fetch addresses
-            raise Refusal(403, "this file is not the demo's")
+            raise Refusal(403, "this file does not belong to the demo")
 
     async def _check_body(self, request: Request, path: str) -> Receive:
-        """Refuse what is too large before any of it is read, and calls that name files that were not uploaded."""
+        """Refuse requests that are too large, before reading them, and calls that name files that were not uploaded."""
         try:
             length = int(request.headers["content-length"])
         except (KeyError, ValueError):
-            raise Refusal(411, "say how long the request is: Content-Length") from None
+            raise Refusal(411, "the request has no length; send the header Content-Length") from None
         if path == "/gradio_api/upload":
             if length > self.max_upload_mb * MB + ENVELOPE_BYTES:
                 raise Refusal(413, f"the file is too large; give one of at most {self.max_upload_mb} MB")
@@ -134,7 +134,7 @@ class Firewall:
         if length > MAX_CALL_BYTES:
             raise Refusal(413, "the call is too large; upload the picture first: POST /gradio_api/upload")
         body = await request.body()
-        if path != "/login":  # which is a form
+        if path != "/login":  # the login is a form
             _check_inputs(path, self._read_call(body))
         return _replay(body, request.receive)
 
@@ -143,9 +143,9 @@ class Firewall:
 
         def check(item: dict[str, Any]) -> dict[str, Any]:
             if "path" in item and not self._is_upload(item["path"]):
-                message = "this is no uploaded file; upload the picture first: POST /gradio_api/upload"
+                message = "this is not an uploaded file; upload the picture first: POST /gradio_api/upload"
                 failed = {"__type__": "validate", "is_valid": False, "parameter_name": "image", "message": message}
-                raise Refusal(422, [failed])  # so `gradio_client` and the page show the message
+                raise Refusal(422, [failed])  # in this form `gradio_client` and the page show the message
             return item
 
         try:
@@ -161,14 +161,14 @@ class Firewall:
 
 
 def _check_inputs(path: str, call: Any) -> None:
-    """Gradio would fail on a call that leaves one out, without a word to the caller."""
+    """Gradio would fail on a call with a missing input and send no message to the caller."""
     named = call if isinstance(call, dict) else {}
     if path == "/gradio_api/call/predict":
         data = named.get("data")
         if not isinstance(data, list) or len(data) != len(INPUTS):
-            raise Refusal(422, f'give {{"data": [{", ".join(INPUTS)}]}}; "" takes the default of model and precision')
+            raise Refusal(422, f'give {{"data": [{", ".join(INPUTS)}]}}; "" means the default of model and precision')
     elif path == "/gradio_api/call/v2/predict" and not {"image"} <= set(named) <= {*INPUTS}:
-        raise Refusal(422, f"name the image; what can be named: {', '.join(INPUTS)}")
+        raise Refusal(422, f"name the image; valid names: {', '.join(INPUTS)}")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

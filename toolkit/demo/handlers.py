@@ -1,4 +1,4 @@
-"""What the page's events and programs ask for, and what they get: no layout here."""
+"""The functions behind the page's events and behind requests of programs: no layout here."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class DemoModel:
 
 
 def open_models(model_dirs: Sequence[ModelDir], provider: str) -> dict[str, DemoModel]:
-    """By name, or by path where two are called alike. Raises ArtifactError, DeviceError."""
+    """By name, or by path if two have the same name. Raises ArtifactError, DeviceError."""
     if not model_dirs:
         raise ArtifactError("there is no model directory to show", "name one: toolkit demo MODEL_DIR")
     names = [directory.name for directory in model_dirs]
@@ -38,19 +38,19 @@ def open_models(model_dirs: Sequence[ModelDir], provider: str) -> dict[str, Demo
 
 @dataclass(frozen=True)
 class Handlers:
-    """One method an event; what they return are values of components, in the order in which page.py lists these."""
+    """One method per event. They return values of components, in the order in which page.py lists these."""
 
     models: Mapping[str, DemoModel]
 
     def predict(self, image: gradio.FileData, model: str = "", precision: str = "fp32") -> dict[str, Any]:
-        """Ask teacher and student about a picture; the first model where none is named."""
+        """Ask teacher and student about a picture; the first model, unless one is named."""
         try:
             return self._answer(image, model, precision)
         except DataError as error:  # a program gets the words as they are; `_message` is for the page
             raise gradio.Error(str(error), print_exception=False) from None
 
     def look(self, picture: dict[str, Any] | None, model: str, precision: str) -> tuple[Any, ...]:
-        """Answers, what the networks saw, and the value of the tab of dark knowledge."""
+        """The answers, the networks' input, and the value of the tab Dark knowledge."""
         if picture is None:
             return None, None, None
         try:
@@ -62,7 +62,7 @@ class Handlers:
         return answer, seen, answer
 
     def pick(self, model: str) -> tuple[Any, ...]:
-        """The precisions of another model, and what its tabs show."""
+        """The precisions of another model, and the values of its tabs."""
         try:
             chosen = self._find(model)
         except DataError as error:
@@ -70,11 +70,11 @@ class Handlers:
         return (gradio.update(**precision_choices(chosen.pair)), *tab_values(chosen.contents))
 
     def choose_example(self, model: str, event: gradio.EventData) -> Any:
-        """The picture of a tile, in full."""
+        """The full picture of a tile."""
         return self._picture("examples", model, event)
 
     def choose_disagreement(self, model: str, event: gradio.EventData) -> tuple[Any, Any]:
-        """The picture of a tile, and the tab on which it is shown."""
+        """The full picture of a tile, and the tab that shows it."""
         return self._picture("disagreements", model, event), gradio.Tabs(selected="compare")
 
     def _picture(self, kind: str, model: str, event: gradio.EventData) -> Any:
@@ -93,14 +93,14 @@ class Handlers:
     def _answer(self, picture: Any, model: str, precision: str, *, with_picture: bool = False) -> dict[str, Any]:
         pair = self._find(model).pair
         if not isinstance(picture, dict) or not isinstance(picture.get("path"), str):
-            raise DataError("the image is no uploaded file", "upload a picture and pass what the upload gave")
+            raise DataError("the image is not an uploaded file", "upload a picture and pass the answer of the upload")
         comparison = pair.compare(Path(picture["path"]), picture.get("orig_name") or "the picture", precision or "fp32")
         answer = {"model": model or next(iter(self.models)), **comparison.to_json()}
         return answer | {"src": show_pixels(comparison.seen)} if with_picture else answer
 
 
 def precision_choices(pair: Pair) -> dict[str, Any]:
-    """Settings of the switch: hidden where there is nothing to choose."""
+    """Settings of the switch; it is hidden if there is nothing to choose."""
     choices = list(pair.students)
     return {"choices": choices, "value": choices[0], "visible": len(choices) > 1}
 
@@ -111,5 +111,5 @@ def tab_values(contents: Contents) -> tuple[Any, ...]:
 
 
 def _message(text: str) -> gradio.Error:
-    """A message on the page; names in it are the visitor's, and gradio shows messages as HTML."""
+    """A message on the page, escaped: its names come from the visitor, and gradio shows messages as HTML."""
     return gradio.Error(html.escape(text, quote=False), duration=None, print_exception=False)

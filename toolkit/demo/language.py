@@ -1,7 +1,7 @@
-"""Which language the page speaks: the one that was chosen with its switch, else the browser's.
+"""The language of the page: the one that its switch chose, else the browser's.
 
-Gradio takes its own words' language from `navigator.language`; so that the whole page speaks one language, a script
-that sets it goes first in the page's head. It names the page, too: that on which visitors sign in has no other title.
+Gradio takes the language of its own words from `navigator.language`. A script at the start of the page's head sets it,
+so that the whole page speaks one language. The script also sets the title, because the sign-in page has no other.
 """
 
 from http.cookies import CookieError, SimpleCookie
@@ -18,7 +18,7 @@ LOCALES: dict[Language, str] = {"en": "en", "zh": "zh-CN"}
 
 
 def choose_language(cookies: str, accept: str) -> Language:
-    """From the headers Cookie and Accept-Language; English where neither asks for a language that there is."""
+    """From the headers Cookie and Accept-Language; English if they ask for no language that the page speaks."""
     try:
         chosen = SimpleCookie(cookies).get(COOKIE)
     except CookieError:
@@ -81,12 +81,12 @@ def _speak(page: bytes, language: Language) -> bytes:
 
 
 def _known(name: str) -> Language | None:
-    """The language of a tag such as zh-Hans-CN, where the page speaks it."""
+    """The language of a tag such as zh-Hans-CN, if the page speaks it."""
     return next((language for language in TEXTS if name.strip().lower().partition("-")[0] == language), None)
 
 
 def _weight(parameters: str) -> float:
-    """Of `q=0.8`; 1 where it is not given, 0 where it is no number."""
+    """The weight in `q=0.8`; 1 if it is missing, 0 if it is not a number."""
     _, given, value = parameters.strip().partition("q=")
     try:
         return float(value) if given else 1.0

@@ -1,5 +1,5 @@
-// What the page draws: each function takes a component's value and returns HTML. Gradio calls them from the templates
-// of page.py whenever a value changes. `kd.texts` (texts.py) is put in front of this file.
+// The drawings of the page. Each function takes a component's value and returns HTML. Gradio calls them from the
+// templates of page.py whenever a value changes. page.py puts `kd.texts` (texts.py) in front of this file.
 (() => {
   const LARGEST_T = 20;
   const MOST_CLASSES = 12; // of the softened distributions
@@ -12,7 +12,7 @@
   /** The text `key` as HTML, with {name}s filled in. */
   const say = (key, values = {}) =>
     escape(texts[key]).replace(/\{(\w+)\}/g, (_, name) => `<b>${escape(values[name])}</b>`);
-  /** A dash for what an older report does not have. */
+  /** A dash for a figure that an older report does not have. */
   const number = (value, digits = 0) =>
     !Number.isFinite(value) ? "–" : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   const percent = (share, digits = 1) => `${number(share === null ? NaN : 100 * share, digits)}\u00a0%`;
@@ -28,7 +28,7 @@
     const sum = logits.reduce((a, logit) => a + Math.exp((logit - largest) / T), 0);
     return logits.map((logit) => (logit - largest) / T - Math.log(sum));
   };
-  /** KL(teacher || student) of the distributions softened by T: never negative, 0 where they are equal. */
+  /** KL(teacher || student) of the distributions softened by T: never negative, 0 if they are equal. */
   const divergence = (teacher, student, T) => {
     const [p, q] = [logSoften(teacher, T), logSoften(student, T)];
     return Math.max(0, p.reduce((sum, logp, i) => sum + Math.exp(logp) * (logp - q[i]), 0));
@@ -111,7 +111,7 @@
         <output for="temperature">${shownTemperature()}</output>
       </div><div class="kd-softened">${softened(value)}</div>${why}`;
   };
-  /** The slider moved: its position is log T / log 20. Only the bars are drawn anew, in place; no network runs. */
+  /** The slider moved: its position is log T / log 20. Only the bars are redrawn, in place; no network runs. */
   const setTemperature = (slider) => {
     temperature = LARGEST_T ** Number(slider.value);
     slider.setAttribute("aria-valuetext", shownTemperature());
@@ -133,7 +133,7 @@
       )
       .join("")}</ul>`;
 
-  /** What is not there, or cannot be read, and the command that makes it. */
+  /** A file that is missing or cannot be read, and the command that makes it. */
   const lacking = (value, hint) =>
     value.problem
       ? `<p class="kd-problem">${escape(value.problem)}</p><p class="kd-hint">${command(value.command)}</p>`
@@ -215,10 +215,10 @@
       const button = event.target.closest("button[data-index]");
       if (!button) return;
       trigger("select", { index: Number(button.dataset.index) });
-      document.querySelector("h1").scrollIntoView({ block: "nearest" }); // on a phone the answers are far above
+      document.querySelector("h1").scrollIntoView({ block: "nearest" }); // on a phone the answers are far up the page
     });
 
-  /** Gradio refuses such files in English, in a corner and for a moment; here they are told where answers stand. */
+  /** Gradio refuses such files in English, in a corner and for a moment. Here the message appears in place of the answers. */
   const refuse = (event) => {
     if (!event.target.closest?.("#picture")) return;
     const file = (event.type === "drop" ? event.dataTransfer : event.target).files?.[0];
@@ -234,14 +234,14 @@
   const onAnswers = (props) => {
     kd.answersProps = props;
     for (const type of ["change", "drop"]) document.addEventListener(type, refuse, true);
-    // A file that is no picture: the message stands beside it, and a broken frame would say less.
+    // A file that is not a picture: the message says why, so hide the broken frame.
     for (const type of ["error", "load"])
       document.addEventListener(type, ({ target }) => target.matches?.("#picture img") && (target.hidden = type === "error"), true);
-    // Beside the box a browser would leave the page and open the file.
+    // If a file is dropped beside the box, the browser would leave the page and open it.
     for (const type of ["dragover", "drop"])
       document.addEventListener(type, (event) => event.target.closest?.("#picture") || event.preventDefault());
   };
-  /** Ctrl-V anywhere but in a text field: as if the picture had been chosen as a file, in place of one that is there. */
+  /** Ctrl-V, except in a text field, acts as if the picture had been chosen as a file; it replaces the current one. */
   const paste = async (event) => {
     const file = event.clipboardData?.files[0];
     const typed = "input:not([type=radio], [type=range], [type=file]), textarea";
@@ -258,7 +258,7 @@
   };
   document.addEventListener("paste", paste);
 
-  // Where Gradio draws anew, what the slider needs is at hand.
+  // Keep the value that the slider needs when Gradio redraws.
   const remember = (value) => knowledge((kd.compared = value));
   Object.assign(kd, { header, answers, seen, knowledge: remember, setTemperature, examples, disagreements, report, plots, speak, onTile, onAnswers });
 })();

@@ -1,7 +1,7 @@
 """The demo's page: teacher and student side by side, in four tabs, for people and for programs.
 
-Works from the model directory alone, without torch, and calls no other host: system fonts, no script but Gradio's and
-page.js, which draws what Gradio has no component for.
+It needs the model directory alone, without torch, and contacts no other host: system fonts, and no scripts but Gradio's
+and page.js. page.js draws everything for which Gradio has no component.
 """
 
 import json
@@ -23,19 +23,19 @@ KEEP_UPLOADS_S = 3600
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "networks"}
 """A large picture takes much memory, and two requests at once would spoil each other's latency."""
 
-# White on Gradio's orange is too faint to read; the page on which visitors sign in has such a button.
+# White on Gradio's orange is too faint to read; the sign-in page has such a button.
 PARTS = ("", "_dark", "_hover", "_hover_dark")
 SIGN_IN = {f"button_primary_background_fill{part}": "#c2410c" for part in PARTS}
 
 SANS = ("ui-sans-serif", "system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
 
-# Gradio names its upload button otherwise than it reads, which misleads who speaks to the page; a blank is no name.
+# Gradio gives its upload button another name than its text, which misleads voice control; a blank is no name.
 words = gradio.I18n(**{LOCALES[language]: {**texts, "image.drop_to_upload": " "} for language, texts in TEXTS.items()})
 
 
 def page_style() -> dict[str, Any]:
-    """What `launch` needs to know of the page: its looks, its script, its languages."""
+    """The page's arguments of `launch`: its style, its script, its languages."""
     beside = Path(__file__).parent
     colours = "".join(f"--kd-{role}: {colour};" for role, colour in COLOURS.items())
     texts = json.dumps(TEXTS, ensure_ascii=False).replace("<", "\\u003c")
@@ -45,12 +45,12 @@ def page_style() -> dict[str, Any]:
         "css": f":root {{ {colours} }}\n" + (beside / "page.css").read_text(encoding="utf-8"),
         "head": f"<script>window.kd = {{ texts: {texts} }};\n{script}</script>",
         "i18n": words,
-        "footer_links": [],  # Gradio's page of the API asks for what is not there and names settings that do nothing
+        "footer_links": [],  # Gradio's API page needs files that do not exist, and names settings without effect
     }
 
 
 def build_app(model_dirs: Sequence[ModelDir], provider: str = "auto", queue_length: int | None = None) -> gradio.Blocks:
-    """The page, with a picker where there are several model directories; `queue_length` requests may wait.
+    """The page, with a picker if there are several model directories; `queue_length` requests may wait.
 
     Raises ArtifactError that names the command for a missing teacher.onnx or student.onnx, DeviceError.
     """
@@ -122,10 +122,10 @@ def _connect(page: Layout, handlers: Handlers) -> None:
     quiet: dict[str, Any] = {
         "api_visibility": "private",
         "show_progress": "hidden",
-        "trigger_mode": "always_last",  # what was chosen while a request ran is asked afterwards
+        "trigger_mode": "always_last",  # a choice made while a request runs is asked afterwards
     }
-    # preprocess=False: the function gets the uploaded file itself, so that a bad one ends in our message and a good
-    # one is decoded by the same code as in `toolkit predict`.
+    # preprocess=False: the function gets the uploaded file itself, so that a bad file ends in our message and a
+    # good one is decoded by the same code as in `toolkit predict`.
     looking: dict[str, Any] = {
         **quiet,
         "fn": handlers.look,
@@ -152,7 +152,7 @@ ON_LOAD = {
 
 
 def _drawing(name: str, value: Any = None) -> gradio.HTML:
-    """What page.js draws: `kd.name(value)`."""
+    """A component that page.js draws: `kd.name(value)`."""
     return gradio.HTML(
         value,
         html_template="${kd." + name + "(value)}",

@@ -1,4 +1,4 @@
-"""A teacher and its student, ready to be asked about a picture. Knows nothing of the page that shows the answers."""
+"""A teacher and its student, ready to answer pictures. This module knows nothing of the page that shows the answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,21 +27,21 @@ class NetworkFile:
     size_bytes: int
 
     def ask(self, pixels: NDArray[np.uint8]) -> Prediction:
-        """The second run's answer: after a pause the first one's latency is that of threads and caches waking up."""
+        """The answer of a second run: after a pause, the first run also wakes up threads and caches."""
         ask(self.predictor, pixels, TOP_K)
         return ask(self.predictor, pixels, TOP_K)
 
 
 @dataclass(frozen=True)
 class PairPrediction:
-    """What both say about one picture; `seen` is uint8 (S, S, 3), the student's view of it."""
+    """The answers of both to one picture; `seen` is uint8 (S, S, 3), the student's input."""
 
     teacher_file: NetworkFile
     student_file: NetworkFile
     size: tuple[int, int]
     """The picture's width and height in px, upright."""
     notes: Mapping[str, int]
-    """What was done to an unusual picture: animated (its frames), deep, transparent, tiny."""
+    """Properties of an unusual picture: animated (its frames), deep, transparent, tiny."""
     seen: NDArray[np.uint8]
     teacher: Prediction
     student: Prediction
@@ -51,7 +51,7 @@ class PairPrediction:
         return self.teacher.top[0][0] == self.student.top[0][0]
 
     def to_json(self) -> dict[str, Any]:
-        """What the page and programs get: plain values, probabilities and logits with all their digits."""
+        """Plain values for the page and for programs; probabilities and logits have all their digits."""
         return {
             "agree": self.agree,
             "teacher": _describe(self.teacher, self.teacher_file),
@@ -66,15 +66,15 @@ class PairPrediction:
 
 @dataclass(frozen=True)
 class Pair:
-    """The ONNX files of a model directory, by precision; fp32 is there for both."""
+    """The ONNX files of a model directory, by precision; both have fp32."""
 
     teachers: Mapping[FilePrecision, NetworkFile]
     students: Mapping[FilePrecision, NetworkFile]
 
     def compare(self, picture: Path, name: str = "", precision: str = "fp32") -> PairPrediction:
-        """Ask both. DataError where the file is no picture, told by `name` (by default its path).
+        """Ask both. DataError if the file is not a picture; it names the file as `name` (by default its path).
 
-        `precision` is one of `students`; the teacher answers in fp32 where it has no file of that precision.
+        `precision` is one of `students`; the teacher answers in fp32 if it has no file of that precision.
         """
         chosen = next((known for known in self.students if known == precision), None)
         if chosen is None:
@@ -90,7 +90,7 @@ class Pair:
 
 
 def open_pair(model_dir: ModelDir, provider: str) -> Pair:
-    """Load and warm up all. ArtifactError names the command that makes what is missing, or what does not fit."""
+    """Load and warm up all files. ArtifactError names the command for a missing file, or the file that does not fit."""
     return Pair(_load_all(model_dir, "teacher", provider), _load_all(model_dir, "student", provider))
 
 
@@ -103,7 +103,7 @@ def _load_all(model_dir: ModelDir, role: Role, provider: str) -> dict[FilePrecis
 def _load(path: Path, precision: FilePrecision, provider: str) -> NetworkFile:
     predictor = OnnxPredictor(path, provider)
     size = predictor.preprocess.image_size
-    predictor.logits(np.zeros((1, size, size, 3), np.uint8))  # the first run is slower: it is no request's latency
+    predictor.logits(np.zeros((1, size, size, 3), np.uint8))  # the first run is slower; no request shall measure it
     return NetworkFile(precision, predictor, path.stat().st_size)
 
 
@@ -119,14 +119,14 @@ def _describe(answer: Prediction, loaded: NetworkFile) -> dict[str, Any]:
 
 
 def _is_transparent(image: Image.Image) -> bool:
-    """Whether anything shows through: an alpha channel may be opaque everywhere."""
+    """Whether any pixel is transparent: an alpha channel may be opaque everywhere."""
     if "A" not in image.getbands():
         return image.has_transparency_data
     return int(image.getchannel("A").getextrema()[0]) < 255  # type: ignore[arg-type]
 
 
 def _is_deep(picture: Path) -> bool:
-    """Whether a channel has 16 bits; of colours Pillow can tell before it decodes them, and not afterwards."""
+    """Whether a channel has 16 bits; for colour pictures Pillow only knows it before it decodes them."""
     image = open_image(picture)
     return image.mode.startswith("I") or any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
 

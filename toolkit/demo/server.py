@@ -1,6 +1,6 @@
-"""The demo's server: where the page is served, to whom, within which limits, and how it ends.
+"""The demo's server: its address, its visitors, its limits, and its end.
 
-Gradio is imported while it starts, and not before: it reads its environment then.
+Gradio is imported while the server starts, because it reads its environment on import.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from toolkit.modeldir import ModelDir
 
 MAX_UPLOAD_MB = 10
 QUEUE_LENGTH = 64
-"""Requests that may wait; the rest are told to come back."""
+"""Requests that may wait; the rest are asked to come back later."""
 GRACE_S = 2
-"""s that requests get to finish once the end was asked for"""
+"""s that requests get to finish after the server was asked to stop"""
 LOGIN = ("KD_TOOLKIT_USER", "KD_TOOLKIT_PASSWORD")
 
 Login = Callable[[str, str], bool]
@@ -45,14 +45,14 @@ def serve(
 ) -> None:
     """Serve the page until Ctrl-C or SIGTERM (main thread only). Only this machine sees it, unless `host` says more.
 
-    Raises ToolkitError where half a login is set, or address or temporary folder cannot be had, ArtifactError and
-    DeviceError as build_app.
+    Raises ToolkitError if half a login is set, or if the address or a temporary folder is not available; ArtifactError
+    and DeviceError as build_app does.
     """
     login = read_login(os.environ)
     _give_memory_back()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a container or a service is a Ctrl-C, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends containers and services
     try:
-        # The address first: what is wrong with it is known before the models are loaded. Who asks meanwhile, waits.
+        # The address first, so that its errors show before the models are loaded. Early requests wait.
         with _listen(host, port) as listener, _private_folder() as uploads:
             _set_environment(uploads)
             from toolkit.demo.page import build_app
@@ -65,17 +65,21 @@ def serve(
 
 
 def read_login(environment: Mapping[str, str]) -> Login | None:
-    """The check of user and password, None where nobody needs to sign in."""
+    """The check of user and password, None if nobody needs to sign in."""
     name, word = (environment.get(variable, "") for variable in LOGIN)
     if not name and not word:
         return None
     if not name or not word:
         given, missing = LOGIN if name else reversed(LOGIN)
-        raise ToolkitError(f"{given} is set and {missing} is not", "set both, so that visitors sign in, or neither")
-    user, password = name.strip().encode(), word.encode()  # Gradio strips the name that is given, and not the password
+        problem, remedy = (
+            f"{given} is set and {missing} is not",
+            f"set both, so that visitors sign in, or unset {given}",
+        )
+        raise ToolkitError(problem, remedy)
+    user, password = name.strip().encode(), word.encode()  # Gradio strips the name, but not the password
 
     def check(given_user: str, given_password: str) -> bool:
-        # Both, and in constant time: how long a refusal takes tells nothing.
+        # Both, in constant time, so that the time of a refusal reveals nothing.
         same_user = secrets.compare_digest(given_user.encode(), user)
         return secrets.compare_digest(given_password.encode(), password) and same_user
 
@@ -83,7 +87,7 @@ def read_login(environment: Mapping[str, str]) -> Login | None:
 
 
 def _give_memory_back() -> None:
-    """Let glibc return what a large picture took; by default each thread that has read one keeps some of it."""
+    """Let glibc return the memory of a large picture; by default each thread that has read one keeps some of it."""
     mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h: blocks from this size on are not reused
     with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have no such setting
         ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 20)
@@ -91,19 +95,19 @@ def _give_memory_back() -> None:
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
-    """Where uploads are kept: of this run, only for its user, deleted with it."""
+    """The folder of this run's uploads: readable by its user alone, deleted at the end."""
     try:
         folder = tempfile.TemporaryDirectory(prefix="kd-toolkit-demo-", ignore_cleanup_errors=True)
     except OSError as error:
         raise ToolkitError(
-            f"there is no folder to keep uploads in: {error.strerror}", "make /tmp writable, or set TMPDIR to a folder"
+            f"there is no folder for uploads: {error.strerror}", "make /tmp writable, or set TMPDIR to a folder"
         ) from None
     with folder as name:
         yield Path(name)
 
 
 def _set_environment(uploads: Path) -> None:
-    """Leave none of the variables by which Gradio can be told to share, to report or to serve more files."""
+    """Remove the variables that could make Gradio share, report or serve more files."""
     for name in list(os.environ):
         if name.startswith("GRADIO_") and name != "GRADIO_ROOT_PATH":
             del os.environ[name]
@@ -125,7 +129,7 @@ def _make_app(blocks: Any, uploads: Path, login: Login | None, max_upload_mb: in
         app_kwargs={"middleware": [Middleware(SpeakLanguage)], "openapi_url": None},
         auth=login,
         max_file_size=max_upload_mb * MB,
-        show_error=False,  # of bugs; what a visitor can mend is told in any case
+        show_error=False,  # of bugs; errors that a visitor can fix are shown anyway
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
@@ -145,7 +149,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         try:
-            if os.name == "posix":  # elsewhere it would let two programs have one port
+            if os.name == "posix":  # on other systems it would let two programs use one port
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen()
@@ -159,14 +163,14 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _name(host: str) -> str:
-    """What to type into this machine's browser."""
+    """The name to type into this machine's browser."""
     if host in ("0.0.0.0", "::", "[::]"):
         return "localhost"
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 class _Server(uvicorn.Server):
-    """Says when it can be asked, and lets no open connection hold up the end."""
+    """Says when it is ready, and lets no open connection delay its end."""
 
     def __init__(self, app: Firewall, url: str) -> None:
         super().__init__(
@@ -189,6 +193,6 @@ class _Server(uvicorn.Server):
         console.out.print(f"the demo is at {self.url} (Ctrl-C ends it)", markup=False)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.gate.gradio_app.stop_event.set()  # ends what only tells a browser that the server is there
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what is cut off from here on is meant to be
+        self.gate.gradio_app.stop_event.set()  # ends the streams that only tell a browser that the server is alive
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # from here on connections are cut on purpose
         await super().shutdown(sockets)

@@ -1,0 +1,1 @@
+"""Training: the teacher, the student and its control."""

@@ -203,4 +203,4 @@ def _require_same_size(teacher: Classifier, info: ModelInfo, image_size: int, fi
         f"{file_name}, trained at {trained} px, cannot take images of {image_size} px (data.image_size)",
         f"use --set data.image_size={trained}, or train a teacher at {image_size} px with toolkit teacher --force",
     )
-    console.say(f"careful: {file_name} was trained at {trained} px and teaches at {image_size} px")
+    console.say(f"warning: {file_name} was trained at {trained} px and teaches at {image_size} px")

@@ -1,0 +1,1 @@
+"""What this machine can really do, and how to mend what is wrong."""

@@ -4,7 +4,6 @@ A network of one's own is one file: a builder and the model of its settings (doc
 """
 
 import contextlib
-import difflib
 import functools
 import json
 import sys
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.architectures import DEPTHWISE, NetworkSettings, add_settings, check_settings, settings_of
-from toolkit.errors import RecipeError
+from toolkit.errors import RecipeError, did_you_mean, one_line
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.recipe import NetworkRecipe, StudentRecipe, TeacherRecipe
 
@@ -142,9 +141,8 @@ class NetworkSpec:
         except (AssertionError, RuntimeError, ValueError) as error:  # whatever networks say no with
             if image_size is None:
                 raise
-            reason = str(error).splitlines()[0].split(". ")[0].rstrip("!.")
             raise RecipeError(
-                f"{self.architecture} cannot take images of {image_size} px (data.image_size): {reason}",
+                f"{self.architecture} cannot take images of {image_size} px (data.image_size): {one_line(error)}",
                 "use a size it can take (224 suits most of torchvision's), or another architecture",
             ) from error
 
@@ -205,7 +203,7 @@ def enlargement(network: nn.Module) -> int:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Trained numbers in the network; batch-norm statistics are not among them."""
+    """Numbers that training may change, frozen or not; buffers (batch-norm statistics, normalisation) are left out."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -235,8 +233,7 @@ def _require_free(name: str, settings: type[NetworkSettings]) -> None:
 
 
 def _unknown(architecture: str) -> RecipeError:
-    near = difflib.get_close_matches(architecture.lower(), architectures(), n=3, cutoff=0.5)
-    guess = f"did you mean {' or '.join(near)}? allowed: " if near else "allowed: "
+    guess = did_you_mean(architecture, architectures(), at_most=3)
     allowed = ", ".join([*_builders, "or any classifier of torchvision"])
-    allowed += " (a network of your own must be registered first: docs/networks.md)"
-    return RecipeError(f"unknown architecture {architecture!r}", f"{guess}{allowed}")
+    own = "a network of your own must be registered first: docs/networks.md"
+    return RecipeError(f"unknown architecture {architecture!r}", f"{guess}allowed: {allowed} ({own})")

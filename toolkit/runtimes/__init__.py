@@ -1,0 +1,1 @@
+"""Runtimes that answer images: torch, onnxruntime, OpenVINO."""

@@ -9,6 +9,7 @@ from torchmetrics.functional.classification import multiclass_recall
 from toolkit.bench.measure.classes import compare_classes
 from toolkit.bench.report.table import print_table, render_markdown
 from toolkit.bench.report.words import describe_classes, render_classes, worst_classes
+from toolkit.bench.schema import ClassRecall
 
 NAMES = ("shirt", "coat", "bag", "shoe")
 
@@ -17,7 +18,7 @@ def test_hand_worked() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 2])
     teacher = np.eye(4)[[0, 0, 0, 1, 1, 1, 0]]
     student = np.eye(4)[[0, 0, 1, 1, 1, 0, 2]]
-    assert compare_classes(labels, teacher, student, NAMES) == [
+    assert [one.to_json() for one in compare_classes(labels, teacher, student, NAMES)] == [
         {"name": "shirt", "images": 4, "teacher_recall": 0.75, "student_recall": 0.5, "recall_difference": -0.25},
         {"name": "coat", "images": 2, "teacher_recall": 1.0, "student_recall": 0.5, "recall_difference": -0.5},
         {"name": "bag", "images": 1, "teacher_recall": 0.0, "student_recall": 1.0, "recall_difference": 1.0},
@@ -31,21 +32,21 @@ def test_against_torchmetrics(num_classes: int) -> None:
     found = compare_classes(labels, teacher, student, [str(i) for i in range(num_classes)])
     for key, logits in (("teacher_recall", teacher), ("student_recall", student)):
         expected = multiclass_recall(torch.tensor(logits), torch.tensor(labels), num_classes, average="none")
-        assert [one[key] or 0.0 for one in found] == pytest.approx(expected.tolist(), abs=1e-6)
-    assert [one["images"] for one in found] == np.bincount(labels, minlength=num_classes).tolist()
+        assert [getattr(one, key) or 0.0 for one in found] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert [one.images for one in found] == np.bincount(labels, minlength=num_classes).tolist()
 
 
 def test_recalls_weighted_by_images_are_the_accuracy() -> None:
     labels, teacher, student = make_answers(10, 500)
     found = compare_classes(labels, teacher, student, [str(i) for i in range(10)])
-    total = sum(one["student_recall"] * one["images"] for one in found)
+    total = sum(one.student_recall * one.images for one in found)
     assert total / 500 == pytest.approx(np.mean(student.argmax(1) == labels))
 
 
 def test_nothing_differs_from_itself() -> None:
     labels, teacher, _ = make_answers(10, 200)
     found = compare_classes(labels, teacher, teacher, [str(i) for i in range(10)])
-    assert {one["recall_difference"] for one in found} == {0.0}
+    assert {one.recall_difference for one in found} == {0.0}
     assert worst_classes(found) == []
     assert describe_classes(found) == "No class loses: the student's recall is the teacher's or better."
 
@@ -58,21 +59,21 @@ def test_shapes_that_do_not_belong_together(labels: int, student: int, names: in
 
 def test_worst_first_and_losers_only() -> None:
     classes = make_classes(["a", "b", "c", "d", "e", "f", "g"])
-    assert [one["name"] for one in worst_classes(classes)] == ["g", "f", "e", "d", "c"]
-    assert [one["name"] for one in worst_classes(classes, 99)] == ["g", "f", "e", "d", "c", "b"]  # a loses nothing
+    assert [one.name for one in worst_classes(classes)] == ["g", "f", "e", "d", "c"]
+    assert [one.name for one in worst_classes(classes, 99)] == ["g", "f", "e", "d", "c", "b"]  # a loses nothing
 
 
 def test_a_class_without_images_is_neither_worst_nor_in_the_table() -> None:
     classes = make_classes(["a", "b"])
-    nobody = {"name": "nobody", "images": 0, "teacher_recall": None, "student_recall": None, "recall_difference": None}
-    assert [one["name"] for one in worst_classes([nobody, *classes])] == ["b"]
+    nobody = ClassRecall(name="nobody", images=0, teacher_recall=None, student_recall=None, recall_difference=None)
+    assert [one.name for one in worst_classes([nobody, *classes])] == ["b"]
     table = render_classes([nobody, *classes])
     assert "nobody" not in table
     assert table.endswith("1 class has no test image.")
 
 
 def test_the_line_for_the_terminal() -> None:
-    shirt = {"name": "shirt", "images": 9, "teacher_recall": 0.72, "student_recall": 0.689, "recall_difference": -0.031}
+    shirt = ClassRecall(name="shirt", images=9, teacher_recall=0.72, student_recall=0.689, recall_difference=-0.031)
     assert describe_classes([shirt]) == "Classes that lose most: shirt -3.1 points (recall 72.0 -> 68.9 %)"
 
 
@@ -90,6 +91,6 @@ def test_a_bar_in_a_name_starts_no_column() -> None:
 def test_terminal_and_report_have_them(capsys: pytest.CaptureFixture[str]) -> None:
     report = make_report()
     print_table(report)
-    line = describe_classes(report["classes"])
+    line = describe_classes(report.classes)
     assert line in capsys.readouterr().out
-    assert render_classes(report["classes"]) in render_markdown(report)
+    assert render_classes(report.classes) in render_markdown(report)

@@ -13,6 +13,7 @@ from tiny_onnx import save_colour_model
 
 from toolkit.bench.measure import end_to_end, timing
 from toolkit.bench.measure.end_to_end import count_turns, encode_images, prepare_image, time_end_to_end
+from toolkit.bench.measure.timing import Budget
 from toolkit.data.dataset import Images
 from toolkit.data.preprocess import Preprocess
 from toolkit.predict import ask, read_image
@@ -101,7 +102,7 @@ def test_an_answer_takes_its_preprocessing_and_its_network(folder: Path, monkeyp
     contents = [(folder / name).read_bytes() for name in of_files(folder).names]
     turns: list[int] = []
     predictors = [predictor, FakePredictor(clock)]
-    result = time_end_to_end(PREPROCESS, predictors, contents, 12, 0.5, clock=clock, advance=turns.append)
+    result = time_end_to_end(PREPROCESS, predictors, contents, Budget(12, 0.5, clock=clock), turns.append)
     assert result.preprocess_ms.p50 == result.preprocess_ms.p95 == 6
     assert len(result.end_to_end_ms) == 2
     for whole in result.end_to_end_ms:
@@ -113,6 +114,6 @@ def test_an_answer_takes_its_preprocessing_and_its_network(folder: Path, monkeyp
 
 
 def test_preprocessing_alone_where_no_row_reads_onnx(folder: Path) -> None:
-    result = time_end_to_end(PREPROCESS, [], [(folder / "0.jpg").read_bytes()], 10, 0.05)
+    result = time_end_to_end(PREPROCESS, [], [(folder / "0.jpg").read_bytes()], Budget(10, 0.05))
     assert result.end_to_end_ms == []
     assert result.preprocess_ms.p50 > 0

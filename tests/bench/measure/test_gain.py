@@ -6,18 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench_samples import make_dataset
+from report_samples import make_row
 from torch import nn
 
 from toolkit.bench.measure import gain
-from toolkit.bench.measure.gain import measure_gain
-from toolkit.bench.measure.rows import Row
+from toolkit.bench.measure.gain import describe_distillation, measure_gain
+from toolkit.bench.measure.images import BenchImages
 from toolkit.bench.report.words import describe_gain
+from toolkit.bench.schema import Distillation
 from toolkit.data.dataset import Images
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.modeldir import ModelDir, Role
 from toolkit.networks.registry import NetworkSpec, build
-from toolkit.networks.weights import ModelInfo, load_model, save_model
+from toolkit.networks.weights import ModelInfo, read_info, save_model
 from toolkit.recipe import Recipe
 from toolkit.runtimes.pytorch import TorchPredictor
 
@@ -66,17 +69,13 @@ def accuracy(path: Path, pixels: Pixels) -> float:
     return float(np.mean(hits))
 
 
-def measure(model_dir: ModelDir, pixels: Pixels) -> dict[str, Any]:
-    rows, measured = [], []
-    for role in ("student", "control"):
-        path = model_dir.weights(role)  # type: ignore[arg-type]
-        if path.is_file():
-            classifier, info = load_model(path)
-            rows.append(Row(role, "fp32", path, TorchPredictor(path), classifier.network, info.extra))  # type: ignore[arg-type]
-            measured.append(
-                {"model": role, "runtime": "torch", "precision": "fp32", "accuracy_top1": accuracy(path, pixels)}
-            )
-    return measure_gain(model_dir, 0, rows, measured, pixels, np.arange(len(pixels)), "cpu")
+def measure(model_dir: ModelDir, pixels: Pixels) -> Distillation:
+    roles: tuple[Role, ...] = ("student", "control")
+    paths = {role: model_dir.weights(role) for role in roles if model_dir.weights(role).is_file()}
+    measured = [make_row(role, 1.0, accuracy(path, pixels), 1000, "torch") for role, path in paths.items()]
+    images = BenchImages.choose(make_dataset(), pixels, 0)
+    training = read_info(model_dir.weights("student")).extra
+    return describe_distillation(measure_gain(model_dir, 0, measured, images, "cpu"), training)
 
 
 def test_mean_and_deviation_over_seeds_are_those_of_the_gains(tmp_path: Path, pixels: Pixels) -> None:
@@ -88,11 +87,11 @@ def test_mean_and_deviation_over_seeds_are_those_of_the_gains(tmp_path: Path, pi
     found = measure(model_dir, pixels)
     directories = [model_dir, model_dir.of_seed(1), model_dir.of_seed(2)]
     gains = [accuracy(one.weights("student"), pixels) - accuracy(one.weights("control"), pixels) for one in directories]
-    assert found["seeds"] == [0, 1, 2]
-    assert [one["gain_top1"] for one in found["per_seed"]] == pytest.approx(gains)
-    assert found["mean"] == pytest.approx(np.mean(gains))
-    assert found["std"] == pytest.approx(np.std(gains, ddof=1))
-    assert found["epochs"] == 7
+    assert found.seeds == (0, 1, 2)
+    assert [one.gain_top1 for one in found.per_seed] == pytest.approx(gains)
+    assert found.mean == pytest.approx(np.mean(gains))
+    assert found.std == pytest.approx(np.std(gains, ddof=1))
+    assert found.epochs == 7
     told = describe_gain(found)
     assert f"{100 * statistics.fmean(gains):+.2f} ± {100 * np.std(gains, ddof=1):.2f} points" in told
     assert "over 3 seeds" in told
@@ -106,7 +105,7 @@ def test_seeds_of_other_settings_are_left_out_and_named(
         save(model_dir, role, 0)  # type: ignore[arg-type]
         save(model_dir.of_seed(1), role, 1, RECIPE.with_overrides(["distill.epochs=3"]))  # type: ignore[arg-type]
     save(model_dir.of_seed(2), "student", 2)  # still without its control
-    assert measure(model_dir, pixels)["seeds"] == [0]
+    assert measure(model_dir, pixels).seeds == (0,)
     assert "seeds/1 was trained with other settings than the student and is left out" in capsys.readouterr().err
 
 
@@ -127,14 +126,15 @@ def test_the_first_seeds_rows_are_not_asked_again(
 
     monkeypatch.setattr(gain, "TorchPredictor", Remembering)
     found = measure(model_dir, pixels)
-    assert found["seeds"] == [0, 1]
+    assert found.seeds == (0, 1)
     assert opened == [model_dir.of_seed(1).weights("student"), model_dir.of_seed(1).weights("control")]
 
 
 def test_without_a_control_the_command_that_makes_one_is_named(tmp_path: Path, pixels: Pixels) -> None:
     save(ModelDir(tmp_path), "student", 0)
     found = measure(ModelDir(tmp_path), pixels)
-    assert found["gain_top1"] is None
-    assert found["seeds"] is None
+    assert found.gain_top1 is None
+    assert found.seeds is None
     assert "toolkit distill --set distill.control=true" in describe_gain(found)
-    assert "not measured" in describe_gain({"gain_top1": None}), "reports of before there were controls"
+    before_there_were_controls = Distillation.model_validate({"gain_top1": None})
+    assert "not measured" in describe_gain(before_there_were_controls)

@@ -1,20 +1,26 @@
 """Warnings about speed: from rows and machines whose figures the test makes up."""
 
-from typing import Any
-
 import pytest
+from report_samples import make_row
 
 from toolkit.bench.measure.noise import find_close_rows, find_load, find_noise, find_restless_rows
+from toolkit.bench.schema import Hardware, ReportRow
 
 
 def row_of(
     model: str, low: float, p50: float, high: float, precision: str = "fp32", runtime: str = "onnxruntime"
-) -> dict[str, Any]:
-    latency = {"p50": p50, "round_p50_min": low, "round_p50_max": high}
-    return {"model": model, "precision": precision, "runtime": runtime, "latency_ms": latency}
+) -> ReportRow:
+    row = make_row(model, p50, 0.9, 1000, runtime, precision)
+    latency = row.latency_ms.model_copy(update={"round_p50_min": low, "round_p50_max": high})
+    return row.model_copy(update={"latency_ms": latency})
 
 
-QUIET = {"cores": 4, "other_load_cores": 0.2}
+def machine(cores: int, load: float | None) -> Hardware:
+    """`load` in cores that other programs keep busy."""
+    return Hardware(cpu="a processor", cores=cores, memory_gib=8, gpu=None, driver=None, other_load_cores=load)
+
+
+QUIET = machine(4, 0.2)
 
 
 def test_rows_whose_rounds_overlap_cannot_be_ranked() -> None:
@@ -54,11 +60,11 @@ def test_a_row_that_varies_by_more_than_a_fifth_is_named() -> None:
 
 @pytest.mark.parametrize(("load", "cores"), [(0.5, 2), (0.0, 1), (None, 4), (15.9, 64)])
 def test_a_quiet_machine(load: float | None, cores: int) -> None:
-    assert find_load({"cores": cores, "other_load_cores": load}) == []
+    assert find_load(machine(cores, load)) == []
 
 
 def test_a_busy_machine_is_told() -> None:
-    (warning,) = find_load({"cores": 2, "other_load_cores": 0.53})
+    (warning,) = find_load(machine(2, 0.53))
     assert warning == (
         "other programs kept 0.5 of 2 cores busy when the benchmark began, so its times are too long;"
         " measure again when the machine is idle"
@@ -67,6 +73,6 @@ def test_a_busy_machine_is_told() -> None:
 
 def test_all_warnings_together() -> None:
     rows = [row_of("student", 0.5, 1.0, 1.1), row_of("teacher", 1.0, 1.2, 1.3)]
-    told = find_noise(rows, {"cores": 1, "other_load_cores": 1.0})
+    told = find_noise(rows, machine(1, 1.0))
     assert [warning.split()[0] for warning in told] == ["other", "the", "the", "student"]
     assert find_noise(rows[:1], QUIET) == find_restless_rows(rows[:1])

@@ -39,9 +39,9 @@ def test_every_precision_that_is_there_becomes_a_row(tmp_path: Path) -> None:
         "control fp32 (onnxruntime)",
     ]
     assert rows[5].path == tmp_path / "student.int8.onnx"
-    assert rows[5].describe()["precision"] == "int8"
+    assert rows[5].describe().precision == "int8"
     assert {row.place for row in rows} == {"cpu"}
-    assert {row.describe()["threads"] for row in rows} == {available_cores()}
+    assert {row.describe().threads for row in rows} == {available_cores()}
 
 
 def test_the_recipe_chooses_the_runtimes_and_their_order(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_onnxruntime_on_a_gpu_is_also_measured_without_copies_and_not_in_int8(
         "student fp16 (onnxruntime)",
         "student fp16 (onnxruntime.io_binding)",
     ]
-    assert {(row.place, row.describe()["provider"]) for row in rows} == {("auto:1", f"{CUDA}:1")}
+    assert {(row.place, row.describe().provider) for row in rows} == {("auto:1", f"{CUDA}:1")}
     assert {settings["device_id"] for settings in fake.opened} == {"1"}
     assert find_remarks(rows, model_dir) == [
         "onnxruntime has no row for student.int8.onnx: its CUDA provider computes int8 files in float; measure them"

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from toolkit.bench.measure import timing
-from toolkit.bench.measure.timing import Latency, count_turns, time_rows
+from toolkit.bench.measure.timing import Budget, count_turns, describe_latency, percentiles, time_rows
+from toolkit.bench.schema import Latency
 from toolkit.data.preprocess import Preprocess
 from toolkit.runtimes.io_binding import IoBindingPredictor
 
@@ -47,6 +48,11 @@ class FakePredictor:
         return np.zeros((len(images), 2), np.float32)
 
 
+def always(ms: float, n: int) -> Latency:
+    """Of `n` runs that all took the same."""
+    return Latency(p50=ms, p95=ms, p99=ms, mean=ms, std=0.0, n=n, round_p50_min=ms, round_p50_max=ms)
+
+
 class OnGpu(IoBindingPredictor):
     """Takes 5 ms to copy a batch to the GPU, and 2 ms to compute it."""
 
@@ -66,7 +72,7 @@ class OnGpu(IoBindingPredictor):
 
 def test_of_i_o_binding_the_computation_alone_is_timed() -> None:
     clock = FakeClock()
-    (timed,) = time_rows([OnGpu(clock)], IMAGES, 100, 60, (1, 4), clock=clock, min_seconds=0)
+    (timed,) = time_rows([OnGpu(clock)], IMAGES, (1, 4), Budget(100, 60, min_seconds=0, clock=clock))
     assert timed.latency_ms.p50 == 2.0
     assert timed.throughput_img_s == {"1": 500.0, "4": 2000.0}
 
@@ -75,9 +81,9 @@ def test_latency_and_throughput_are_what_the_predictor_takes() -> None:
     clock, log = FakeClock(), []
     fast = FakePredictor("fast", clock, lambda run, size: 1.0 + size, log)
     slow = FakePredictor("slow", clock, lambda run, size: 10.0 * size, log)
-    quick, tardy = time_rows([fast, slow], IMAGES, 100, 60, (1, 32), clock=clock, min_seconds=0)
-    assert quick.latency_ms == Latency(2.0, 2.0, 2.0, 2.0, std=0.0, n=100, round_p50_min=2.0, round_p50_max=2.0)
-    assert tardy.latency_ms == Latency(10.0, 10.0, 10.0, 10.0, 0.0, n=100, round_p50_min=10.0, round_p50_max=10.0)
+    quick, tardy = time_rows([fast, slow], IMAGES, (1, 32), Budget(100, 60, min_seconds=0, clock=clock))
+    assert quick.latency_ms == always(2.0, n=100)
+    assert tardy.latency_ms == always(10.0, n=100)
     assert quick.throughput_img_s == pytest.approx({"1": 1000 / 2, "32": 32_000 / 33})
     assert tardy.throughput_img_s == pytest.approx({"1": 100.0, "32": 100.0})
 
@@ -85,21 +91,21 @@ def test_latency_and_throughput_are_what_the_predictor_takes() -> None:
 def test_slow_first_runs_are_warm_up_and_do_not_count() -> None:
     clock = FakeClock()
     slow_start = FakePredictor("a", clock, lambda run, size: max(1.0, 500 / 2**run), [])
-    (timed,) = time_rows([slow_start], IMAGES, 100, 60, (1,), clock=clock, min_seconds=0)
+    (timed,) = time_rows([slow_start], IMAGES, (1,), Budget(100, 60, min_seconds=0, clock=clock))
     assert timed.latency_ms.p99 == 1.0
 
 
 def test_a_first_run_that_compiles_does_not_use_up_the_warm_up() -> None:
     clock = FakeClock()
     compiled = FakePredictor("a", clock, lambda run, size: 60_000.0 if run == 0 else max(1.0, 40.0 - run), [])
-    (timed,) = time_rows([compiled], IMAGES, 100, 60, (1,), clock=clock, min_seconds=0)
+    (timed,) = time_rows([compiled], IMAGES, (1,), Budget(100, 60, min_seconds=0, clock=clock))
     assert timed.latency_ms.p99 == 1.0
 
 
 def test_warm_up_ends_for_a_predictor_that_never_settles() -> None:
     clock, rng = FakeClock(), np.random.default_rng(0)
     restless = FakePredictor("a", clock, lambda run, size: float(rng.uniform(1, 30)), [])
-    (timed,) = time_rows([restless], IMAGES, 100, 60, (1,), clock=clock, min_seconds=0)
+    (timed,) = time_rows([restless], IMAGES, (1,), Budget(100, 60, min_seconds=0, clock=clock))
     assert timed.latency_ms.n == 100
     assert len(restless.seen) < 100 + timing.WARM_UP_RUNS + 10 * timing.ROUNDS
 
@@ -111,7 +117,7 @@ def test_rows_take_turns_so_that_drift_hits_all_alike() -> None:
         return 1.0 + clock.now_ns / 1e9  # the machine gets slower by the second
 
     rows = [FakePredictor(name, clock, drifting, log) for name in "abc"]
-    timed = time_rows(rows, IMAGES, 200, 60, (1,), clock=clock, min_seconds=0)
+    timed = time_rows(rows, IMAGES, (1,), Budget(200, 60, min_seconds=0, clock=clock))
     medians = [row.latency_ms.p50 for row in timed]
     assert max(medians) / min(medians) < 1.05
     warm_up, turns = "abc", "cba".join(["abc"] * (timing.ROUNDS // 2)) + "cba"
@@ -122,13 +128,13 @@ def test_rows_take_turns_so_that_drift_hits_all_alike() -> None:
 def test_the_spread_of_the_rounds_is_told() -> None:
     clock = FakeClock()
     drifting = FakePredictor("a", clock, lambda run, size: 1.0 + clock.now_ns / 1e9, [])
-    (timed,) = time_rows([drifting], IMAGES, 600, 60, (1,), clock=clock, min_seconds=0)
+    (timed,) = time_rows([drifting], IMAGES, (1,), Budget(600, 60, min_seconds=0, clock=clock))
     latency = timed.latency_ms
     assert latency.round_p50_min < latency.p50 < latency.round_p50_max
     # the clock's ms grow by a factor e in a second: 1 → 1 + s; six rounds of 100 runs each
     assert latency.round_p50_max / latency.round_p50_min == pytest.approx(np.exp(0.001 * 100 * 5), rel=0.05)
     steady = FakePredictor("a", clock, lambda run, size: 3.0, [])
-    (timed,) = time_rows([steady], IMAGES, 100, 60, (1,), clock=clock, min_seconds=0)
+    (timed,) = time_rows([steady], IMAGES, (1,), Budget(100, 60, min_seconds=0, clock=clock))
     assert timed.latency_ms.round_p50_min == timed.latency_ms.round_p50_max == 3.0
 
 
@@ -140,7 +146,7 @@ def test_every_turn_starts_with_untimed_runs() -> None:
 
     a = FakePredictor("a", clock, cold_after_another, log)
     b = FakePredictor("b", clock, lambda run, size: 1.0, log)
-    timed, _ = time_rows([a, b], IMAGES, 100, 60, (1,), clock=clock, min_seconds=0)
+    timed, _ = time_rows([a, b], IMAGES, (1,), Budget(100, 60, min_seconds=0, clock=clock))
     assert timed.latency_ms.p99 == 1.0
 
 
@@ -194,7 +200,7 @@ def test_the_time_limit_ends_a_slow_row_and_only_that_one() -> None:
     clock = FakeClock()
     slow = FakePredictor("slow", clock, lambda run, size: 400.0, [])
     fast = FakePredictor("fast", clock, lambda run, size: 1.0, [])
-    tardy, quick = time_rows([slow, fast], IMAGES, 1000, 4, (1,), clock=clock, min_seconds=0)
+    tardy, quick = time_rows([slow, fast], IMAGES, (1,), Budget(1000, 4, min_seconds=0, clock=clock))
     assert 1 <= tardy.latency_ms.n <= 10
     assert len(slow.seen) * 0.4 < 4 * 1.3
     assert quick.latency_ms.n == 1000
@@ -203,7 +209,7 @@ def test_the_time_limit_ends_a_slow_row_and_only_that_one() -> None:
 def test_a_row_slower_than_the_limit_is_still_timed_once() -> None:
     clock = FakeClock()
     glacial = FakePredictor("a", clock, lambda run, size: 90_000.0, [])
-    (timed,) = time_rows([glacial], IMAGES, 100, 1, (1,), clock=clock)
+    (timed,) = time_rows([glacial], IMAGES, (1,), Budget(100, 1, clock=clock))
     assert timed.latency_ms.n == 1
     assert timed.latency_ms.p50 == 90_000.0
     assert timed.throughput_img_s == pytest.approx({"1": 1 / 90})
@@ -212,14 +218,14 @@ def test_a_row_slower_than_the_limit_is_still_timed_once() -> None:
 def test_a_fast_row_runs_for_the_least_time() -> None:
     clock = FakeClock()
     fast = FakePredictor("a", clock, lambda run, size: 0.1, [])
-    (timed,) = time_rows([fast], IMAGES, 100, 60, (1,), clock=clock, min_seconds=0.5)
+    (timed,) = time_rows([fast], IMAGES, (1,), Budget(100, 60, min_seconds=0.5, clock=clock))
     assert timed.latency_ms.n == pytest.approx(5000, rel=0.01)
 
 
 def test_batches_walk_through_the_images_and_wrap_around() -> None:
     clock = FakeClock()
     predictor = FakePredictor("a", clock, lambda run, size: 1.0, [])
-    time_rows([predictor], IMAGES, 10, 60, (3, 16), clock=clock, min_seconds=0)
+    time_rows([predictor], IMAGES, (3, 16), Budget(10, 60, min_seconds=0, clock=clock))
     by_size: dict[int, list[NDArray[np.uint8]]] = {}
     for batch in predictor.seen:
         assert batch.flags.c_contiguous
@@ -233,12 +239,12 @@ def test_progress_is_told_every_turn() -> None:
     clock = FakeClock()
     rows = [FakePredictor(name, clock, lambda run, size: 50.0, []) for name in "ab"]
     steps: list[int] = []
-    time_rows(rows, IMAGES, 100, 1, (1, 8), clock=clock, advance=steps.append)
+    time_rows(rows, IMAGES, (1, 8), Budget(100, 1, clock=clock), advance=steps.append)
     assert sum(steps) == count_turns(2, (1, 8)) == count_turns(2, (8,))
 
 
 def test_percentiles_against_numpy_and_by_hand() -> None:
-    latency = Latency.of([[5_000_000, 1_000_000], [2_000_000], [3_000_000, 4_000_000]])
+    latency = describe_latency([[5_000_000, 1_000_000], [2_000_000], [3_000_000, 4_000_000]])
     assert (latency.p50, latency.mean, latency.n) == (3.0, 3.0, 5)
     assert latency.p95 == pytest.approx(4.8)  # 1 + 0.95 · 4 steps of 1 ms
     assert latency.p99 == pytest.approx(4.96)
@@ -258,5 +264,12 @@ def test_the_real_clock_is_in_nanoseconds(monkeypatch: pytest.MonkeyPatch) -> No
             took_s.append(time.perf_counter() - start)
             return np.zeros((len(images), 2), np.float32)
 
-    (timed,) = time_rows([Sleeper("a", FakeClock(), lambda run, size: 0, [])], IMAGES, 20, 5, (1,), min_seconds=0)
+    (timed,) = time_rows(
+        [Sleeper("a", FakeClock(), lambda run, size: 0, [])], IMAGES, (1,), Budget(20, 5, min_seconds=0)
+    )
     assert 2.0 <= 1e3 * min(took_s) <= timed.latency_ms.p50 < 100 * 1e3 * max(took_s)
+
+
+def test_percentiles_interpolate_linearly() -> None:
+    assert percentiles(np.array([1.0, 2.0, 3.0, 4.0]), 0, 50, 95, 100) == pytest.approx((1.0, 2.5, 3.85, 4.0))
+    assert percentiles(np.array([7.0]), 50, 99) == (7.0, 7.0)

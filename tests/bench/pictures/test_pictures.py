@@ -3,7 +3,6 @@
 import io
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from toolkit.bench.pictures.accuracy_latency import draw_accuracy_latency, find_
 from toolkit.bench.pictures.confusion import confusion_difference, draw_confusion_difference, most_changed
 from toolkit.bench.pictures.reliability import Bins, draw_reliability, interval_95
 from toolkit.bench.report.verdict import name_runtime
+from toolkit.bench.schema import ReportRow
 
 Drawn = list[Figure]
 
@@ -57,7 +57,7 @@ def assert_nothing_is_clipped(one: Figure) -> None:
     assert box.y1 <= height, f"{box} sticks out of the picture"
 
 
-def many_rows() -> list[dict[str, Any]]:
+def many_rows() -> list[ReportRow]:
     """14 rows: three models, three precisions, four runtimes and one nobody has heard of."""
     rows = []
     for model, size, accuracy in (("teacher", 44_800_000, 0.9079), ("student", 1_040_000, 0.9031)):
@@ -109,29 +109,29 @@ def test_numbers_lie_neither_on_each_other_nor_on_other_bubbles() -> None:
     assert place_numbers([(0, 0)], [20.0]) == [(0.0, 0.0)]  # inside, where there is room
 
 
-def rows_on_two_devices() -> list[dict[str, Any]]:
+def rows_on_two_devices() -> list[ReportRow]:
     """28 rows: those 14, and each on a GPU too."""
-    faster = [row["latency_ms"]["p50"] / 7 for row in many_rows()]
+    faster = [row.latency_ms.model_copy(update={"p50": row.latency_ms.p50 / 7}) for row in many_rows()]
     on_gpu = [
-        row | {"provider": "CUDAExecutionProvider", "latency_ms": {"p50": p50}}
-        for row, p50 in zip(many_rows(), faster, strict=True)
+        row.model_copy(update={"provider": "CUDAExecutionProvider", "latency_ms": latency})
+        for row, latency in zip(many_rows(), faster, strict=True)
     ]
     return many_rows() + on_gpu
 
 
 @pytest.mark.parametrize("rows", [lambda: four_rows()[::3], four_rows, many_rows, rows_on_two_devices])
-def test_any_number_of_rows_keeps_readable(rows: Callable[[], list[dict[str, Any]]], drawn: Drawn) -> None:
+def test_any_number_of_rows_keeps_readable(rows: Callable[[], list[ReportRow]], drawn: Drawn) -> None:
     report = make_report(rows())
     png = draw_accuracy_latency(report)
     (one,) = drawn
-    assert read_size(png) == {2: (1280, 800), 4: (1280, 800), 14: (1664, 896), 28: (1664, 1306)}[len(report["rows"])]
+    assert read_size(png) == {2: (1280, 800), 4: (1280, 800), 14: (1664, 896), 28: (1664, 1306)}[len(report.rows)]
     assert_nothing_is_clipped(one)
     words = [text.get_text() for text in texts(one)]
-    for number in range(1, len(report["rows"]) + 1):
+    for number in range(1, len(report.rows) + 1):
         assert words.count(str(number)) >= 2  # at its bubble and in the list
-    for row in report["rows"]:
-        assert name_runtime(row, report["rows"]) in words
-        assert f"{100 * row['accuracy_top1']:.2f}" in words
+    for row in report.rows:
+        assert name_runtime(row, report.rows) in words
+        assert f"{100 * row.accuracy_top1:.2f}" in words
     listed = one.axes[1].texts
     renderer = one.canvas.get_renderer()  # type: ignore[attr-defined]
     boxes = [text.get_window_extent(renderer) for text in listed if text.get_text().strip()]
@@ -148,7 +148,7 @@ def test_the_rows_of_the_front_are_bold(drawn: Drawn) -> None:
 def test_equal_rows_and_one_gpu_are_drawn(drawn: Drawn) -> None:
     rows = [make_row("teacher", 1.0, 0.9, 10), make_row("student", 1.0, 0.9, 10)]
     report = make_report(rows, name="$x_1$ & <b>")
-    report["hardware"]["gpu"] = "NVIDIA H100"
+    report = report.model_copy(update={"hardware": report.hardware.model_copy(update={"gpu": "NVIDIA H100"})})
     draw_accuracy_latency(report)
     assert_nothing_is_clipped(drawn[0])
     assert any("$x_1$" in text.get_text() for text in texts(drawn[0]))
@@ -211,6 +211,9 @@ def test_the_reliability_diagram(num_classes: int, images: int, drawn: Drawn) ->
     for role, logits in (("teacher", teacher), ("student", student)):
         ece = measure_fidelity(logits, labels, teacher).ece
         assert any(line.startswith(f"{role}: ECE {ece:.4f}") for line in told)
+    sides = {text.get_text(): text.get_position() for text in curve.texts}
+    assert sides["underconfident"][0] < sides["underconfident"][1], "confidence below accuracy"
+    assert sides["overconfident"][0] > sides["overconfident"][1]
 
 
 # ---- confusion -------------------------------------------------------------------------------------------------------

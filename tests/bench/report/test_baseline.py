@@ -1,25 +1,33 @@
 """The baseline gate: each bound with a report that breaks it, and what cannot be compared at all."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report_samples import make_report, make_row
+from report_samples import first_report, make_report, make_row
 
-from toolkit.bench.report.baseline import check_against_baseline, read_report
+from toolkit.bench.report import baseline as gate
+from toolkit.bench.schema import BaselineComparison, Report, read_report
 from toolkit.errors import ArtifactError, GateError
 
 
 @pytest.fixture
 def baseline() -> dict[str, Any]:
-    return make_report()
+    return make_report().to_json()
 
 
 @pytest.fixture
-def report(baseline: dict[str, Any]) -> dict[str, Any]:
-    return copy.deepcopy(baseline)
+def report() -> dict[str, Any]:
+    return make_report().to_json()
+
+
+def check_against_baseline(
+    report: dict[str, Any], baseline: dict[str, Any], max_slowdown: float, max_drop: float
+) -> list[BaselineComparison]:
+    """Of reports as they stand in the files."""
+    now, before = Report.model_validate(report), Report.model_validate(baseline)
+    return gate.check_against_baseline(now, before, max_slowdown, max_drop)
 
 
 def test_a_report_passes_against_itself(report: dict[str, Any], baseline: dict[str, Any]) -> None:
@@ -80,7 +88,7 @@ def test_a_row_of_another_kind_is_no_match(report: dict[str, Any], baseline: dic
 def test_better_and_new_rows_pass(report: dict[str, Any], baseline: dict[str, Any]) -> None:
     report["rows"][3]["latency_ms"]["p50"] /= 10
     report["rows"][3]["accuracy_top1"] += 0.05
-    report["rows"].append(make_row("student", 99.0, 0.1, 1, precision="int8"))
+    report["rows"].append(make_row("student", 99.0, 0.1, 1, precision="int8").to_json())
     assert len(check_against_baseline(report, baseline, 1.0, 0.0)) == 4
 
 
@@ -113,7 +121,7 @@ def test_another_machine_is_remarked_on(
     assert capsys.readouterr().err == ""
     report["hardware"][part] = "Another"
     check_against_baseline(report, baseline, 1.2, 0.01)
-    assert f"careful: the baseline was measured on {told}" in capsys.readouterr().err
+    assert f"warning: the baseline was measured on {told}" in capsys.readouterr().err
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -122,7 +130,22 @@ def test_another_machine_is_remarked_on(
 def test_a_report_is_read_as_it_was_written(tmp_path: Path, report: dict[str, Any]) -> None:
     path = tmp_path / "report.json"
     path.write_text(json.dumps(report), encoding="utf-8")
-    assert read_report(path) == report
+    assert read_report(path).to_json() == report
+
+
+def test_the_first_reports_are_still_baselines(tmp_path: Path, report: dict[str, Any]) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(first_report(make_report())), encoding="utf-8")
+    before = read_report(path)
+    assert before.to_json() == json.loads(path.read_text(encoding="utf-8"))
+    assert len(gate.check_against_baseline(Report.model_validate(report), before, 1.0, 0.0)) == 4
+
+
+def test_what_a_later_version_adds_is_ignored(tmp_path: Path, report: dict[str, Any]) -> None:
+    path = tmp_path / "report.json"
+    changed = report | {"weather": "fine", "rows": [row | {"power_w": 3.0} for row in report["rows"]]}
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    assert read_report(path).to_json() == report
 
 
 def test_a_missing_report_is_named(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
-from report_samples import make_report, make_row
+from report_samples import first_report, make_report, make_row
 from tiny_onnx import save_colour_model
 
 from toolkit.bench.report.card import HUB_LICENSES, render_card, reproduce
+from toolkit.bench.schema import Report
 from toolkit.data.defaults import left_to_pictures
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import NAMED
@@ -49,22 +50,20 @@ def test_the_hub_reads_the_card() -> None:
         "dataset_name": "fashion-mnist",
         "dataset_split": "test",
     }
-    student = report["rows"][3]
+    student = report.rows[3]
     assert data.eval_results == [
-        EvalResult(
-            **common, metric_type="accuracy", metric_value=student["accuracy_top1"], metric_name="Top-1 accuracy"
-        ),
+        EvalResult(**common, metric_type="accuracy", metric_value=student.accuracy_top1, metric_name="Top-1 accuracy"),
         EvalResult(
             **common,
             metric_type="accuracy",
-            metric_value=student["accuracy_top5"],
+            metric_value=student.accuracy_top5,
             metric_name="Top-5 accuracy",
             metric_args={"top_k": 5},
         ),
         EvalResult(
             **common,
             metric_type="f1",
-            metric_value=student["macro_f1"],
+            metric_value=student.macro_f1,
             metric_name="Macro F1",
             metric_args={"average": "macro"},
         ),
@@ -222,8 +221,8 @@ def test_settings_that_differ_from_the_defaults_are_listed() -> None:
 
 
 def test_the_card_has_all_that_a_reader_needs() -> None:
-    report = make_report(classes=["shirt", "coat", "bag|pouch"])
-    report["warnings"] = ["student.onnx and student.safetensors should agree and do not"]
+    warnings = ("student.onnx and student.safetensors should agree and do not",)
+    report = make_report(classes=["shirt", "coat", "bag|pouch"]).model_copy(update={"warnings": warnings})
     card = render_card(report, "mit")
     headings = re.findall(r"^## (.*)$", card, re.MULTILINE)
     assert headings == [
@@ -231,7 +230,7 @@ def test_the_card_has_all_that_a_reader_needs() -> None:
     ]  # fmt: skip
     for told in (
         "An image classifier of 3 classes: a depthwise network with 258 k parameters, distilled from a resnet18",
-        report["verdict"],
+        report.verdict,
         "- classes: shirt, coat, bag|pouch",
         "- input: RGB, the shorter side resized to 32 px, then the centre 32 × 32 px",
         "10 epochs of distillation in 42.0 s (method kd)",
@@ -251,7 +250,7 @@ def test_the_card_has_all_that_a_reader_needs() -> None:
 
 def test_a_report_of_before_there_were_classes_and_one_without_onnx() -> None:
     report = make_report([make_row("teacher", 2, 0.9, 40, "torch"), make_row("student", 1, 0.85, 40, "torch")])
-    del report["classes"]
+    report = Report.model_validate(first_report(report))
     card = render_card(report, "")
     assert "\nAn image classifier: a depthwise network" in card
     assert "- classes" not in card

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench_samples import make_dataset
+from numpy.typing import NDArray
 from PIL import Image
 
+from toolkit.bench.measure.images import BenchImages
 from toolkit.bench.report.examples import (
     MOST_EXAMPLES,
     Examples,
@@ -43,6 +46,10 @@ def make_pixels(resize: int = 20, image_size: int = 16) -> Pixels:
     )
 
 
+def choose(pixels: Pixels, chosen: NDArray[np.int64]) -> BenchImages:
+    return BenchImages(make_dataset(), pixels, chosen)
+
+
 def one_hot(answers: list[int], sureness: list[float]) -> np.ndarray:
     """Logits (N, 3) whose largest is at `answers`."""
     logits = np.zeros((len(answers), 3), np.float32)
@@ -55,7 +62,7 @@ STUDENT = one_hot([0, 1, 1, 2, 2, 2], [5, 1, 5, 2, 5, 9])
 
 
 def write(path: Path, pixels: Pixels, most: int = 24) -> Examples:
-    write_examples(path, "colours", CLASSES, pixels, np.arange(6), TEACHER, STUDENT, most)
+    write_examples(path, choose(pixels, np.arange(6)), TEACHER, STUDENT, most)
     return Examples.read(path)
 
 
@@ -92,7 +99,7 @@ def test_preprocessing_a_kept_picture_again_gives_the_pixels_that_were_measured(
 def test_a_subset_keeps_names_and_labels(tmp_path: Path) -> None:
     chosen = np.array([1, 3, 5])
     path = tmp_path / "examples.zip"
-    write_examples(path, "colours", CLASSES, make_pixels(), chosen, TEACHER[chosen], STUDENT[chosen], 9)
+    write_examples(path, choose(make_pixels(), chosen), TEACHER[chosen], STUDENT[chosen], 9)
     kept = Examples.read(path)
     assert [(one.name, one.label) for one in kept.examples] == [("1.png", "red"), ("3.png", "green"), ("5.png", "blue")]
 

@@ -11,7 +11,7 @@ from toolkit.bench.report.verdict import (
     name_runtime,
     ship,
 )
-from toolkit.bench.schema import find_row, short_provider
+from toolkit.bench.schema import Hardware, find_row, short_provider
 
 TEACHER = make_row("teacher", 2.0, 0.92, 40_000_000)
 
@@ -101,9 +101,10 @@ def test_rows_are_compared_on_their_own_provider() -> None:
         make_row("student", 1, 0.9, 50, provider="CUDAExecutionProvider"),
         make_row("student", 1, 0.9, 50, provider="CUDAExecutionProvider:1"),
     ]
-    compare_with_teacher(rows)
-    assert [row["vs_teacher"]["times_faster"] for row in rows[2:4]] == [4.0, 2.0]
-    assert "vs_teacher" not in rows[4]
+    compared = compare_with_teacher(rows)
+    assert [row.vs_teacher.times_faster for row in compared[2:4] if row.vs_teacher] == [4.0, 2.0]
+    assert "vs_teacher" not in compared[4].to_json()
+    assert all(row.vs_teacher is None for row in rows), "what was given stays as it was"
     assert find_row(rows, "student", "onnxruntime", provider="CUDAExecutionProvider") is rows[3]
     assert find_row(rows, "student", "openvino") is None
 
@@ -129,7 +130,8 @@ def test_providers_have_short_names() -> None:
     ],
 )
 def test_the_gpu_that_was_used_is_named(hardware: dict[str, str | None], name: str | None) -> None:
-    assert name_gpu(hardware) == name
+    machine = {"cpu": "a processor", "cores": 2, "memory_gib": 8.0, "driver": None, **hardware}
+    assert name_gpu(Hardware.model_validate(machine)) == name
 
 
 def test_what_ships_is_the_fp32_file_in_onnxruntime_where_there_is_one() -> None:

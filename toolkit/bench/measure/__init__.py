@@ -1,0 +1,1 @@
+"""What is measured: quality, speed, memory and cost."""

@@ -4,13 +4,11 @@ N images, C classes. Recall is the share of a class's images that are called by 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-ClassRow = dict[str, Any]
-"""name, images, teacher_recall, student_recall, recall_difference: one class of the report's `classes`."""
+from toolkit.bench.schema import ClassRecall
 
 
 def compare_classes(
@@ -18,7 +16,7 @@ def compare_classes(
     teacher_logits: NDArray[np.floating],
     student_logits: NDArray[np.floating],
     class_names: Sequence[str],
-) -> list[ClassRow]:
+) -> list[ClassRecall]:
     """The report's `classes`, in class order, from labels (N,), logits (N, C) and names (C,).
 
     Recalls are fractions, `recall_difference` is the student's less the teacher's; all three are None for a class
@@ -35,12 +33,12 @@ def compare_classes(
         for logits in (teacher_logits, student_logits)
     )
     return [
-        {
-            "name": name,
-            "images": int(images[i]),
-            "teacher_recall": int(teacher[i]) / int(images[i]) if images[i] else None,
-            "student_recall": int(student[i]) / int(images[i]) if images[i] else None,
-            "recall_difference": int(student[i] - teacher[i]) / int(images[i]) if images[i] else None,
-        }
+        ClassRecall(
+            name=name,
+            images=int(images[i]),
+            teacher_recall=int(teacher[i]) / int(images[i]) if images[i] else None,
+            student_recall=int(student[i]) / int(images[i]) if images[i] else None,
+            recall_difference=int(student[i] - teacher[i]) / int(images[i]) if images[i] else None,
+        )
         for i, name in enumerate(class_names)
     ]

@@ -5,32 +5,18 @@ the model's own preprocess, logits, softmax. Reading the disk is left out: the b
 """
 
 import io
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from toolkit.bench.measure.timing import ROUNDS, Clock, Rounds, Work, time_in_turns
+from toolkit.bench.measure.timing import ROUNDS, Budget, Rounds, Work, percentiles, time_in_turns
+from toolkit.bench.schema import Duration
 from toolkit.data.dataset import Images
-from toolkit.data.preprocess import FORMATS, Preprocess
+from toolkit.data.formats import READERS
+from toolkit.data.preprocess import Preprocess
 from toolkit.runtimes.base import Predictor, softmax
-
-
-@dataclass(frozen=True)
-class Duration:
-    """Milliseconds of one run over n timed runs; percentiles interpolate linearly."""
-
-    p50: float
-    p95: float
-    n: int
-
-    @classmethod
-    def of(cls, rounds: Rounds) -> "Duration":
-        durations_ms = np.concatenate(rounds) / 1e6
-        p50, p95 = (float(value) for value in np.percentile(durations_ms, (50, 95)))
-        return cls(p50, p95, len(durations_ms))
 
 
 @dataclass(frozen=True)
@@ -53,23 +39,19 @@ def time_end_to_end(
     preprocess: Preprocess,
     predictors: Sequence[Predictor],
     contents: Sequence[bytes],
-    samples: int,
-    seconds: float,
-    *,
-    clock: Clock = time.perf_counter_ns,
+    budget: Budget,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> EndToEnd:
     """Time preprocessing and every predictor's whole answer in turns, one file of `contents` after the other.
 
-    `samples` and `seconds` are those of timing.time_rows; `advance` is told each finished turn, of which there are
-    `count_turns`.
+    `advance` is told each finished turn, of which there are `count_turns`.
     """
     works = [
         Work(_choose(contents), lambda content: prepare_image(content, preprocess)),
         *(Work(_choose(contents), _answer_with(predictor)) for predictor in predictors),
     ]
-    preprocessing, *answers = time_in_turns(works, samples, seconds, clock=clock, advance=advance)
-    return EndToEnd(Duration.of(preprocessing), [Duration.of(rounds) for rounds in answers])
+    preprocessing, *answers = time_in_turns(works, budget, advance)
+    return EndToEnd(_describe_duration(preprocessing), [_describe_duration(rounds) for rounds in answers])
 
 
 def count_turns(predictors: int) -> int:
@@ -79,7 +61,13 @@ def count_turns(predictors: int) -> int:
 
 def prepare_image(content: bytes, preprocess: Preprocess) -> np.ndarray:
     """An image file's bytes → uint8 (S, S, 3)."""
-    return preprocess(Image.open(io.BytesIO(content), formats=FORMATS))
+    return preprocess(Image.open(io.BytesIO(content), formats=READERS))
+
+
+def _describe_duration(rounds: Rounds) -> Duration:
+    durations_ms = np.concatenate(rounds) / 1e6
+    p50, p95 = percentiles(durations_ms, 50, 95)
+    return Duration(p50=p50, p95=p95, n=len(durations_ms))
 
 
 def _answer_with(predictor: Predictor) -> Callable[[bytes], np.ndarray]:

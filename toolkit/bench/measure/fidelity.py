@@ -3,8 +3,6 @@
 N images, C classes.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,23 +12,10 @@ from torchmetrics.functional.classification import (
     multiclass_stat_scores,
 )
 
+from toolkit.bench.schema import Fidelity
+
 CALIBRATION_BINS = 15
 """Equal-width bins of confidence, as in Guo et al. 2017, https://arxiv.org/abs/1706.04599."""
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """Quality on one set of labelled images; every figure is a fraction in 0..1."""
-
-    accuracy_top1: float
-    accuracy_top5: float
-    """Of min(5, C) guesses, so 1.0 where there are five classes or fewer."""
-    macro_f1: float
-    """Mean over the classes that occur in labels or predictions."""
-    ece: float
-    """Expected calibration error, eq. 3 of Guo et al. 2017: the gap between confidence and accuracy, 0 is best."""
-    teacher_agreement: float
-    """Images whose top-1 class is the teacher's, right or wrong."""
 
 
 def measure_fidelity(
@@ -38,7 +23,7 @@ def measure_fidelity(
 ) -> Fidelity:
     """Compare logits (N, C) with labels (N,) and with the teacher's logits (N, C) on the same images.
 
-    Raises ValueError where the shapes do not belong together or N is 0.
+    The ECE is equation 3 of Guo et al. 2017. Raises ValueError where the shapes do not belong together or N is 0.
     """
     if logits.ndim != 2 or len(logits) == 0 or logits.shape != teacher_logits.shape or labels.shape != logits.shape[:1]:
         raise ValueError(f"logits {logits.shape}, labels {labels.shape} and teacher_logits {teacher_logits.shape}")

@@ -5,16 +5,15 @@ split, in torch.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit import console
-from toolkit.bench.measure.rows import Row, answer_images, is_control_of
-from toolkit.bench.schema import ReportRow, find_row
-from toolkit.data.pixels import Pixels
+from toolkit.bench.measure.images import BenchImages
+from toolkit.bench.measure.rows import answer_images, is_control_of
+from toolkit.bench.schema import Distillation, ReportRow, SeedGain, find_row
 from toolkit.modeldir import ModelDir
 from toolkit.networks.weights import ModelInfo, read_info
 from toolkit.recipe import Recipe
@@ -25,55 +24,49 @@ FROM_TRAINING = ("epochs", "images_seen", "seconds", "train_img_s")
 
 
 def measure_gain(
-    model_dir: ModelDir,
-    seed: int,
-    rows: Sequence[Row],
-    measured: Sequence[ReportRow],
-    pixels: Pixels,
-    indices: NDArray[np.integer],
-    device: str,
-) -> dict[str, Any]:
-    """The report's `distillation`: accuracies and gain (fractions), None for what was not trained.
+    model_dir: ModelDir, seed: int, measured: Sequence[ReportRow], images: BenchImages, device: str
+) -> list[SeedGain]:
+    """Student and control of each seed, `seed` first; nothing without a control.
 
-    `rows` and what was `measured` of them are of the directory's own student and control, trained from `seed`:
-    `control_accuracy_top1` and `gain_top1`. Further seeds are measured here. `mean` and `std` (of the sample) are of
-    the gain over all `seeds`, which `per_seed` lists one by one.
+    The rows `measured` are of the directory's own student and control, trained from `seed`. Further seeds are measured
+    here, on `device`.
     """
-    extra = next(row.extra for row in rows if row.model == "student")
-    control = find_row(measured, "control", "torch") or next((r for r in measured if r["model"] == "control"), None)
-    student = find_row(measured, "student", control["runtime"]) if control else None
-    per_seed = []
-    if student and control:
-        per_seed.append(_pair(seed, student["accuracy_top1"], control["accuracy_top1"]))
-        for other in (model_dir.of_seed(number) for number in model_dir.seeds() if number != seed):
-            if _belongs(other, read_info(model_dir.weights("student"))):
-                per_seed.append(_measure_pair(other, pixels, indices, device))
-    gains = [one["gain_top1"] for one in per_seed]
-    return {
-        "control_accuracy_top1": control["accuracy_top1"] if control else None,
-        "gain_top1": gains[0] if gains else None,
-        "seeds": [one["seed"] for one in per_seed] or None,
-        "mean": statistics.fmean(gains) if gains else None,
-        "std": statistics.stdev(gains) if len(gains) > 1 else None,
-        "per_seed": per_seed,
-        **{name: extra.get(name) for name in FROM_TRAINING},
-    }
+    control = find_row(measured, "control", "torch") or next((row for row in measured if row.model == "control"), None)
+    student = find_row(measured, "student", control.runtime) if control else None
+    if student is None or control is None:
+        return []
+    found = [_compare(seed, student.accuracy_top1, control.accuracy_top1)]
+    for other in (model_dir.of_seed(number) for number in model_dir.seeds() if number != seed):
+        if _belongs(other, read_info(model_dir.weights("student"))):
+            found.append(_measure_pair(other, images, device))
+    return found
 
 
-def _pair(seed: int, student: float, control: float) -> dict[str, Any]:
-    return {
-        "seed": seed,
-        "student_accuracy_top1": student,
-        "control_accuracy_top1": control,
-        "gain_top1": student - control,
-    }
+def describe_distillation(per_seed: Sequence[SeedGain], training: Mapping[str, Any]) -> Distillation:
+    """The report's `distillation`; `training` is what the student's weights file tells of its training."""
+    gains = [one.gain_top1 for one in per_seed]
+    return Distillation(
+        control_accuracy_top1=per_seed[0].control_accuracy_top1 if per_seed else None,
+        gain_top1=gains[0] if gains else None,
+        seeds=tuple(one.seed for one in per_seed) or None,
+        mean=statistics.fmean(gains) if gains else None,
+        std=statistics.stdev(gains) if len(gains) > 1 else None,
+        per_seed=tuple(per_seed),
+        **{name: training.get(name) for name in FROM_TRAINING},
+    )
 
 
-def _measure_pair(directory: ModelDir, pixels: Pixels, indices: NDArray[np.integer], device: str) -> dict[str, Any]:
+def _compare(seed: int, student: float, control: float) -> SeedGain:
+    return SeedGain(
+        seed=seed, student_accuracy_top1=student, control_accuracy_top1=control, gain_top1=student - control
+    )
+
+
+def _measure_pair(directory: ModelDir, images: BenchImages, device: str) -> SeedGain:
     predictors = [TorchPredictor(directory.weights(role), device) for role in ("student", "control")]
-    labels = pixels.labels[indices]
-    accuracies = [float(np.mean(logits.argmax(1) == labels)) for logits in answer_images(predictors, pixels, indices)]
-    return _pair(int(directory.name), accuracies[0], accuracies[1])
+    answers = answer_images(predictors, images.pixels, images.chosen)
+    student, control = (float(np.mean(logits.argmax(1) == images.labels)) for logits in answers)
+    return _compare(int(directory.name), student, control)
 
 
 def _belongs(directory: ModelDir, student: ModelInfo) -> bool:
@@ -89,5 +82,5 @@ def _belongs(directory: ModelDir, student: ModelInfo) -> bool:
     same_source = (other.dataset_sha256, other.teacher_sha256) == (student.dataset_sha256, student.teacher_sha256)
     if recipes[0] == recipes[1] and same_source and is_control_of(read_info(files[1]), other):
         return True
-    console.say(f"careful: {directory.path} was trained with other settings than the student and is left out")
+    console.say(f"warning: {directory.path} was trained with other settings than the student and is left out")
     return False

@@ -7,8 +7,10 @@ The session has as many threads as this process may use cores, and all clients s
 computing, only that the cores never wait for the next request. Serving past one machine is another program's job.
 """
 
+import itertools
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import console
+from toolkit.bench.measure.timing import percentiles
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.runtimes.onnxruntime import OnnxPredictor
@@ -95,7 +98,7 @@ def drive(predictor: OnnxPredictor, images: NDArray[np.uint8], clients: int, sec
     errors = [error for tally in tallies for error in tally.errors]
     if len(durations_ms) == 0:
         raise errors[0]
-    p50, p95, p99 = (float(value) for value in np.percentile(durations_ms, (50, 95, 99)))
+    p50, p95, p99 = percentiles(durations_ms, 50, 95, 99)
     return LoadResult(
         file=predictor.path.name,
         provider=predictor.provider,
@@ -124,7 +127,8 @@ def _run_clients(
     """Every client's tally, and the s it took until the last of them had its answer."""
     go, stop = threading.Event(), threading.Event()
     with ThreadPoolExecutor(clients) as pool:
-        jobs = [pool.submit(_ask, predictor, images, number, clients, go, stop) for number in range(clients)]
+        places = [itertools.count(number, clients) for number in range(clients)]
+        jobs = [pool.submit(_ask, predictor, images, numbers, go, stop) for numbers in places]
         try:
             start = time.perf_counter()
             go.set()
@@ -138,16 +142,15 @@ def _run_clients(
 def _ask(
     predictor: OnnxPredictor,
     images: NDArray[np.uint8],
-    number: int,
-    clients: int,
+    numbers: Iterator[int],
     go: threading.Event,
     stop: threading.Event,
 ) -> _Tally:
-    tally, at = _Tally(), number
+    """Ask for the images at `numbers`, again from the start after the last, from `go` on and until `stop`."""
+    tally = _Tally()
     go.wait()
     while not (tally.durations_ns or tally.errors) or not stop.is_set():  # one request at least
-        image = images[at % len(images)][np.newaxis]
-        at += clients
+        image = images[next(numbers) % len(images)][np.newaxis]
         start = time.perf_counter_ns()
         try:
             predictor.logits(image)

@@ -1,13 +1,9 @@
-"""What makes figures of speed doubtful, in words: a busy machine, a restless row, two rows that cannot be ranked.
-
-Works on the dictionaries of report.json.
-"""
+"""What makes figures of speed doubtful, in words: a busy machine, a restless row, two rows that cannot be ranked."""
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from toolkit.bench.schema import ReportRow
+from toolkit.bench.schema import Hardware, ReportRow
 
 WIDE = 0.2
 """Range of a row's medians by round over its p50, from which on the row is called restless."""
@@ -16,14 +12,14 @@ BUSY = 0.25
 """Share of the cores that other processes may use before the machine is called busy."""
 
 
-def find_noise(rows: Sequence[ReportRow], hardware: Mapping[str, Any]) -> list[str]:
+def find_noise(rows: Sequence[ReportRow], hardware: Hardware) -> list[str]:
     """All warnings about the report's speed; `hardware` as hardware.describe_hardware measured it before."""
     return [*find_load(hardware), *find_restless_rows(rows), *find_close_rows(rows)]
 
 
-def find_load(hardware: Mapping[str, Any]) -> list[str]:
+def find_load(hardware: Hardware) -> list[str]:
     """A sentence where other processes kept more than BUSY of the cores busy when the benchmark began."""
-    load, cores = hardware["other_load_cores"], hardware["cores"]
+    load, cores = hardware.other_load_cores, hardware.cores
     if load is None or load <= BUSY * cores:
         return []
     return [
@@ -36,12 +32,12 @@ def find_restless_rows(rows: Sequence[ReportRow]) -> list[str]:
     """A sentence for each row whose median by round varies by more than WIDE of its p50."""
     found = []
     for row in rows:
-        latency = row["latency_ms"]
-        width = (latency["round_p50_max"] - latency["round_p50_min"]) / latency["p50"]
+        latency = row.latency_ms
+        width = (latency.round_p50_max - latency.round_p50_min) / latency.p50
         if width > WIDE:
             found.append(
                 f"the latency of {name_row(row)} is not steady: its p50 by round is {_range(row)}, which varies by"
-                f" {100 * width:.0f} % of {latency['p50']:.4g} ms; measure again on a quieter machine"
+                f" {100 * width:.0f} % of {latency.p50:.4g} ms; measure again on a quieter machine"
             )
     return found
 
@@ -51,20 +47,20 @@ def find_close_rows(rows: Sequence[ReportRow]) -> list[str]:
 
     Controls are left out: theirs is the student's network.
     """
-    ranked = sorted((row for row in rows if row["model"] != "control"), key=lambda row: row["latency_ms"]["p50"])
+    ranked = sorted((row for row in rows if row.model != "control"), key=lambda row: row.latency_ms.p50)
     return [
         f"{name_row(faster)} and {name_row(slower)} cannot be ranked by latency: their p50 by round is {_range(faster)}"
         f" and {_range(slower)}"
         for faster, slower in itertools.pairwise(ranked)
-        if faster["latency_ms"]["round_p50_max"] >= slower["latency_ms"]["round_p50_min"]
+        if faster.latency_ms.round_p50_max >= slower.latency_ms.round_p50_min
     ]
 
 
 def name_row(row: ReportRow) -> str:
     """`student int8 (onnxruntime)`"""
-    return f"{row['model']} {row['precision']} ({row['runtime']})"
+    return f"{row.model} {row.precision} ({row.runtime})"
 
 
 def _range(row: ReportRow) -> str:
-    latency = row["latency_ms"]
-    return f"{latency['round_p50_min']:.4g} to {latency['round_p50_max']:.4g} ms"
+    latency = row.latency_ms
+    return f"{latency.round_p50_min:.4g} to {latency.round_p50_max:.4g} ms"

@@ -19,12 +19,13 @@ end_to_end.py times whole answers, from a file's bytes on, by the same method.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.bench.schema import Latency
 from toolkit.runtimes.base import Predictor
 from toolkit.runtimes.io_binding import IoBindingPredictor
 
@@ -46,30 +47,21 @@ Rounds = list[list[int]]
 """ns that each run of a round took, a list a round; fewer than ROUNDS where the time limit came before"""
 
 
+def percentiles(durations_ms: NDArray[np.float64], *percents: int) -> tuple[float, ...]:
+    """Percentiles (0 to 100) of durations (n,), n ≥ 1; between two durations they are interpolated linearly."""
+    return tuple(float(value) for value in np.percentile(durations_ms, percents))
+
+
 @dataclass(frozen=True)
-class Latency:
-    """Milliseconds of one run over n timed runs; percentiles interpolate linearly, std is of the population.
+class Budget:
+    """How long a row is timed at one batch size, and by which clock."""
 
-    `round_p50_min` and `round_p50_max` are the least and the greatest of the rounds' own medians: what another
-    measurement on this machine might have found.
-    """
-
-    p50: float
-    p95: float
-    p99: float
-    mean: float
-    std: float
-    n: int
-    round_p50_min: float
-    round_p50_max: float
-
-    @classmethod
-    def of(cls, rounds: Rounds) -> "Latency":
-        durations_ms = np.concatenate(rounds) / 1e6
-        p50, p95, p99 = (float(value) for value in np.percentile(durations_ms, (50, 95, 99)))
-        medians = [float(np.median(durations)) / 1e6 for durations in rounds]
-        mean, std = float(durations_ms.mean()), float(durations_ms.std())
-        return cls(p50, p95, p99, mean, std, len(durations_ms), min(medians), max(medians))
+    samples: int
+    """timed runs that are wanted"""
+    seconds: float
+    """s after which a row is done, with fewer samples too"""
+    min_seconds: float = MIN_SECONDS
+    clock: Clock = time.perf_counter_ns
 
 
 @dataclass(frozen=True)
@@ -114,30 +106,24 @@ class _Run:
 def time_rows(
     predictors: Sequence[Predictor],
     images: NDArray[np.uint8],
-    samples: int,
-    seconds: float,
     batch_sizes: Iterable[int],
-    *,
-    clock: Clock = time.perf_counter_ns,
-    min_seconds: float = MIN_SECONDS,
+    budget: Budget,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> list[Timing]:
     """Time every predictor on images (N, S, S, 3); one Timing each, in their order.
 
-    Latency is of batch 1 with at least `samples` runs, throughput of every one of `batch_sizes` with at least `samples`
-    images, unless `seconds` (s, for one row at one batch size) end it before; every row gets one timed run at least.
-    `advance` is told each finished turn; there are ROUNDS for each row and batch size.
+    Latency is of batch 1 with at least `budget.samples` runs, throughput of every one of `batch_sizes` with at least as
+    many images, unless the budget's time limit ends it before; every row gets one timed run at least. `advance` is told
+    each finished turn; there are ROUNDS for each row and batch size.
     """
     results: dict[int, list[Rounds]] = {}
     for batch_size in sorted({1, *batch_sizes}):
         works = [_answer_batches(predictor, images, batch_size) for predictor in predictors]
-        wanted = -(-samples // batch_size)
-        results[batch_size] = time_in_turns(
-            works, wanted, seconds, clock=clock, min_seconds=min_seconds, advance=advance
-        )
+        runs = replace(budget, samples=-(-budget.samples // batch_size))
+        results[batch_size] = time_in_turns(works, runs, advance)
     return [
         Timing(
-            latency_ms=Latency.of(results[1][row]),
+            latency_ms=describe_latency(results[1][row]),
             throughput_img_s={
                 str(size): _throughput_img_s(size, results[size][row]) for size in sorted(set(batch_sizes))
             },
@@ -151,25 +137,36 @@ def count_turns(rows: int, batch_sizes: Iterable[int]) -> int:
     return ROUNDS * rows * len({1, *batch_sizes})
 
 
+def describe_latency(rounds: Rounds) -> Latency:
+    durations_ms = np.concatenate(rounds) / 1e6
+    p50, p95, p99 = percentiles(durations_ms, 50, 95, 99)
+    medians = [float(np.median(durations)) / 1e6 for durations in rounds]
+    return Latency(
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        mean=float(durations_ms.mean()),
+        std=float(durations_ms.std()),
+        n=len(durations_ms),
+        round_p50_min=min(medians),
+        round_p50_max=max(medians),
+    )
+
+
 def time_in_turns(
-    works: Sequence[Work],
-    samples: int,
-    seconds: float,
-    *,
-    clock: Clock = time.perf_counter_ns,
-    min_seconds: float = MIN_SECONDS,
-    advance: Callable[[int], None] = lambda steps: None,
+    works: Sequence[Work], budget: Budget, advance: Callable[[int], None] = lambda steps: None
 ) -> list[Rounds]:
     """The method above for any work, at least one timed run each; `advance` is told ROUNDS turns for each."""
-    runs = [_Run(work, clock) for work in works]
-    limit_ns, least_ns = round(seconds * 1e9), round(min(min_seconds, seconds) * 1e9)
+    runs = [_Run(work, budget.clock) for work in works]
+    limit_ns = round(budget.seconds * 1e9)
+    least_ns = round(min(budget.min_seconds, budget.seconds) * 1e9)
     for run in runs:
         _warm_up(run, limit_ns // 10)
         run.spent_ns = 0
     for turn in range(1, ROUNDS + 1):
         for run in runs if turn % 2 else reversed(runs):
             share = turn / ROUNDS
-            _take_turn(run, round(max(ROUNDS, samples) * share), limit_ns * share, least_ns * share)
+            _take_turn(run, round(max(ROUNDS, budget.samples) * share), limit_ns * share, least_ns * share)
             advance(1)
     return [run.rounds for run in runs]
 

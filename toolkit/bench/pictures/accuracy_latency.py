@@ -1,4 +1,4 @@
-"""The picture of what accuracy costs: every row's top-1 accuracy against its latency, and the Pareto front."""
+"""The picture of what accuracy costs: the top-1 accuracy of every row against its latency, and the Pareto front."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from toolkit import console
 from toolkit.bench.report.verdict import name_gpu, name_model, name_runtime
-from toolkit.bench.schema import ReportRow
+from toolkit.bench.schema import Report, ReportRow
 from toolkit.plotting import COLOURS, GREY, INK, add_title, dress_axes, start_figure, write_png
 
 LARGEST_BUBBLE = 1000.0
@@ -28,12 +28,12 @@ NUMBER_POINTS = 7.5
 Point = tuple[float, float]
 
 
-def draw_accuracy_latency(report: dict[str, Any]) -> bytes:
+def draw_accuracy_latency(report: Report) -> bytes:
     """PNG: top-1 accuracy against p50 latency of batch 1 (log scale); a row is a bubble, its area the file's size.
 
-    Bubbles are numbered from the fastest row on, as the list beside the plot is; any number of rows keeps readable.
+    Numbers start at the fastest row, in the plot and in the list beside it. Any number of rows stays readable.
     """
-    rows = sorted(report["rows"], key=lambda row: (row["latency_ms"]["p50"], -row["accuracy_top1"]))
+    rows = sorted(report.rows, key=lambda row: (row.latency_ms.p50, -row.accuracy_top1))
     front = find_front(rows)
     width, height = (8.0, 5.0) if len(rows) <= FEW_ROWS else (10.4, max(5.6, 1.5 + LINE * (len(rows) + 3)))
     figure = start_figure(width, height)
@@ -44,31 +44,31 @@ def draw_accuracy_latency(report: dict[str, Any]) -> bytes:
     _draw_bubbles(axes, rows)
     panel = figure.add_axes((1 - list_width, 0.6 / height, list_width - 0.1 / width, 1 - 1.5 / height))
     _list_rows(panel, rows, front, line=LINE / (height - 1.5))
-    dataset, hardware = report["dataset"], report["hardware"]
-    where = name_gpu(hardware) or f"{hardware['cpu']}, {console.count(hardware['cores'], 'core')}"
+    dataset, hardware = report.dataset, report.hardware
+    where = name_gpu(hardware) or f"{hardware.cpu}, {console.count(hardware.cores, 'core')}"
     add_title(
         figure,
-        f"{dataset['name']}: accuracy against latency",
-        f"{dataset['images']:,} test images · batch 1 · {where} · bubble area: file size",
+        f"{dataset.name}: accuracy against latency",
+        f"{dataset.images:,} test images · batch 1 · {where} · bubble area: file size",
     )
     return write_png(figure)
 
 
 def find_front(rows: Sequence[ReportRow]) -> list[int]:
-    """Indices of the rows that no other beats: none is faster (p50) and as accurate, or as fast and more accurate.
+    """Indices of the rows that no other row beats: faster (p50) and as accurate, or as fast and more accurate.
 
-    Fastest first. Of rows that are equal in both, the first alone is in it.
+    Fastest first. If rows are equal in both, only the first one is in it.
     """
-    order = sorted(range(len(rows)), key=lambda i: (rows[i]["latency_ms"]["p50"], -rows[i]["accuracy_top1"]))
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].latency_ms.p50, -rows[i].accuracy_top1))
     front: list[int] = []
     for i in order:
-        if not front or rows[i]["accuracy_top1"] > rows[front[-1]]["accuracy_top1"]:
+        if not front or rows[i].accuracy_top1 > rows[front[-1]].accuracy_top1:
             front.append(i)
     return front
 
 
 def _place(row: ReportRow) -> Point:
-    return row["latency_ms"]["p50"], 100 * row["accuracy_top1"]
+    return row.latency_ms.p50, 100 * row.accuracy_top1
 
 
 def _scale_axes(axes: Axes, rows: Sequence[ReportRow]) -> None:
@@ -95,11 +95,11 @@ def _draw_front(axes: Axes, front: Sequence[ReportRow]) -> None:
 
 
 def _draw_bubbles(axes: Axes, rows: Sequence[ReportRow]) -> None:
-    largest = max(row["size_bytes"] for row in rows)
-    areas = [max(SMALLEST_BUBBLE, LARGEST_BUBBLE * row["size_bytes"] / largest) for row in rows]
+    largest = max(row.size_bytes for row in rows)
+    areas = [max(SMALLEST_BUBBLE, LARGEST_BUBBLE * row.size_bytes / largest) for row in rows]
     for row, area in sorted(zip(rows, areas, strict=True), key=lambda pair: -pair[1]):
         x, y = _place(row)
-        colour = COLOURS[row["model"]]
+        colour = COLOURS[row.model]
         axes.scatter([x], [y], s=area, color=colour, alpha=_opacity(row), linewidths=0, zorder=2)
         axes.scatter([x], [y], s=area, facecolors="none", edgecolors=colour, linewidths=1, zorder=2.5)
     points_a_pixel = 72 / axes.figure.dpi
@@ -111,10 +111,10 @@ def _draw_bubbles(axes: Axes, rows: Sequence[ReportRow]) -> None:
 
 
 def place_numbers(centres: Sequence[Point], radii: Sequence[float]) -> list[Point]:
-    """Where each bubble's number goes, from its centre, so that numbers lie neither on each other nor on a bubble.
+    """Where each bubble's number goes, from its centre, so that numbers do not cover one another or a bubble.
 
-    All in points. A number lies inside where its bubble has room, else around it, else a little farther off; the place
-    that covers least is taken.
+    All in points. A number lies in its bubble if there is room, else around it, else a little farther off. It takes
+    the place that covers least.
     """
     spots: list[Point] = []
     for i, ((x, y), radius) in enumerate(zip(centres, radii, strict=True)):
@@ -147,12 +147,12 @@ def _list_rows(panel: Axes, rows: Sequence[ReportRow], front: Sequence[int], lin
         panel.text(x, 1, heading, ha=align, va="center", color=GREY, fontsize=NUMBER_POINTS)
     for number, row in enumerate(rows, start=1):
         y = 1 - number * line
-        panel.scatter([columns[0][0]], [y], s=95, color=COLOURS[row["model"]], alpha=_opacity(row), linewidths=0)
+        panel.scatter([columns[0][0]], [y], s=95, color=COLOURS[row.model], alpha=_opacity(row), linewidths=0)
         latency, accuracy = _place(row)
         cells = (
             *(str(number), name_model(row), name_runtime(row, rows)),
             *(f"{latency:.2f}" if latency < 1000 else f"{latency:,.0f}", f"{accuracy:.2f}"),
-            console.size(row["size_bytes"]),
+            console.size(row.size_bytes),
         )
         weight = "bold" if number - 1 in front else "normal"
         for (x, align), cell in zip(columns, cells, strict=True):
@@ -164,4 +164,4 @@ def _list_rows(panel: Axes, rows: Sequence[ReportRow], front: Sequence[int], lin
 
 
 def _opacity(row: ReportRow) -> float:
-    return OPACITY.get(row["precision"], OPACITY["fp32"])
+    return OPACITY.get(row.precision, OPACITY["fp32"])

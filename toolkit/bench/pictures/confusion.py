@@ -1,4 +1,4 @@
-"""Which classes the student confuses where the teacher did not: the difference of two confusion matrices.
+"""Classes that the student confuses more, or less, than the teacher: the difference of two confusion matrices.
 
 N images, C classes.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from toolkit.plotting import COLOURS, FAINT, INK, add_title, start_figure, write_png
 
 MOST_CLASSES = 30
-"""classes that are drawn all together; of more, only the MOST_CHANGED"""
+"""most classes that are all drawn; if there are more, only the MOST_CHANGED are"""
 MOST_CHANGED = 20
 MOST_NUMBERED = 20
 """classes up to which every cell has room for its number"""
@@ -23,16 +23,16 @@ LEAST_SHOWN = 0.05
 """points; smaller differences get no number"""
 
 MORE_OR_LESS = LinearSegmentedColormap.from_list("more or less", [COLOURS["teacher"], "#ffffff", COLOURS["student"]])
-"""From what the teacher says more often to what the student says more often."""
+"""Blue: the teacher predicts it more often; orange: the student does."""
 
 
 def confusion_difference(
     labels: NDArray[np.integer], teacher_logits: NDArray[np.floating], student_logits: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """(C, C) in points: of the images of class i (row), the share the student calls j less the share the teacher does.
+    """(C, C) in points: the share of class i (row) for which the student predicts j, minus the teacher's share.
 
-    labels (N,), logits (N, C). Rows add up to 0; a class without images is a row of zeros. Raises ValueError where the
-    shapes do not belong together.
+    labels (N,), logits (N, C). Rows add up to 0; a class without images is a row of zeros. Raises ValueError if the
+    shapes do not fit.
     """
     if teacher_logits.ndim != 2 or teacher_logits.shape != student_logits.shape or len(labels) != len(teacher_logits):
         raise ValueError(f"labels {labels.shape}, logits {teacher_logits.shape} and {student_logits.shape}")
@@ -59,7 +59,7 @@ def draw_confusion_difference(
 ) -> bytes:
     """PNG of `confusion_difference` on the images of data set `name`; class_names (C,) stand at both axes.
 
-    Of more than MOST_CLASSES classes, the MOST_CHANGED are shown.
+    If there are more than MOST_CLASSES classes, the MOST_CHANGED are shown.
     """
     difference = confusion_difference(labels, teacher_logits, student_logits)
     shown = np.arange(len(class_names))
@@ -82,8 +82,8 @@ def draw_confusion_difference(
         _number_cells(axes, part, limit)
     part_of = f" · the {len(shown)} of {len(class_names)} classes that changed most"
     which = part_of if len(shown) < len(class_names) else ""
-    colours = "blue: the teacher says it more often; orange: the student does"
-    add_title(figure, f"{name}: student less teacher", f"{len(labels):,} test images{which}\n{colours}")
+    colours = "blue: the teacher predicts the class more often; orange: the student does"
+    add_title(figure, f"{name}: confusion, student minus teacher", f"{len(labels):,} test images{which}\n{colours}")
     return write_png(figure)
 
 
@@ -91,8 +91,8 @@ def _name_classes(axes: Axes, names: Sequence[str]) -> None:
     size = 9 if len(names) <= 20 else 7.5
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set_xlabel("what it is called", color=INK, fontsize=9)
-    axes.set_ylabel("what it is", color=INK, fontsize=9)
+    axes.set_xlabel("predicted class", color=INK, fontsize=9)
+    axes.set_ylabel("true class", color=INK, fontsize=9)
     axes.tick_params(colors=INK, length=0, labelsize=size)
     axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
@@ -110,6 +110,6 @@ def _number_cells(axes: Axes, part: NDArray[np.float64], limit: float) -> None:
 
 
 def _shorten(name: str) -> str:
-    """Beginning and end: long names often differ in one of them alone."""
+    """Keeps the beginning and the end: long names often differ in only one of them."""
     half = (LONGEST_NAME - 1) // 2
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1 - half]}…{name[-half:]}"

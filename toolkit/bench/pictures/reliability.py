@@ -1,4 +1,4 @@
-"""How far confidence can be believed: bins of confidence, their accuracy, and the reliability diagram.
+"""Accuracy against confidence: bins of confidence, their accuracy, and the reliability diagram.
 
 N images, C classes. Guo et al. 2017, https://arxiv.org/abs/1706.04599, equations 2 and 3.
 """
@@ -27,13 +27,13 @@ class Bins:
 
     images: NDArray[np.int64]
     confidence: NDArray[np.float64]
-    """Mean of the bin's images, 0 where there are none."""
+    """Mean of the bin's images, 0 if it has none."""
     accuracy: NDArray[np.float64]
-    """Share of the bin's images that are answered rightly, 0 where there are none."""
+    """Share of the bin's images with the right answer, 0 if it has none."""
 
     @classmethod
     def of(cls, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Self:
-        """From logits (N, C) and labels (N,). Raises ValueError where the shapes do not belong together or N is 0."""
+        """From logits (N, C) and labels (N,). Raises ValueError if the shapes do not fit or N is 0."""
         if logits.ndim != 2 or len(logits) == 0 or labels.shape != logits.shape[:1]:
             raise ValueError(f"logits {logits.shape} and labels {labels.shape}")
         probabilities = softmax(logits)
@@ -51,7 +51,7 @@ class Bins:
 
     @property
     def overconfidence(self) -> float:
-        """Mean confidence less accuracy over all images; a fraction, below 0 where a network doubts too much."""
+        """Mean confidence less accuracy over all images; a fraction, below 0 if the network is underconfident."""
         return float(np.sum(self.images * (self.confidence - self.accuracy)) / self.images.sum())
 
 
@@ -61,9 +61,9 @@ def draw_reliability(
     student_logits: NDArray[np.floating],
     name: str,
 ) -> bytes:
-    """PNG: accuracy against confidence for teacher and student on the images of data set `name`, and how many they are.
+    """PNG: accuracy against confidence of teacher and student on the images of data set `name`, and a histogram.
 
-    labels (N,), logits (N, C). The vertical lines are 95 % intervals: a bin of few images says little.
+    labels (N,), logits (N, C). The vertical lines are 95 % intervals: a bin with few images means little.
     """
     bins: dict[Literal["teacher", "student"], Bins] = {
         "teacher": Bins.of(teacher_logits, labels),
@@ -72,20 +72,20 @@ def draw_reliability(
     figure = start_figure(7, 7)
     grid = figure.add_gridspec(2, 1, height_ratios=(3, 1), left=0.1, right=0.97, bottom=0.075, top=0.8, hspace=0.1)
     curve, histogram = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
-    curve.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="as sure as right")
+    curve.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="perfect calibration")
     for role, one in bins.items():
         _draw_curve(curve, one, role)
         _draw_histogram(histogram, one, role)
     dress_axes(curve, "", "accuracy, %")
     curve.set(xlim=(0, 100), ylim=(0, 102))
     curve.tick_params(labelbottom=False)
-    curve.text(3, 60, "doubts too much", color=GREY, fontsize=9)
-    curve.text(97, 26, "too sure of itself", color=GREY, fontsize=9, ha="right")
+    curve.text(3, 60, "underconfident", color=GREY, fontsize=9)
+    curve.text(97, 26, "overconfident", color=GREY, fontsize=9, ha="right")
     curve.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
-    dress_axes(histogram, "confidence in the answer, %", "images, %")
+    dress_axes(histogram, "confidence, %", "images, %")
     histogram.set(xlim=(0, 100), ylim=(0, None))
-    subtitle = f"{len(labels):,} test images in {CALIBRATION_BINS} bins of confidence · bars: 95 % interval of a bin"
-    add_title(figure, f"{name}: can confidence be believed?", subtitle)
+    subtitle = f"{len(labels):,} test images in {CALIBRATION_BINS} bins of confidence · vertical lines: 95 % interval"
+    add_title(figure, f"{name}: accuracy against confidence", subtitle)
     return write_png(figure)
 
 
@@ -110,7 +110,7 @@ def _draw_curve(axes: Axes, bins: Bins, role: Literal["teacher", "student"]) -> 
 
 def _draw_histogram(axes: Axes, bins: Bins, role: Literal["teacher", "student"]) -> None:
     edges = np.linspace(0, 100, CALIBRATION_BINS + 1)
-    images = np.append(bins.images[:-2], bins.images[-2:].sum())  # what is certain stands in the last bar too
+    images = np.append(bins.images[:-2], bins.images[-2:].sum())  # confidence 1 belongs to the last bar
     shares = 100 * images / images.sum()
     axes.stairs(shares, edges, color=COLOURS[role], alpha=0.25, fill=True, zorder=2)
     axes.stairs(shares, edges, color=COLOURS[role], linewidth=1.4, zorder=3)

@@ -11,19 +11,15 @@ from typing import Any
 
 from toolkit import console
 from toolkit.bench.report.markdown import bullets, markdown_table, percent
-from toolkit.bench.report.table import Report, short_count
+from toolkit.bench.report.table import short_count
 from toolkit.bench.report.verdict import find_shipped, name_gpu, name_model
 from toolkit.bench.report.words import describe_classes, describe_gain
-from toolkit.bench.schema import ReportRow
+from toolkit.bench.schema import Report, ReportRow
 from toolkit.data.defaults import left_to_pictures
+from toolkit.data.sources import NAMED
 from toolkit.recipe import Recipe, builtin_names, load_builtin
 
-HUB_DATASETS = {
-    "fashion-mnist": "zalando-datasets/fashion_mnist",
-    "cifar10": "uoft-cs/cifar10",
-    "cifar100": "uoft-cs/cifar100",
-    "food101": "ethz/food101",
-}
+HUB_DATASETS = {name: known.hub_id for name, known in NAMED.items() if known.hub_id}
 """Named set → its id on the hub; a set that is not there gets the type that the hub has for folders of images."""
 
 HUB_LICENSES = {
@@ -81,16 +77,16 @@ MADE_BY = "<!-- This card was made by toolkit bench; delete this line to keep ch
 
 def render_card(report: Report, license: str) -> str:
     """The card as text; `license` is the recipe's `export.license`, "" where none was given."""
-    recipe, dataset = Recipe.model_validate(report["recipe"]), report["dataset"]
+    recipe, dataset = Recipe.model_validate(report.recipe), report.dataset
     sections = [
         _front_matter(report, recipe, license),
         MADE_BY,
         f"# {_model_name(report, recipe)}",
         f"{_count_classes(report)}: a {recipe.student.architecture} network with "
-        f"{short_count(find_shipped(report['rows'])['params'])} parameters, distilled from a "
-        f"{recipe.teacher.architecture} teacher on {dataset['name']} and exported to ONNX. {report['verdict']}",
+        f"{short_count(find_shipped(report.rows).params)} parameters, distilled from a "
+        f"{recipe.teacher.architecture} teacher on {dataset.name} and exported to ONNX. {report.verdict}",
         "## Intended use",
-        f"Telling apart pictures like those of {dataset['name']}, where a small and quick network is wanted. "
+        f"Telling apart pictures like those of {dataset.name}, where a small and quick network is wanted. "
         "Every picture gets one of the classes below, also where it shows none of them. It has not been examined for "
         "decisions about people, nor for pictures from elsewhere.",
         f"Licence: {license}" if license else "No licence was given with the weights.",
@@ -104,9 +100,9 @@ def render_card(report: Report, license: str) -> str:
         "## Training",
         *_describe_training(report, recipe),
         "## Evaluation",
-        f"On {dataset['images']:,} images of the {dataset['split']} split, by the files themselves. Latency is of one "
+        f"On {dataset.images:,} images of the {dataset.split} split, by the files themselves. Latency is of one "
         "image, decoding and resizing not included. ECE is the expected calibration error (15 bins).",
-        _metrics_table(report["rows"]),
+        _metrics_table(report.rows),
         "## Limits",
         _describe_limits(report),
         "## Environment",
@@ -145,16 +141,16 @@ def _changed_settings(recipe: Recipe, base: Recipe) -> list[tuple[str, Any, Any]
 
 
 def _front_matter(report: Report, recipe: Recipe, license: str) -> str:
-    row, dataset = find_shipped(report["rows"]), report["dataset"]
+    row, dataset = find_shipped(report.rows), report.dataset
     hub_id = HUB_DATASETS.get(recipe.data.source)
     metrics = [
-        {"type": "accuracy", "value": row["accuracy_top1"], "name": "Top-1 accuracy"},
-        {"type": "accuracy", "value": row["accuracy_top5"], "name": "Top-5 accuracy", "args": {"top_k": 5}},
-        {"type": "f1", "value": row["macro_f1"], "name": "Macro F1", "args": {"average": "macro"}},
+        {"type": "accuracy", "value": row.accuracy_top1, "name": "Top-1 accuracy"},
+        {"type": "accuracy", "value": row.accuracy_top5, "name": "Top-5 accuracy", "args": {"top_k": 5}},
+        {"type": "f1", "value": row.macro_f1, "name": "Macro F1", "args": {"average": "macro"}},
     ]
     result = {
         "task": {"type": "image-classification", "name": "Image classification"},
-        "dataset": {"type": hub_id or "imagefolder", "name": dataset["name"], "split": dataset["split"]},
+        "dataset": {"type": hub_id or "imagefolder", "name": dataset.name, "split": dataset.split},
         "metrics": metrics,
     }
     fields = {
@@ -202,24 +198,23 @@ def _scalar(value: str | float) -> str:
 
 
 def _model_name(report: Report, recipe: Recipe) -> str:
-    return f"{report['dataset']['name']}-{recipe.student.architecture}"
+    return f"{report.dataset.name}-{recipe.student.architecture}"
 
 
 def _count_classes(report: Report) -> str:
-    classes = report.get("classes")
-    return f"An image classifier of {len(classes)} classes" if classes else "An image classifier"
+    return f"An image classifier of {len(report.classes)} classes" if report.classes else "An image classifier"
 
 
 def _describe_data(report: Report, recipe: Recipe) -> str:
-    dataset, classes = report["dataset"], report.get("classes") or []
+    dataset, classes = report.dataset, report.classes
     hub_id = HUB_DATASETS.get(recipe.data.source)
     known = f" ([{hub_id}](https://huggingface.co/datasets/{hub_id}))" if hub_id else ""
-    names = ", ".join(one["name"] for one in classes[:MOST_NAMES])
+    names = ", ".join(one.name for one in classes[:MOST_NAMES])
     more = f" and {len(classes) - MOST_NAMES} more" if len(classes) > MOST_NAMES else ""
     resized = f"the shorter side resized to {recipe.data.resize} px, then " if recipe.data.resize else ""
     return bullets(
         {
-            "data set": f"{dataset['name']}{known}, SHA-256 {dataset['sha256']}",
+            "data set": f"{dataset.name}{known}, SHA-256 {dataset.sha256}",
             "classes": names + more,
             "input": f"RGB, {resized}the centre {recipe.data.image_size} × {recipe.data.image_size} px",
         }
@@ -227,14 +222,13 @@ def _describe_data(report: Report, recipe: Recipe) -> str:
 
 
 def _describe_training(report: Report, recipe: Recipe) -> list[str]:
-    distillation = report["distillation"]
-    seconds = distillation.get("seconds")
-    spent = f" in {console.duration(seconds)}" if seconds else ""
+    distillation = report.distillation
+    spent = f" in {console.duration(distillation.seconds)}" if distillation.seconds else ""
     changed = [[name, json.dumps(now), json.dumps(usual)] for name, now, usual in _changed_settings(recipe, Recipe())]
     return [
-        f"With kd-toolkit {report['toolkit_version']}, {console.count(recipe.distill.epochs, 'epoch')} of "
+        f"With kd-toolkit {report.toolkit_version}, {console.count(recipe.distill.epochs, 'epoch')} of "
         f"distillation{spent} (method {recipe.distill.method}). The same again:",
-        f"```\n{reproduce(recipe, distillation.get('seeds'))}\n```",
+        f"```\n{reproduce(recipe, distillation.seeds)}\n```",
         describe_gain(distillation),
         "Settings that are not the defaults:" if changed else "All settings are the defaults.",
         markdown_table(["setting", "here", "default"], changed, left=(0, 1, 2)) if changed else "",
@@ -246,40 +240,40 @@ def _metrics_table(rows: Sequence[ReportRow]) -> str:
     headings += ["file", "p50 ms", "p95 ms"]
     cells = [
         [
-            name_model(row), row["runtime"], row["provider"],
-            *(percent(row[key]) for key in ("accuracy_top1", "accuracy_top5", "macro_f1")),
-            f"{row['ece']:.4f}", percent(row["teacher_agreement"]), console.size(row["size_bytes"]),
-            *(f"{row['latency_ms'][key]:.3f}" for key in ("p50", "p95")),
+            name_model(row), row.runtime, row.provider,
+            *(percent(figure) for figure in (row.accuracy_top1, row.accuracy_top5, row.macro_f1)),
+            f"{row.ece:.4f}", percent(row.teacher_agreement), console.size(row.size_bytes),
+            *(f"{figure:.3f}" for figure in (row.latency_ms.p50, row.latency_ms.p95)),
         ]
-        for row in sorted(rows, key=lambda row: row["model"] != "student")
+        for row in sorted(rows, key=lambda row: row.model != "student")
     ]  # fmt: skip
     return markdown_table(headings, cells, left=(0, 1, 2))
 
 
 def _describe_limits(report: Report) -> str:
-    row, classes = find_shipped(report["rows"]), report.get("classes") or []
-    weakest = min((one for one in classes if one["images"]), key=lambda one: one["student_recall"], default=None)
+    row, classes = find_shipped(report.rows), report.classes
+    weakest = min((one for one in classes if one.images), key=lambda one: one.student_recall or 0.0, default=None)
     limits = [
         "A picture of something else is still called one of the classes, often with high confidence.",
-        f"Its confidence is off its accuracy by {100 * row['ece']:.1f} points on average (ECE {row['ece']:.4f}): set "
+        f"Its confidence is off its accuracy by {100 * row.ece:.1f} points on average (ECE {row.ece:.4f}): set "
         "thresholds on images of your own.",
         *([f"Against the teacher: {describe_classes(classes)}"] if classes else []),
-        *report["warnings"],
+        *report.warnings,
     ]
     if weakest:
-        seen = f"{percent(weakest['student_recall'])} of {weakest['images']:,} images"
-        limits.append(f"The class it recognises least often is {weakest['name']}: {seen}.")
+        seen = f"{percent(weakest.student_recall)} of {weakest.images:,} images"
+        limits.append(f"The class it recognises least often is {weakest.name}: {seen}.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 
 def _describe_environment(report: Report) -> str:
-    hardware = report["hardware"]
-    gpu = f", {name_gpu(hardware)} (driver {hardware['driver']})" if hardware["gpu"] else ""
+    hardware = report.hardware
+    gpu = f", {name_gpu(hardware)} (driver {hardware.driver})" if hardware.gpu else ""
     return bullets(
         {
-            "measured on": f"{hardware['cpu']}, {console.count(hardware['cores'], 'core')}, "
-            f"{hardware['memory_gib']} GiB memory{gpu}",
-            "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
-            "created": f"{report['created']} by kd-toolkit {report['toolkit_version']}",
+            "measured on": f"{hardware.cpu}, {console.count(hardware.cores, 'core')}, "
+            f"{hardware.memory_gib} GiB memory{gpu}",
+            "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+            "created": f"{report.created} by kd-toolkit {report.toolkit_version}",
         }
     )

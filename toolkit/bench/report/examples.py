@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from toolkit.data.pixels import Pixels, spread
+from toolkit.bench.measure.images import BenchImages
+from toolkit.data.dataset import spread
+from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import UNREADABLE, why_unreadable
 from toolkit.errors import ArtifactError
 from toolkit.files import write_atomically
@@ -83,20 +85,17 @@ def read_picture(path: Path, example: Example) -> Image.Image:
 
 def write_examples(
     path: Path,
-    dataset: str,
-    classes: tuple[str, ...],
-    pixels: Pixels,
-    chosen: NDArray[np.integer],
+    images: BenchImages,
     teacher_logits: NDArray[np.floating],
     student_logits: NDArray[np.floating],
     most_disagreements: int,
 ) -> None:
     """Keep examples and at most `most_disagreements` images on which the two differ.
 
-    Logits are (N, C), of the images `chosen` (N,) of `pixels`. Raises ArtifactError where `path` cannot be written.
+    Logits are (N, C), of the N images. Raises ArtifactError if `path` cannot be written.
     """
     teacher, student = softmax(teacher_logits), softmax(student_logits)
-    labels = pixels.labels[chosen]
+    classes, pixels, chosen, labels = images.dataset.classes, images.pixels, images.chosen, images.labels
     differing = find_disagreements(teacher, student)
 
     def describe(i: int) -> Example:
@@ -106,7 +105,7 @@ def write_examples(
 
     examples = [describe(i) for i in first_of_classes(labels, len(classes))]
     disagreements = [describe(i) for i in differing[:most_disagreements]]
-    index = Examples(dataset, len(chosen), len(differing), tuple(examples), tuple(disagreements))
+    index = Examples(images.dataset.name, len(images), len(differing), tuple(examples), tuple(disagreements))
     with write_atomically(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         archive.writestr(INDEX, json.dumps({"schema": SCHEMA, **asdict(index)}, indent=1, ensure_ascii=False))
         for file in dict.fromkeys(example.file for example in (*examples, *disagreements)):

@@ -15,5 +15,5 @@ def bullets(items: dict[str, str]) -> str:
     return "\n".join(f"- {name}: {text}" for name, text in items.items() if text)
 
 
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f} %"
+def percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.2f} %"

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -12,9 +11,7 @@ from toolkit import console
 from toolkit.bench.report.markdown import bullets, markdown_table, percent
 from toolkit.bench.report.verdict import describe_difference, name_gpu, name_model
 from toolkit.bench.report.words import describe_classes, describe_gain, render_classes
-from toolkit.bench.schema import ReportRow, short_provider
-
-Report = dict[str, Any]
+from toolkit.bench.schema import Duration, Hardware, Report, ReportRow, SeedGain, short_provider
 
 METHOD = (
     "Latency is of one image, throughput of batches; both are of the network with its normalisation, from uint8 pixels "
@@ -28,18 +25,18 @@ METHOD = (
 def print_table(report: Report) -> None:
     """The report's figures on stdout, every column where the terminal is wide enough, and the verdict last."""
     console.out.print(_build_table(report))
-    for row in report["rows"]:
-        if "vs_teacher" in row:
-            told = f"{name_model(row)}, {row['runtime']}: {describe_difference(row)} than the teacher"
+    for row in report.rows:
+        if row.vs_teacher:
+            told = f"{name_model(row)}, {row.runtime}: {describe_difference(row)} than the teacher"
             console.out.print(told.replace("as accurate than", "as accurate as"), markup=False)
-    console.out.print(f"\n{describe_classes(report['classes'])}", markup=False)
-    console.out.print(f"\n{describe_gain(report['distillation'])}", markup=False)
-    console.out.print(f"\n{report['verdict']}", style="bold", markup=False)
+    console.out.print(f"\n{describe_classes(report.classes)}", markup=False)
+    console.out.print(f"\n{describe_gain(report.distillation)}", markup=False)
+    console.out.print(f"\n{report.verdict}", style="bold", markup=False)
 
 
 def _build_table(report: Report) -> Table:
     """As wide as its figures, even beyond a narrow terminal: a cut number is worse than a wrapped line."""
-    sizes = sorted((str(size) for size in report["rows"][0]["throughput_img_s"]), key=int)
+    sizes = sorted(report.rows[0].throughput_img_s, key=int)
     few = _columns(sizes[-1])
     fewest = {name: cell for name, cell in few.items() if name != "params"}
     for columns in (_all_columns(sizes), few, fewest):
@@ -53,9 +50,9 @@ def _build_table(report: Report) -> Table:
         )
         for place, heading in enumerate(columns):
             table.add_column(heading, no_wrap=True, justify="left" if place < len(NAMES) else "right")
-        for row in report["rows"]:
+        for row in report.rows:
             cells = [cell(row) for cell in columns.values()]
-            table.add_row(*cells, style="bold" if row["model"] == "student" else None)
+            table.add_row(*cells, style="bold" if row.model == "student" else None)
         table.width = console.out.measure(table, options=console.out.options.update_width(1000)).maximum
         if table.width <= console.out.width:
             break
@@ -63,19 +60,19 @@ def _build_table(report: Report) -> Table:
 
 
 Cell = Callable[[ReportRow], str]
-NAMES: dict[str, Cell] = {"model": name_model, "runtime": lambda row: str(row["runtime"])}
+NAMES: dict[str, Cell] = {"model": name_model, "runtime": lambda row: row.runtime}
 
 
 def _columns(batch_size: str) -> dict[str, Cell]:
     """What fits into 80 columns."""
     return NAMES | {
-        "params": lambda row: short_count(row["params"]),
-        "size": lambda row: console.size(row["size_bytes"]),
-        "top-1 %": lambda row: f"{100 * row['accuracy_top1']:.2f}",
-        "agree %": lambda row: f"{100 * row['teacher_agreement']:.2f}",
-        "p50 ms": lambda row: f"{row['latency_ms']['p50']:.2f}",
-        "p95 ms": lambda row: f"{row['latency_ms']['p95']:.2f}",
-        "img/s": lambda row: f"{row['throughput_img_s'][batch_size]:,.0f}",
+        "params": lambda row: short_count(row.params),
+        "size": lambda row: console.size(row.size_bytes),
+        "top-1 %": lambda row: f"{100 * row.accuracy_top1:.2f}",
+        "agree %": lambda row: f"{100 * row.teacher_agreement:.2f}",
+        "p50 ms": lambda row: f"{row.latency_ms.p50:.2f}",
+        "p95 ms": lambda row: f"{row.latency_ms.p95:.2f}",
+        "img/s": lambda row: f"{row.throughput_img_s[batch_size]:,.0f}",
     }
 
 
@@ -83,64 +80,64 @@ def _all_columns(batch_sizes: Sequence[str]) -> dict[str, Cell]:
     few = _columns(batch_sizes[-1])
     return {
         **{name: few[name] for name in (*NAMES, "params")},
-        "MACs": lambda row: short_count(row["macs"]),
+        "MACs": lambda row: short_count(row.macs),
         **{name: few[name] for name in ("size", "top-1 %")},
-        "top-5 %": lambda row: f"{100 * row['accuracy_top5']:.2f}",
-        "F1 %": lambda row: f"{100 * row['macro_f1']:.2f}",
-        "ECE": lambda row: f"{row['ece']:.4f}",
+        "top-5 %": lambda row: f"{100 * row.accuracy_top5:.2f}",
+        "F1 %": lambda row: f"{100 * row.macro_f1:.2f}",
+        "ECE": lambda row: f"{row.ece:.4f}",
         **{name: few[name] for name in ("agree %", "p50 ms", "p95 ms")},
-        "p99 ms": lambda row: f"{row['latency_ms']['p99']:.2f}",
-        "whole ms": lambda row: _milliseconds(row["end_to_end_ms"]),
-        "first ms": lambda row: f"{row['first_call_ms']:.0f}",
-        "MiB": lambda row: _mebibytes(row["peak_memory_mib"]),
+        "p99 ms": lambda row: f"{row.latency_ms.p99:.2f}",
+        "end-to-end ms": lambda row: _milliseconds(row.end_to_end_ms),
+        "first call ms": lambda row: _number(row.first_call_ms, ".0f"),
+        "MiB": lambda row: _number(row.peak_memory_mib, ",.0f"),
         **{f"img/s {size}": partial(_throughput, size) for size in batch_sizes},
     }
 
 
 def _throughput(batch_size: str, row: ReportRow) -> str:
-    return f"{row['throughput_img_s'][batch_size]:,.0f}"
+    return f"{row.throughput_img_s[batch_size]:,.0f}"
 
 
-def _milliseconds(duration: dict[str, Any] | None) -> str:
-    return "–" if duration is None else f"{duration['p50']:.2f}"
+def _milliseconds(duration: Duration | None) -> str:
+    return "–" if duration is None else f"{duration.p50:.2f}"
 
 
-def _mebibytes(memory: float | None) -> str:
-    return "–" if memory is None else f"{memory:,.0f}"
+def _number(figure: float | None, form: str) -> str:
+    return "–" if figure is None else format(figure, form)
 
 
 def render_markdown(report: Report) -> str:
     """report.md: verdict, every figure, and under which conditions."""
-    dataset, hardware, versions = report["dataset"], report["hardware"], report["versions"]
-    gpu = f", {name_gpu(hardware)} (driver {hardware['driver']})" if hardware["gpu"] else ""
+    dataset, hardware, versions = report.dataset, report.hardware, report.versions
+    gpu = f", {name_gpu(hardware)} (driver {hardware.driver})" if hardware.gpu else ""
     sections = [
-        f"# Teacher and student on {dataset['name']}",
-        report["verdict"],
-        *(f"**Careful:** {warning}" for warning in (*report["warnings"], *report["timing_warnings"])),
+        f"# Teacher and student on {dataset.name}",
+        report.verdict,
+        *(f"**Warning:** {warning}" for warning in (*report.warnings, *report.timing_warnings)),
         "## Did distillation help?",
-        describe_gain(report["distillation"]),
-        _seeds_table(report["distillation"].get("per_seed") or []),
+        describe_gain(report.distillation),
+        _seeds_table(report.distillation.per_seed),
         "## Quality",
-        _quality_table(report["rows"]),
-        "![How far confidence can be believed](reliability.png)",
+        _quality_table(report.rows),
+        "![Accuracy against confidence](reliability.png)",
         "## Classes",
-        render_classes(report["classes"]),
-        "![What the student mixes up more, and less, than the teacher](confusion_difference.png)",
+        render_classes(report.classes),
+        "![Classes that the student confuses more, or less, than the teacher](confusion_difference.png)",
         "## Cost",
-        _cost_table(report["rows"]),
-        _describe_preprocessing(report["preprocess_ms"]),
-        _describe_int8(report["rows"]),
+        _cost_table(report.rows),
+        _describe_preprocessing(report.preprocess_ms),
+        _describe_int8(report.rows),
         "![Accuracy against latency](accuracy_latency.png)",
         "## Conditions",
         bullets(
             {
-                "data": f"{dataset['name']}, {dataset['images']:,} images of the {dataset['split']} split "
-                f"(SHA-256 {dataset['sha256'][:12]}…)",
-                "machine": f"{hardware['cpu']}, {console.count(hardware['cores'], 'core')}, "
-                f"{hardware['memory_gib']} GiB memory{gpu}",
+                "data": f"{dataset.name}, {dataset.images:,} images of the {dataset.split} split "
+                f"(SHA-256 {dataset.sha256[:12]}…)",
+                "machine": f"{hardware.cpu}, {console.count(hardware.cores, 'core')}, "
+                f"{hardware.memory_gib} GiB memory{gpu}",
                 "before it began": _describe_activity(hardware),
                 "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-                "created": f"{report['created']} by kd-toolkit {report['toolkit_version']}",
+                "created": f"{report.created} by kd-toolkit {report.toolkit_version}",
             }
         ),
         METHOD,
@@ -148,8 +145,8 @@ def render_markdown(report: Report) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _describe_activity(hardware: dict[str, Any]) -> str:
-    clock, load, others = (hardware[key] for key in ("clock_mhz", "load_1m", "other_load_cores"))
+def _describe_activity(hardware: Hardware) -> str:
+    clock, load, others = hardware.clock_mhz, hardware.load_1m, hardware.other_load_cores
     parts = [
         None if clock is None else f"clock {clock:,} MHz",
         None if load is None else f"load {load:.2f} (1 min)",
@@ -158,53 +155,53 @@ def _describe_activity(hardware: dict[str, Any]) -> str:
     return ", ".join(part for part in parts if part) or "not known"
 
 
-def _seeds_table(per_seed: Sequence[dict[str, Any]]) -> str:
+def _seeds_table(per_seed: Sequence[SeedGain]) -> str:
     """The seeds one by one, "" where there is no more than one."""
     if len(per_seed) < 2:
         return ""
     cells = [
         [
-            str(one["seed"]),
-            percent(one["student_accuracy_top1"]),
-            percent(one["control_accuracy_top1"]),
-            f"{100 * one['gain_top1']:+.2f}",
+            str(one.seed),
+            percent(one.student_accuracy_top1),
+            percent(one.control_accuracy_top1),
+            f"{100 * one.gain_top1:+.2f}",
         ]
         for one in per_seed
     ]
     return markdown_table(["seed", "student top-1", "control top-1", "gain, points"], cells, left=())
 
 
-def _quality_table(rows: Sequence[dict[str, Any]]) -> str:
+def _quality_table(rows: Sequence[ReportRow]) -> str:
     headings = ["model", "runtime", "provider", "top-1", "top-5", "macro-F1", "ECE", "agreement", "against the teacher"]
     cells = [
         [
-            name_model(row), row["runtime"], row["provider"],
-            *(percent(row[key]) for key in ("accuracy_top1", "accuracy_top5", "macro_f1")),
-            f"{row['ece']:.4f}", percent(row["teacher_agreement"]),
-            describe_difference(row) if "vs_teacher" in row else "",
+            name_model(row), row.runtime, row.provider,
+            *(percent(figure) for figure in (row.accuracy_top1, row.accuracy_top5, row.macro_f1)),
+            f"{row.ece:.4f}", percent(row.teacher_agreement),
+            describe_difference(row),
         ]
         for row in rows
     ]  # fmt: skip
     return markdown_table(headings, cells, left=(0, 1, 2, 8))
 
 
-def _cost_table(rows: Sequence[dict[str, Any]]) -> str:
-    sizes = list(rows[0]["throughput_img_s"])
+def _cost_table(rows: Sequence[ReportRow]) -> str:
+    sizes = list(rows[0].throughput_img_s)
     headings = ["model", "runtime", "threads", "params", "MACs", "file", "p50 ms", "p95 ms", "p99 ms", "mean ± std ms"]
-    headings += ["p50 by round", "n", "end to end p50 ms", "first call ms"]
+    headings += ["p50 by round", "n", "end-to-end p50 ms", "first call ms"]
     headings += [f"img/s, batch {size}" for size in sizes] + ["peak MiB"]
     cells = []
     for row in rows:
-        latency = row["latency_ms"]
+        latency = row.latency_ms
         cells.append(
             [
-                name_model(row), row["runtime"], str(row["threads"]),
-                f"{row['params']:,}", short_count(row["macs"]), console.size(row["size_bytes"]),
-                *(f"{latency[key]:.3f}" for key in ("p50", "p95", "p99")),
-                f"{latency['mean']:.3f} ± {latency['std']:.3f}",
-                f"{latency['round_p50_min']:.3f} to {latency['round_p50_max']:.3f}", f"{latency['n']:,}",
-                _milliseconds(row["end_to_end_ms"]), f"{row['first_call_ms']:.0f}",
-                *(f"{row['throughput_img_s'][size]:,.0f}" for size in sizes), _mebibytes(row["peak_memory_mib"]),
+                name_model(row), row.runtime, _number(row.threads, "d"),
+                f"{row.params:,}", short_count(row.macs), console.size(row.size_bytes),
+                *(f"{figure:.3f}" for figure in (latency.p50, latency.p95, latency.p99)),
+                f"{latency.mean:.3f} ± {latency.std:.3f}",
+                f"{latency.round_p50_min:.3f} to {latency.round_p50_max:.3f}", f"{latency.n:,}",
+                _milliseconds(row.end_to_end_ms), _number(row.first_call_ms, ".0f"),
+                *(f"{row.throughput_img_s[size]:,.0f}" for size in sizes), _number(row.peak_memory_mib, ",.0f"),
             ]
         )  # fmt: skip
     return markdown_table(headings, cells, left=(0, 1))
@@ -213,28 +210,28 @@ def _cost_table(rows: Sequence[dict[str, Any]]) -> str:
 def _describe_int8(rows: Sequence[ReportRow]) -> str:
     """How the int8 files were made, "" where there is none."""
     made = {
-        name_model(row): (row["calibration"], ", ".join(row["float_layers"]) or "no layer")
-        for row in rows
-        if row["calibration"]
+        name_model(row): (row.calibration, ", ".join(row.float_layers) or "no layer") for row in rows if row.calibration
     }
     return bullets({name: f"calibrated by {how}; {kept} stayed float32" for name, (how, kept) in made.items()})
 
 
-def _describe_preprocessing(duration: dict[str, Any]) -> str:
+def _describe_preprocessing(duration: Duration | None) -> str:
+    if duration is None:
+        return ""
     return (
-        f"Decoding, resizing and cropping one image file takes {duration['p50']:.3f} ms (p50; p95 "
-        f"{duration['p95']:.3f} ms, n = {duration['n']:,}); end to end is that, the network and the softmax."
+        f"Decoding, resizing and cropping one image file takes {duration.p50:.3f} ms (p50; p95 "
+        f"{duration.p95:.3f} ms, n = {duration.n:,}); end to end is that, the network and the softmax."
     )
 
 
 def _title(report: Report) -> str:
-    dataset = report["dataset"]
-    places = {row["runtime"]: row["provider"] for row in report["rows"]}
+    dataset = report.dataset
+    places = {row.runtime: row.provider for row in report.rows}
     told = ", ".join(f"{runtime} on {short_provider(provider)}" for runtime, provider in places.items())
-    batch_size = max((str(size) for size in report["rows"][0]["throughput_img_s"]), key=int)
+    batch_size = max(report.rows[0].throughput_img_s, key=int)
     return (
-        f"{dataset['name']}, {dataset['images']:,} test images; {told}, "
-        f"{console.count(report['hardware']['cores'], 'core')}\n"
+        f"{dataset.name}, {dataset.images:,} test images; {told}, "
+        f"{console.count(report.hardware.cores, 'core')}\n"
         f"p50, p95: one image; img/s: batches of {batch_size}"
     )
 

@@ -1,12 +1,9 @@
-"""Rows of a report side by side: each student row against its teacher row, ONNX against torch, and what to ship.
+"""Rows of a report side by side: each student row against its teacher row, ONNX against torch, and what to ship."""
 
-Works on the dictionaries of report.json, so that an old report can be read again.
-"""
+from collections.abc import Sequence
+from typing import Protocol
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from toolkit.bench.schema import ReportRow, find_row, short_provider
+from toolkit.bench.schema import Hardware, ReportRow, VsTeacher, find_row, short_provider
 from toolkit.runtimes.base import IO_BINDING
 
 SAME = 0.05
@@ -19,55 +16,67 @@ ACCELERATORS = ("cuda", "rocm", "migraphx", "mps", "coreml", "gpu", "npu", "dml"
 """What the name of a provider has in it where it is not the CPU."""
 
 
-def compare_with_teacher(rows: Sequence[ReportRow]) -> None:
-    """Give every row that is not the teacher's a `vs_teacher`, against its fp32 row in the same runtime and provider.
+class Named(Protocol):
+    """What has the names of a row."""
 
-    `times_smaller` and `times_faster` (p50 of batch 1) are the teacher's figure over the row's, so below 1 where the
-    row is larger or slower; `accuracy_top1_difference` is the row's less the teacher's, as a fraction.
+    @property
+    def model(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+
+
+def compare_with_teacher(rows: Sequence[ReportRow]) -> list[ReportRow]:
+    """The rows, each but the teacher's with `vs_teacher`: the teacher's fp32 row in the same runtime and provider.
+
+    `times_smaller` and `times_faster` (p50 of batch 1) are the teacher's figure over the row's, so below 1 if the row
+    is larger or slower; `accuracy_top1_difference` is the row's less the teacher's, as a fraction.
     """
+    compared = []
     for row in rows:
-        teacher = find_row(rows, "teacher", row["runtime"], provider=row.get("provider"))
-        if row["model"] != "teacher" and teacher is not None:
-            row["vs_teacher"] = _compare(row, teacher, teacher)
+        teacher = find_row(rows, "teacher", row.runtime, provider=row.provider)
+        if row.model != "teacher" and teacher is not None:
+            row = row.model_copy(update={"vs_teacher": _compare(row, teacher, teacher)})
+        compared.append(row)
+    return compared
 
 
 def find_shipped(rows: Sequence[ReportRow]) -> ReportRow:
     """The student's row that stands for what ships: its fp32 file in onnxruntime, else its first row."""
     found = find_row(rows, "student", "onnxruntime")
-    return found or next(row for row in rows if row["model"] == "student")
+    return found or next(row for row in rows if row.model == "student")
 
 
-def name_model(row: ReportRow) -> str:
+def name_model(row: Named) -> str:
     """`student`, or `student int8`."""
-    return str(row["model"] if row["precision"] == "fp32" else f"{row['model']} {row['precision']}")
+    return row.model if row.precision == "fp32" else f"{row.model} {row.precision}"
 
 
 def name_runtime(row: ReportRow, rows: Sequence[ReportRow]) -> str:
     """`onnxruntime`, or `onnxruntime cuda` where `rows` has that runtime on several providers."""
-    providers = {other.get("provider") for other in rows if other["runtime"] == row["runtime"]}
-    return str(row["runtime"] if len(providers) < 2 else f"{row['runtime']} {short_provider(row['provider'])}")
+    providers = {other.provider for other in rows if other.runtime == row.runtime}
+    return row.runtime if len(providers) < 2 else f"{row.runtime} {short_provider(row.provider)}"
 
 
-def name_gpu(hardware: Mapping[str, Any]) -> str | None:
+def name_gpu(hardware: Hardware) -> str | None:
     """The GPU that a report's torch rows ran on, else all that the machine shows; None where there is none."""
-    device = hardware.get("device") or ""
-    return device if device.startswith("cuda") else hardware.get("gpu")
+    device = hardware.device or ""
+    return device if device.startswith("cuda") else hardware.gpu
 
 
 def find_contradictions(rows: Sequence[ReportRow], tolerance: float) -> list[str]:
     """A sentence for each fp32 row whose top-1 accuracy is more than `tolerance` off the same model's in torch."""
     found = []
     for other in rows:
-        torch = find_row(rows, other["model"], "torch")
-        if other["runtime"] == "torch" or other["precision"] != "fp32" or torch is None:
+        torch = find_row(rows, other.model, "torch")
+        if other.runtime == "torch" or other.precision != "fp32" or torch is None:
             continue
-        if abs(other["accuracy_top1"] - torch["accuracy_top1"]) > tolerance:
-            weights, compiled = f"{other['model']}.safetensors", other["runtime"].startswith("torch")
-            files = f"{weights} compiled and as it is" if compiled else f"{other['model']}.onnx and {weights}"
+        if abs(other.accuracy_top1 - torch.accuracy_top1) > tolerance:
+            weights, compiled = f"{other.model}.safetensors", other.runtime.startswith("torch")
+            files = f"{weights} compiled and as it is" if compiled else f"{other.model}.onnx and {weights}"
             remedy = "leave that runtime out" if compiled else "export it again with toolkit export --onnx --force"
             found.append(
-                f"{files} should agree and do not: top-1 is {other['accuracy_top1']:.4f} in {other['runtime']} and "
-                f"{torch['accuracy_top1']:.4f} in torch; {remedy}"
+                f"{files} should agree and do not: top-1 is {other.accuracy_top1:.4f} in {other.runtime} and "
+                f"{torch.accuracy_top1:.4f} in torch; {remedy}"
             )
     return found
 
@@ -80,64 +89,64 @@ def ship(rows: Sequence[ReportRow], max_drop: float, images: int) -> str:
     Where no student row is accurate enough, or the fastest is no faster than the teacher, the sentence says so. What
     runs without copying images to the GPU is left out: that is not what a caller sees.
     """
-    rows = [row for row in rows if row["runtime"] != IO_BINDING]
-    pairs = [(row, *_reference(row, rows, max_drop)) for row in rows if row["model"] == "student"]
+    rows = [row for row in rows if row.runtime != IO_BINDING]
+    pairs = [(row, *_reference(row, rows, max_drop)) for row in rows if row.model == "student"]
     near = [pair for pair in pairs if _loss(pair[0], pair[1]) <= max_drop + ROUNDING]
     if not near:
         row, best, _ = min(pairs, key=lambda pair: _loss(pair[0], pair[1]))
         return (
             f"Ship no student yet: none is within --max-drop {max_drop:g} of the teacher. The nearest, "
             f"{name_model(row)} in {name_runtime(row, rows)}, is {100 * _loss(row, best):.2f} points less accurate on "
-            f"{images:,} test images: {100 * row['accuracy_top1']:.2f} % against {100 * best['accuracy_top1']:.2f} %."
+            f"{images:,} test images: {100 * row.accuracy_top1:.2f} % against {100 * best.accuracy_top1:.2f} %."
         )
-    row, best, fastest = min(near, key=lambda pair: pair[0]["latency_ms"]["p50"])
+    row, best, fastest = min(near, key=lambda pair: pair[0].latency_ms.p50)
     name = f"{name_model(row)} in {name_runtime(row, rows)}"
     one = 100 * abs(_loss(fastest, best)) < SAME
     against = "against the teacher's fastest row" if one else "against the teacher's fastest row and its best accuracy"
     difference = _compare(row, fastest, best)
     told = f"{_describe(difference)} on {images:,} test images."
-    if difference["times_faster"] < 1 + SAME:
+    if difference.times_faster < 1 + SAME:
         return f"Shipping the student wins no speed here: {against}, its fastest, {name}, is {told}"
     return f"Ship {name}: {against}, it is {told}"
 
 
 def describe_difference(row: ReportRow) -> str:
-    """`44.8 times smaller, 12.3 times faster and 0.4 points less accurate`"""
-    return _describe(row["vs_teacher"])
+    """`44.8 times smaller, 12.3 times faster and 0.4 points less accurate`; "" if there is nothing to compare with."""
+    return _describe(row.vs_teacher) if row.vs_teacher else ""
 
 
 def _reference(row: ReportRow, rows: Sequence[ReportRow], max_drop: float) -> tuple[ReportRow, ReportRow]:
     """The teacher's most accurate row and the fastest of those near it, on its kind of device if there are any."""
-    teachers = [other for other in rows if other["model"] == "teacher"]
+    teachers = [other for other in rows if other.model == "teacher"]
     alike = [other for other in teachers if _is_accelerated(other) == _is_accelerated(row)] or teachers
-    best = max(alike, key=lambda other: other["accuracy_top1"])
+    best = max(alike, key=lambda other: other.accuracy_top1)
     near = [other for other in alike if _loss(other, best) <= max_drop + ROUNDING]
-    return best, min(near, key=lambda other: other["latency_ms"]["p50"])
+    return best, min(near, key=lambda other: other.latency_ms.p50)
 
 
 def _loss(row: ReportRow, best: ReportRow) -> float:
-    return float(best["accuracy_top1"] - row["accuracy_top1"])
+    return best.accuracy_top1 - row.accuracy_top1
 
 
 def _is_accelerated(row: ReportRow) -> bool:
-    return any(name in row.get("provider", "").lower() for name in ACCELERATORS)
+    return any(name in row.provider.lower() for name in ACCELERATORS)
 
 
-def _compare(row: ReportRow, cost: ReportRow, quality: ReportRow) -> dict[str, float]:
-    """The row against the teacher's rows of `cost` (size and speed) and of `quality`; keys as in vs_teacher."""
-    return {
-        "times_smaller": cost["size_bytes"] / row["size_bytes"],
-        "times_faster": cost["latency_ms"]["p50"] / row["latency_ms"]["p50"],
-        "accuracy_top1_difference": row["accuracy_top1"] - quality["accuracy_top1"],
-    }
+def _compare(row: ReportRow, cost: ReportRow, quality: ReportRow) -> VsTeacher:
+    """The row against the teacher's rows of `cost` (size and speed) and of `quality`."""
+    return VsTeacher(
+        times_smaller=cost.size_bytes / row.size_bytes,
+        times_faster=cost.latency_ms.p50 / row.latency_ms.p50,
+        accuracy_top1_difference=row.accuracy_top1 - quality.accuracy_top1,
+    )
 
 
-def _describe(against: dict[str, float]) -> str:
-    points = 100 * against["accuracy_top1_difference"]
+def _describe(against: VsTeacher) -> str:
+    points = 100 * against.accuracy_top1_difference
     accuracy = f"{abs(points):.1f} points {'more' if points > 0 else 'less'} accurate"
     return (
-        f"{_times(against['times_smaller'], 'smaller', 'larger', 'as large')}, "
-        f"{_times(against['times_faster'], 'faster', 'slower', 'as fast')} "
+        f"{_times(against.times_smaller, 'smaller', 'larger', 'as large')}, "
+        f"{_times(against.times_faster, 'faster', 'slower', 'as fast')} "
         f"and {'as accurate' if abs(points) < SAME else accuracy}"
     )
 

@@ -2,39 +2,37 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
-from toolkit.bench.measure.classes import ClassRow
 from toolkit.bench.report.markdown import markdown_table, percent
+from toolkit.bench.schema import ClassRecall, Distillation
 
 
-def worst_classes(classes: Sequence[ClassRow], count: int = 5) -> list[ClassRow]:
+def worst_classes(classes: Sequence[ClassRecall], count: int = 5) -> list[ClassRecall]:
     """Those that lose most, `count` at most, the worst first; classes that lose nothing are not among them."""
-    losing = [one for one in classes if one["images"] and one["recall_difference"] < 0]
-    return sorted(losing, key=lambda one: one["recall_difference"])[:count]
+    return sorted((one for one in classes if _difference(one) < 0), key=_difference)[:count]
 
 
-def describe_classes(classes: Sequence[ClassRow], count: int = 5) -> str:
+def describe_classes(classes: Sequence[ClassRecall], count: int = 5) -> str:
     """`Classes that lose most: shirt -3.1 points (recall 72.0 -> 68.9 %), ...` in one line."""
     told = [
-        f"{one['name']} {100 * one['recall_difference']:+.1f} points "
-        f"(recall {100 * one['teacher_recall']:.1f} -> {100 * one['student_recall']:.1f} %)"
+        f"{one.name} {100 * _difference(one):+.1f} points "
+        f"(recall {100 * (one.teacher_recall or 0):.1f} -> {100 * (one.student_recall or 0):.1f} %)"
         for one in worst_classes(classes, count)
     ]
     none = "No class loses: the student's recall is the teacher's or better."
     return f"Classes that lose most: {', '.join(told)}" if told else none
 
 
-def render_classes(classes: Sequence[ClassRow], count: int = 20) -> str:
+def render_classes(classes: Sequence[ClassRecall], count: int = 20) -> str:
     """A Markdown table of the `count` classes that lose most or gain least, and how many there are besides."""
-    seen = sorted((one for one in classes if one["images"]), key=lambda one: one["recall_difference"])
+    seen = sorted((one for one in classes if one.images), key=_difference)
     cells = [
         [
-            one["name"],
-            f"{one['images']:,}",
-            percent(one["teacher_recall"]),
-            percent(one["student_recall"]),
-            f"{100 * one['recall_difference']:+.2f}",
+            one.name,
+            f"{one.images:,}",
+            percent(one.teacher_recall),
+            percent(one.student_recall),
+            f"{100 * _difference(one):+.2f}",
         ]
         for one in seen[:count]
     ]
@@ -47,15 +45,15 @@ def render_classes(classes: Sequence[ClassRow], count: int = 20) -> str:
     return "\n\n".join([table, " ".join(notes)] if notes else [table])
 
 
-def describe_gain(distillation: dict[str, Any]) -> str:
+def describe_gain(distillation: Distillation) -> str:
     """One sentence on what the teacher was worth, or on what is missing to say it."""
-    per_seed = distillation.get("per_seed") or []
-    if not per_seed:
+    if not distillation.per_seed:
         return (
             "What the teacher was worth is not measured: no control, the same student trained without it, is among the"
             " rows; make one with toolkit distill --set distill.control=true"
         )
-    students, controls = ([100 * one[f"{role}_accuracy_top1"] for one in per_seed] for role in ("student", "control"))
+    students = [100 * one.student_accuracy_top1 for one in distillation.per_seed]
+    controls = [100 * one.control_accuracy_top1 for one in distillation.per_seed]
     gains = [student - control for student, control in zip(students, controls, strict=True)]
     if len(gains) == 1:
         return (
@@ -67,6 +65,11 @@ def describe_gain(distillation: dict[str, Any]) -> str:
         f" (mean ± standard deviation over {len(gains)} seeds): top-1 {_spread(students)} % with it,"
         f" {_spread(controls)} % without."
     )
+
+
+def _difference(one: ClassRecall) -> float:
+    """The student's recall less the teacher's; 0 for a class without images."""
+    return one.recall_difference or 0.0
 
 
 def _spread(values: list[float]) -> str:

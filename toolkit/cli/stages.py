@@ -1,0 +1,265 @@
+"""The stages as commands: run, teacher, distill, export and bench."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from toolkit import console
+from toolkit.cli import results
+from toolkit.cli.checks import say_plan
+from toolkit.cli.options import (
+    DEFAULT_MODEL_DIR,
+    BaselineOption,
+    DataOption,
+    DeviceOption,
+    ExportOutOption,
+    Flags,
+    ForceOption,
+    Fp16Option,
+    HiddenClientsOption,
+    HiddenCompareOption,
+    HiddenPrecisionOption,
+    HiddenRoleOption,
+    HiddenSecondsOption,
+    Int8DropOption,
+    Int8Option,
+    JsonOption,
+    MaxDropOption,
+    MaxSlowdownOption,
+    MinutesOption,
+    ModelDirArgument,
+    OnnxOption,
+    OutOption,
+    ProviderOption,
+    RecipeOption,
+    ResumeOption,
+    RuntimesOption,
+    SeedOption,
+    SeedsOption,
+    SetOption,
+    StrictOption,
+    TensorboardOption,
+    TritonOption,
+    WeightsOption,
+    add_seed,
+)
+from toolkit.cli.printing import command, print_end, print_json, print_weights, print_written, training_flags
+from toolkit.errors import UsageError
+from toolkit.modeldir import FilePrecision, ModelDir
+
+if TYPE_CHECKING:
+    from toolkit.export.export import ExportResult
+
+
+def run(
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    provider: ProviderOption = "auto",
+    seed: SeedOption = None,
+    seeds: SeedsOption = 1,
+    overrides: SetOption = None,
+    minutes: MinutesOption = None,
+    resume: ResumeOption = False,
+    tensorboard: TensorboardOption = False,
+    force: ForceOption = False,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Do all stages: teacher, student and its control, ONNX files, report."""
+    start = time.perf_counter()
+    from toolkit.bench.bench import written_files
+    from toolkit.bench.report.table import print_table
+    from toolkit.pipeline import refuse_several_processes, require_runtimes, run_all
+    from toolkit.runtimes.providers import require_provider
+    from toolkit.workspace import open_for_training
+
+    refuse_several_processes()
+    require_provider(provider, device)  # training takes hours, and onnxruntime's turn comes after it
+    flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
+    workspace = open_for_training(recipe, data, out, add_seed(seed, overrides), device=device, **flags)
+    require_runtimes(workspace)
+    workspace = say_plan(workspace, "run", minutes, start)
+    report = run_all(workspace, provider)
+    if as_json:
+        print_json(report.to_json())
+        return
+    print_table(report)
+    directory = workspace.model_dir
+    print_written(
+        [
+            *(directory.weights(role) for role in ("teacher", "student")),
+            *(directory.onnx(role) for role in ("teacher", "student")),
+            *written_files(directory),
+        ]
+    )
+    print_end(start, command("demo", directory.path))
+
+
+def teacher(
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = None,
+    overrides: SetOption = None,
+    minutes: MinutesOption = None,
+    resume: ResumeOption = False,
+    tensorboard: TensorboardOption = False,
+    force: ForceOption = False,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the teacher, fine-tune it from ImageNet, or import one with --weights."""
+    start = time.perf_counter()
+    from toolkit.pipeline import make_teacher
+    from toolkit.workspace import open_for_training
+
+    flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard}
+    carried_on = add_seed(seed, overrides)
+    own = [f"teacher.weights={json.dumps(weights)}"] if weights is not None else []
+    workspace = open_for_training(recipe, data, out, [*own, *carried_on], device=device, **flags)
+    workspace = say_plan(workspace, "teacher", minutes, start)
+    made = make_teacher(workspace)
+    next_flags = training_flags(recipe, data, carried_on, workspace.model_dir.path)
+    print_weights("teacher", made, start, command("distill", *next_flags), as_json)
+
+
+def distill(
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = None,
+    seeds: SeedsOption = 1,
+    overrides: SetOption = None,
+    minutes: MinutesOption = None,
+    resume: ResumeOption = False,
+    tensorboard: TensorboardOption = False,
+    force: ForceOption = False,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Distil the student from the teacher; a directory without a teacher gets one first."""
+    start = time.perf_counter()
+    from toolkit.pipeline import distill_student
+    from toolkit.workspace import open_for_training
+
+    flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
+    workspace = open_for_training(recipe, data, out, add_seed(seed, overrides), device=device, **flags)
+    workspace = say_plan(workspace, "distill", minutes, start)
+    made = distill_student(workspace)
+    print_weights("student", made, start, command("export", workspace.model_dir.path), as_json)
+
+
+def export(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL_DIR", help="A directory that distill wrote, or one weights file.")
+    ] = DEFAULT_MODEL_DIR,
+    onnx: OnnxOption = False,  # the only format: nobody has to name it
+    fp16: Fp16Option = False,
+    int8: Int8Option = False,
+    max_drop: Int8DropOption = None,
+    triton: TritonOption = None,
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    out: ExportOutOption = None,
+    overrides: SetOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write teacher and student as ONNX files, and prove that these answer as the networks do."""
+    if max_drop is not None and not int8:
+        raise UsageError("--max-drop is the accuracy that int8 may lose, and no int8 file is written", "add --int8")
+    if out is not None and not model.is_file():
+        raise UsageError("--out is for a weights file; a directory is exported in place", "leave out --out")
+    start = time.perf_counter()
+    from toolkit.pipeline import export_models, export_weights, write_triton_models
+    from toolkit.workspace import open_finished
+
+    if triton is not None:
+        ModelDir(triton).make()  # proves, before any work, that it can be written to
+    settings = [*(overrides or []), *([f"export.max_drop={max_drop}"] if max_drop is not None else [])]
+    smaller: tuple[FilePrecision, ...] = (*(("fp16",) if fp16 else ()), *(("int8",) if int8 else ()))
+    if model.is_file():
+        exported = export_weights(model, recipe, data, out, settings, smaller=smaller, force=force)
+        next_command = command("predict", exported[0].path, "IMAGE")
+    else:
+        workspace = open_finished(model, recipe, data, settings, device="cpu", force=force)
+        exported = export_models(workspace, smaller)
+        next_command = command("bench", model)
+    name = exported[0].path.resolve().parent.name
+    folders = write_triton_models(triton, name, exported, force=force) if triton is not None else []
+    _print_exported(exported, folders, as_json)
+    if not as_json:
+        print_end(start, next_command)
+
+
+def _print_exported(exported: "list[ExportResult]", folders: list[Path], as_json: bool) -> None:
+    if as_json:
+        places = [{"triton": str(folder)} for folder in folders] or [{}] * len(exported)
+        print_json([result.to_json() | place for result, place in zip(exported, places, strict=True)])
+        return
+    for result in exported:
+        console.out.print(result.summary(), markup=False)
+    for folder in folders:
+        console.out.print(f"wrote {folder}: config.pbtxt, labels.txt, 1/model.onnx", markup=False)
+
+
+def bench(
+    model: ModelDirArgument = DEFAULT_MODEL_DIR,
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    device: DeviceOption = "auto",
+    provider: ProviderOption = "auto",
+    runtimes: RuntimesOption = None,
+    baseline: BaselineOption = None,
+    max_slowdown: MaxSlowdownOption = None,
+    max_drop: MaxDropOption = None,
+    compare: HiddenCompareOption = None,
+    clients: HiddenClientsOption = None,
+    seconds: HiddenSecondsOption = None,
+    role: HiddenRoleOption = None,
+    precision: HiddenPrecisionOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure size, latency and accuracy of teacher and student on the test split.
+
+    --compare DIR is short for toolkit compare, and --clients N for toolkit load-test.
+    """
+    if sum(choice is not None for choice in (baseline, compare, clients)) > 1:
+        raise UsageError("--baseline, --compare and --clients exclude each other", "give one of them")
+    of_load = {"seconds": seconds, "role": role, "precision": precision}
+    _require_clients(clients, of_load)
+    if compare is not None:
+        results.compare(model, compare, as_json)
+        return
+    from toolkit.runtimes.providers import follow_device, require_provider
+
+    require_provider(provider, device)
+    if clients is not None:
+        load: Flags = {name: value for name, value in of_load.items() if value is not None}
+        results.load_test(model, clients, provider=follow_device(provider, device), as_json=as_json, **load)
+        return
+    from toolkit.cli import bench
+    from toolkit.recipe import Recipe
+
+    names = json.dumps([name.strip() for name in runtimes.split(",")]) if runtimes else None
+    given = {"runtimes": names, "max_slowdown": max_slowdown, "max_drop": max_drop}
+    settings = [f"bench.{key}={value}" for key, value in given.items() if value is not None]
+    Recipe().with_overrides(settings)  # an error in them comes first, before the model is looked for
+    bench.measure(model, recipe, data, device, provider, [*(overrides or []), *settings], baseline, as_json)
+
+
+def _require_clients(clients: int | None, of_load: Flags) -> None:
+    """UsageError for options of the load test without --clients: a benchmark would pass over them in silence."""
+    given = [f"--{'model' if name == 'role' else name}" for name, value in of_load.items() if value is not None]
+    if given and clients is None:
+        verb = "is an option" if len(given) == 1 else "are options"
+        raise UsageError(f"{', '.join(given)} {verb} of the load test", "use toolkit load-test, or add --clients N")
