@@ -174,7 +174,9 @@ def require_recipe(path: Path, overrides: list[str], info: ModelInfo, dataset: D
     recipe, _ = follow_pictures(recipe, dataset.train)
     theirs, ours = (settings_of(it) for it in (Recipe.from_dict(info.recipe, "teacher.safetensors"), recipe))
     differing = [
-        f"{key} = {json.dumps(theirs[key])} and not {json.dumps(ours[key])}" for key in ours if theirs[key] != ours[key]
+        f"{key} = {json.dumps(theirs.get(key))} and not {json.dumps(ours[key])}"
+        for key in ours
+        if theirs.get(key) != ours[key]
     ]
     if differing:
         raise RecipeError(
@@ -300,7 +302,7 @@ def count_right(test: Answers) -> int:
 
 def list_settings(info: ModelInfo) -> str:
     own, defaults = settings_of(Recipe.from_dict(info.recipe, "teacher.safetensors")), settings_of(Recipe())
-    return "\n".join(f"- `{key} = {json.dumps(value)}`" for key, value in own.items() if value != defaults[key])
+    return "\n".join(f"- `{key} = {json.dumps(value)}`" for key, value in own.items() if value != defaults.get(key))
 
 
 def describe_epoch(epoch: dict[str, Any], info: ModelInfo) -> list[str]:

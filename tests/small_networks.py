@@ -13,7 +13,8 @@ CLASSES = ("crème brûlée", "ramen", "tacos", "waffles")
 def settled_network(architecture: str, seed: int = 0, num_classes: int = len(CLASSES)) -> nn.Module:
     """A network whose batch norms have seen images, so that its logits differ between images."""
     torch.manual_seed(seed)
-    network = build(architecture, num_classes, base=4)
+    settings = {"base": 4} if architecture == "depthwise" else {}
+    network = build(architecture, num_classes, **settings)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.7

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "toolkit"
 
 FLOORS = (
     "errors names shipped",
-    "console plotting files",
+    "console plotting files architectures",
     "machine recipe",
     "modeldir",
     "data",

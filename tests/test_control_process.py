@@ -36,7 +36,8 @@ from toolkit.modeldir import ModelDir
 EPOCHS = 6
 SMALL = [
     *("data.image_size=32", "data.resize=36", "training.precision=fp32", "teacher.architecture=depthwise"),
-    *("teacher.epochs=1", "teacher.batch_size=12", "student.base=4", "distill.control=true", "distill.teacher_views=2"),
+    *("teacher.epochs=1", "teacher.batch_size=12", "teacher.base=4", "student.base=4"),
+    *("distill.control=true", "distill.teacher_views=2"),
     *(f"distill.epochs={EPOCHS}", "distill.batch_size=8"),
 ]
 TOLD = "student and control train side by side, on 1 and 1 of 2 cores"

@@ -11,6 +11,7 @@ import pytest
 
 from toolkit import recipe as recipe_module
 from toolkit import shipped
+from toolkit.architectures import DepthwiseSettings
 from toolkit.distill.teacher import TRAINED_BY
 from toolkit.errors import RecipeError
 from toolkit.networks.weights import read_info
@@ -62,6 +63,18 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
         ("data.std=[1, 0, 1]", r"data.std.1 = 0 is not allowed; input should be greater than 0"),
         ("data.mean=[1,2]", r"data.mean.2 .* is not allowed; field required"),
         ("data.flip=1", r"data.flip = 1 is not allowed; input should be a valid boolean"),
+        (
+            "student.bsae=8",
+            r"unknown key student.bsae; did you mean student.base\? valid here: architecture, and for depthwise: base,",
+        ),
+        ("student.base=0", r"student.base = 0 is not allowed; input should be greater than or equal to 1"),
+        ("student.base='8'", r'student.base = "8" is not allowed; input should be a valid integer'),
+        ("student.width_mult=9", r"student.width_mult = 9 is not allowed; input should be less than or equal to 8"),
+        ("student.architecture=3", r"student.architecture = 3 is not allowed; input should be a valid string"),
+        (
+            "teacher.base=8",
+            r"unknown key teacher.base; .*valid here: .*, enlarge; resnet18 has no settings \(a network of your own",
+        ),
         ("temperature=3", r"--set 'temperature=3' is not section.key=value; write it like"),
         ("distill.alpha", r"--set 'distill.alpha' is not section.key=value"),
     ],
@@ -185,7 +198,10 @@ def settings_tables() -> str:
     for name in Recipe.model_fields:
         properties = schemas[f"{name.capitalize()}Recipe"]
         lines += [f"### `[{name}]`", "", "| key | default | allowed | meaning |", "|---|---|---|---|"]
-        for key, field in properties["properties"].items():
+        fields = properties["properties"]
+        if name == "student":
+            fields |= DepthwiseSettings.model_json_schema()["properties"]
+        for key, field in fields.items():
             default = f"`{json.dumps(getattr(getattr(Recipe(), name), key))}`"
             if f"{name}.{key}" in FOLLOW_PICTURES:
                 default += " for photographs" if name == "data" else " for up to 10,000 images"
@@ -325,3 +341,46 @@ def test_a_newer_setting_that_changes_nothing_is_as_if_there_were_none(
     known = {key: value for key, value in values.items() if key not in {*NEWER_SETTINGS, *NOT_IN_FINGERPRINT}}
     expected = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     assert Recipe().fingerprint(section) == expected
+
+
+class TestSettingsOfNetworks:
+    """Each architecture's own, beside `architecture`."""
+
+    def test_files_of_earlier_versions_have_the_depthwise_ones_for_every_student(self) -> None:
+        resnet = {"student": {"architecture": "resnet18", "base": 16, "width_mult": 1.0}}
+        assert Recipe.from_dict(resnet, "a file").student.settings == {}
+        with pytest.raises(RecipeError, match=r"unknown key student.base; valid here: architecture; resnet18 has no"):
+            Recipe.from_dict({"student": {"architecture": "resnet18", "base": 8}}, "a file")
+
+    @pytest.mark.parametrize(
+        ("overrides", "student", "teacher"),
+        [
+            ([], "4bb809a0", "83c022a4"),
+            (["student.base=8", "student.width_mult=2"], "ec04e1a9", "83c022a4"),
+            (["student.architecture=resnet18"], "ebba3bd6", "83c022a4"),
+        ],
+    )
+    def test_fingerprints_are_those_of_earlier_versions(self, overrides: list[str], student: str, teacher: str) -> None:
+        """As 9a6d517 computed them: what was made then stays up to date."""
+        recipe = Recipe().with_overrides(overrides)
+        assert recipe.fingerprint("student")[:8] == student
+        assert recipe.fingerprint("teacher")[:8] == teacher
+
+    def test_a_depthwise_teacher_has_its_own_and_its_fingerprint_sees_them(self) -> None:
+        teacher = Recipe().with_overrides(["teacher.architecture=depthwise"])
+        assert teacher.teacher.settings == {"base": 16, "width_mult": 1.0}
+        of_student = teacher.with_overrides(["student.base=4"])
+        assert of_student.teacher.settings == teacher.teacher.settings
+        assert of_student.fingerprint("teacher") == teacher.fingerprint("teacher")
+        smaller = teacher.with_overrides(["teacher.base=4"])
+        assert smaller.teacher.settings == {"base": 4, "width_mult": 1.0}
+        assert smaller.fingerprint("teacher") != teacher.fingerprint("teacher")
+        assert smaller.fingerprint("student") == teacher.fingerprint("student")
+
+    def test_what_is_left_to_its_default_is_not_stated(self) -> None:
+        recipe = Recipe().with_overrides(["teacher.architecture=depthwise", "teacher.base=8"])
+        assert recipe.with_overrides(["teacher.epochs=3"]).teacher.stated_settings == {"base": 8}
+
+    def test_a_setting_is_written_as_it_is_meant(self, tmp_path: Path) -> None:
+        recipe = Recipe.from_toml(write(tmp_path / "r.toml", "[student]\nwidth_mult = 2\n"))
+        assert json.dumps(recipe.model_dump(mode="json")["student"]["width_mult"]) == "2.0"

@@ -7,6 +7,7 @@ says goes to its stderr, and how it ended to its stdout.
 """
 
 import contextlib
+import importlib
 import math
 import os
 import pickle
@@ -35,6 +36,7 @@ from toolkit.errors import Interrupted, ToolkitError, TrainingError, one_line
 from toolkit.machine.devices import keep_freed_memory, same_imports
 from toolkit.machine.hardware import GIB
 from toolkit.machine.limits import memory_bytes
+from toolkit.networks.registry import modules_to_import
 
 if TYPE_CHECKING:
     from toolkit.workspace import Workspace
@@ -47,9 +49,12 @@ FIRST_TO_END = "500"
 """Of proc_pid_oom_score_adj(5): where memory runs out, the kernel ends the control, and the student goes on."""
 
 
-def has_room(device: str) -> bool:
-    """Whether two trainings fit at once: on a CPU, if one process has cores and memory for both."""
-    alone = device == "cpu" and not distributed.launched()
+def has_room(device: str, *architectures: str) -> bool:
+    """Whether two trainings fit at once: on a CPU, if one process has cores and memory for both.
+
+    `architectures` are those of the networks that the other process has to know.
+    """
+    alone = device == "cpu" and not distributed.launched() and modules_to_import(*architectures) is not None
     return alone and torch.get_num_threads() >= 2 and memory_bytes() >= ENOUGH_MEMORY_BYTES
 
 
@@ -147,8 +152,9 @@ class _Control:
         self._listener = threading.Thread(target=self._hear_answer, daemon=True)
         self._listener.start()
         with contextlib.suppress(BrokenPipeError):  # `ending` will tell
+            modules = modules_to_import(workspace.recipe.student.architecture)
             alone = replace(workspace, on_epoch=None)  # a function of this process's
-            self._questions.write(pickle.dumps((alone, precision, threads)))
+            self._questions.write(pickle.dumps((modules, alone, precision, threads)))
             self._questions.flush()
 
     def is_running(self) -> bool:
@@ -213,7 +219,9 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever sends it to all means the other process, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    workspace, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started this
+    modules, workspace, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of who started this
+    for module in modules:
+        importlib.import_module(module)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END)
     console.err = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=False)

@@ -68,7 +68,11 @@ def distill_student(workspace: Workspace, *, control: bool = False) -> "WeightsF
             console.say(f"seed {seed} ({seed - first + 1} of {workspace.seeds}), in {directory.path}")
         directory.make()
         # with stored logits only: a live teacher is most of the work, and only the student's
-        pair = also_control and bool(recipe.distill.stored_views) and control_process.has_room(workspace.device)
+        pair = (
+            also_control
+            and bool(recipe.distill.stored_views)
+            and control_process.has_room(workspace.device, workspace.recipe.student.architecture)
+        )
         pair = pair and not student.has_control(recipe, directory, workspace.training_data, workspace.options)
         of_seed = replace(workspace, recipe=recipe, model_dir=directory)
         other = partial(control_process.control_beside, of_seed) if pair else nullcontext

@@ -11,11 +11,20 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from toolkit import console, shipped
+from toolkit.architectures import check_settings, settings_of
 from toolkit.errors import RecipeError, did_you_mean
 from toolkit.names import RUNTIME_NAMES, RuntimeName
 
@@ -149,10 +158,57 @@ class StageRecipe(Section):
     )
 
 
-class TeacherRecipe(StageRecipe):
+class NetworkRecipe(Section):
+    """A section that names an architecture. The settings of that architecture are keys of the section, too.
+
+    What they are is the architecture's own affair (toolkit/architectures.py). They are checked with the section, and
+    the defaults of those that nobody states are in its dump and fingerprint.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    once_for_all: ClassVar[Mapping[str, Any]] = {}
+    """Settings that earlier versions wrote for every architecture → their default, which is ignored if it is there."""
+
+    architecture: str
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_settings(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        keys = cls.model_fields
+        architecture = values.get("architecture", keys["architecture"].default) if isinstance(values, dict) else None
+        if not isinstance(architecture, str):
+            return handler(values)  # refused there, or a section already
+        known = settings_of(architecture).model_fields
+        stated = {
+            key: value
+            for key, value in values.items()
+            if key not in keys and (key in known or cls.once_for_all.get(key) != value)
+        }
+        settings = check_settings(architecture, stated)
+        section = handler({key: values[key] for key in values if key in keys} | settings.model_dump(mode="json"))
+        section.model_fields_set.difference_update(known.keys() - settings.model_fields_set)
+        return section
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings of the architecture, as JSON has them."""
+        return dict(self.model_extra or {})
+
+    @property
+    def stated_settings(self) -> dict[str, Any]:
+        """Those of them that were not left to their defaults."""
+        return {key: value for key, value in self.settings.items() if key in self.model_fields_set}
+
+
+class TeacherRecipe(NetworkRecipe, StageRecipe):
     """`[teacher]`: the network that teaches, trained here, fine-tuned or imported."""
 
-    architecture: str = Field("resnet18", description="a torchvision classifier, or `depthwise`")
+    model_config = ConfigDict(extra="allow")
+
+    architecture: str = Field(
+        "resnet18", description="a torchvision classifier, or `depthwise`, with settings of its own as in [student]"
+    )
     weights: str = Field(
         "",
         description="empty: from scratch; a file, beside the recipe or in the current directory; `fashion-mnist`: "
@@ -170,14 +226,12 @@ class TeacherRecipe(StageRecipe):
     )
 
 
-class StudentRecipe(Section):
+class StudentRecipe(NetworkRecipe):
     """`[student]`: the small network that ships."""
 
+    once_for_all: ClassVar[Mapping[str, Any]] = {"base": 16, "width_mult": 1.0}
+
     architecture: str = Field("depthwise", description="`depthwise` (the notebook's), or a torchvision classifier")
-    base: int = Field(16, ge=1, le=512, description="channels of the first block; only for depthwise")
-    width_mult: float = Field(
-        1.0, gt=0, le=8, description="factor of all channels but the first and last block's; only for depthwise"
-    )
 
 
 class DistillRecipe(StageRecipe):
@@ -343,7 +397,7 @@ class Recipe(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise _first_problem(error, origin) from None
+            raise _first_problem(error, origin, values) from None
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:
@@ -373,15 +427,20 @@ class Recipe(Section):
         """A copy with every override applied; what was left to its default stays so.
 
         An override is the text `section.key=value`, whose value is read as TOML, a bare word as a string; or the path
-        `section.key` with a value of Python's, in a mapping.
+        `section.key` with a value of Python's, in a mapping. Another architecture leaves the
+        settings of the former behind.
         """
         given = isinstance(overrides, Mapping)
         pairs = overrides.items() if isinstance(overrides, Mapping) else map(_read_override, overrides)
         values = self.model_dump(mode="json", exclude_unset=True)
+        stated: set[str] = set()
         for path, value in pairs:
             _tell_of_moved([path])
             section, _, key = MOVED.get(path, path).partition(".")
             values.setdefault(section, {})[key] = value
+            stated.add(f"{section}.{key}")
+        for name, network in (("student", self.student), ("teacher", self.teacher)):
+            _leave_behind(values.get(name, {}), network, {path for path in stated if path.startswith(f"{name}.")})
         return self.from_dict(values, "settings" if given else "--set")
 
     def fingerprint(self, *parts: str) -> str:
@@ -398,6 +457,8 @@ class Recipe(Section):
                 place = first_places.get(setting, setting)
                 if {section, setting, place.partition(".")[0]} & {*parts} and setting not in NOT_IN_FINGERPRINT:
                     values[place] = value
+        if "student" in parts:
+            values = {f"student.{key}": value for key, value in StudentRecipe.once_for_all.items()} | values
         for setting, unused in NEWER_SETTINGS.items():
             if values.get(setting, ...) == unused:
                 del values[setting]  # the setting did not exist then
@@ -459,6 +520,15 @@ def _tell_of_moved(settings: Iterable[str]) -> None:
         _told_of_moved.update(found)
 
 
+def _leave_behind(table: dict[str, Any], network: NetworkRecipe, stated: set[str]) -> None:
+    """Drop from a section's values the settings of an architecture that it no longer has, and mere defaults."""
+    stays = table.get("architecture", network.architecture) == network.architecture
+    kept = network.stated_settings if stays else {}
+    names = {path.partition(".")[2] for path in stated}
+    for key in network.settings.keys() - kept.keys() - names:
+        table.pop(key, None)
+
+
 def _read_override(text: str) -> tuple[str, Any]:
     """`section.key=value` → ("section.key", value)"""
     path, separator, value = text.partition("=")
@@ -475,14 +545,15 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _first_problem(error: ValidationError, origin: str) -> RecipeError:
+def _first_problem(error: ValidationError, origin: str, values: dict[str, Any]) -> RecipeError:
     problem = error.errors()[0]
     keys = [str(part) for part in problem["loc"]]
     path = ".".join(keys)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
-        guess = did_you_mean(keys[-1], known, prefix="".join(f"{key}." for key in keys[:-1]))
-        return RecipeError(f"{origin}: unknown key {path}", f"{guess}valid here: {', '.join(known)}")
+        settings, told = _known_settings(keys[:-1], values)
+        guess = did_you_mean(keys[-1], [*known, *settings], prefix="".join(f"{key}." for key in keys[:-1]))
+        return RecipeError(f"{origin}: unknown key {path}", f"{guess}valid here: {', '.join(known)}{told}")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that contradict each other
         return RecipeError(f"{origin}: {path or 'the recipe'} is not allowed", message)
@@ -498,3 +569,15 @@ def _known_keys(path: Sequence[str]) -> list[str]:
             return []
         model = annotation
     return list(model.model_fields)
+
+
+def _known_settings(path: Sequence[str], values: dict[str, Any]) -> tuple[list[str], str]:
+    """The settings of the architecture that the section at `path` names, and words that list them."""
+    section = Recipe.model_fields[path[0]].annotation if len(path) == 1 else None
+    if not (isinstance(section, type) and issubclass(section, NetworkRecipe)):
+        return [], ""
+    architecture = values[path[0]].get("architecture", section.model_fields["architecture"].default)
+    settings = list(settings_of(architecture).model_fields)
+    if settings:
+        return settings, f", and for {architecture}: {', '.join(settings)}"
+    return [], f"; {architecture} has no settings (a network of your own must be registered first: docs/networks.md)"

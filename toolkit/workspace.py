@@ -146,12 +146,14 @@ def training_workspace(choice: Choice, device: str = "auto", *, writes: bool = T
     """
     from toolkit.distill.compilation import require_few_sizes
     from toolkit.distill.distributed import join
+    from toolkit.networks.registry import require_known
 
     if options.get("tensorboard"):
         from toolkit.distill.metrics import require_tensorboard
 
         require_tensorboard()
     recipe, own_dir = training_recipe(choice)
+    require_known(recipe.student.architecture, recipe.teacher.architecture)
     device = _pick_device(device)  # before a directory is made
     model_dir = ModelDir(choice.out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
     if writes:

@@ -8,7 +8,7 @@ from tiny_onnx import COLOURS, save_colour_model
 from toolkit.data.dataset import Dataset, Images
 from toolkit.data.preprocess import Preprocess
 from toolkit.modeldir import FilePrecision, ModelDir, Role
-from toolkit.networks.registry import build
+from toolkit.networks.registry import build, spec_of
 from toolkit.networks.weights import ModelInfo, save_model
 from toolkit.recipe import Recipe
 
@@ -24,8 +24,9 @@ def save_role(model_dir: ModelDir, role: Role, precisions: tuple[FilePrecision, 
     """Weights of a depthwise network, and an ONNX file for each precision: the colour model, whatever its name says."""
     sha = RECIPE.control_fingerprint() if role == "control" else "0" * 64
     recipe = RECIPE.model_dump(mode="json")
-    info = ModelInfo(role, "depthwise", 2, 1.0, COLOURS, PREPROCESS, recipe, sha, "1" * 64, None, "0.1.0")
-    save_model(model_dir.weights(role), build("depthwise", len(COLOURS), base=2), info)
+    network = build("depthwise", len(COLOURS), base=2)
+    info = ModelInfo(role, spec_of(network), COLOURS, PREPROCESS, recipe, sha, "1" * 64, None, "0.1.0")
+    save_model(model_dir.weights(role), network, info)
     for precision in precisions:
         save_colour_model(model_dir.onnx(role, precision), image_size=SIDE, resize=0)
 

@@ -34,7 +34,7 @@ from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import BENCH_PLOTS, ModelDir
-from toolkit.networks.registry import build
+from toolkit.networks.registry import build, spec_of
 from toolkit.networks.weights import ModelInfo, save_model
 from toolkit.recipe import Recipe
 
@@ -453,7 +453,7 @@ def save_network(model_dir: ModelDir, role: Any, classes: tuple[str, ...], prepr
     sha = RECIPE.control_fingerprint() if role == "control" else "0" * 64
     recipe = RECIPE.model_dump(mode="json")
     info = ModelInfo(
-        role, "depthwise", 2, 1.0, classes, preprocess, recipe, sha, "1" * 64, None, "0.1.0", {"epochs": 2}
+        role, spec_of(network), classes, preprocess, recipe, sha, "1" * 64, None, "0.1.0", {"epochs": 2}
     )  # fmt: skip
     save_model(model_dir.weights(role), network, info)
 

@@ -10,6 +10,7 @@ import pytest
 from small_networks import settled_network
 
 from toolkit.data.preprocess import Preprocess
+from toolkit.networks.registry import NetworkSpec
 from toolkit.networks.weights import ModelInfo, save_model
 from toolkit.recipe import Recipe
 
@@ -23,9 +24,7 @@ def test_prints_one_json_object_for_both_kinds_of_products(class_folders: Path, 
     )
     info = ModelInfo(
         role="student",
-        architecture="depthwise",
-        base=4,
-        width_mult=1.0,
+        network=NetworkSpec("depthwise", {"base": 4}),
         classes=("blue", "green", "red"),
         preprocess=Preprocess.from_recipe(recipe.data),
         recipe=recipe.model_dump(),

@@ -121,6 +121,7 @@ SMALL = [
     *("--device", "cpu", "--set", "data.image_size=32", "--set", "data.resize=36", "--set", "training.precision=fp32"),
     *("--set", "teacher.architecture=depthwise", "--set", "teacher.epochs=3", "--set", "teacher.batch_size=12"),
     *("--set", "distill.epochs=4", "--set", "distill.batch_size=8", "--set", "student.base=4"),
+    *("--set", "teacher.base=4"),
 ]
 """Flags of a `toolkit distill` that takes a second."""
 

@@ -41,8 +41,8 @@ from toolkit.distill.step import Stepper
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.distill.trainer import train
 from toolkit.distill.training import Training
-from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.registry import NetworkSpec
 from toolkit.recipe import Recipe
 
 COUNT, BATCH, SIDE, CANVAS, CLASSES = 64, 16, 32, 36, 5
@@ -138,9 +138,10 @@ def make_stepper(
     )
     section, data, pixels = recipe.distill, recipe.data, make_pixels(device)
     torch.manual_seed(0)
+    small = NetworkSpec("depthwise", {"base": 4})
     learner, teacher = (
-        TappedNetwork(Classifier(registry.build(name, CLASSES, base=4), data.mean, data.std))
-        for name in ("depthwise", "resnet18" if device == "meta" else "depthwise")
+        TappedNetwork(Classifier(spec.build(CLASSES), data.mean, data.std))
+        for spec in (small, NetworkSpec("resnet18") if device == "meta" else small)
     )
     views = TrainingViews(pixels, data, CLASSES, seed=0, mixup=section.mixup, device=device)
     if as_on_gpu or not has_room:
@@ -302,7 +303,7 @@ def test_training_as_on_a_gpu_ends_in_the_weights_of_the_cpu_s(
 
 def test_the_average_on_a_gpu_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
     section = Recipe().with_overrides(["distill.ema=0.7"]).distill
-    network = registry.build("depthwise", CLASSES, base=4)
+    network = NetworkSpec("depthwise", {"base": 4}).build(CLASSES)
     expected, average = (make_average(network, section) for _ in range(2))
     assert expected is not None
     assert average is not None

@@ -10,15 +10,19 @@ from torch import nn
 
 from toolkit.data.sources import load_dataset
 from toolkit.distill import distributed
-from toolkit.distill.job import TrainingData, TrainingOptions
+from toolkit.distill.job import TrainingData, TrainingOptions, WeightsFile
 from toolkit.distill.student import _require_same_size, train_control
 from toolkit.distill.teacher import make_teacher
-from toolkit.errors import RecipeError, TrainingError
+from toolkit.errors import ArtifactError, RecipeError, TrainingError
 from toolkit.modeldir import ModelDir
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.registry import NetworkSpec
 from toolkit.recipe import Recipe
 
-SMALL = ["data.image_size=32", "data.resize=0", "teacher.architecture=depthwise", "student.base=4", "distill.epochs=4"]
+SMALL = [
+    *("data.image_size=32", "data.resize=0", "teacher.architecture=depthwise", "teacher.base=4", "student.base=4"),
+    "distill.epochs=4",
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,22 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(
     message = "2 images a step cannot be shared out to 3 processes; use a larger distill.batch_size or fewer processes"
     with pytest.raises(TrainingError, match=message):
         train_control(recipe, ModelDir(tmp_path), images, TrainingOptions())
+
+
+def test_a_depthwise_teacher_has_its_own_settings_and_a_change_of_them_is_seen(
+    images: TrainingData, tmp_path: Path
+) -> None:
+    def make(*overrides: str) -> WeightsFile:
+        quick = ["teacher.epochs=1", "teacher.batch_size=12", "training.precision=fp32"]
+        return make_teacher(
+            Recipe().with_overrides([*SMALL, *quick, *overrides]), ModelDir(tmp_path), images, TrainingOptions()
+        )
+
+    made = make()
+    assert made.info.network == NetworkSpec("depthwise", {"base": 4, "width_mult": 1.0})
+    assert not make("student.base=8").new, "the student's settings are not the teacher's"
+    with pytest.raises(ArtifactError, match=r"teacher\.safetensors was made from another recipe; choose another"):
+        make("teacher.base=5")
 
 
 class Picky(nn.Module):

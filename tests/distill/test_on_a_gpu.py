@@ -262,8 +262,9 @@ def test_every_kind_of_training_comes_to_its_end(
 
     monkeypatch.setenv("KD_TOOLKIT_CACHE", str(tmp_path / "cache"))
     threads = torch.get_num_threads()
-    small = ["data.image_size=32", "data.resize=36", "teacher.architecture=depthwise", "teacher.epochs=1"]
+    small = ["data.image_size=32", "data.resize=36", "teacher.architecture=depthwise", "teacher.base=4"]
     few = [
+        "teacher.epochs=1",
         "teacher.batch_size=12",
         "distill.epochs=3",
         "distill.batch_size=12",

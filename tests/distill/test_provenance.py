@@ -27,6 +27,7 @@ from toolkit.distill.provenance import (
 )
 from toolkit.errors import WeightsError
 from toolkit.forecast.facts import find_facts
+from toolkit.networks.registry import NetworkSpec
 from toolkit.networks.weights import ModelInfo, read_info, save_model
 from toolkit.recipe import DataRecipe, Recipe
 
@@ -50,9 +51,7 @@ def save_teacher(
     """A teacher that says it was trained on `dataset` by `recipe`."""
     info = ModelInfo(
         role="teacher",
-        architecture="depthwise",
-        base=4,
-        width_mult=1.0,
+        network=NetworkSpec("depthwise", {"base": 4}),
         classes=dataset.classes,
         preprocess=Preprocess.from_recipe(recipe.data),
         recipe=recipe.model_dump(mode="json"),

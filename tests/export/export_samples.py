@@ -8,6 +8,7 @@ from small_networks import CLASSES, MEAN, SIDE, STD, settled_network
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.modeldir import Role
+from toolkit.networks.registry import spec_of
 from toolkit.networks.weights import ModelInfo, save_model
 from toolkit.recipe import Recipe
 
@@ -15,11 +16,10 @@ PREPROCESS = Preprocess(image_size=SIDE, resize=48, mean=MEAN, std=STD)
 
 
 def save_weights(path: Path, architecture: str, role: Role = "student", seed: int = 0) -> Path:
+    network = settled_network(architecture, seed)
     info = ModelInfo(
         role=role,
-        architecture=architecture,
-        base=4,
-        width_mult=1.0,
+        network=spec_of(network),
         classes=CLASSES,
         preprocess=PREPROCESS,
         recipe=Recipe().model_dump(mode="json"),
@@ -28,7 +28,7 @@ def save_weights(path: Path, architecture: str, role: Role = "student", seed: in
         teacher_sha256=None if role == "teacher" else "c" * 64,
         toolkit_version="0.0",
     )
-    save_model(path, settled_network(architecture, seed), info)
+    save_model(path, network, info)
     return path
 
 

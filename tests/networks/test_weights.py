@@ -15,9 +15,9 @@ from conftest import shared
 from safetensors.torch import save_file
 
 from toolkit.data.preprocess import Preprocess
-from toolkit.errors import ArtifactError, WeightsError
+from toolkit.errors import ArtifactError, RecipeError, WeightsError
 from toolkit.networks.depthwise import DepthwiseStudent, infer_student
-from toolkit.networks.registry import build, enlargement
+from toolkit.networks.registry import NetworkSpec, build, enlargement, spec_of
 from toolkit.networks.weights import (
     METADATA_KEY,
     ModelInfo,
@@ -32,14 +32,13 @@ from toolkit.networks.weights import (
 from toolkit.recipe import Recipe
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+NETWORK = NetworkSpec("depthwise", {"base": 2, "width_mult": 0.5})
 
 
 def make_info(**changes: Any) -> ModelInfo:
     info = ModelInfo(
         role="student",
-        architecture="depthwise",
-        base=2,
-        width_mult=0.5,
+        network=NETWORK,
         classes=("crème brûlée", "soup", "tea"),
         preprocess=Preprocess(32, 36, MEAN, STD),
         recipe=Recipe().model_dump(mode="json"),
@@ -121,22 +120,23 @@ class TestSaveAndLoad:
 
     def test_networks_are_rebuilt_at_their_image_size(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A vision transformer's position embedding depends on it; 32 px is not torchvision's default."""
-        asked: dict[str, Any] = {}
+        asked: list[object] = []
+        real = NetworkSpec.build
 
-        def spy(architecture: str, num_classes: int, **settings: Any) -> torch.nn.Module:
-            asked.update(settings)
-            return build(architecture, num_classes, **settings)
+        def spy(spec: NetworkSpec, *data: int) -> torch.nn.Module:
+            asked.extend((spec, *data))
+            return real(spec, *data)
 
-        monkeypatch.setattr("toolkit.networks.weights.build", spy)
+        monkeypatch.setattr(NetworkSpec, "build", spy)
         load_model(saved)
-        assert asked == {"base": 2, "width_mult": 0.5, "image_size": 32, "enlarge": 1}
+        assert asked == [NETWORK, 3, 32]
 
     def test_a_network_that_enlarges_its_images_comes_back_as_one(self, tmp_path: Path) -> None:
         network = build("depthwise", 3, base=2, width_mult=0.5, image_size=32, enlarge=2).eval()
         path = tmp_path / "teacher.safetensors"
-        save_model(path, network, make_info(enlarge=2))
+        save_model(path, network, make_info(network=replace(NETWORK, enlarge=2)))
         loaded, info = load_model(path)
-        assert info.enlarge == enlargement(loaded.network) == 2
+        assert info.network.enlarge == enlargement(loaded.network) == 2
         images = torch.rand(2, 3, 32, 32)
         with torch.no_grad():
             assert torch.equal(loaded.network(images), network(images))
@@ -144,7 +144,28 @@ class TestSaveAndLoad:
     def test_files_of_earlier_versions_enlarge_nothing(self) -> None:
         values = json.loads(make_info().to_json())
         del values["enlarge"]
-        assert ModelInfo.from_json(json.dumps(values)).enlarge == 1
+        assert ModelInfo.from_json(json.dumps(values)).network.enlarge == 1
+
+    def test_settings_stand_where_other_versions_look_for_them(self) -> None:
+        """`base` and `width_mult` beside the architecture, which earlier versions want there for every network."""
+        depthwise = json.loads(make_info().to_json())
+        assert (depthwise["base"], depthwise["width_mult"], depthwise["enlarge"]) == (2, 0.5, 1)
+        resnet = make_info(network=NetworkSpec("resnet18"))
+        values = json.loads(resnet.to_json())
+        assert (values["base"], values["width_mult"]) == (16, 1.0)
+        assert "settings" not in depthwise.keys() | values.keys()
+        earlier = json.dumps(values | {"base": 8})  # the student's, once
+        assert ModelInfo.from_json(earlier) == ModelInfo.from_json(resnet.to_json()) == resnet
+
+    def test_a_file_of_a_network_that_nobody_registered_can_be_looked_into_and_not_opened(
+        self, student: DepthwiseStudent, tmp_path: Path
+    ) -> None:
+        info = make_info(network=NetworkSpec("elsewhere", {"size": 3}))
+        path = tmp_path / "student.safetensors"
+        save_model(path, student, info)
+        assert read_info(path) == info
+        with pytest.raises(RecipeError, match=r"unknown architecture 'elsewhere'; .*must be registered first"):
+            load_model(path)
 
     def test_an_unwritable_place(self, student: DepthwiseStudent, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
@@ -339,7 +360,7 @@ class TestImportTeacher:
             import_teacher(path, Recipe().with_overrides(self.DATA), 10)
 
     def recipe(self, *more: str) -> Recipe:
-        same = ("teacher.architecture=depthwise", "student.base=2", "student.width_mult=0.5")
+        same = ("teacher.architecture=depthwise", "teacher.base=2", "teacher.width_mult=0.5")
         return Recipe().with_overrides([*self.DATA, *same, *more])
 
     def test_the_files_own_normalisation_comes_before_the_datas(self, saved: Path) -> None:
@@ -350,9 +371,18 @@ class TestImportTeacher:
 
     def test_the_files_own_enlargement_unless_the_recipe_has_one(self, student: DepthwiseStudent, saved: Path) -> None:
         assert enlargement(import_teacher(saved, self.recipe(), 3)[0]) == 1
-        save_model(saved, student, make_info(enlarge=2))
+        save_model(saved, student, make_info(network=replace(NETWORK, enlarge=2)))
         assert enlargement(import_teacher(saved, self.recipe(), 3)[0]) == 2
         assert enlargement(import_teacher(saved, self.recipe("teacher.enlarge=3"), 3)[0]) == 3
+
+    def test_the_files_own_settings_unless_the_recipe_states_others(self, saved: Path) -> None:
+        recipe = Recipe().with_overrides([*self.DATA, "teacher.architecture=depthwise"])
+        network = import_teacher(saved, recipe, 3)[0]
+        assert spec_of(network) == NETWORK
+        with pytest.raises(
+            WeightsError, match=r"does not fit DepthwiseStudent: cnn\.0\.0\.weight is \(2, 3, 3, 3\) inst"
+        ):
+            import_teacher(saved, recipe.with_overrides(["teacher.base=4"]), 3)
 
     def test_another_architecture_or_other_classes(self, saved: Path) -> None:
         with pytest.raises(

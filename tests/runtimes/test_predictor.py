@@ -21,6 +21,7 @@ from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, DeviceError, WeightsError
 from toolkit.export.export import ExportOptions, export_onnx
 from toolkit.networks.depthwise import DepthwiseStudent
+from toolkit.networks.registry import NetworkSpec
 from toolkit.networks.weights import ModelInfo, save_model
 from toolkit.recipe import Recipe
 from toolkit.runtimes import onnxruntime as onnx_runtime
@@ -44,7 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     student = DepthwiseStudent(len(CLASSES), base=2)
     student(torch.rand(8, 3, SIDE, SIDE))
-    info = ModelInfo("student", "depthwise", 2, 1.0, CLASSES, PREPROCESS, {}, "", "", None, "0.0")
+    info = ModelInfo("student", NetworkSpec("depthwise", {"base": 2}), CLASSES, PREPROCESS, {}, "", "", None, "0.0")
     path = tmp_path_factory.mktemp("predictor") / "student.safetensors"
     save_model(path, student, info)
     return path

@@ -39,7 +39,7 @@ def test_onnxruntime_gives_it() -> None:
 def test_it_has_every_operator_of_what_is_deployed() -> None:
     """Of the student, and of the teacher that ships."""
     deployed = set()
-    for architecture in ("depthwise", "resnet18"):
-        classifier = Classifier(build(architecture, 3, base=2), (0.5,) * 3, (0.5,) * 3).eval()
+    for network in (build("depthwise", 3, base=2), build("resnet18", 3)):
+        classifier = Classifier(network, (0.5,) * 3, (0.5,) * 3).eval()
         deployed |= {node.op_type for node in build_graph(classifier, 32, 20).graph.node}
     assert {node.op_type for node in onnx.load_model_from_string(tiny_model.build()).graph.node} == deployed

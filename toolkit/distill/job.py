@@ -187,12 +187,9 @@ class TrainingJob:
 
     def save(self, learner: TappedNetwork, extra: dict[str, Any], preprocess: Preprocess) -> WeightsFile:
         """Write the weights with all that is known of them; only then the state to go on from may go."""
-        section = self.recipe.teacher if self.role == "teacher" else self.recipe.student
         info = ModelInfo(
             role=self.role,
-            architecture=section.architecture,
-            base=self.recipe.student.base,
-            width_mult=self.recipe.student.width_mult,
+            network=registry.spec_of(learner.classifier.network),
             classes=self.data.dataset.classes,
             preprocess=preprocess,
             recipe=self.recipe.model_dump(mode="json"),
@@ -200,7 +197,6 @@ class TrainingJob:
             dataset_sha256=self.settings["dataset_sha256"],
             teacher_sha256=self.settings.get("teacher_sha256"),
             toolkit_version=__version__,
-            enlarge=registry.enlargement(learner.classifier.network),
             extra=extra,
         )
         if distributed.is_main():

@@ -14,7 +14,8 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.errors import WeightsError, did_you_mean
-from toolkit.networks.weights import ModelInfo, carries_info, read_info
+from toolkit.networks.registry import NetworkSpec
+from toolkit.networks.weights import ModelInfo, carries_info, read_info, teacher_spec
 from toolkit.recipe import FOOD_11, IMAGENET, Recipe
 
 SPLIT_SETTINGS = ("split_seed", "validation_fraction", "test_fraction")
@@ -52,13 +53,10 @@ def find_weights(recipe: Recipe) -> Path | None:
     return path
 
 
-def enlargement(recipe: Recipe) -> int:
-    """How much larger than the data's images the teacher sees them, as the recipe or its given file says."""
-    if recipe.teacher.enlarge or recipe.teacher.weights == FOOD_11:
-        return recipe.teacher.enlarge or 1
-    path = find_weights(recipe)
-    info = describe(path) if path else None
-    return info.enlarge if info else 1
+def teacher_network(recipe: Recipe) -> NetworkSpec:
+    """The teacher's network as the recipe or its given file says; nothing is downloaded to find that out."""
+    path = None if recipe.teacher.weights == FOOD_11 else find_weights(recipe)
+    return teacher_spec(recipe, describe(path) if path else None)
 
 
 def describe(path: Path) -> ModelInfo | None:
@@ -119,7 +117,7 @@ def known_accuracy(path: Path, recipe: Recipe, dataset: Dataset) -> float | None
     theirs = find_training_images(info) or {}
     seen = info.preprocess
     sees = Preprocess(recipe.data.image_size, recipe.data.resize, section.mean or seen.mean, section.std or seen.std)
-    same = (sees, section.enlarge or info.enlarge) == (seen, info.enlarge)
+    same = (sees, section.enlarge or info.network.enlarge) == (seen, info.network.enlarge)
     same = same and all(theirs.get(key) == value for key, value in split.items())
     return float(info.extra[SHIPPED_ACCURACY]) if same else None
 

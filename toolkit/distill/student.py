@@ -25,8 +25,8 @@ from toolkit.distill.teachers import LiveTeacher, Teacher
 from toolkit.distill.training import Training
 from toolkit.files import sha256_file
 from toolkit.modeldir import ModelDir, Role
-from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.registry import NetworkSpec
 from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
 
@@ -137,15 +137,9 @@ def _plan(job: TrainingJob, role: Role, precision: Arithmetic, teacher_precision
 
 
 def _new_student(job: TrainingJob) -> Classifier:
-    recipe, section = job.recipe, job.recipe.student
+    recipe = job.recipe
     torch.manual_seed(recipe.training.seed)
-    network = registry.build(
-        section.architecture,
-        job.data.num_classes,
-        base=section.base,
-        width_mult=section.width_mult,
-        image_size=recipe.data.image_size,
-    )
+    network = NetworkSpec.of(recipe.student).build(job.data.num_classes, recipe.data.image_size)
     network = distributed.synchronize_batch_norms(network, job.options.device)
     return Classifier(network, recipe.data.mean, recipe.data.std)
 

@@ -19,10 +19,9 @@ from toolkit.distill.training import Training
 from toolkit.errors import WeightsError, one_line
 from toolkit.files import sha256_file
 from toolkit.modeldir import ModelDir
-from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place
-from toolkit.networks.weights import import_teacher
+from toolkit.networks.weights import import_teacher, teacher_spec
 from toolkit.recipe import IMAGENET, Recipe
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -109,14 +108,7 @@ def _new_network(
     section = recipe.teacher
     torch.manual_seed(recipe.training.seed)
     imagenet = section.weights == IMAGENET
-    network = registry.build(
-        section.architecture,
-        num_classes,
-        base=recipe.student.base,
-        width_mult=recipe.student.width_mult,
-        image_size=recipe.data.image_size,
-        enlarge=section.enlarge or 1,
-    )
+    network = teacher_spec(recipe, None).build(num_classes, recipe.data.image_size)
     if imagenet:
         _load_imagenet_body(network, section.architecture)
     mean = section.mean or (IMAGENET_MEAN if imagenet else recipe.data.mean)

@@ -84,7 +84,7 @@ def find_facts(workspace: Workspace, command: Command) -> Facts:
         decoders=recipe.data.workers or available_cores(),
         cores=available_cores(),
         on_gpu=workspace.device != "cpu",
-        room_for_two=control_process.has_room(workspace.device),
+        room_for_two=control_process.has_room(workspace.device, workspace.recipe.student.architecture),
         to_decode={split: size for split, size in sizes.items() if size},
     )
     there, done = _look_at_teacher(workspace, command)

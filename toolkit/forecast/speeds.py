@@ -32,8 +32,9 @@ from toolkit.distill.training import Training
 from toolkit.errors import DataError
 from toolkit.forecast.facts import Facts
 from toolkit.modeldir import Role
-from toolkit.networks import registry, small_maps
+from toolkit.networks import small_maps
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.registry import NetworkSpec
 from toolkit.recipe import DataRecipe, Recipe, StageRecipe
 
 SAMPLED_IMAGES = 24
@@ -49,8 +50,8 @@ WRITE_BYTES_S = 3e8
 """bytes per second of a checkpoint on its way through memory to a disk"""
 
 
-NetworkKey = tuple[str, int, float, int, int]
-"""Architecture, base, width_mult, px, and the factor by which it enlarges its images."""
+NetworkKey = tuple[NetworkSpec, int]
+"""A network and the px it is built for."""
 
 
 class MeasuredSpeeds:
@@ -161,18 +162,9 @@ class MeasuredSpeeds:
     def _network(self, recipe: Recipe, role: Role) -> Classifier:
         return self._build(*self._key(recipe, role))
 
-    def _build_network(
-        self, architecture: str, base: int, width_mult: float, image_size: int, enlarge: int
-    ) -> Classifier:
+    def _build_network(self, spec: NetworkSpec, image_size: int) -> Classifier:
         """The untrained network, as the stages build it, on its device."""
-        network = registry.build(
-            architecture,
-            self._facts.num_classes,
-            base=base,
-            width_mult=width_mult,
-            image_size=image_size,
-            enlarge=enlarge,
-        )
+        network = spec.build(self._facts.num_classes, image_size)
         network = distributed.synchronize_batch_norms(network, self._device)
         return Classifier(network, (0.5,) * 3, (0.5,) * 3).to(self._device)
 
@@ -269,10 +261,9 @@ def _section(recipe: Recipe, role: Role) -> StageRecipe:
 
 
 def _key(recipe: Recipe, role: Role) -> NetworkKey:
-    """The settings that build a network."""
-    architecture = recipe.teacher.architecture if role == "teacher" else recipe.student.architecture
-    enlarge = provenance.enlargement(recipe) if role == "teacher" else 1
-    return architecture, recipe.student.base, recipe.student.width_mult, recipe.data.image_size, enlarge
+    """What a network is built from."""
+    spec = provenance.teacher_network(recipe) if role == "teacher" else NetworkSpec.of(recipe.student)
+    return spec, recipe.data.image_size
 
 
 def _cut(recipe: Recipe) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from toolkit.errors import WeightsError
 from toolkit.modeldir import Role
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import infer_student
-from toolkit.networks.registry import DEPTHWISE, build
+from toolkit.networks.registry import DEPTHWISE, NetworkSpec
 from toolkit.networks.weights import ModelInfo, load_into, read_state_dict
 from toolkit.recipe import Recipe
 
@@ -24,14 +24,14 @@ def describe_bare_weights(path: Path, recipe: Recipe, classes: tuple[str, ...] |
     role: Role
     if any(name.startswith("cnn.") for name in state_dict):
         num_classes, base, width_mult = infer_student(state_dict)
-        role, architecture, preprocess = "student", DEPTHWISE, Preprocess.from_recipe(recipe.data)
+        spec = NetworkSpec(DEPTHWISE, {"base": base, "width_mult": width_mult})
+        role, preprocess = "student", Preprocess.from_recipe(recipe.data)
         assumed = "the depthwise student"
     else:
-        num_classes, base, width_mult = _head_size(state_dict, path), recipe.student.base, recipe.student.width_mult
+        num_classes, spec = _head_size(state_dict, path), NetworkSpec.of(recipe.teacher)
         mean, std = recipe.teacher.mean or recipe.data.mean, recipe.teacher.std or recipe.data.std
         preprocess = Preprocess(recipe.data.image_size, recipe.data.resize, mean, std)
-        role, architecture = "teacher", recipe.teacher.architecture
-        assumed = f"the recipe's teacher ({architecture})"
+        role, assumed = "teacher", f"the recipe's teacher ({spec.architecture})"
     if classes is not None and len(classes) != num_classes:
         raise WeightsError(
             f"{path} knows {num_classes} classes, the data has {len(classes)}",
@@ -41,13 +41,11 @@ def describe_bare_weights(path: Path, recipe: Recipe, classes: tuple[str, ...] |
         f"{path} does not describe itself: taken for {assumed} with {num_classes} classes, "
         f"{preprocess.image_size} px images, resize {preprocess.resize}, mean {preprocess.mean}, std {preprocess.std}"
     )
-    network = build(architecture, num_classes, base=base, width_mult=width_mult, image_size=preprocess.image_size)
+    network = spec.build(num_classes, preprocess.image_size)
     load_into(network, state_dict, path, num_classes)
     info = ModelInfo(
         role=role,
-        architecture=architecture,
-        base=base,
-        width_mult=width_mult,
+        network=spec,
         classes=classes or tuple(str(i) for i in range(num_classes)),
         preprocess=preprocess,
         recipe={},

@@ -1,23 +1,150 @@
-"""Networks by name: the notebook's student and every classifier of torchvision."""
+"""Networks by name: the notebook's student, every classifier of torchvision, and those that users register.
 
+A network of one's own is one file: a builder and the model of its settings (docs/networks.md).
+"""
+
+import contextlib
 import functools
-from typing import Any
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toolkit.architectures import DEPTHWISE, NetworkSettings, add_settings, check_settings, settings_of
 from toolkit.errors import RecipeError, did_you_mean, one_line
 from toolkit.networks.depthwise import DepthwiseStudent
+from toolkit.recipe import NetworkRecipe, StudentRecipe, TeacherRecipe
 
-DEPTHWISE = "depthwise"
+__all__ = ["DEPTHWISE", "NetworkSettings", "NetworkSpec", "register"]
 
-SETTINGS: dict[str, dict[str, Any]] = {
+BUILDER_ARGUMENTS: dict[str, dict[str, Any]] = {
     # Auxiliary heads would make training outputs tuples; without them both are plain classifiers.
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
-"""Builder arguments that some torchvision classifiers need."""
+"""Of some of torchvision's classifiers, which would not do without them."""
+
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+
+_builders: dict[str, Callable[..., nn.Module]] = {DEPTHWISE: DepthwiseStudent}
+_modules: dict[str, str | None] = {}
+"""Registered architecture → the module whose import registers it; None for a script or a notebook."""
+
+
+def register(name: str, settings: type[NetworkSettings] = NetworkSettings) -> Callable[[Builder], Builder]:
+    """A decorator that makes a network known as architecture `name`, in this process.
+
+    It goes before a class or function that takes the number of classes and, as keyword arguments, the settings, and
+    makes a network: float images (N, 3, S, S), already normalised, → logits (N, number of classes). `settings` declares
+    those settings; they become keys of the recipe's [student] and [teacher]. Raises RecipeError if the name or one of
+    the settings' names is taken. To register a name once more replaces it.
+    """
+    _require_free(name, settings)
+    module = sys._getframe(1).f_globals
+    module_name = str(module.get("__name__"))
+    can_be_imported = module_name != "__main__" and vars(sys.modules.get(module_name, sys)) is module
+
+    def add(builder: Builder) -> Builder:
+        add_settings(name, settings)
+        _builders[name] = builder
+        _modules[name] = module_name if can_be_imported else None
+        return builder
+
+    return add
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """All that a network is built from, but for the data: weights files carry it, and recipes name it.
+
+    `settings` are the architecture's own, as JSON has them; defaults may be left out. `enlarge` k lets the network see
+    images k times as large: those made for large pictures keep too little of small ones.
+    """
+
+    architecture: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    enlarge: int = 1
+
+    @classmethod
+    def of(cls, section: NetworkRecipe, enlarge: int = 1) -> "NetworkSpec":
+        """The network that a recipe's [student] or [teacher] names."""
+        return cls(section.architecture, section.settings, enlarge)
+
+    def __hash__(self) -> int:
+        return hash((self.architecture, json.dumps(dict(self.settings), sort_keys=True), self.enlarge))
+
+    def build(self, num_classes: int, image_size: int | None = None) -> nn.Module:
+        """A network with random weights: float images (N, 3, S, S) → logits (N, num_classes).
+
+        With `image_size` (px, S) the network is proven to take them, and the few that are built for one size are built
+        for that one (vit_*, maxvit_t: 224 px without it). Raises RecipeError for an unknown name, settings that the
+        architecture does not have, or a size that the network refuses.
+        """
+        require_known(self.architecture)
+        settings = self._check_settings()
+        if self.architecture in _builders:
+            network = _builders[self.architecture](num_classes, **dict(settings))
+        else:
+            with self._refusing(image_size):
+                network = self._build_of_torchvision(num_classes, image_size)
+        if self.enlarge > 1:
+            network.register_forward_pre_hook(Enlarge(self.enlarge))
+        if image_size is not None:
+            with self._refusing(image_size):
+                self._try_once(network, num_classes, image_size)
+        vars(network)["spec"] = replace(self, settings=settings.model_dump(mode="json"))
+        return network
+
+    def _check_settings(self) -> NetworkSettings:
+        try:
+            return check_settings(self.architecture, self.settings)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = ".".join(map(str, problem["loc"]))
+            takes = ", ".join(settings_of(self.architecture).model_fields) or "none"
+            raise RecipeError(
+                f"{self.architecture}: the setting {name} = {problem['input']!r} is not allowed ({problem['msg']})",
+                f"its settings are: {takes}",
+            ) from None
+
+    def _build_of_torchvision(self, num_classes: int, image_size: int | None) -> nn.Module:
+        from torchvision import models
+
+        arguments = {"weights": None, "num_classes": num_classes} | BUILDER_ARGUMENTS.get(self.architecture, {})
+        if image_size is not None:
+            arguments |= _size_argument(self.architecture, image_size * self.enlarge)
+        network: nn.Module = models.get_model(self.architecture, **arguments)
+        return network
+
+    def _try_once(self, network: nn.Module, num_classes: int, image_size: int) -> None:
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(1, 3, image_size, image_size))
+        network.train()
+        if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+            answer = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise RecipeError(
+                f"{self.architecture} answers one image of {num_classes} classes with {answer}",
+                f"a network has to return logits, a tensor of shape (1, {num_classes})",
+            )
+
+    @contextlib.contextmanager
+    def _refusing(self, image_size: int | None) -> Iterator[None]:
+        """RecipeError, naming the size, where a network refuses it."""
+        try:
+            yield
+        except (AssertionError, RuntimeError, ValueError) as error:  # whatever networks say no with
+            if image_size is None:
+                raise
+            raise RecipeError(
+                f"{self.architecture} cannot take images of {image_size} px (data.image_size): {one_line(error)}",
+                "use a size it can take (224 suits most of torchvision's), or another architecture",
+            ) from error
 
 
 class Enlarge:
@@ -31,47 +158,43 @@ class Enlarge:
 
 
 def build(
-    architecture: str,
-    num_classes: int,
-    *,
-    base: int = 16,
-    width_mult: float = 1.0,
-    image_size: int | None = None,
-    enlarge: int = 1,
+    architecture: str, num_classes: int, *, image_size: int | None = None, enlarge: int = 1, **settings: Any
 ) -> nn.Module:
-    """A network with random weights: float images (N, 3, S, S) → logits (N, num_classes).
+    """NetworkSpec.build in one call."""
+    return NetworkSpec(architecture, settings, enlarge).build(num_classes, image_size)
 
-    `base` and `width_mult` shape `depthwise` alone. `enlarge` k lets the network see images of kS px: those made for
-    large pictures keep too little of small ones. With `image_size` (px, S) the network is proven to take them,
-    and the few that are built for one size are built for that one (vit_*, maxvit_t: 224 px without it). Raises
-    RecipeError for an unknown name or a size that the network refuses.
-    """
-    if architecture != DEPTHWISE and architecture not in _classifiers():  # depthwise alone does without torchvision
-        raise _unknown(architecture)
-    if image_size is None:
-        return _enlarging(_make(architecture, num_classes, base, width_mult, {}), enlarge)
-    try:
-        settings = _size_setting(architecture, image_size * enlarge)
-        network = _enlarging(_make(architecture, num_classes, base, width_mult, settings), enlarge)
-        _try_once(network, image_size)
-    except (AssertionError, RuntimeError, ValueError) as error:  # whatever torchvision's networks say no with
-        raise RecipeError(
-            f"{architecture} cannot take images of {image_size} px (data.image_size): {one_line(error)}",
-            "use a size it can take (224 suits most of torchvision's), or another architecture",
-        ) from error
-    return network
+
+def spec_of(network: nn.Module) -> NetworkSpec:
+    """What `network` was built from, its settings complete; KeyError if it was not built here."""
+    spec: NetworkSpec = vars(network)["spec"]
+    return spec
+
+
+def require_known(*names: str) -> None:
+    """RecipeError unless each architecture can be built."""
+    for architecture in names:  # torchvision takes a second to import: those that do without it come first
+        if architecture not in _builders and architecture not in _classifiers():
+            raise _unknown(architecture)
 
 
 def import_builder(architecture: str) -> None:
     """Import now what `build` would import for this network."""
-    if architecture != DEPTHWISE:
+    if architecture not in _builders:
         _classifiers()
 
 
-@functools.cache
+def modules_to_import(*names: str) -> list[str] | None:
+    """Modules that another process has to import to know these architectures; None if one is of no module.
+
+    So it is with a network of the script that was started, or of a notebook.
+    """
+    modules = [_modules[name] for name in names if name in _modules]
+    return None if None in modules else [module for module in modules if module]
+
+
 def architectures() -> list[str]:
     """Every name that `build` knows."""
-    return [DEPTHWISE, *_classifiers()]
+    return [*_builders, *_classifiers()]
 
 
 def enlargement(network: nn.Module) -> int:
@@ -91,37 +214,26 @@ def _classifiers() -> list[str]:
     return list(models.list_models(module=models))
 
 
-def _make(architecture: str, num_classes: int, base: int, width_mult: float, settings: dict[str, Any]) -> nn.Module:
-    if architecture == DEPTHWISE:
-        return DepthwiseStudent(num_classes, base=base, width_mult=width_mult)
-    from torchvision import models
-
-    settings = {"weights": None, "num_classes": num_classes} | SETTINGS.get(architecture, {}) | settings
-    network: nn.Module = models.get_model(architecture, **settings)
-    return network
-
-
-def _enlarging(network: nn.Module, times: int) -> nn.Module:
-    if times > 1:
-        network.register_forward_pre_hook(Enlarge(times))
-    return network
-
-
-def _try_once(network: nn.Module, image_size: int) -> None:
-    with torch.no_grad():
-        network.eval()(torch.zeros(1, 3, image_size, image_size))
-    network.train()
-
-
-def _size_setting(architecture: str, image_size: int | None) -> dict[str, Any]:
-    if image_size is None:
-        return {}
+def _size_argument(architecture: str, image_size: int) -> dict[str, Any]:
     if architecture.startswith("vit_"):
         return {"image_size": image_size}
     return {"input_size": (image_size, image_size)} if architecture.startswith("maxvit_") else {}
 
 
+def _require_free(name: str, settings: type[NetworkSettings]) -> None:
+    if name not in _modules and name in architectures():
+        raise RecipeError(f"the toolkit has an architecture {name!r} already", "register yours under another name")
+    if not issubclass(settings, NetworkSettings):
+        raise RecipeError(f"the settings of {name!r} are no NetworkSettings", "derive their class from that")
+    taken = (StudentRecipe.model_fields | TeacherRecipe.model_fields).keys() & settings.model_fields.keys()
+    if taken:
+        raise RecipeError(
+            f"{name!r} has a setting {min(taken)!r}, which is a key of [student] or [teacher]", "give it another name"
+        )
+
+
 def _unknown(architecture: str) -> RecipeError:
     guess = did_you_mean(architecture, architectures(), at_most=3)
-    allowed = "allowed: depthwise, or any classifier of torchvision"
-    return RecipeError(f"unknown architecture {architecture!r}", guess + allowed)
+    allowed = ", ".join([*_builders, "or any classifier of torchvision"])
+    own = "a network of your own must be registered first: docs/networks.md"
+    return RecipeError(f"unknown architecture {architecture!r}", f"{guess}allowed: {allowed} ({own})")

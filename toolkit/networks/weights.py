@@ -14,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from toolkit.architectures import DEPTHWISE
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import WeightsError, one_line
 from toolkit.files import write_atomically
 from toolkit.modeldir import Role
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.registry import build
+from toolkit.networks.registry import NetworkSpec
 from toolkit.recipe import Recipe
 
 Channels = tuple[float, float, float]
@@ -31,17 +32,16 @@ WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts put the state dict among other things."""
 
 
+OF_DEPTHWISE = {"base": 16, "width_mult": 1.0}
+"""Settings that stand beside `architecture` in the metadata, as earlier versions want them there for every network."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a weights file says about itself. `extra` holds JSON values such as valid_accuracy.
-
-    `enlarge`: times; how much larger than its images the network sees them (registry.build).
-    """
+    """What a weights file says about itself. `extra` holds JSON values such as valid_accuracy."""
 
     role: Role
-    architecture: str
-    base: int
-    width_mult: float
+    network: NetworkSpec
     classes: tuple[str, ...]
     preprocess: Preprocess
     recipe: dict[str, Any]
@@ -50,17 +50,34 @@ class ModelInfo:
     teacher_sha256: str | None
     toolkit_version: str
     extra: dict[str, Any] = field(default_factory=dict)
-    enlarge: int = 1
+
+    @property
+    def architecture(self) -> str:
+        return self.network.architecture
 
     def to_json(self) -> str:
-        return json.dumps(vars(self) | {"preprocess": json.loads(self.preprocess.to_json())}, sort_keys=True)
+        """The network's fields stand beside the others: `architecture`, `enlarge`, and its settings.
+
+        Those of `depthwise` are `base` and `width_mult`, those of a registered network are `settings`.
+        """
+        values = {name: value for name, value in vars(self).items() if name != "network"}
+        values |= {"architecture": self.architecture, "enlarge": self.network.enlarge}
+        settings = dict(self.network.settings)
+        if settings and self.architecture != DEPTHWISE:
+            values |= {"settings": settings}
+        else:
+            values |= OF_DEPTHWISE | settings
+        return json.dumps(values | {"preprocess": json.loads(self.preprocess.to_json())}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelInfo":
         """Raises KeyError, TypeError or ValueError for anything `to_json` did not write."""
         values = json.loads(text)
         preprocess = Preprocess.from_json(json.dumps(values["preprocess"]))
-        return cls(**values | {"classes": tuple(values["classes"]), "preprocess": preprocess})
+        beside = {key: values.pop(key) for key in OF_DEPTHWISE if key in values}
+        settings = values.pop("settings", beside if values["architecture"] == DEPTHWISE else {})
+        network = NetworkSpec(values.pop("architecture"), settings, values.pop("enlarge", 1))
+        return cls(**values | {"network": network, "classes": tuple(values["classes"]), "preprocess": preprocess})
 
 
 def save_model(path: Path, network: nn.Module, info: ModelInfo, *, halved: bool = False) -> None:
@@ -83,14 +100,7 @@ def save_model(path: Path, network: nn.Module, info: ModelInfo, *, halved: bool 
 def load_model(path: Path) -> tuple[Classifier, ModelInfo]:
     """The classifier in evaluation mode, fp32, on the CPU, from a file that `save_model` wrote. Raises WeightsError."""
     info = read_info(path)
-    network = build(
-        info.architecture,
-        len(info.classes),
-        base=info.base,
-        width_mult=info.width_mult,
-        image_size=info.preprocess.image_size,
-        enlarge=info.enlarge,
-    )
+    network = info.network.build(len(info.classes), info.preprocess.image_size)
     load_into(network, read_state_dict(path), path, len(info.classes))
     return Classifier(network, info.preprocess.mean, info.preprocess.std).float().eval(), info
 
@@ -167,25 +177,17 @@ def import_teacher(
 ) -> tuple[nn.Module, Channels, Channels]:
     """The recipe's teacher network with the file's weights, and the mean and std that go with them.
 
-    Mean and std, and how much the network enlarges its images, are `recipe.teacher`'s where given, else those that the
-    file carries, else `recipe.data`'s and none. `classes`, where given, must be the file's own if it names any. Raises
-    WeightsError where the file does not fit.
+    The network is `teacher_spec`. Mean and std are `recipe.teacher`'s where given, else those that the file carries,
+    else `recipe.data`'s. `classes`, where given, must be the file's own if it names any. Raises WeightsError where the
+    file does not fit.
     """
-    architecture = recipe.teacher.architecture
     info = _find_info(path)
-    if info is not None and info.architecture != architecture:
+    if info is not None and info.architecture != recipe.teacher.architecture:
         raise WeightsError(
-            f"{path} is a {info.architecture}, the recipe's teacher a {architecture}",
+            f"{path} is a {info.architecture}, the recipe's teacher a {recipe.teacher.architecture}",
             f"use --set teacher.architecture={info.architecture}",
         )
-    network = build(
-        architecture,
-        num_classes,
-        base=recipe.student.base,
-        width_mult=recipe.student.width_mult,
-        image_size=recipe.data.image_size,
-        enlarge=recipe.teacher.enlarge or (info.enlarge if info else 1),
-    )
+    network = teacher_spec(recipe, info).build(num_classes, recipe.data.image_size)
     load_into(network, read_state_dict(path), path, num_classes)
     if info is not None and classes is not None and info.classes != classes:
         theirs, ours = next(pair for pair in zip(info.classes, classes, strict=True) if pair[0] != pair[1])
@@ -196,6 +198,15 @@ def import_teacher(
     mean = recipe.teacher.mean or (info.preprocess.mean if info else recipe.data.mean)
     std = recipe.teacher.std or (info.preprocess.std if info else recipe.data.std)
     return network, mean, std
+
+
+def teacher_spec(recipe: Recipe, info: ModelInfo | None) -> NetworkSpec:
+    """The teacher's network: what the recipe states of it, else what its given file says, else the defaults."""
+    section = recipe.teacher
+    if info is None or info.architecture != section.architecture:
+        return NetworkSpec.of(section, section.enlarge or 1)
+    settings = {**info.network.settings, **section.stated_settings}
+    return NetworkSpec(section.architecture, settings, section.enlarge or info.network.enlarge)
 
 
 def _find_info(path: Path) -> ModelInfo | None:

@@ -19,7 +19,7 @@ from toolkit.bench.measure import first_use
 from toolkit.bench.measure.first_use import FirstUse, measure_first_uses
 from toolkit.bench.measure.rows import Row, open_rows
 from toolkit.errors import DeviceError
-from toolkit.networks.registry import build
+from toolkit.networks.registry import NetworkSpec, build
 from toolkit.networks.weights import ModelInfo, save_model
 from toolkit.runtimes.io_binding import IoBindingPredictor
 from toolkit.runtimes.onnxruntime import OnnxPredictor
@@ -196,6 +196,7 @@ def test_the_process_is_asked_about_the_row(row: Row, monkeypatch: pytest.Monkey
         "threads": 1,
         "precision": "fp32",
         "batch_size": 32,
+        "modules": [],
     }
     assert process.environments[0]["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] == "1"
 
@@ -243,7 +244,9 @@ class TestSideBySide:
 def test_what_builds_the_network_is_imported_before_the_clock_starts(tmp_path: Path) -> None:
     """torchvision takes a second to import, and 100 MB."""
     network = build("squeezenet1_1", 3)
-    info = ModelInfo("teacher", "squeezenet1_1", 16, 1.0, COLOURS, PREPROCESS, {}, "0" * 64, "1" * 64, None, "0.1.0")
+    info = ModelInfo(
+        "teacher", NetworkSpec("squeezenet1_1"), COLOURS, PREPROCESS, {}, "0" * 64, "1" * 64, None, "0.1.0"
+    )
     save_model(path := tmp_path / "teacher.safetensors", network, info)
     code = (
         "import sys; from pathlib import Path; from toolkit.runtimes.opening import RUNTIMES;"

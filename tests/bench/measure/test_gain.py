@@ -19,7 +19,7 @@ from toolkit.data.dataset import Images
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.modeldir import ModelDir, Role
-from toolkit.networks.registry import build
+from toolkit.networks.registry import NetworkSpec, build
 from toolkit.networks.weights import ModelInfo, read_info, save_model
 from toolkit.recipe import Recipe
 from toolkit.runtimes.pytorch import TorchPredictor
@@ -34,9 +34,7 @@ def save(directory: ModelDir, role: Role, seed: int, recipe: Recipe = RECIPE) ->
     sha = recipe.control_fingerprint() if role == "control" else recipe.fingerprint("data", "student", "distill")
     info = ModelInfo(
         role=role,
-        architecture="depthwise",
-        base=2,
-        width_mult=1.0,
+        network=NetworkSpec("depthwise", {"base": 2}),
         classes=CLASSES,
         preprocess=PREPROCESS,
         recipe=recipe.model_dump(mode="json"),

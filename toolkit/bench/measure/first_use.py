@@ -9,6 +9,7 @@ prints a FirstUse as JSON. For an ONNX file that process does not import torch, 
 """
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -74,7 +75,7 @@ def measure_first_uses(
     at_once = _count_at_once(rows)
     for first in range(0, len(rows), at_once):
         with contextlib.ExitStack() as stack:
-            processes = [stack.enter_context(_Process(row, batch_size)) for row in rows[first : first + at_once]]
+            processes = [stack.enter_context(_process_of(row, batch_size)) for row in rows[first : first + at_once]]
             for process in processes:
                 process.wait_until_ready()
             for process in processes:
@@ -90,19 +91,56 @@ def _count_at_once(rows: Sequence["Row"]) -> int:
     return max(1, memory_bytes() // GIB - 1)
 
 
-class _Process:
-    """A context manager: the process of one row, which has READY to say once, and waits then until it is asked."""
+def _process_of(row: "Row", batch_size: int) -> "_Process | _ThisProcess":
+    """This very process, if another one could not know the network of a script or a notebook."""
+    modules: list[str] | None = []
+    if row.predictor.runtime.startswith("torch"):
+        from toolkit.networks.registry import modules_to_import
+        from toolkit.networks.weights import read_info
+
+        modules = modules_to_import(read_info(row.path).architecture)
+    return _ThisProcess(row, batch_size) if modules is None else _Process(row, batch_size, modules)
+
+
+def _opening(row: "Row") -> dict[str, Any]:
+    """The arguments of `open_predictor`."""
+    return {
+        "runtime": row.predictor.runtime,
+        "path": row.path.resolve(),
+        "place": row.place,
+        "threads": row.predictor.threads,
+        "precision": row.precision,
+    }
+
+
+class _ThisProcess(contextlib.nullcontext[Any]):
+    """Answers as a _Process does, but for the memory: what this process holds already would hide it."""
 
     def __init__(self, row: "Row", batch_size: int) -> None:
+        super().__init__(self)
+        self._row, self._batch_size = row, batch_size
+
+    def wait_until_ready(self) -> None:
+        """Its runtime has run."""
+
+    def answer(self) -> FirstUse:
+        from torch._inductor import config
+
+        with config.patch(force_disable_caches=True):
+            first_use = use_first(batch_size=self._batch_size, **_opening(self._row))
+        return replace(first_use, peak_memory_mib=None)
+
+
+class _Process:
+    """A context manager: the process of one row, which has READY to say once, and waits then until it is asked.
+
+    It imports `modules` first, which register the row's network.
+    """
+
+    def __init__(self, row: "Row", batch_size: int, modules: Sequence[str] = ()) -> None:
         self._row = row
-        self._question = {
-            "runtime": row.predictor.runtime,
-            "path": str(row.path.resolve()),
-            "place": row.place,
-            "threads": row.predictor.threads,
-            "precision": row.precision,
-            "batch_size": batch_size,
-        }
+        opening = _opening(row)
+        self._question = opening | {"path": str(opening["path"]), "batch_size": batch_size, "modules": list(modules)}
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-P", "-m", "toolkit.bench.measure.first_use", json.dumps(self._question)]
@@ -155,6 +193,8 @@ def main(argument: str) -> int:
     """Answer one question, given as JSON, on stdout; not before READY was said there and a line read from stdin."""
     question: dict[str, Any] = json.loads(argument)
     question["path"] = Path(question["path"])
+    for module in question.pop("modules", []):
+        importlib.import_module(module)
     try:
         RUNTIMES[question["runtime"]].start(question["path"], question["place"])
         sys.stdout.write(READY + "\n")

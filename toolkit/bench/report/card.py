@@ -133,10 +133,10 @@ def _changed_settings(recipe: Recipe, base: Recipe) -> list[tuple[str, Any, Any]
     """`section.key`, its value in `recipe` and in `base`, where they differ; what `recipe` leaves open is left out."""
     ours, theirs = (one.model_dump(mode="json") for one in (recipe, base))
     return [
-        (f"{section}.{key}", value, theirs[section][key])
+        (f"{section}.{key}", value, theirs[section].get(key))
         for section, table in ours.items()
         for key, value in table.items()
-        if value != theirs[section][key] and value is not None
+        if value != theirs[section].get(key) and value is not None
     ]
 
 

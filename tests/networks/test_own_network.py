@@ -1,0 +1,239 @@
+"""A network of one's own: this file registers it, and nothing else of the toolkit knows it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from toolkit import architectures, control_process, pipeline, workspace
+from toolkit.bench.measure import first_use
+from toolkit.bench.measure.rows import Row
+from toolkit.errors import RecipeError
+from toolkit.machine.devices import same_imports
+from toolkit.networks import registry
+from toolkit.networks.registry import NetworkSettings, NetworkSpec, build, register, spec_of
+from toolkit.networks.weights import ModelInfo, load_model, read_info
+from toolkit.recipe import Recipe
+from toolkit.runtimes.pytorch import TorchPredictor
+
+
+class PlainSettings(NetworkSettings):
+    """Of `plain`."""
+
+    channels: int = Field(6, ge=1, le=64, description="channels of its convolution")
+
+
+@register("plain", PlainSettings)
+class Plain(nn.Module):
+    """A convolution, the average, a linear layer."""
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, channels, 3, stride=2, padding=1)
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.relu(self.convolution(images)).mean((2, 3)))
+        return logits
+
+
+OWN = ["student.architecture=plain", "student.channels=5"]
+SMALL = [
+    *("data.image_size=32", "data.resize=36", "training.precision=fp32"),
+    *("teacher.architecture=plain", "teacher.epochs=1", "teacher.batch_size=12"),
+    *("distill.epochs=2", "distill.batch_size=12", "distill.teacher_views=1", "distill.control=true"),
+    *("bench.samples=10", "bench.seconds=0.2", "bench.batch_sizes=[1]"),
+]
+
+
+@pytest.fixture
+def registering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    for module, name in ((registry, "_builders"), (registry, "_modules"), (architectures, "_settings")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+
+
+@pytest.fixture(scope="module")
+def finished(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The model directory and the report of a `toolkit run` with the network as student and teacher."""
+    out = tmp_path_factory.mktemp("own")
+    job = workspace.open_for_training(None, str(class_folders), out, [*SMALL, *OWN], device="cpu")
+    return out, pipeline.run_all(job)
+
+
+@pytest.mark.slow
+class TestFromEndToEnd:
+    def test_the_report_has_its_rows(self, finished: tuple[Path, dict[str, Any]]) -> None:
+        out, report = finished
+        parameters = sum(parameter.numel() for parameter in Plain(3, 5).parameters())
+        rows = {(row["model"], row["runtime"]): row for row in report["rows"]}
+        assert rows["student", "torch"]["params"] == rows["student", "onnxruntime"]["params"] == parameters
+        assert rows["student", "torch"]["first_call_ms"] > 0, "a process of its own has imported this module"
+        assert report["recipe"]["student"] == {"architecture": "plain", "channels": 5}
+        assert (out / "student.onnx").is_file()
+
+    def test_its_file_says_what_it_is(self, finished: tuple[Path, dict[str, Any]]) -> None:
+        classifier, info = load_model(finished[0] / "student.safetensors")
+        assert isinstance(classifier.network, Plain)
+        assert info.network == spec_of(classifier.network) == NetworkSpec("plain", {"channels": 5})
+        assert json.loads(info.to_json())["settings"] == {"channels": 5}
+        assert read_info(finished[0] / "teacher.safetensors").network == NetworkSpec("plain", {"channels": 6})
+
+    def test_it_is_up_to_date_until_its_settings_change(
+        self, finished: tuple[Path, dict[str, Any]], class_folders: Path
+    ) -> None:
+        from toolkit.distill.student import student_settings
+
+        job = workspace.open_for_training(None, str(class_folders), finished[0], [*SMALL, *OWN], device="cpu")
+        teacher = finished[0] / "teacher.safetensors"
+        settings = student_settings(job.recipe, job.dataset, teacher)
+        assert settings["recipe_sha256"] == read_info(finished[0] / "student.safetensors").recipe_sha256
+        wider = job.recipe.with_overrides(["student.channels=7"])
+        assert student_settings(wider, job.dataset, teacher) != settings
+
+
+class TestRecipe:
+    def test_its_settings_are_keys_of_the_section(self) -> None:
+        recipe = Recipe().with_overrides(OWN)
+        assert recipe.student.settings == {"channels": 5}
+        assert Recipe.from_dict(recipe.model_dump(mode="json"), "a file") == recipe
+        assert Recipe().with_overrides(["teacher.architecture=plain"]).teacher.settings == {"channels": 6}
+
+    def test_another_architecture_leaves_them_behind(self) -> None:
+        other = Recipe().with_overrides(OWN).with_overrides(["student.architecture=depthwise", "student.base=8"])
+        assert other.student.settings == {"base": 8, "width_mult": 1.0}
+        assert Recipe().with_overrides(["student.base=8"]).with_overrides(OWN).student.settings == {"channels": 5}
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("student.channels=0", r"student\.channels = 0 is not allowed; input should be greater than or equal to 1"),
+            ("student.channels=2.5", r"student\.channels = 2\.5 is not allowed; input should be a valid integer"),
+            (
+                "student.chanels=3",
+                r"unknown key student\.chanels; did you mean student\.channels\? "
+                r"valid here: architecture, and for plain: channels$",
+            ),
+            ("student.base=8", r"unknown key student\.base; valid here: architecture, and for plain: channels$"),
+        ],
+    )
+    def test_what_it_does_not_take_is_refused(self, override: str, message: str) -> None:
+        with pytest.raises(RecipeError, match=message) as caught:
+            Recipe().with_overrides([*OWN, override])
+        assert "\n" not in str(caught.value)
+
+
+class TestRegister:
+    def test_a_name_that_the_toolkit_has(self, registering: None) -> None:
+        for name in ("depthwise", "resnet18"):
+            with pytest.raises(RecipeError, match=f"has an architecture '{name}' already; register yours under"):
+                register(name)
+
+    def test_a_name_of_ones_own_may_be_registered_once_more(self, registering: None) -> None:
+        register("plain")(lambda num_classes: Plain(num_classes, 3))
+        assert spec_of(build("plain", 2)).settings == {}
+
+    def test_settings_that_a_section_has(self, registering: None) -> None:
+        class Clashing(NetworkSettings):
+            epochs: int = 3
+
+        with pytest.raises(RecipeError, match=r"'odd' has a setting 'epochs', which is a key of \[student\] or \[tea"):
+            register("odd", Clashing)
+
+    def test_settings_of_another_kind(self, registering: None) -> None:
+        with pytest.raises(RecipeError, match="the settings of 'odd' are no NetworkSettings; derive their class from"):
+            register("odd", dict)  # type: ignore[arg-type]
+
+    def test_lists_are_settings_too(self, registering: None) -> None:
+        class Depths(NetworkSettings):
+            depths: tuple[int, ...] = (1, 2)
+
+        seen = []
+
+        @register("deep", Depths)
+        def make(num_classes: int, depths: tuple[int, ...]) -> nn.Module:
+            seen.append(depths)
+            return Plain(num_classes, len(depths))
+
+        recipe = Recipe().with_overrides(["student.architecture=deep", "student.depths=[3, 4, 5]"])
+        spec = NetworkSpec.of(recipe.student)
+        spec.build(2)
+        assert seen == [(3, 4, 5)]
+        assert hash(spec) == hash(NetworkSpec("deep", {"depths": [3, 4, 5]}))
+
+
+class TestBuild:
+    def test_settings_that_it_does_not_take(self) -> None:
+        with pytest.raises(
+            RecipeError, match=r"plain: the setting base = 3 is not allowed \(Extra .*its settings are: c"
+        ):
+            build("plain", 2, base=3)
+        with pytest.raises(RecipeError, match=r"resnet18: the setting base = 3 .*; its settings are: none"):
+            build("resnet18", 2, base=3)
+
+    def test_an_answer_that_is_no_logits(self, registering: None) -> None:
+        register("odd")(lambda num_classes: nn.Flatten())
+        with pytest.raises(RecipeError, match=r"odd answers one image of 2 classes with \(1, 768\); a network has to"):
+            build("odd", 2, image_size=16)
+
+    def test_an_error_of_the_builder_is_not_told_as_one_of_the_size(self, registering: None) -> None:
+        def broken(num_classes: int) -> nn.Module:
+            raise ValueError("channels must be even")
+
+        register("odd")(broken)
+        with pytest.raises(ValueError, match=r"^channels must be even$"):
+            build("odd", 2, image_size=16)
+
+
+def test_an_unknown_architecture_is_said_before_any_work(tmp_path: Path) -> None:
+    for section in ("student", "teacher"):
+        with pytest.raises(RecipeError, match="unknown architecture 'plane'; did you mean plain"):
+            workspace.open_for_training(None, "nowhere", tmp_path / "m", [f"{section}.architecture=plane"])
+    assert not (tmp_path / "m").exists()
+
+
+class TestOtherProcesses:
+    def test_they_import_the_module_that_registers_it(self) -> None:
+        assert registry.modules_to_import("resnet18", "plain") == [__name__]
+        code = (
+            f"import {__name__}\nfrom toolkit.networks.registry import build\n"
+            "print(type(build('plain', 2)).__name__)"
+        )  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code], env=os.environ | same_imports(), capture_output=True, text=True
+        )
+        assert done.stdout == "Plain\n", done.stderr
+
+    def test_a_script_s_network_stays_in_its_process(
+        self, registering: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its control is trained after the student, and its first use is timed here, without its memory."""
+        exec("register('plain', PlainSettings)(Plain)", {**globals(), "__name__": "__main__"})
+        assert registry.modules_to_import("plain") is None
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        monkeypatch.setattr(control_process, "memory_bytes", lambda: control_process.ENOUGH_MEMORY_BYTES)
+        assert control_process.has_room("cpu", "depthwise")
+        assert not control_process.has_room("cpu", "plain")
+        path = tmp_path / "student.safetensors"
+        network = build("plain", 2, channels=3)
+        save(path, network)
+        row = Row("student", "fp32", path, TorchPredictor(path, "cpu", threads=1), network, {})
+        used = first_use.measure_first_uses([row], 1)[0]
+        assert used.first_call_ms > 0
+        assert used.peak_memory_mib is None
+
+
+def save(path: Path, network: nn.Module) -> None:
+    from toolkit.data.preprocess import Preprocess
+    from toolkit.networks.weights import save_model
+
+    preprocess = Preprocess(32, 0, (0.5,) * 3, (0.5,) * 3)
+    info = ModelInfo("student", spec_of(network), ("a", "b"), preprocess, {}, "", "", None, "0.0")
+    save_model(path, network, info)

@@ -1,0 +1,44 @@
+"""What each architecture can be told: its settings, with units, ranges and defaults.
+
+Recipes are checked with these before torch is imported; toolkit/networks/registry.py knows how to build the networks.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DEPTHWISE = "depthwise"
+
+
+class NetworkSettings(BaseModel):
+    """The settings of one architecture, to be subclassed: frozen, no coercion between types, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DepthwiseSettings(NetworkSettings):
+    """The notebook's student, in widths to choose."""
+
+    base: int = Field(16, ge=1, le=512, description="channels of the first block; only for depthwise")
+    width_mult: float = Field(
+        1.0, gt=0, le=8, description="factor of all channels but the first and last block's; only for depthwise"
+    )
+
+
+_settings: dict[str, type[NetworkSettings]] = {DEPTHWISE: DepthwiseSettings}
+
+
+def add_settings(architecture: str, settings: type[NetworkSettings]) -> None:
+    _settings[architecture] = settings
+
+
+def settings_of(architecture: str) -> type[NetworkSettings]:
+    """NetworkSettings itself, which has none, for torchvision's classifiers and for names that nobody registered."""
+    return _settings.get(architecture, NetworkSettings)
+
+
+def check_settings(architecture: str, values: Mapping[str, Any]) -> NetworkSettings:
+    """`values`, of TOML or JSON, with the defaults of what they leave out. Raises pydantic's ValidationError."""
+    return settings_of(architecture).model_validate_json(json.dumps(values, default=str))
