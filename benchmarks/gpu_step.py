@@ -28,7 +28,7 @@ from toolkit.distill.precision import FloatArithmetic, has_fast_bf16
 from toolkit.distill.rehearsal import CLASSES, COUNTED_STEPS, Rehearsal
 from toolkit.doctor.ceilings import bus_bytes_s, copy_bytes_s, launch_seconds, product_flop_s
 from toolkit.doctor.checks import driver_cuda
-from toolkit.errors import DeviceError
+from toolkit.errors import DeviceError, one_line
 from toolkit.machine.devices import fp32_products_in, keep_freed_memory, pick_device
 from toolkit.machine.hardware import describe_hardware, describe_versions
 from toolkit.machine.limits import available_cores
@@ -116,7 +116,7 @@ def measure_row(
             remarks = _remarks(said())
             launches = replace(rehearsal, steps=COUNTED_STEPS).count_launches()
     except Exception as error:  # whatever a driver raises: the other rows are worth having
-        return found | {"error": str(error).splitlines()[0] if str(error) else type(error).__name__}
+        return found | {"error": one_line(error)}
     found |= {
         "remarks": remarks,
         "img_s": speed,

@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
-from toolkit.data.pixels import Pixels, load_pixels, spread
+from toolkit.data.dataset import spread
+from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.sources import load_dataset
 from toolkit.graphs import quantize
 from toolkit.graphs.build import build_graph
+from toolkit.graphs.session import NO_SPINNING, open_session
 from toolkit.machine.limits import available_cores
 from toolkit.networks.weights import load_model
 from toolkit.recipe import Recipe
@@ -92,13 +93,9 @@ def _time(graphs: dict[str, onnx.ModelProto], test: Pixels, rounds: int) -> dict
     return {name: min(measured) for name, measured in times.items()}
 
 
-def _open(model: onnx.ModelProto, *, exact: bool) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cores()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.x64quantprecision", str(int(exact)))
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # three sessions take turns
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+def _open(model: onnx.ModelProto, *, exact: bool) -> Any:
+    settings = {"session.x64quantprecision": str(int(exact)), **NO_SPINNING}  # three sessions take turns
+    return open_session(model.SerializeToString(), available_cores(), settings=settings)
 
 
 def _parse() -> argparse.Namespace:

@@ -10,13 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "toolkit"
 
 FLOORS = (
-    "errors shipped",
+    "errors names shipped",
     "console plotting files",
     "machine recipe",
     "modeldir",
     "data",
     "networks",
-    "graphs runtimes",
+    "graphs",
+    "runtimes",
     "predict distill export bench",
     "demo workspace",
     "control_process",

@@ -29,7 +29,7 @@ from toolkit.distill import distributed
 from toolkit.distill.interruption import stop_request
 from toolkit.distill.precision import Arithmetic
 from toolkit.distill.student import train_control
-from toolkit.errors import Interrupted, ToolkitError, TrainingError
+from toolkit.errors import Interrupted, ToolkitError, TrainingError, one_line
 from toolkit.machine.devices import keep_freed_memory, same_imports
 from toolkit.machine.hardware import GIB
 from toolkit.machine.limits import memory_bytes
@@ -172,7 +172,7 @@ class _Control:
         self._speaker.join()
         self._ending = _read_ending(self._process.wait(), answer)
         if self._ending is not None and not isinstance(self._ending, Interrupted) and not self.is_awaited:
-            console.say(f"warning: the control has failed: {str(self._ending).splitlines()[-1]}")
+            console.say(f"warning: the control has failed: {one_line(self._ending, last=True)}")
 
     def _say_words(self) -> None:
         for line in self._words:

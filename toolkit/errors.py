@@ -13,10 +13,48 @@ ToolkitError                 exit code 1: one line on stderr, what is wrong and 
 Interrupted                  no error: Ctrl-C (exit code 130) or SIGTERM (143) while a network trained
 """
 
+import difflib
+import re
+from collections.abc import Iterable
 
-def first_sentence(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0].split(". ")[0][:300] if lines else ""
+LONGEST_REASON = 200
+"""characters of what another library says that fit into one of our lines"""
+
+NEAR = 0.6
+"""How alike two names must be (difflib's ratio, 0 to 1) for one to be taken for a misspelling of the other."""
+
+
+def one_line(error: BaseException | str, *, last: bool = False) -> str:
+    """What an error, or the output of a process, says: the first sentence of its first line, without its full stop.
+
+    With `last` it is the last line, where some libraries put the cause. Blank lines do not count, and a line that ends
+    in a colon goes on in the next one. An error without a message gives the name of its class, an empty text "".
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return "" if isinstance(error, str) else type(error).__name__
+    told = lines[-1] if last else lines[0]
+    for line in () if last else lines[1:]:
+        if not told.endswith(":"):
+            break
+        told += f" {line}"
+    sentence = re.split(r"[.!] (?=[A-Z])", told)[0].rstrip(".!") or told
+    return sentence if len(sentence) <= LONGEST_REASON else f"{sentence[: LONGEST_REASON - 1].rstrip()}…"
+
+
+def did_you_mean(name: str, known: Iterable[str], *, at_most: int = 1, prefix: str = "") -> str:
+    """`did you mean resnet18? `, to stand before the rest of a remedy; "" if none of `known` is near.
+
+    Capitals and punctuation do not count. `prefix` goes before each name that is suggested.
+    """
+    plain = {other: _letters_and_digits(other) for other in known}
+    near = difflib.get_close_matches(_letters_and_digits(name), dict.fromkeys(plain.values()), at_most, NEAR)
+    found = sorted((other for other in plain if plain[other] in near), key=lambda other: near.index(plain[other]))
+    return f"did you mean {' or '.join(prefix + other for other in found[:at_most])}? " if found else ""
+
+
+def _letters_and_digits(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 class ToolkitError(Exception):

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from toolkit.errors import ArtifactError
+from toolkit.errors import ArtifactError, one_line
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def unwritable(path: Path, error: OSError) -> ArtifactError:
     if isinstance(error, FileExistsError | NotADirectoryError):
         reason = "a file lies where a folder should be"
     else:
-        reason = error.strerror or str(error)
+        reason = error.strerror or one_line(error)
     remedy = "give a directory you may write to, with space left"
     if isinstance(error, PermissionError) and hasattr(os, "getuid"):
         folder = next(place for place in (path, *path.absolute().parents) if place.is_dir())

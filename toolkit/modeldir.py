@@ -18,6 +18,7 @@ from toolkit.machine.container import missing_volume
 
 Role = Literal["teacher", "student", "control"]
 FilePrecision = Literal["fp32", "fp16", "int8"]
+FILE_PRECISIONS: tuple[FilePrecision, ...] = get_args(FilePrecision)
 
 BENCH_PLOTS = ("accuracy_latency", "reliability", "confusion_difference")
 """Names of the pictures that the benchmark draws."""
@@ -50,7 +51,7 @@ class ModelDir:
 
     def onnx_files(self, role: Role) -> dict[FilePrecision, Path]:
         """The ONNX files of `role` that are there, by precision."""
-        files = {precision: self.onnx(role, precision) for precision in get_args(FilePrecision)}
+        files = {precision: self.onnx(role, precision) for precision in FILE_PRECISIONS}
         return {precision: path for precision, path in files.items() if path.is_file()}
 
     @property

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from toolkit import console
 from toolkit.errors import DeviceError
 from toolkit.modeldir import FilePrecision, ModelDir
-from toolkit.recipe import Recipe, load_builtin
-from toolkit.workspace import NOTEBOOK_RECIPE, Workspace, follow_images, named_recipe, with_control, with_source
+from toolkit.recipe import NOTEBOOK_RECIPE, Recipe, load_builtin
+from toolkit.workspace import Workspace, follow_images, named_recipe, with_control, with_source
 
 if TYPE_CHECKING:
     from toolkit.bench.schema import Report
@@ -33,10 +33,10 @@ def refuse_several_processes() -> None:
 
 def require_runtimes(workspace: Workspace) -> None:
     """DeviceError where a runtime of the benchmark is not installed: before hours of training, and not after them."""
-    if "openvino" in workspace.recipe.bench.runtimes:
-        from toolkit.runtimes.openvino import import_openvino
+    from toolkit.runtimes.opening import RUNTIMES
 
-        import_openvino()
+    for name in workspace.recipe.bench.runtimes:
+        RUNTIMES[name].require()
 
 
 def make_teacher(workspace: Workspace) -> "WeightsFile":

@@ -15,6 +15,10 @@ GREY = "#666666"
 """of texts and lines that explain"""
 
 
+TITLE_INCHES = 0.7
+"""from the upper edge, which title and subtitle take"""
+
+
 def start_figure(width: float, height: float) -> Figure:
     """A white figure of width × height inches at 160 dots an inch, with no display behind it."""
     figure = Figure(figsize=(width, height), dpi=160, facecolor="white")

@@ -18,14 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit import console
+from toolkit.data.formats import FORMAT_NAMES, PICTURE_ENDINGS
 from toolkit.data.preprocess import UNREADABLE, open_image, why_unreadable
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import ModelDir
 from toolkit.runtimes.base import Predictor, softmax, top_k
 from toolkit.runtimes.onnxruntime import OnnxPredictor
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
-"""What counts as an image when a directory is given; a file named by itself may be called anything."""
 
 MAX_PIXELS = 120_000_000
 """Larger pictures are refused unread (12,000×9,000 passes): a small file can unpack to fill the memory."""
@@ -111,7 +109,7 @@ def read_image(path: Path, name: str = "") -> Image.Image:
     except UNREADABLE as error:
         raise PictureError(
             f"cannot read {name} as an image: {why_unreadable(error)}",
-            "give a JPEG, PNG, WebP, BMP or GIF file",
+            f"give a {FORMAT_NAMES} file",
             "empty" if path.stat().st_size == 0 else "unreadable",
         ) from None
 
@@ -165,9 +163,9 @@ def _predict_file(predictor: Predictor, path: Path, k: int) -> FilePrediction:
 def _expand(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_ENDINGS and file.is_file())
     if not found:
-        raise DataError(f"there is no image in {path}", f"files that count end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise DataError(f"there is no image in {path}", f"files that count end in {', '.join(sorted(PICTURE_ENDINGS))}")
     return found
 
 

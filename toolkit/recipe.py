@@ -6,7 +6,6 @@ the pictures instead, if nobody states them (toolkit/data/defaults.py). The reci
 (`fashion-mnist`, the default, and `food11`, the notebook's settings) are `recipe.toml` files under `models/`.
 """
 
-import difflib
 import hashlib
 import json
 import tomllib
@@ -17,10 +16,13 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from toolkit import shipped
-from toolkit.errors import RecipeError
+from toolkit.errors import RecipeError, did_you_mean
+from toolkit.names import RUNTIME_NAMES, RuntimeName
 
 DEFAULT_RECIPE = "fashion-mnist"
 """The recipe that is used, unless --recipe, --data or a model directory says otherwise."""
+
+NOTEBOOK_RECIPE = "food11"
 
 NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights", "distill.control"}
 """Where files lie, how fast they are read, what else is trained; the files themselves have a SHA-256 of their own."""
@@ -46,8 +48,6 @@ Spread = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one-cycle"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
-
-Runtime = Literal["torch", "torch.compile", "onnxruntime", "openvino"]
 
 Calibration = Literal["minmax", "entropy", "percentile"]
 """The range of all values; the range that loses least information (by KL); the central 99.999 %."""
@@ -246,8 +246,7 @@ def check_method(method: str) -> None:
     parts = method.split("+")
     known = (*LOGIT_METHODS, *FEATURE_METHODS)
     if unknown := [part for part in parts if part not in known]:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
+        guess = did_you_mean(unknown[0], known)
         raise ValueError(f"{guess}valid: {', '.join(known)}; a method of logits and one of layers join as kd+attention")
     for family in (LOGIT_METHODS, FEATURE_METHODS):
         if sum(part in family for part in parts) > 1:
@@ -284,9 +283,9 @@ class BenchRecipe(Section):
     )
     samples: int = Field(100, ge=10, le=100_000, description="timed runs of batch 1 for each row")
     seconds: float = Field(10.0, gt=0, le=3600, description="s; longest time for one row at one batch size")
-    runtimes: Annotated[tuple[Runtime, ...], Field(strict=False, min_length=1)] = Field(
+    runtimes: Annotated[tuple[RuntimeName, ...], Field(strict=False, min_length=1)] = Field(
         ("torch", "onnxruntime"),
-        description="torch, onnxruntime, torch.compile (takes a minute per model), openvino (an extra package)",
+        description=f"of {', '.join(RUNTIME_NAMES)}; torch.compile takes a minute per model, openvino is an extra",
     )
     max_drop: float = Field(
         0.01, ge=0, le=1, description="top-1 accuracy that a student may lose to its teacher, and a row to its baseline"
@@ -419,8 +418,7 @@ def _first_problem(error: ValidationError, origin: str) -> RecipeError:
     path = ".".join(keys)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
-        near = difflib.get_close_matches(keys[-1], known, n=1)
-        guess = f"did you mean {'.'.join([*keys[:-1], near[0]])}? " if near else ""
+        guess = did_you_mean(keys[-1], known, prefix="".join(f"{key}." for key in keys[:-1]))
         return RecipeError(f"{origin}: unknown key {path}", f"{guess}valid here: {', '.join(known)}")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that contradict each other

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 MODELS = Path("models")
 """Where model directories lie, seen from where the command is run."""
 
-NOTEBOOK_RECIPE = "food11"
-
-BUILTIN_RECIPE_OF_SET = {"fashion-mnist": "fashion-mnist", "food-11": NOTEBOOK_RECIPE}
-
 
 @dataclass(frozen=True)
 class Workspace:
@@ -157,7 +153,9 @@ def _training_recipe(recipe_name: str | None, data: str | None, out: Path | None
         own_dir = path.parent if path.name == "recipe.toml" else MODELS / path.stem
         return named_recipe(recipe_name), own_dir
     if data is not None:
-        builtin = BUILTIN_RECIPE_OF_SET.get(data)
+        from toolkit.data.sources import builtin_recipe_of
+
+        builtin = builtin_recipe_of(data)
         return (load_builtin(builtin), MODELS / builtin) if builtin else (Recipe(), None)
     if out is not None and ModelDir(out).recipe.is_file():
         return Recipe.from_toml(ModelDir(out).recipe), out

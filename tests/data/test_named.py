@@ -17,9 +17,9 @@ from PIL import Image
 from toolkit.data import named
 from toolkit.data.cache import cache_folder
 from toolkit.data.idx import FILES, read_idx
-from toolkit.data.sources import load_dataset
+from toolkit.data.sources import NAMED, builtin_recipe_of, load_dataset
 from toolkit.errors import DataError
-from toolkit.recipe import DataRecipe
+from toolkit.recipe import DataRecipe, load_builtin
 
 FASHION = DataRecipe(source="fashion-mnist", image_size=32, resize=0)
 
@@ -277,3 +277,11 @@ def test_a_cache_in_a_home_that_is_not_there_is_one_line(monkeypatch: pytest.Mon
     monkeypatch.setenv("KD_TOOLKIT_CACHE", "~nobody-of-this-name/cache")
     with pytest.raises(DataError, match="begins with a home folder, and there is none; set KD_TOOLKIT_CACHE to"):
         cache_folder("x")
+
+
+def test_a_set_and_all_that_is_known_of_it_are_one_line_of_the_table() -> None:
+    assert {name for name in NAMED if builtin_recipe_of(name)} == {"fashion-mnist", "food-11"}
+    for name, known in NAMED.items():
+        if known.recipe:
+            assert load_builtin(known.recipe).data.source == name
+    assert builtin_recipe_of("./photos") == builtin_recipe_of(None) == ""

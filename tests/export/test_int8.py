@@ -143,9 +143,9 @@ def test_layers_that_int8_ruins_stay_float_and_no_others(capsys: pytest.CaptureF
         assert len(set(labels.tolist())) > 2
         samples = Samples(tuple(map(str, range(COUNT))), labels, lambda chosen: images[chosen])
         recipe = ExportRecipe(max_drop=0.13, calibration_images=COUNT)
-        reference = Reference(logits, "the fp32 file's")
+        reference = Reference(samples, logits, "the fp32 file's")
         model = build_graph(classifier, SIDE, opset=20)
-        quantized = quantize_within(model, images, samples, reference, recipe, "plain.int8.onnx")
+        quantized = quantize_within(model, images, reference, recipe, "plain.int8.onnx")
         session = onnxruntime.InferenceSession(quantized.model.SerializeToString(), providers=["CPUExecutionProvider"])
         assert (session.run(["logits"], {"image": images})[0].argmax(1) == labels).mean() >= 0.87
         found[ruined] = set(quantized.float_layers)
@@ -170,7 +170,7 @@ def test_fewest_is_the_least_number_that_passes(count: int, needed: int, monkeyp
     monkeypatch.setattr(search._Search, "drop", lambda _, kept: 0.0 if len(kept) >= needed else 0.5)
     layers = Layers(count)
     samples = Samples(("a",), np.zeros(1, np.int64), lambda _: np.zeros((1, 4, 4, 3), np.uint8))
-    looking = search._Search(layers, samples, Reference(np.zeros((1, 2), np.float32), "x"), 0.1)  # type: ignore[arg-type]
+    looking = search._Search(layers, Reference(samples, np.zeros((1, 2), np.float32), "x"), 0.1)  # type: ignore[arg-type]
     found = looking.fewest(list(layers.layers))
     if needed >= count:  # all layers float is no int8 file
         assert found is None

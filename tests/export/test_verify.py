@@ -64,7 +64,7 @@ def samples(labels: np.ndarray | None = None) -> Samples:
 
 def prove(path: Path, chosen: Samples, precision: FilePrecision = "fp32", **bounds: float) -> Proof:
     reference = refer_to_network(classifier(), chosen)
-    return prove_file(path, "means.onnx", reference, chosen, Bounds.of(ExportRecipe(**bounds), precision))[0]
+    return prove_file(path, "means.onnx", reference, Bounds.of(ExportRecipe(**bounds), precision))[0]
 
 
 def true_logits() -> np.ndarray:
@@ -82,7 +82,7 @@ def test_a_faithful_file(write: MeanColours) -> None:
 def test_the_logits_are_the_files(write: MeanColours) -> None:
     chosen = samples()
     bounds = Bounds.of(ExportRecipe(), "fp32")
-    _, logits = prove_file(write(scale=1.0005), "means.onnx", refer_to_network(classifier(), chosen), chosen, bounds)
+    _, logits = prove_file(write(scale=1.0005), "means.onnx", refer_to_network(classifier(), chosen), bounds)
     np.testing.assert_allclose(logits, 1.0005 * true_logits(), rtol=1e-5)
 
 

@@ -182,7 +182,7 @@ def test_where_a_model_s_operator_has_no_kernel_the_provider_does_not_run(monkey
     ],
 )
 def test_reasons_come_in_words(log: str, reason: str, words: str) -> None:
-    assert providers._explain(log, reason) == words
+    assert providers._explain(log, RuntimeError(reason)) == words
 
 
 def set_providers(monkeypatch: pytest.MonkeyPatch, reasons: dict[str, str]) -> None:

@@ -57,10 +57,9 @@ def data(
     """Check a data set: classes, sizes, unreadable files, images that are in two splits."""
     from toolkit.data.check import check_dataset
     from toolkit.data.defaults import follow_pictures
-    from toolkit.data.sources import load_dataset
+    from toolkit.data.sources import builtin_recipe_of, load_dataset
     from toolkit.errors import DataError
     from toolkit.recipe import Recipe
-    from toolkit.workspace import BUILTIN_RECIPE_OF_SET
 
     recipe = Recipe().with_overrides([f"data.source={json.dumps(source)}", *(overrides or [])])
     dataset = load_dataset(recipe.data)
@@ -69,7 +68,7 @@ def data(
         print_json(report.to_json())
     else:
         report.print_table()
-        if source not in BUILTIN_RECIPE_OF_SET and (line := follow_pictures(recipe, dataset.train)[1]):
+        if not builtin_recipe_of(source) and (line := follow_pictures(recipe, dataset.train)[1]):
             console.out.print(line, markup=False)
     if strict and report.unreadable:
         first = report.unreadable[0]

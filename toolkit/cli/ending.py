@@ -12,7 +12,7 @@ from types import FrameType, ModuleType
 
 from toolkit import console
 from toolkit.cli.app import app
-from toolkit.errors import Interrupted, ToolkitError, TrainingError
+from toolkit.errors import Interrupted, ToolkitError, TrainingError, one_line
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and SIGTERM."""
@@ -75,7 +75,7 @@ def _raise_if_peer_lost(error: RuntimeError) -> None:
     if not console.err.quiet:  # one that is quiet waits before it prints any error
         time.sleep(OTHERS_WAIT_S)
     raise TrainingError(
-        f"another of the {distributed.world_size()} processes has ended ({str(error).splitlines()[0]})",
+        f"another of the {distributed.world_size()} processes has ended ({one_line(error)})",
         f"see what it said, then go on with: {resume_command()}",
     ) from None
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from toolkit.modeldir import FilePrecision
+from toolkit.names import RUNTIME_NAMES
 
 DEFAULT_MODEL_DIR = Path("models/fashion-mnist")
 
@@ -114,7 +115,7 @@ MEASURE = "Runtimes and gate"
 _measured = partial(typer.Option, rich_help_panel=MEASURE)
 RuntimesOption = Annotated[
     str | None,
-    _measured("--runtimes", metavar="A,B,C", help="Some of torch, torch.compile, onnxruntime, openvino."),
+    _measured("--runtimes", metavar="A,B,C", help=f"Some of {', '.join(RUNTIME_NAMES)}."),
 ]
 BaselineOption = Annotated[
     Path | None,

@@ -76,6 +76,11 @@ class Dataset:
         return {"train": self.train, "valid": self.valid, "test": self.test}
 
 
+def spread(available: int, wanted: int) -> np.ndarray:
+    """int64 indices of `wanted` images, of all where there are fewer, evenly over a split, as classes may be sorted."""
+    return np.unique(np.linspace(0, available - 1, min(wanted, available)).round().astype(np.int64))
+
+
 def fingerprint_files(root: Path, names: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> str:
     """SHA-256 over class names and every file's name, label and bytes, in the order of names.
 

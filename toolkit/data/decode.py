@@ -7,18 +7,20 @@ cannot widen a whole batch's canvas; the centre crop lies inside that part and i
 
 import contextlib
 import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from toolkit.console import progress, say
 from toolkit.data.cache import REMEDY
-from toolkit.data.dataset import Images, Split
+from toolkit.data.dataset import Images, Split, spread
 from toolkit.data.disk import Room, remove_leftovers
 from toolkit.data.parallel import run_in_blocks
 from toolkit.data.preprocess import UNREADABLE, Preprocess, decode_rgb, why_unreadable
-from toolkit.errors import ArtifactError, DataError
+from toolkit.errors import ArtifactError, DataError, one_line
 from toolkit.files import write_atomically
 
 LAYOUT_VERSION = 1
@@ -46,20 +48,20 @@ class Index:
         return int((self.heights * self.widths).sum()) * 3
 
 
-def decode_split(
-    images: Images, split: Split, path: Path, preprocess: Preprocess, least_long_side: int, workers: int
-) -> Index:
+def decode_split(images: Images, split: Split, path: Path, preprocess: Preprocess, workers: int) -> Index:
     """Write the pixels to `path` and their index beside it; both appear whole, so two processes may do it at once.
 
     Raises DataError where the pixels would not fit on the disk or into the user's limit, or cannot be written.
     """
     remove_leftovers(path.parent, (path.suffix, _index_path(path).suffix))
-    needed_bytes = estimate_bytes(images, preprocess, least_long_side)
+    needed_bytes = estimate_bytes(images, preprocess, least_long_side(preprocess))
     room = Room(path.parent, f"{len(images):,} {split} images", needed_bytes, preprocess.resize)
     room.require()
     try:
         with write_atomically(path) as temporary:
-            index = _write_pixels(images, split, temporary, preprocess, least_long_side, workers, room)
+            with progress(f"decode {split}", len(images)) as advance:
+                blocks = run_in_blocks(partial(_decode, images, preprocess), len(images), workers)
+                index = _write_pixels(temporary, images.names, blocks, room, advance)
             # The small file gets its name first: an index without pixels costs nothing, pixels without an index GBs.
             with write_atomically(_index_path(path)) as beside, beside.open("wb") as file:
                 np.savez(file, **vars(index))
@@ -79,12 +81,17 @@ def read_index(path: Path) -> Index | None:
         with beside.open("rb") as file, np.load(file) as stored:
             index = Index(**{key: stored[key] for key in stored.files})
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        say(f"the cached {beside.name} is damaged ({error}); decoding again")
+        say(f"the cached {beside.name} is damaged ({one_line(error)}); decoding again")
         return None
     if index.size_bytes == path.stat().st_size:
         return index
     say(f"the cached {path.name} is not whole; decoding again")
     return None
+
+
+def least_long_side(preprocess: Preprocess) -> int:
+    """px that `keep_middle` leaves of an image's longer side at least, so that the network's square is filled."""
+    return preprocess.image_size if preprocess.resize * 2 < preprocess.image_size else 0
 
 
 def keep_middle(pixels: np.ndarray, least_long_side: int) -> np.ndarray:
@@ -101,9 +108,8 @@ def estimate_bytes(images: Images, preprocess: Preprocess, least_long_side: int)
 
     Only headers are read, of SAMPLED_IMAGES images spread evenly; unreadable ones are passed over.
     """
-    sample = np.linspace(0, len(images) - 1, min(len(images), SAMPLED_IMAGES)).astype(np.int64)
     sizes = []
-    for i in sample:
+    for i in spread(len(images), SAMPLED_IMAGES):
         with contextlib.suppress(*UNREADABLE):
             sizes.append(_stored_bytes(*images.read(int(i)).size, preprocess.resize, least_long_side))
     if len(sizes) < 2:
@@ -113,29 +119,30 @@ def estimate_bytes(images: Images, preprocess: Preprocess, least_long_side: int)
     return int(len(images) * (np.mean(sizes) + 2 * standard_error))
 
 
-def _write_pixels(
-    images: Images,
-    split: Split,
-    path: Path,
-    preprocess: Preprocess,
-    least_long_side: int,
-    workers: int,
-    room: Room,
-) -> Index:
-    def decode(i: int) -> np.ndarray | str:
-        try:
-            return keep_middle(preprocess.resize_shorter(decode_rgb(images.read(i))), least_long_side)
-        except UNREADABLE as error:
-            return why_unreadable(error)
+def _decode(images: Images, preprocess: Preprocess, i: int) -> np.ndarray | str:
+    """Image i as it is kept, uint8 (H, W, 3), or why it cannot be read."""
+    try:
+        return keep_middle(preprocess.resize_shorter(decode_rgb(images.read(i))), least_long_side(preprocess))
+    except UNREADABLE as error:
+        return why_unreadable(error)
 
+
+def _write_pixels(
+    path: Path,
+    names: Sequence[str],
+    blocks: Iterable[list[np.ndarray | str]],
+    room: Room,
+    advance: Callable[[int], None],
+) -> Index:
+    """Write the images of `blocks`, whose names are `names`, one after another; `advance` is told how many are done."""
     sizes: list[tuple[int, int, int]] = []
     failed: list[tuple[str, str]] = []
     i = written_bytes = 0
-    with path.open("wb") as file, progress(f"decode {split}", len(images)) as advance:
-        for block in run_in_blocks(decode, len(images), workers):
+    with path.open("wb") as file:
+        for block in blocks:
             for result in block:
                 if isinstance(result, str):
-                    failed.append((images.names[i], result))
+                    failed.append((names[i], result))
                 else:
                     sizes.append((i, *result.shape[:2]))
                     file.write(np.ascontiguousarray(result).data)
@@ -144,8 +151,8 @@ def _write_pixels(
                 i += 1
             advance(len(block))
     kept, heights, widths = np.array(sizes, dtype=np.int64).reshape(-1, 3).T
-    names, reasons = np.array(failed, dtype=str).reshape(-1, 2).T
-    return Index(kept, heights, widths, names, reasons)
+    unreadable, reasons = np.array(failed, dtype=str).reshape(-1, 2).T
+    return Index(kept, heights, widths, unreadable, reasons)
 
 
 def _margin(height: int, width: int, least_long_side: int) -> int:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolkit.data.dataset import Images
-from toolkit.data.pixels import spread
+from toolkit.data.dataset import Images, spread
 from toolkit.data.preprocess import UNREADABLE
 from toolkit.recipe import FOLLOW_PICTURES, DataRecipe, Recipe
 

@@ -17,12 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from toolkit.data.dataset import SPLITS, Dataset, Images, Split, fingerprint_files
+from toolkit.data.formats import DATA_SET_ENDINGS, DATA_SET_NAMES, join_names
 from toolkit.data.splits import describe_hold_out, hold_out
 from toolkit.errors import DataError
 from toolkit.recipe import DataRecipe
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-"""Names that are taken for images, in any case; other files are ignored."""
 
 SPLIT_FOLDERS: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -31,7 +29,7 @@ SPLIT_FOLDERS: dict[str, Split] = {
 }
 """Folder names that are splits, in any case."""
 
-LAYOUTS = "it takes files like train/3_17.jpg, train/daisy/17.jpg or daisy/17.jpg (jpg, jpeg, png, webp, bmp)"
+LAYOUTS = f"it takes files like train/3_17.jpg, train/daisy/17.jpg or daisy/17.jpg ({', '.join(DATA_SET_NAMES)})"
 
 _FLAT_NAME = re.compile(r"([0-9]+)_")
 
@@ -278,11 +276,11 @@ def _unlistable(folder: Path, error: OSError) -> DataError:
 
 def _is_image(name: str) -> bool:
     path = Path(name)
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+    return path.suffix.lower() in DATA_SET_ENDINGS and not path.name.startswith(".")
 
 
 def _ignored_note(found: dict[Split, _SplitFiles]) -> list[str]:
     ignored = sum(part.ignored for part in found.values())
     if not ignored:
         return []
-    return [f"{ignored:,} file{'s' if ignored > 1 else ''} ignored: hidden, or not jpg, jpeg, png, webp or bmp"]
+    return [f"{ignored:,} file{'s' if ignored > 1 else ''} ignored: hidden, or not {join_names(DATA_SET_NAMES)}"]

@@ -15,7 +15,7 @@ from toolkit.console import err, progress, say
 from toolkit.data.cache import REMEDY, cache_folder
 from toolkit.data.dataset import Dataset
 from toolkit.data.directory import SPLIT_FOLDERS, load_directory
-from toolkit.errors import DataError
+from toolkit.errors import DataError, one_line
 from toolkit.recipe import DataRecipe
 
 ARCHIVE_URL = "https://drive.google.com/uc?id=1O6pFYd9aw1cZbry-NXk3k3tTXLVgssIg"
@@ -84,7 +84,7 @@ def _reason(error: BaseException, url: str) -> str:
 
     if isinstance(error, ConnectionError) or isinstance(error.__cause__, ConnectionError):
         return f"the connection to {urlsplit(url).hostname} failed"
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -103,7 +103,9 @@ def _unpack(archive: Path, folder: Path) -> None:
         temporary.chmod(0o755)
         temporary.replace(folder)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{archive} is not a whole zip archive ({error})", "delete it to fetch it again") from None
+        raise DataError(
+            f"{archive} is not a whole zip archive ({one_line(error)})", "delete it to fetch it again"
+        ) from None
     except OSError as error:
         if not folder.is_dir():  # another process may have been first
             raise DataError(f"cannot unpack {archive} into {folder}: {error.strerror}", REMEDY) from None

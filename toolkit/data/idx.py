@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, one_line
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -51,7 +51,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(path, " ".join(str(error).split())) from None
+        raise _damaged(path, one_line(error)) from None
     except OSError as error:
         raise _damaged(path, str(error.strerror)) from None
     header_bytes = 4 + 4 * axes

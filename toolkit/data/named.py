@@ -12,7 +12,7 @@ from toolkit.data.cache import cache_folder
 from toolkit.data.dataset import Dataset, Images, fingerprint_arrays, fingerprint_files
 from toolkit.data.idx import find_idx_files, read_idx_files
 from toolkit.data.splits import describe_hold_out, hold_out
-from toolkit.errors import DataError
+from toolkit.errors import DataError, one_line
 from toolkit.recipe import DataRecipe
 
 FASHION_MNIST_CLASSES = (
@@ -97,7 +97,7 @@ def _find_fashion_mnist() -> list[Path]:
     except DOWNLOAD_ERRORS as error:
         raise DataError(
             f"Fashion-MNIST is neither in {own} nor in {FASHION_MNIST_SYSTEM_FOLDER}, and its download failed "
-            f"({_reason(error)})",
+            f"({one_line(error, last=True)})",
             "install the Debian package dataset-fashion-mnist (apt install), or run make data, or give --data DIR",
         ) from None
     paths = find_idx_files(downloaded)
@@ -120,12 +120,6 @@ def _announce_download(name: str, folder: Path) -> None:
 
 def _no_download(name: str, archive: Path, error: BaseException) -> DataError:
     return DataError(
-        f"{name} could not be downloaded ({_reason(error)})",
+        f"{name} could not be downloaded ({one_line(error, last=True)})",
         f"put its archive at {archive} by hand, or give --data DIR",
     )
-
-
-def _reason(error: BaseException) -> str:
-    """The last line of what torchvision says: the mirror's answer."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -17,7 +17,7 @@ import numpy as np
 from toolkit.console import say
 from toolkit.data.cache import cache_folder
 from toolkit.data.dataset import Dataset, Split
-from toolkit.data.decode import LAYOUT_VERSION, Index, decode_split, estimate_bytes, read_index
+from toolkit.data.decode import LAYOUT_VERSION, Index, decode_split, estimate_bytes, least_long_side, read_index
 from toolkit.data.preprocess import Preprocess, crop_start
 from toolkit.errors import DataError
 
@@ -115,7 +115,7 @@ def load_pixels(
     images, path = dataset.splits[split], _map_of(dataset, split, preprocess)
     index = read_index(path)
     if index is None:
-        index = decode_split(images, split, path, preprocess, least_long_side(preprocess), workers)
+        index = decode_split(images, split, path, preprocess, workers)
     _report_unreadable(dataset, split, index, strict)
     sizes = index.heights * index.widths * 3
     return Pixels(
@@ -134,16 +134,6 @@ def bytes_to_decode(dataset: Dataset, split: Split, preprocess: Preprocess) -> i
     if read_index(_map_of(dataset, split, preprocess)) is not None:
         return 0
     return estimate_bytes(dataset.splits[split], preprocess, least_long_side(preprocess))
-
-
-def least_long_side(preprocess: Preprocess) -> int:
-    """px that `keep_middle` leaves of an image's longer side at least, so that the network's square is filled."""
-    return preprocess.image_size if preprocess.resize * 2 < preprocess.image_size else 0
-
-
-def spread(available: int, wanted: int) -> np.ndarray:
-    """int64 indices of `wanted` images, of all where there are fewer, evenly over a split, as classes may be sorted."""
-    return np.unique(np.linspace(0, available - 1, min(wanted, available)).round().astype(np.int64))
 
 
 def _map_of(dataset: Dataset, split: Split, preprocess: Preprocess) -> Path:

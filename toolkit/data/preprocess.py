@@ -17,11 +17,9 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from toolkit.errors import WeightsError
+from toolkit.data.formats import FORMAT_NAMES, READERS
+from toolkit.errors import WeightsError, one_line
 from toolkit.recipe import DataRecipe
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF")
-"""What a file's content may be, whatever its name says. Pillow's other readers stay shut: one starts programs."""
 
 UNREADABLE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError),
@@ -53,7 +51,7 @@ def open_image(path: Path) -> Image.Image:
     content = path.read_bytes()
     if not content:
         raise ValueError("the file is empty")
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    image = Image.open(io.BytesIO(content), formats=READERS)
     if image.format == "JPEG" and content.count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
         raise ValueError(f"it is a JPEG in more than {_MAX_JPEG_SCANS} passes")
     return image
@@ -62,11 +60,10 @@ def open_image(path: Path) -> Image.Image:
 def why_unreadable(error: BaseException) -> str:
     """The reason in one short phrase."""
     if isinstance(error, UnidentifiedImageError):
-        return "not a JPEG, PNG, WebP, BMP or GIF image, or damaged at its start"
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if "MAX_TEXT_CHUNK" in text:
+        return f"not a {FORMAT_NAMES} image, or damaged at its start"
+    if "MAX_TEXT_CHUNK" in str(error):
         return "the text or colour profile packed into it is too large"
-    return " ".join(text.split()) or type(error).__name__
+    return (isinstance(error, OSError) and error.strerror) or one_line(error)
 
 
 def decode_rgb(image: Image.Image) -> Image.Image:

@@ -4,9 +4,8 @@ named.py knows the named sets, food11.py the notebook's own one, directory.py fo
 the splits that are missing, dataset.py says what a data set is.
 """
 
-import difflib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit.data.dataset import SPLITS, Dataset, Images, Split
@@ -14,19 +13,37 @@ from toolkit.data.directory import load_directory
 from toolkit.data.food11 import load_food11
 from toolkit.data.named import load_cifar, load_fashion_mnist, load_food101
 from toolkit.data.splits import take_share
-from toolkit.errors import DataError
-from toolkit.recipe import DataRecipe
+from toolkit.errors import DataError, did_you_mean
+from toolkit.recipe import DEFAULT_RECIPE, NOTEBOOK_RECIPE, DataRecipe
 
-__all__ = ["NAMED", "SPLITS", "Dataset", "Images", "Split", "load_dataset"]
+__all__ = ["NAMED", "SPLITS", "Dataset", "Images", "Split", "builtin_recipe_of", "load_dataset"]
 
-NAMED: dict[str, Callable[[DataRecipe], Dataset]] = {
-    "fashion-mnist": load_fashion_mnist,
-    "cifar10": load_cifar,
-    "cifar100": load_cifar,
-    "food101": load_food101,
-    "food-11": load_food11,
+
+@dataclass(frozen=True)
+class NamedSet:
+    """A data set that is known by name."""
+
+    load: Callable[[DataRecipe], Dataset]
+    """DataError, with what to do, if it is neither on this machine nor can be downloaded"""
+    recipe: str = ""
+    """the built-in recipe for it; without one its settings follow the pictures"""
+    hub_id: str = ""
+    """on Hugging Face"""
+
+
+NAMED = {
+    "fashion-mnist": NamedSet(load_fashion_mnist, DEFAULT_RECIPE, "zalando-datasets/fashion_mnist"),
+    "cifar10": NamedSet(load_cifar, hub_id="uoft-cs/cifar10"),
+    "cifar100": NamedSet(load_cifar, hub_id="uoft-cs/cifar100"),
+    "food101": NamedSet(load_food101, hub_id="ethz/food101"),
+    "food-11": NamedSet(load_food11, NOTEBOOK_RECIPE),
 }
-"""The sets that are known by name → what loads them. A folder that is called like one is given as ./name."""
+"""A folder that is called like one of them is given as ./name."""
+
+
+def builtin_recipe_of(source: str | None) -> str:
+    """Name of the recipe that ships for the data set; "" for others, and for folders."""
+    return NAMED[source].recipe if source in NAMED else ""
 
 
 def load_dataset(recipe: DataRecipe) -> Dataset:
@@ -43,24 +60,17 @@ def load_dataset(recipe: DataRecipe) -> Dataset:
 
 
 def _load_whole(recipe: DataRecipe) -> Dataset:
-    if load := NAMED.get(recipe.source):
-        return load(recipe)
+    if recipe.source in NAMED:
+        return NAMED[recipe.source].load(recipe)
     folder = Path(recipe.source).expanduser()
     if folder.is_dir():
         return load_directory(folder, recipe)
     if folder.exists():
         raise DataError(f"{recipe.source} is a file, not a folder of images", "give the folder, or one of: " + _names())
-    plain = {_letters(name): name for name in NAMED}
-    near = difflib.get_close_matches(_letters(recipe.source), plain, n=1, cutoff=0.6)
-    guess = f"did you mean {plain[near[0]]}? " if near else ""
     raise DataError(
         f"{recipe.source!r} is neither a folder that is there nor a data set known by name",
-        f"{guess}give a folder, or one of: {_names()}",
+        f"{did_you_mean(recipe.source, NAMED)}give a folder, or one of: {_names()}",
     )
-
-
-def _letters(name: str) -> str:
-    return "".join(filter(str.isalnum, name.lower()))
 
 
 def _names() -> str:

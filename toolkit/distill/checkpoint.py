@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from toolkit.errors import ArtifactError
+from toolkit.errors import ArtifactError, one_line
 from toolkit.files import write_atomically
 
 State = dict[str, Any]
@@ -93,8 +93,7 @@ class Checkpoint:
             if not (isinstance(state, dict) and isinstance(state.get("settings"), dict)):
                 raise ValueError("it is no checkpoint")
         except (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ArtifactError(
-                f"{self.path} cannot be read ({reason})", "delete it, or begin anew with --force"
+                f"{self.path} cannot be read ({one_line(error)})", "delete it, or begin anew with --force"
             ) from None
         return state

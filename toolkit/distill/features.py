@@ -5,7 +5,6 @@ computed in float32 or wider, each a scalar ≥ 0.
 """
 
 import contextlib
-import difflib
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.distill.losses import at_least_float32, unit_vectors
-from toolkit.errors import RecipeError
+from toolkit.errors import RecipeError, did_you_mean
 from toolkit.networks.classifier import Classifier
 from toolkit.recipe import FeatureMethod
 
@@ -238,9 +237,8 @@ def _make_projector(shape: tuple[int, ...], channels: int) -> nn.Module:
 
 
 def _unknown_layer(name: str, known: list[str], setting: str) -> RecipeError:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     outer = ", ".join(layer for layer in known if layer.count(".") < 2)
-    remedy = f"did you mean {' or '.join(near)}?" if near else f"its layers, to a depth of 2: {outer}"
+    remedy = did_you_mean(name, known, at_most=3).rstrip() or f"its layers, to a depth of 2: {outer}"
     return RecipeError(f"{setting}: there is no layer {name!r}", remedy)
 
 

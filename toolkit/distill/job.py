@@ -22,7 +22,7 @@ from toolkit.distill.precision import FloatArithmetic, choose_precision
 from toolkit.distill.quantized import views_to_answer
 from toolkit.distill.teachers import Teacher
 from toolkit.distill.trainer import Records, train
-from toolkit.errors import ArtifactError, RecipeError, TrainingError
+from toolkit.errors import ArtifactError, RecipeError, TrainingError, one_line
 from toolkit.files import locked, write_atomically
 from toolkit.modeldir import ModelDir, Role
 from toolkit.networks import registry
@@ -236,4 +236,4 @@ def prove_size(classifier: Classifier, size: int, problem: str, remedy: str) -> 
         with torch.no_grad():
             classifier.eval()(torch.zeros(1, 3, size, size, device=classifier.mean.device))
     except (AssertionError, RuntimeError, ValueError) as error:  # whatever torchvision's networks say no with
-        raise RecipeError(f"{problem}: {str(error).splitlines()[0]}", remedy) from None
+        raise RecipeError(f"{problem}: {one_line(error)}", remedy) from None

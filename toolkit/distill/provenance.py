@@ -4,7 +4,6 @@ Given is what is not trained here: a file, a teacher that ships with the toolkit
 its head is new.
 """
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from toolkit.data import food11
 from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
-from toolkit.errors import WeightsError
+from toolkit.errors import WeightsError, did_you_mean
 from toolkit.networks.weights import ModelInfo, carries_info, read_info
 from toolkit.recipe import FOOD_11, IMAGENET, Recipe
 
@@ -45,11 +44,10 @@ def find_weights(recipe: Recipe) -> Path | None:
     path = shipped.weights_files().get(weights) or Path(weights)
     if not path.is_file():
         names = [*shipped.weights_files(), FOOD_11, IMAGENET]
-        near = difflib.get_close_matches(weights, names, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
         raise WeightsError(
             f"teacher.weights: there is no file {path}",
-            f"{guess}give a .safetensors or .pt/.bin file, one of {', '.join(names)}, or leave it empty to train one",
+            f"{did_you_mean(weights, names)}give a .safetensors or .pt/.bin file, one of {', '.join(names)}, or leave"
+            " it empty to train one",
         )
     return path
 

@@ -9,18 +9,18 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor
 
 from toolkit import console
 from toolkit.data.batches import TrainingViews
-from toolkit.data.pixels import spread
+from toolkit.data.dataset import spread
 from toolkit.distill import distributed
 from toolkit.distill.precision import Arithmetic, FloatArithmetic, autocast, least_times
-from toolkit.errors import DeviceError
+from toolkit.errors import DeviceError, one_line
 from toolkit.graphs.build import INPUT, OUTPUTS, build_graph
 from toolkit.graphs.quantize import Quantizer
+from toolkit.graphs.session import NO_SPINNING, open_session
 from toolkit.networks.classifier import Classifier
 from toolkit.recipe import DistillRecipe
 
@@ -54,11 +54,8 @@ class QuantizedClassifier(Classifier):
         model = build_graph(classifier.cpu(), views.data.image_size, OPSET)
         with Quantizer(model, _as_pixels(views.render(_some_images(views), view=0)), "minmax") as quantizer:
             quantized = quantizer.quantize().SerializeToString()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch's threads need the cores
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(quantized, options, providers=["CPUExecutionProvider"])
+        # torch's threads need the cores
+        self._session = open_session(quantized, torch.get_num_threads(), settings=NO_SPINNING)
 
     def forward(self, images: Tensor) -> Tensor:
         (logits,) = self._session.run([OUTPUTS[0]], {INPUT: _as_pixels(images)})
@@ -169,8 +166,7 @@ def _quantize_or_none(teacher: Classifier, views: TrainingViews) -> QuantizedCla
     try:
         return QuantizedClassifier(teacher, views)
     except Exception as error:  # of torch's exporter, onnxruntime's quantizer or the disk
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        console.say(f"the teacher answers in float, as it cannot be had in int8: {reason}")
+        console.say(f"the teacher answers in float, as it cannot be had in int8: {one_line(error)}")
         return None
 
 

@@ -20,7 +20,7 @@ from toolkit.distill.plan import Plan
 from toolkit.distill.precision import autocast
 from toolkit.distill.step_graph import StepGraph
 from toolkit.distill.teachers import Teacher
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, one_line
 
 Forward = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 
@@ -128,9 +128,8 @@ class Stepper:
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TrainingError(
-                f"torch.compile cannot be used here: {reason}",
+                f"torch.compile cannot be used here: {one_line(error)}",
                 "use --set distill.compile=off, or install what it needs (a C++ compiler; triton on a GPU)",
             ) from error
 

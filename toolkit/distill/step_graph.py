@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit import console
+from toolkit.errors import one_line
 
 WARM_UP = 3
 """steps of a kind, one after the other, before it is captured"""
@@ -100,7 +101,8 @@ class StepGraph:
         try:
             sums, replay = capture(lambda: body(own, view, side), own.device)
         except Exception as error:
-            self._give_up(_describe(error.__context__ or error))  # the end of a capture that failed fails too
+            # the end of a capture that failed fails too; a name for the first error would keep all in its frames
+            self._give_up(one_line(error.__context__ or error))
             return None
         gradients = [parameter.grad for parameter in self._parameters]
         return _Capture((len(indices), side), own, sums, gradients, replay)
@@ -116,11 +118,6 @@ class StepGraph:
     def _give_up(self, reason: str) -> None:
         self._gave_up = True
         console.say(f"steps run kernel by kernel, not as one CUDA graph: {reason}")
-
-
-def _describe(error: BaseException) -> str:
-    """Its first line; whoever names an error in a frame that it came through keeps all that lies in these frames."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def capture(work: Callable[[], Sums], device: torch.device) -> tuple[Sums, Callable[[], None]]:

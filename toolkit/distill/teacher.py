@@ -15,7 +15,7 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
-from toolkit.errors import WeightsError
+from toolkit.errors import WeightsError, one_line
 from toolkit.files import sha256_file
 from toolkit.modeldir import ModelDir
 from toolkit.networks import registry
@@ -137,7 +137,7 @@ def _load_imagenet_body(network: nn.Module, architecture: str) -> None:
         pretrained = weights.get_state_dict(progress=False, check_hash=True)
     except OSError as error:
         raise WeightsError(
-            f"cannot download {weights.url}: {error}",
+            f"cannot download {weights.url}: {one_line(error)}",
             f'put that file into {Path(torch.hub.get_dir()) / "checkpoints"}, or use teacher.weights = ""',
         ) from None
     own = network.state_dict()

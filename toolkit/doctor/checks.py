@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from toolkit.doctor.diagnosis import Check
+from toolkit.errors import one_line
 from toolkit.machine import devices, hardware, limits
 from toolkit.runtimes import providers
 
@@ -110,7 +111,7 @@ def check_devices(gpus: list[str]) -> Iterator[Check]:
     try:
         found = devices.torch_devices()
     except (ImportError, OSError) as error:  # a broken or half-installed torch raises either while it loads
-        yield Check("torch", "problem", f"cannot be imported: {error}", MEND_TORCH)
+        yield Check("torch", "problem", f"cannot be imported: {one_line(error)}", MEND_TORCH)
         return
     for device, reason in found.items():
         if not reason:
@@ -162,7 +163,7 @@ def check_providers(has_gpu: bool) -> Iterator[Check]:
     try:
         found = providers.working_providers()
     except (ImportError, OSError) as error:
-        yield Check("onnxruntime", "problem", f"cannot be imported: {error}", MEND_CUDA_PROVIDER)
+        yield Check("onnxruntime", "problem", f"cannot be imported: {one_line(error)}", MEND_CUDA_PROVIDER)
         return
     for provider, reason in found.items():
         name = f"onnxruntime {provider.removesuffix('ExecutionProvider').lower()}"

@@ -24,6 +24,7 @@ import numpy as np
 from toolkit.doctor.ceilings import bus_bytes_s, copy_bytes_s, product_flop_s
 from toolkit.doctor.checks import MEND_CUDA_PROVIDER, MEND_DRIVER, MEND_TORCH
 from toolkit.doctor.diagnosis import Check
+from toolkit.errors import one_line
 from toolkit.machine import hardware
 from toolkit.machine.devices import fp32_products_in
 from toolkit.machine.limits import available_cores
@@ -95,8 +96,7 @@ def _attempt(work: Callable[[], Found]) -> Found | str:
         try:
             return work()
         except Exception as error:
-            lines = str(error).strip().splitlines()
-            return lines[0][:300] if lines else type(error).__name__
+            return one_line(error)
 
 
 def check_code(gpu: str) -> Check:

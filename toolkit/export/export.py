@@ -15,7 +15,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from toolkit import __version__, console
-from toolkit.data.pixels import Pixels, spread
+from toolkit.data.dataset import spread
+from toolkit.data.pixels import Pixels
 from toolkit.errors import ArtifactError, DataError, GateError
 from toolkit.export.int8 import quantize_within, times_faster
 from toolkit.export.samples import choose_samples, read_batches
@@ -166,6 +167,23 @@ def _made_from(path: Path) -> str | None:
     return {entry.key: entry.value for entry in model.metadata_props}.get("weights_sha256")
 
 
+@dataclass(frozen=True)
+class _Draft:
+    """A graph that is to become a file; making it began at `start` (time.perf_counter, s). The rest is of int8."""
+
+    precision: FilePrecision
+    model: onnx.ModelProto
+    start: float
+    float_layers: tuple[str, ...] = ()
+    calibration: str = ""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself beside what all files of the network say."""
+        of_int8 = {"calibration": self.calibration, "float_layers": json.dumps(self.float_layers)}
+        return {"precision": self.precision} | (of_int8 if self.calibration else {})
+
+
 class _Export:
     """One network on its way into files."""
 
@@ -183,12 +201,12 @@ class _Export:
         console.say(f"export: {self._weights} → {self._destination}, {told}proof on {len(samples)} images")
         model = build_graph(self._classifier, self._size, self._settings.opset)
         network = refer_to_network(self._classifier, samples)
-        fp32, logits = self._write("fp32", model, network, start)
+        fp32, logits = self._write(_Draft("fp32", model, start), network)
         results = [fp32]
         if "fp16" in smaller:
-            results.append(self._write("fp16", halve(model), network, time.perf_counter())[0])
+            results.append(self._write(_Draft("fp16", halve(model), time.perf_counter()), network)[0])
         if "int8" in smaller:
-            results.append(self._write_int8(model, Reference(logits, "the fp32 file's")))
+            results.append(self._write_int8(model, Reference(samples, logits, "the fp32 file's")))
         if samples.labels is None:
             console.say(
                 f"{self._destination.name}: checked for closeness and agreement on {len(samples)} synthetic images; "
@@ -202,36 +220,28 @@ class _Export:
         images = train.centre(spread(len(train), settings.calibration_images))
         path = at_precision(self._destination, "int8")
         with self._leaving_none(path):
-            quantized = quantize_within(model, images, self._samples, reference, settings, path.name)
+            quantized = quantize_within(model, images, reference, settings, path.name)
         calibration = f"{settings.calibration}, {len(images)} training images"
-        return self._write("int8", quantized.model, reference, start, quantized.float_layers, calibration)[0]
+        return self._write(_Draft("int8", quantized.model, start, quantized.float_layers, calibration), reference)[0]
 
-    def _write(
-        self,
-        precision: FilePrecision,
-        model: onnx.ModelProto,
-        reference: Reference,
-        start: float,
-        float_layers: tuple[str, ...] = (),
-        calibration: str = "",
-    ) -> tuple[ExportResult, NDArray[np.float32]]:
+    def _write(self, draft: _Draft, reference: Reference) -> tuple[ExportResult, NDArray[np.float32]]:
         """Write the file, prove it and only then give it its name; what was measured, and the file's logits."""
+        precision, model = draft.precision, draft.model
         path = at_precision(self._destination, precision)
-        of_int8 = {"calibration": calibration, "float_layers": json.dumps(float_layers)} if calibration else {}
-        set_metadata(model, self._metadata | {"precision": precision} | of_int8)
+        set_metadata(model, self._metadata | draft.metadata)
         bounds = Bounds.of(self._settings, precision)
         with self._leaving_none(path), write_atomically(path) as temporary:
             check_graph(model, self._size, self._num_classes)
             temporary.write_bytes(model.SerializeToString(deterministic=True))
-            proof, logits = prove_file(temporary, path.name, reference, self._samples, bounds)
+            proof, logits = prove_file(temporary, path.name, reference, bounds)
         faster = None
         if precision != "fp32":
             faster = times_faster(path, self._destination, next(read_batches(self._samples)))
         measured = {name: getattr(proof, name) for name in vars(proof)}
-        seconds = time.perf_counter() - start
-        size_bytes = path.stat().st_size
+        seconds = time.perf_counter() - draft.start
+        size_bytes, layers = path.stat().st_size, draft.float_layers
         result = ExportResult(
-            path, precision, size_bytes, **measured, seconds=seconds, float_layers=float_layers, times_faster=faster
+            path, precision, size_bytes, **measured, seconds=seconds, float_layers=layers, times_faster=faster
         )
         return result, logits
 

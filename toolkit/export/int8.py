@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from toolkit import console
 from toolkit.errors import GateError
-from toolkit.export.replay import open_session
-from toolkit.export.samples import Samples, read_batches
+from toolkit.export.samples import read_batches
 from toolkit.export.verify import ROUNDING, Reference
 from toolkit.graphs.layers import name_layer
 from toolkit.graphs.quantize import Quantizer
+from toolkit.graphs.session import open_session
 from toolkit.machine.limits import available_cores
 from toolkit.recipe import ExportRecipe
 from toolkit.runtimes.base import softmax
@@ -37,19 +37,18 @@ class Int8Graph:
 def quantize_within(
     model: onnx.ModelProto,
     calibration_images: NDArray[np.uint8],
-    samples: Samples,
     reference: Reference,
     recipe: ExportRecipe,
     title: str,
 ) -> Int8Graph:
-    """The int8 version of the float32 `model` that loses at most `recipe.max_drop` accuracy on the samples.
+    """The int8 version of the float32 `model` that loses at most `recipe.max_drop` accuracy on the reference's images.
 
     Where the whole graph loses more, layers are ranked by the harm that each does alone, and as few of the worst as
-    possible stay float32. `samples` have labels; `reference` holds the float32 file's logits (N, C). Raises GateError
+    possible stay float32. `reference` holds the float32 file's logits (N, C) for images with labels. Raises GateError
     where even the one least harmful layer is too much.
     """
     with Quantizer(model, calibration_images, recipe.calibration) as quantizer:
-        search = _Search(quantizer, samples, reference, recipe.max_drop)
+        search = _Search(quantizer, reference, recipe.max_drop)
         whole = quantizer.quantize()
         drop = search.drop(whole)
         if drop <= recipe.max_drop + ROUNDING:
@@ -62,8 +61,8 @@ def quantize_within(
         found = search.fewest(ranked)
         if found is None:
             raise GateError(
-                f"{title} cannot keep its accuracy: in int8 throughout it loses {drop:.4f} on {len(samples)} validation"
-                f" images, with all layers but {name_layer(model.graph, ranked[-1])} in float32 still"
+                f"{title} cannot keep its accuracy: in int8 throughout it loses {drop:.4f} on {len(reference.samples)}"
+                f" validation images, with all layers but {name_layer(model.graph, ranked[-1])} in float32 still"
                 f" {search.last_drop:.4f}; allowed is {recipe.max_drop:g} (export.max_drop)",
                 "nothing was kept; try --set export.calibration=entropy or percentile, more"
                 " --set export.calibration_images, a larger --max-drop, or leave out --int8",
@@ -73,11 +72,11 @@ def quantize_within(
 
 
 class _Search:
-    def __init__(self, quantizer: Quantizer, samples: Samples, reference: Reference, max_drop: float) -> None:
-        self._quantizer, self._samples, self._max_drop = quantizer, samples, max_drop
+    def __init__(self, quantizer: Quantizer, reference: Reference, max_drop: float) -> None:
+        self._quantizer, self._samples, self._max_drop = quantizer, reference.samples, max_drop
         self._reference = reference.logits
-        assert samples.labels is not None
-        self._labels = samples.labels
+        assert reference.samples.labels is not None
+        self._labels = reference.samples.labels
         self._accuracy = float((reference.logits.argmax(1) == self._labels).mean())
         self.last_drop = 0.0
         """of the graph that was tried last"""

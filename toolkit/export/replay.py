@@ -14,6 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from toolkit.errors import GateError
+from toolkit.graphs.session import open_session, why_refused
 from toolkit.machine.limits import available_cores
 
 FileOutput = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -56,7 +57,7 @@ def _open(path: Path, threads: int) -> None:
     try:
         _session = open_session(path, threads)
     except Exception as error:  # told at the first question: what fails here would only break the pool
-        _session = _Unusable(_reason(error))
+        _session = _Unusable(why_refused(error))
 
 
 def _run(images: NDArray[np.uint8]) -> FileOutput:
@@ -65,21 +66,8 @@ def _run(images: NDArray[np.uint8]) -> FileOutput:
     try:
         logits, probabilities = _session.run(["logits", "probabilities"], {"image": images})
     except Exception as error:  # onnxruntime's classes cannot be pickled
-        raise _Unusable(_reason(error)) from None
+        raise _Unusable(why_refused(error)) from None
     return logits, probabilities
-
-
-def open_session(model: Path | bytes, threads: int) -> Any:
-    """An onnxruntime session of a file or its content, on the CPU, that says nothing but errors."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def _reason(error: Exception) -> str:
-    return str(error).rpartition(" : ")[2].strip().splitlines()[0][:200]
 
 
 def _failed(title: str, reason: str) -> GateError:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.pixels import Pixels, spread
+from toolkit.data.dataset import spread
+from toolkit.data.pixels import Pixels
 from toolkit.errors import ArtifactError, DataError
 
 BATCH_PIXELS = 32 * 256 * 256

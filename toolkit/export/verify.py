@@ -32,8 +32,12 @@ SOFTMAX_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Reference:
-    """Logits (N, C) that a file is to reproduce, and whose they are: `the network's`, `the fp32 file's`."""
+    """Images, the logits (N, C) for them that a file is to reproduce, and whose those are.
 
+    `whose` is `the network's` or `the fp32 file's`.
+    """
+
+    samples: Samples
     logits: NDArray[np.float32]
     whose: str
 
@@ -74,8 +78,9 @@ class Proof:
 
 @dataclass(frozen=True)
 class _Outputs:
-    """Logits (N, C) of reference and file for the same images."""
+    """Logits (N, C) of reference and file for the same images, and their names."""
 
+    names: tuple[str, ...]
     reference: NDArray[np.float32]
     onnx: NDArray[np.float32]
     probabilities: NDArray[np.float32]
@@ -88,53 +93,50 @@ def refer_to_network(classifier: Classifier, samples: Samples) -> Reference:
         with torch.inference_mode():
             planes = torch.from_numpy(images).permute(0, 3, 1, 2)
             answers.append(classifier(planes.float() / 255).numpy())
-    return Reference(np.concatenate(answers), "the network's")
+    return Reference(samples, np.concatenate(answers), "the network's")
 
 
-def prove_file(
-    path: Path, title: str, reference: Reference, samples: Samples, bounds: Bounds
-) -> tuple[Proof, NDArray[np.float32]]:
+def prove_file(path: Path, title: str, reference: Reference, bounds: Bounds) -> tuple[Proof, NDArray[np.float32]]:
     """Compare the file at `path`, called `title` in messages, with the reference; the proof, and the file's logits.
 
     Every image in large batches, some alone, and an odd batch. Raises GateError, naming the worst image, where a bound
     is not met.
     """
+    samples = reference.samples
     everything, large = np.arange(len(samples)), large_batch(samples)
     with Replay(path, title) as replay:
-        answers = _answer(replay, reference, samples, everything, large)
-        worst = _require_close(answers, everything, f"in batches of {large}", title, samples, bounds)
+        answers = _answer(replay, reference, everything, large)
+        worst = _require_close(answers, f"in batches of {large}", title, bounds)
         for batch, chosen in ((1, np.resize(everything, SINGLES)), (ODD_BATCH, np.resize(everything, ODD_BATCH))):
-            few = _answer(replay, reference, samples, chosen, batch)
-            worst = max(worst, _require_close(few, chosen, f"in a batch of {batch}", title, samples, bounds))
-    agreement = _require_agreement(answers, title, samples, bounds)
-    accuracies = _require_accuracy(answers, reference.whose, title, samples, bounds)
+            few = _answer(replay, reference, chosen, batch)
+            worst = max(worst, _require_close(few, f"in a batch of {batch}", title, bounds))
+    agreement = _require_agreement(answers, title, bounds)
+    accuracies = _require_accuracy(answers, reference, title, bounds)
     return Proof(len(samples), worst, agreement, *accuracies), answers.onnx
 
 
-def _answer(replay: Replay, reference: Reference, samples: Samples, chosen: NDArray[np.int64], batch: int) -> _Outputs:
-    logits, probabilities = zip(*map(replay.answer, read_batches(samples, chosen, batch)), strict=True)
-    return _Outputs(reference.logits[chosen], np.concatenate(logits), np.concatenate(probabilities))
+def _answer(replay: Replay, reference: Reference, chosen: NDArray[np.int64], batch: int) -> _Outputs:
+    logits, probabilities = zip(*map(replay.answer, read_batches(reference.samples, chosen, batch)), strict=True)
+    names = tuple(reference.samples.names[place] for place in chosen)
+    return _Outputs(names, reference.logits[chosen], np.concatenate(logits), np.concatenate(probabilities))
 
 
-def _require_close(
-    answers: _Outputs, chosen: NDArray[np.int64], how: str, title: str, samples: Samples, bounds: Bounds
-) -> float:
+def _require_close(answers: _Outputs, how: str, title: str, bounds: Bounds) -> float:
     """The largest difference on any logit."""
     differences = _largest_each(answers.onnx, answers.reference)
     worst = int(differences.argmax())
-    name = samples.names[chosen[worst]]
     allowed = np.inf if bounds.max_logit_difference is None else bounds.max_logit_difference
     if differences[worst] > allowed or not np.isfinite(differences[worst]):
         raise _gate(
             title,
-            f"its logits are off by {differences[worst]:.2g} on {name} ({how}), "
+            f"its logits are off by {differences[worst]:.2g} on {answers.names[worst]} ({how}), "
             f"allowed is {allowed:g} ({bounds.prefix}max_logit_difference)",
         )
     logits = answers.onnx.astype(np.float64)
     softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
     errors = _largest_each(answers.probabilities, softmax / softmax.sum(axis=1, keepdims=True))
     if errors.max() > SOFTMAX_TOLERANCE:
-        name = samples.names[chosen[int(errors.argmax())]]
+        name = answers.names[int(errors.argmax())]
         raise _gate(title, f"its probabilities are off by {errors.max():.2g} from its own logits' softmax on {name}")
     return float(differences[worst])
 
@@ -146,30 +148,31 @@ def _largest_each(answer: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.f
     return largest
 
 
-def _require_agreement(answers: _Outputs, title: str, samples: Samples, bounds: Bounds) -> float:
+def _require_agreement(answers: _Outputs, title: str, bounds: Bounds) -> float:
     same = answers.onnx.argmax(1) == answers.reference.argmax(1)
     agreement = float(same.mean())
     if bounds.min_agreement is not None and agreement < bounds.min_agreement:
         raise _gate(
             title,
             f"it names the same class as the network on {int(same.sum())} of {len(same)} images, not on "
-            f"{samples.names[int(same.argmin())]}; wanted is {bounds.min_agreement:g} ({bounds.prefix}min_agreement)",
+            f"{answers.names[int(same.argmin())]}; wanted is {bounds.min_agreement:g} ({bounds.prefix}min_agreement)",
         )
     return agreement
 
 
 def _require_accuracy(
-    answers: _Outputs, whose: str, title: str, samples: Samples, bounds: Bounds
+    answers: _Outputs, reference: Reference, title: str, bounds: Bounds
 ) -> tuple[float, float] | tuple[None, None]:
-    if samples.labels is None:
+    labels = reference.samples.labels
+    if labels is None:
         return None, None
-    in_reference, in_file = (answer.argmax(1) == samples.labels for answer in (answers.reference, answers.onnx))
+    in_reference, in_file = (answer.argmax(1) == labels for answer in (answers.reference, answers.onnx))
     before, after = float(in_reference.mean()), float(in_file.mean())
     if before - after > bounds.max_accuracy_drop + ROUNDING:
         raise _gate(
             title,
-            f"its accuracy is {after:.4f}, {whose} {before:.4f} on {len(in_file)} validation images (wrong on "
-            f"{samples.names[int((in_reference & ~in_file).argmax())]}); "
+            f"its accuracy is {after:.4f}, {reference.whose} {before:.4f} on {len(in_file)} validation images (wrong"
+            f" on {answers.names[int((in_reference & ~in_file).argmax())]}); "
             f"allowed is a drop of {bounds.max_accuracy_drop:g} ({bounds.prefix}{bounds.drop_setting})",
         )
     return before, after

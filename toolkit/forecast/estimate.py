@@ -12,6 +12,7 @@ import numpy as np
 
 from toolkit import console
 from toolkit.bench.measure import timing
+from toolkit.data.dataset import spread
 from toolkit.distill.logit_store import ELEMENT_BYTES
 from toolkit.distill.plan import image_size_of
 from toolkit.distill.quantized import INT8_SHARE, WORTH_S, may_answer_in_int8, views_to_answer
@@ -19,7 +20,7 @@ from toolkit.forecast.facts import Facts
 from toolkit.forecast.forecast import Forecast, ForecastStage
 from toolkit.modeldir import Role
 from toolkit.recipe import Recipe, TrainingRecipe
-from toolkit.runtimes.opening import ONNX_RUNTIMES
+from toolkit.runtimes.opening import RUNTIMES
 
 MEASURED_SIZES = 3
 """Sizes of growing images that are measured at most; between them time grows with the number of pixels."""
@@ -188,10 +189,9 @@ class _Adder:
         roles: list[Role] = ["teacher", "student", *(["student"] if self._facts.control else [])]  # type: ignore[list-item]
         for number, role in enumerate(roles):
             for runtime in self._recipe.bench.runtimes:
-                if runtime not in ONNX_RUNTIMES:
-                    starting = TORCH_START_S + (2 * COMPILE_S if runtime == "torch.compile" else 0)
-                    copies = 2 if runtime == "torch" and self._facts.on_gpu else 1
-                    yield from [(role, False, starting)] * copies
+                if RUNTIMES[runtime].reads == "weights":
+                    starting = TORCH_START_S + (2 * COMPILE_S if RUNTIMES[runtime].compiles else 0)
+                    yield from [(role, False, starting)] * len(RUNTIMES[runtime].precisions(on_gpu=self._facts.on_gpu))
                 elif number < 2:  # the control is not exported
                     yield role, True, ONNX_START_S
 
@@ -245,8 +245,7 @@ def interpolate(sides: Sequence[int], measure: Callable[[int], float]) -> dict[i
     different = sorted(set(sides))
     if not different:
         return {}
-    places = np.unique(np.linspace(0, len(different) - 1, MEASURED_SIZES).round().astype(int))
-    known = {different[place]: measure(different[place]) for place in places}
+    known = {different[place]: measure(different[place]) for place in spread(len(different), MEASURED_SIZES)}
     pixels, values = [side**2 for side in known], list(known.values())
     return {side: float(np.interp(side**2, pixels, values)) for side in different}
 

@@ -15,9 +15,9 @@ import torch
 
 from toolkit import console
 from toolkit.data.batches import TrainingViews
-from toolkit.data.dataset import Dataset
-from toolkit.data.decode import keep_middle
-from toolkit.data.pixels import Pixels, least_long_side, spread
+from toolkit.data.dataset import Dataset, spread
+from toolkit.data.decode import keep_middle, least_long_side
+from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import UNREADABLE, Preprocess, decode_rgb
 from toolkit.distill import distributed, provenance
 from toolkit.distill.features import TappedNetwork

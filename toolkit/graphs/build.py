@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit.errors import ArtifactError, GateError
+from toolkit.errors import ArtifactError, GateError, one_line
 from toolkit.networks.classifier import Classifier
 
 INPUT = "image"
@@ -71,7 +71,7 @@ def build_graph(classifier: Classifier, image_size: int, opset: int) -> onnx.Mod
                 dynamic_shapes={INPUT: {0: torch.export.Dim(BATCH_AXIS, min=1)}},
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
+        reason = one_line(error.__cause__ or error)
         raise ArtifactError(
             f"torch {torch.__version__} cannot export this network to ONNX opset {opset}: {reason}",
             "try another opset with --set export.opset=18 (to 23), or another architecture",
@@ -97,7 +97,7 @@ def check_graph(model: onnx.ModelProto, image_size: int, num_classes: int) -> No
         onnx.checker.check_model(model, full_check=True)
         onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise _faulty(f"is not valid: {str(error).strip().splitlines()[0]}") from error
+        raise _faulty(f"is not valid: {one_line(error)}") from error
     square = [image_size, image_size, 3]
     expected = [(INPUT, onnx.TensorProto.UINT8, [BATCH_AXIS, *square])]
     expected += [(name, onnx.TensorProto.FLOAT, [BATCH_AXIS, num_classes]) for name in OUTPUTS]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit import console
-from toolkit.errors import DeviceError, first_sentence
+from toolkit.errors import DeviceError, one_line
 from toolkit.machine import hardware
 from toolkit.machine.hardware import MIB
 
@@ -58,8 +58,7 @@ def torch_devices() -> dict[str, str]:
     environment = os.environ | same_imports()
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise ImportError(lines[-1] if lines else f"its process ended with {done.returncode}")
+        raise ImportError(one_line(done.stderr, last=True) or f"its process ended with {done.returncode}")
     devices: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return devices
 
@@ -150,7 +149,7 @@ def _list_gpus() -> tuple[list[str], str]:
         return [f"cuda:{index}" for index in range(count)], ""
     if torch.version.cuda is None:
         return [], "this torch is built without CUDA"
-    return [], first_sentence(str(caught[0].message)) if caught else "torch.cuda.is_available() is false"
+    return [], one_line(str(caught[0].message)) if caught else "torch.cuda.is_available() is false"
 
 
 def _failure(action: Callable[[], None]) -> str:
@@ -158,5 +157,5 @@ def _failure(action: Callable[[], None]) -> str:
     try:
         action()
     except Exception as error:
-        return first_sentence(str(error)) or type(error).__name__
+        return one_line(error)
     return ""

@@ -1,6 +1,5 @@
 """Networks by name: the notebook's student and every classifier of torchvision."""
 
-import difflib
 import functools
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toolkit.errors import RecipeError
+from toolkit.errors import RecipeError, did_you_mean, one_line
 from toolkit.networks.depthwise import DepthwiseStudent
 
 DEPTHWISE = "depthwise"
@@ -56,9 +55,8 @@ def build(
         network = _enlarging(_make(architecture, num_classes, base, width_mult, settings), enlarge)
         _try_once(network, image_size)
     except (AssertionError, RuntimeError, ValueError) as error:  # whatever torchvision's networks say no with
-        reason = str(error).splitlines()[0].split(". ")[0].rstrip("!.")
         raise RecipeError(
-            f"{architecture} cannot take images of {image_size} px (data.image_size): {reason}",
+            f"{architecture} cannot take images of {image_size} px (data.image_size): {one_line(error)}",
             "use a size it can take (224 suits most of torchvision's), or another architecture",
         ) from error
     return network
@@ -82,7 +80,7 @@ def enlargement(network: nn.Module) -> int:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Trained numbers in the network; batch-norm statistics are not among them."""
+    """Numbers that training may change, frozen or not; buffers (batch-norm statistics, normalisation) are left out."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -124,6 +122,6 @@ def _size_setting(architecture: str, image_size: int | None) -> dict[str, Any]:
 
 
 def _unknown(architecture: str) -> RecipeError:
-    near = difflib.get_close_matches(architecture.lower(), architectures(), n=3, cutoff=0.5)
-    guess = f"did you mean {' or '.join(near)}? allowed: " if near else "allowed: "
-    return RecipeError(f"unknown architecture {architecture!r}", f"{guess}depthwise, or any classifier of torchvision")
+    guess = did_you_mean(architecture, architectures(), at_most=3)
+    allowed = "allowed: depthwise, or any classifier of torchvision"
+    return RecipeError(f"unknown architecture {architecture!r}", guess + allowed)

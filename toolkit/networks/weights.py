@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from toolkit.data.preprocess import Preprocess
-from toolkit.errors import WeightsError
+from toolkit.errors import WeightsError, one_line
 from toolkit.files import write_atomically
 from toolkit.modeldir import Role
 from toolkit.networks.classifier import Classifier
@@ -123,7 +123,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         try:
             return dict(load_file(path))
         except SafetensorError as error:
-            raise _unreadable(path, f"truncated or damaged ({error})") from None
+            raise _unreadable(path, f"truncated or damaged ({one_line(error)})") from None
     if head[:2] not in (b"PK", b"\x80\x02") and head[:1] != b"\x80":
         raise _unreadable(path, "neither safetensors nor a file of torch.save")
     return _as_state_dict(_load_tensors_only(path), path)
@@ -206,7 +206,7 @@ def _find_info(path: Path) -> ModelInfo | None:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
     except SafetensorError as error:
-        raise _unreadable(path, f"truncated or damaged ({error})") from None
+        raise _unreadable(path, f"truncated or damaged ({one_line(error)})") from None
     if text is None:
         return None
     try:
@@ -256,8 +256,7 @@ def _load_tensors_only(path: Path) -> object:
             ) from None
         raise _unreadable(path, "a pickle that torch.save did not write, or truncated") from None
     except Exception as error:  # a parser of damaged bytes raises whatever the bytes lead it to
-        reason = re.split(r"[\n;]|\. ", str(error))[0][:120]
-        raise _unreadable(path, f"truncated, damaged or not weights ({reason or type(error).__name__})") from error
+        raise _unreadable(path, f"truncated, damaged or not weights ({one_line(error)})") from error
 
 
 def _as_state_dict(loaded: object, path: Path) -> dict[str, Tensor]:

@@ -1,10 +1,14 @@
 """One Protocol over torch, onnxruntime and OpenVINO: uint8 images → logits. Bench, predict and the demo see only this.
 
+A Runtime says what it reads and where it runs, and opens Predictors.
+
 N images, S px their side, C classes. Importing this module, and predicting from an ONNX file, does not import torch.
 """
 
 import json
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -13,7 +17,8 @@ from numpy.typing import NDArray
 
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, WeightsError
-from toolkit.recipe import Runtime
+from toolkit.modeldir import FILE_PRECISIONS, FilePrecision
+from toolkit.names import RuntimeName
 
 ImageBatch = NDArray[np.uint8]
 Logits = NDArray[np.float32]
@@ -24,7 +29,7 @@ METADATA_NEEDED = ("classes", "preprocess")
 IO_BINDING: Literal["onnxruntime.io_binding"] = "onnxruntime.io_binding"
 """onnxruntime on a GPU, without the copies to it and back: a row of the benchmark, and nobody's choice."""
 
-RowRuntime = Runtime | Literal["onnxruntime.io_binding"]
+RowRuntime = RuntimeName | Literal["onnxruntime.io_binding"]
 
 
 class Predictor(Protocol):
@@ -42,6 +47,38 @@ class Predictor(Protocol):
     def logits(self, images: ImageBatch) -> Logits:
         """uint8 images (N, S, S, 3), N ≥ 1, as `preprocess` makes them → float32 (N, C); ValueError for others."""
         ...
+
+
+@dataclass(frozen=True)
+class Runtime(ABC):
+    """A way to run a network. `place` is a torch device for those that read weights, else a provider's short name."""
+
+    name: RowRuntime
+    reads: Literal["weights", "onnx"]
+    compiles: bool = False
+    """Whether opening takes up to a minute, which is worth a word first."""
+    beside: RuntimeName | None = None
+    """Measured on a GPU wherever that other one is, and nobody's choice."""
+    not_on_gpu: Mapping[FilePrecision, str] = field(default_factory=dict, hash=False)
+    """Precisions that have no row on a GPU → why, and what to do instead."""
+
+    def require(self) -> None:  # noqa: B027 - most need nothing
+        """DeviceError where what it needs is not installed."""
+
+    def precisions(self, *, on_gpu: bool) -> tuple[FilePrecision, ...]:
+        """What it computes in; of ONNX files those that are there."""
+        return tuple(precision for precision in FILE_PRECISIONS if not (on_gpu and precision in self.not_on_gpu))
+
+    @abstractmethod
+    def start(self, path: Path, place: str) -> None:
+        """Import what it needs for the network of `path` and run something tiny: what that costs is no model's cost."""
+
+    @abstractmethod
+    def open(self, path: Path, place: str, threads: int, precision: FilePrecision) -> Predictor:
+        """A predictor of weights or an ONNX file; raises what its predictor raises.
+
+        `precision` is that of torch's arithmetic; in an ONNX file it is settled.
+        """
 
 
 def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ToolkitError
+from toolkit.graphs.session import why_refused
+from toolkit.modeldir import FilePrecision
 from toolkit.runtimes.base import IO_BINDING, ImageBatch, Logits, check_images
-from toolkit.runtimes.onnxruntime import OnnxPredictor, open_session
+from toolkit.runtimes.onnxruntime import OnnxPredictor, OnnxRuntime, open_session
 from toolkit.runtimes.providers import gpu_index
 
 
@@ -90,6 +92,17 @@ class IoBindingPredictor(OnnxPredictor):
         except ToolkitError as error:
             reason = error.problem
         except Exception as error:  # onnxruntime's, of any class, from the first run
-            reason = str(error).splitlines()[0][:160]
+            reason = why_refused(error)
         self._session, self._batches = plain, {}
         return f"{self.path.name} runs without a CUDA graph in {IO_BINDING}: {reason}"
+
+
+@dataclass(frozen=True)
+class BoundRuntime(OnnxRuntime):
+    """onnxruntime on a GPU without the copies to it and back."""
+
+    def open(self, path: Path, place: str, threads: int, precision: FilePrecision) -> IoBindingPredictor:
+        return IoBindingPredictor(path, place, threads)
+
+
+BOUND = BoundRuntime(IO_BINDING, reads="onnx", beside="onnxruntime")

@@ -1,5 +1,6 @@
 """An exported ONNX file in onnxruntime."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,13 @@ import numpy as np
 
 from toolkit import console
 from toolkit.errors import ArtifactError, DeviceError
+from toolkit.graphs import session
 from toolkit.machine.limits import available_cores
+from toolkit.modeldir import FilePrecision
 from toolkit.runtimes.base import (
     ImageBatch,
     Logits,
+    Runtime,
     check_images,
     check_logits,
     damaged_file,
@@ -49,27 +53,38 @@ class OnnxPredictor:
         return np.asarray(logits, dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class OnnxRuntime(Runtime):
+    """`place` is for providers.pick_provider."""
+
+    def start(self, path: Path, place: str) -> None:
+        pick_provider(place)
+
+    def open(self, path: Path, place: str, threads: int, precision: FilePrecision) -> OnnxPredictor:
+        return OnnxPredictor(path, place, threads)
+
+
+ONNXRUNTIME = OnnxRuntime(
+    "onnxruntime",
+    reads="onnx",
+    not_on_gpu={"int8": "its CUDA provider computes int8 files in float; measure them with --provider cpu"},
+)
+
+
 def open_session(path: Path, provider: str, threads: int, **wishes: str) -> Any:
     """An onnxruntime.InferenceSession; `wishes` are options for providers.session_providers."""
     require_file(path)
-    import onnxruntime
-
     preload_gpu_libraries()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors only: warnings about graph details help nobody at a prompt
-    options.add_session_config_entry(RECORD, "1")
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}", "check the file's permissions") from None
     if b"DequantizeLinear" in content:  # in that layout CUDA takes no convolution whose weights are an operator's
         wishes["prefer_nhwc"] = "0"
-    providers = session_providers(provider, **wishes)
     try:
-        return onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
-    except Exception as error:  # onnxruntime raises a class of its own for every status code, none with a useful base
-        reason = str(error).rpartition(" : ")[2].splitlines()[0][:160]
+        return session.open_session(content, threads, session_providers(provider, **wishes), {RECORD: "1"})
+    except Exception as error:
+        reason = session.why_refused(error)
         if gpu_index(provider) is not None and _runs_on_cpu(path):
             raise DeviceError(
                 f"{provider} cannot run {path.name}: {reason}",
@@ -80,21 +95,21 @@ def open_session(path: Path, provider: str, threads: int, **wishes: str) -> Any:
 
 def _runs_on_cpu(path: Path) -> bool:
     try:
-        open_session(path, "CPUExecutionProvider", 1)
+        open_session(path, session.CPU, 1)
     except ArtifactError:
         return False
     return True
 
 
-def _find_provider(session: Any, wanted: str, path: Path, *, is_wish: bool) -> str:
+def _find_provider(opened: Any, wanted: str, path: Path, *, is_wish: bool) -> str:
     """The provider that does the session's work: `wanted`, or the one that onnxruntime left most of it to."""
-    kind, first = wanted.partition(":")[0], session.get_providers()[0]
+    kind, first = wanted.partition(":")[0], opened.get_providers()[0]
     if first != kind:
         raise DeviceError(
             f"onnxruntime put {path.name} on {first} instead of {wanted}",
             "see `toolkit doctor` for what is missing, or use the CPU with --provider cpu",
         )
-    placement = Placement.of(session)
+    placement = Placement.of(opened)
     if strays := placement.describe_strays(kind, path):
         told = f"{path.name} is not wholly on {wanted}: {strays}"
         if is_wish:

@@ -1,33 +1,34 @@
-"""Opens weights or an ONNX file in the runtime of that name."""
+"""The table of runtimes, and opening weights or an ONNX file in one of them.
+
+A runtime is a file beside this one, with its predictor and its Runtime; a line in RUNTIMES; and a name in
+names.RuntimeName if the benchmark may be asked for it. Nothing here imports torch, onnxruntime or OpenVINO: a runtime
+does so once it is used.
+"""
 
 from pathlib import Path
 
 from toolkit.modeldir import FilePrecision
-from toolkit.recipe import Runtime
-from toolkit.runtimes.base import IO_BINDING, Predictor, RowRuntime
-from toolkit.runtimes.onnxruntime import OnnxPredictor
-from toolkit.runtimes.openvino import OpenVinoPredictor
-from toolkit.runtimes.pytorch import CompiledPredictor, TorchPredictor
+from toolkit.names import RUNTIME_NAMES, RuntimeName
+from toolkit.runtimes.base import Predictor, RowRuntime, Runtime
+from toolkit.runtimes.io_binding import BOUND
+from toolkit.runtimes.onnxruntime import ONNXRUNTIME
+from toolkit.runtimes.openvino import OPENVINO
+from toolkit.runtimes.pytorch import COMPILED, TORCH
 
-ONNX_RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
-"""Those that read the ONNX file; the others read the weights."""
+RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (TORCH, COMPILED, ONNXRUNTIME, OPENVINO, BOUND)}
+
+ONNX_RUNTIMES: tuple[RuntimeName, ...] = tuple(name for name in RUNTIME_NAMES if RUNTIMES[name].reads == "onnx")
+"""Those that read the ONNX file and can be asked for."""
 
 
 def open_predictor(
     runtime: RowRuntime, path: Path, place: str, threads: int, precision: FilePrecision = "fp32"
 ) -> Predictor:
-    """Open weights or an ONNX file in any runtime.
+    """Open weights or an ONNX file in the runtime of that name; see Runtime.open."""
+    return RUNTIMES[runtime].open(path, place, threads, precision)
 
-    `place` is a torch device, or onnxruntime's provider by its short name; OpenVINO takes the CPU. `precision` is that
-    of torch's arithmetic; in an ONNX file it is settled. Raises what the predictors raise.
-    """
-    if runtime == "onnxruntime":
-        return OnnxPredictor(path, place, threads)
-    if runtime == IO_BINDING:
-        from toolkit.runtimes.io_binding import IoBindingPredictor
 
-        return IoBindingPredictor(path, place, threads)
-    if runtime == "openvino":
-        return OpenVinoPredictor(path, threads)
-    kind = CompiledPredictor if runtime == "torch.compile" else TorchPredictor
-    return kind(path, place, threads, "fp16" if precision == "fp16" else "fp32")
+def rows_of(name: RuntimeName, *, on_gpu: bool) -> tuple[Runtime, ...]:
+    """What the benchmark measures if it is asked for that runtime: itself, and on a GPU what runs beside it."""
+    beside = (runtime for runtime in RUNTIMES.values() if on_gpu and runtime.beside == name)
+    return (RUNTIMES[name], *beside)

@@ -1,16 +1,20 @@
 """An exported ONNX file in OpenVINO."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from toolkit.errors import DeviceError
+from toolkit.errors import DeviceError, one_line
 from toolkit.machine.limits import available_cores
+from toolkit.modeldir import FilePrecision
+from toolkit.runtimes import tiny_model
 from toolkit.runtimes.base import (
     ImageBatch,
     Logits,
+    Runtime,
     check_images,
     check_logits,
     damaged_file,
@@ -42,6 +46,24 @@ class OpenVinoPredictor:
         return np.asarray(self._model([np.ascontiguousarray(images)])["logits"], dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class OpenVino(Runtime):
+    """`place` is not asked: it is the CPU."""
+
+    def require(self) -> None:
+        import_openvino()
+
+    def start(self, path: Path, place: str) -> None:
+        core = import_openvino().Core()
+        core.compile_model(core.read_model(tiny_model.build()), OpenVinoPredictor.provider)(tiny_model.images())
+
+    def open(self, path: Path, place: str, threads: int, precision: FilePrecision) -> OpenVinoPredictor:
+        return OpenVinoPredictor(path, threads)
+
+
+OPENVINO = OpenVino("openvino", reads="onnx")
+
+
 def _compile_openvino(path: Path, threads: int) -> tuple[Any, dict[str, str]]:
     """The compiled model, and the file's metadata."""
     require_file(path)
@@ -50,7 +72,7 @@ def _compile_openvino(path: Path, threads: int) -> tuple[Any, dict[str, str]]:
     try:
         content = frontend.load(str(path))
     except Exception as error:  # OpenVINO, too, raises classes of its own
-        raise damaged_file("OpenVINO", path, _last_line(error)) from error
+        raise damaged_file("OpenVINO", path, one_line(error, last=True)) from error
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
@@ -62,7 +84,7 @@ def _compile_openvino(path: Path, threads: int) -> tuple[Any, dict[str, str]]:
         compiled = openvino.Core().compile_model(model, OpenVinoPredictor.provider, settings)
     except Exception as error:
         raise DeviceError(
-            f"OpenVINO cannot run {path.name}: {_last_line(error)}", "leave openvino out of bench.runtimes"
+            f"OpenVINO cannot run {path.name}: {one_line(error, last=True)}", "leave openvino out of bench.runtimes"
         ) from error
     return compiled, dict(model.get_rt_info("framework").value) if model.has_rt_info("framework") else {}
 
@@ -84,8 +106,3 @@ def import_openvino() -> Any:
         if loaded is not None:
             sys.modules[TELEMETRY] = loaded
     return openvino
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:160] if lines else type(error).__name__

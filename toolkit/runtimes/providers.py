@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from toolkit import console
-from toolkit.errors import DeviceError, first_sentence
+from toolkit.errors import DeviceError
+from toolkit.graphs import session
 from toolkit.machine import hardware
 from toolkit.machine.hardware import MIB
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {"cpu": session.CPU, "cuda": "CUDAExecutionProvider"}
 """Short name → onnxruntime's name."""
 
 CUDA_OPTIONS = {
@@ -121,28 +122,24 @@ def _reason_not_to_answer(provider: str) -> str:
         try:
             _answer_on(provider)
         except Exception as error:  # onnxruntime has a class of its own for every status code
-            return _explain(captured(), str(error)) or type(error).__name__
+            return _explain(captured(), error)
     return ""
 
 
 def _answer_on(provider: str) -> None:
     """Raises unless `provider`, and it alone, gives tiny_model.py's answer."""
     import numpy as np
-    import onnxruntime
 
     from toolkit.runtimes import tiny_model
 
     preload_gpu_libraries()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    if gpu_index(provider) is not None:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    providers = session_providers(provider)
-    session = onnxruntime.InferenceSession(tiny_model.build(), options, providers=providers, enable_fallback=0)
-    first = session.get_providers()[0]
+    alone = {} if gpu_index(provider) is None else {"session.disable_cpu_ep_fallback": "1"}
+    log = session.WARNINGS  # for _explain
+    opened = session.open_session(tiny_model.build(), 1, session_providers(provider), alone, log)
+    first = opened.get_providers()[0]
     if first != provider.partition(":")[0]:
         raise RuntimeError(f"onnxruntime put {first} in its place")
-    (probabilities,) = session.run(["probabilities"], {"image": tiny_model.images()})
+    (probabilities,) = opened.run(["probabilities"], {"image": tiny_model.images()})
     if not np.allclose(probabilities, tiny_model.PROBABILITIES, rtol=0, atol=1e-3):
         raise RuntimeError("a small classifier's answer came out wrong")
 
@@ -155,9 +152,9 @@ def _why_not(provider: str) -> str:
     return probe_provider(provider) if listed else "this onnxruntime is built without it"
 
 
-def _explain(native_log: str, reason: str) -> str:
-    """The cause in one phrase: a missing library or a CUDA failure from onnxruntime's own log, else `reason`."""
-    told = native_log + reason
+def _explain(native_log: str, error: Exception) -> str:
+    """The cause in one phrase: a missing library or a CUDA failure from onnxruntime's log, else what `error` says."""
+    told = f"{native_log}{error}"
     missing = re.search(r"(lib[\w.+-]+?): cannot open shared object file", told)
     if missing:
         owner = next((owner for start, owner in LIBRARY_OWNERS.items() if missing[1].startswith(start)), "")
@@ -167,8 +164,7 @@ def _explain(native_log: str, reason: str) -> str:
     failure = re.search(r"(\w+) failure \d+: ([^;\n]+)", told)
     if failure:
         return f"{failure[1]} says: {failure[2].strip()}"
-    reason = reason.rpartition("Status Message: ")[2]  # before it stands which node failed
-    return first_sentence(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason))
+    return session.why_refused(error)
 
 
 @contextlib.contextmanager

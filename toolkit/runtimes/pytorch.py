@@ -2,15 +2,17 @@
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from toolkit.errors import DeviceError
+from toolkit.errors import DeviceError, one_line
 from toolkit.machine.devices import fp32_products_in
 from toolkit.machine.limits import available_cores
-from toolkit.runtimes.base import ImageBatch, Logits, check_images
+from toolkit.modeldir import FilePrecision
+from toolkit.runtimes.base import ImageBatch, Logits, Runtime, check_images
 
 
 class TorchPredictor:
@@ -76,11 +78,48 @@ class CompiledPredictor(TorchPredictor):
         try:
             return super().logits(images)
         except TorchDynamoException as error:
-            reason = " ".join(str(error).strip().split("\n\n")[0].split())[:200]
             raise DeviceError(
-                f"torch.compile cannot compile {self.path.name} for {self.provider}: {reason}",
+                f"torch.compile cannot compile {self.path.name} for {self.provider}: {one_line(error)}",
                 "it needs a C++ compiler on the CPU and Triton on a GPU; or leave torch.compile out of bench.runtimes",
             ) from error
+
+
+@dataclass(frozen=True)
+class TorchRuntime(Runtime):
+    """`place` is a torch device."""
+
+    def precisions(self, *, on_gpu: bool) -> tuple[FilePrecision, ...]:
+        return ("fp32", "fp16") if on_gpu else ("fp32",)
+
+    def start(self, path: Path, place: str) -> None:
+        import torch
+
+        from toolkit.networks.registry import import_builder
+        from toolkit.networks.weights import read_info
+
+        import_builder(read_info(path).architecture)
+        torch.conv2d(torch.ones(1, 1, 4, 4, device=place), torch.ones(1, 1, 3, 3, device=place))
+
+    def open(self, path: Path, place: str, threads: int, precision: FilePrecision) -> TorchPredictor:
+        return TorchPredictor(path, place, threads, "fp16" if precision == "fp16" else "fp32")
+
+
+@dataclass(frozen=True)
+class CompiledRuntime(TorchRuntime):
+    """torch.compile, in fp32 alone."""
+
+    def precisions(self, *, on_gpu: bool) -> tuple[FilePrecision, ...]:
+        return ("fp32",)
+
+    def start(self, path: Path, place: str) -> None:
+        super().start(path, place)
+
+    def open(self, path: Path, place: str, threads: int, precision: FilePrecision) -> CompiledPredictor:
+        return CompiledPredictor(path, place, threads)
+
+
+TORCH = TorchRuntime("torch", reads="weights")
+COMPILED = CompiledRuntime("torch.compile", reads="weights", compiles=True)
 
 
 def without_tf32(device: str) -> contextlib.AbstractContextManager[None]:

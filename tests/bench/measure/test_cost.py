@@ -5,14 +5,15 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from toolkit.bench.measure.cost import count_macs, count_params
+from toolkit.bench.measure.cost import count_macs
+from toolkit.networks.registry import count_parameters
 
 
 def test_a_convolution() -> None:
     # 3 → 8 channels, 3×3, padding 1, stride 2, on 10×10: 5·5 places × 8 filters × 3·3·3 products
     network = nn.Conv2d(3, 8, 3, padding=1, stride=2)
     assert count_macs(network, 10) == 5 * 5 * 8 * 27
-    assert count_params(network) == 8 * 27 + 8
+    assert count_parameters(network) == 8 * 27 + 8
 
 
 def test_a_depthwise_convolution_a_norm_and_a_linear_layer() -> None:
@@ -24,12 +25,12 @@ def test_a_depthwise_convolution_a_norm_and_a_linear_layer() -> None:
         nn.Linear(48, 7),
     )
     assert count_macs(network, 4) == 4 * 4 * 3 * 9 + 48 * 7
-    assert count_params(network) == 3 * 9 + 2 * 3 + 48 * 7 + 7  # running mean and variance are no parameters
+    assert count_parameters(network) == 3 * 9 + 2 * 3 + 48 * 7 + 7  # running mean and variance are no parameters
 
 
 def test_resnet18_is_the_published_size() -> None:
     network = resnet18(weights=None)
-    assert count_params(network) == 11_689_512
+    assert count_parameters(network) == 11_689_512
     assert count_macs(network, 224) == pytest.approx(1.814e9, rel=1e-3)
 
 

@@ -236,8 +236,8 @@ def test_what_builds_the_network_is_imported_before_the_clock_starts(tmp_path: P
     info = ModelInfo("teacher", "squeezenet1_1", 16, 1.0, COLOURS, PREPROCESS, {}, "0" * 64, "1" * 64, None, "0.1.0")
     save_model(path := tmp_path / "teacher.safetensors", network, info)
     code = (
-        "import sys; from pathlib import Path; from toolkit.bench.measure.first_use import _start_runtime;"
-        f"_start_runtime('torch', 'cpu', Path({str(path)!r})); assert 'torchvision' in sys.modules"
+        "import sys; from pathlib import Path; from toolkit.runtimes.opening import RUNTIMES;"
+        f"RUNTIMES['torch'].start(Path({str(path)!r}), 'cpu'); assert 'torchvision' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

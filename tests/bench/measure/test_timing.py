@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from toolkit.bench.measure import timing
-from toolkit.bench.measure.timing import Budget, count_turns, describe_latency, time_rows
+from toolkit.bench.measure.timing import Budget, count_turns, describe_latency, percentiles, time_rows
 from toolkit.bench.schema import Latency
 from toolkit.data.preprocess import Preprocess
 from toolkit.runtimes.io_binding import IoBindingPredictor
@@ -268,3 +268,8 @@ def test_the_real_clock_is_in_nanoseconds(monkeypatch: pytest.MonkeyPatch) -> No
         [Sleeper("a", FakeClock(), lambda run, size: 0, [])], IMAGES, (1,), Budget(20, 5, min_seconds=0)
     )
     assert 2.0 <= 1e3 * min(took_s) <= timed.latency_ms.p50 < 100 * 1e3 * max(took_s)
+
+
+def test_percentiles_interpolate_linearly() -> None:
+    assert percentiles(np.array([1.0, 2.0, 3.0, 4.0]), 0, 50, 95, 100) == pytest.approx((1.0, 2.5, 3.85, 4.0))
+    assert percentiles(np.array([7.0]), 50, 99) == (7.0, 7.0)

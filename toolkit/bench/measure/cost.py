@@ -1,13 +1,8 @@
-"""What a network costs before anything is timed: parameters and multiply-adds."""
+"""What a network costs before anything is timed: multiply-adds."""
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-
-
-def count_params(network: nn.Module) -> int:
-    """Trainable or not; buffers (batch-norm statistics, normalisation) are left out."""
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def count_macs(network: nn.Module, image_size: int) -> int:

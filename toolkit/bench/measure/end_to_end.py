@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile
 
-from toolkit.bench.measure.timing import ROUNDS, Budget, Rounds, Work, time_in_turns
+from toolkit.bench.measure.timing import ROUNDS, Budget, Rounds, Work, percentiles, time_in_turns
 from toolkit.bench.schema import Duration
 from toolkit.data.dataset import Images
-from toolkit.data.preprocess import FORMATS, Preprocess
+from toolkit.data.formats import READERS
+from toolkit.data.preprocess import Preprocess
 from toolkit.runtimes.base import Predictor, softmax
 
 
@@ -60,12 +61,12 @@ def count_turns(predictors: int) -> int:
 
 def prepare_image(content: bytes, preprocess: Preprocess) -> np.ndarray:
     """An image file's bytes → uint8 (S, S, 3)."""
-    return preprocess(Image.open(io.BytesIO(content), formats=FORMATS))
+    return preprocess(Image.open(io.BytesIO(content), formats=READERS))
 
 
 def _describe_duration(rounds: Rounds) -> Duration:
     durations_ms = np.concatenate(rounds) / 1e6
-    p50, p95 = (float(value) for value in np.percentile(durations_ms, (50, 95)))
+    p50, p95 = percentiles(durations_ms, 50, 95)
     return Duration(p50=p50, p95=p95, n=len(durations_ms))
 
 

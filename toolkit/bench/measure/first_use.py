@@ -26,15 +26,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from toolkit import console
-from toolkit.errors import DeviceError, ToolkitError
+from toolkit.errors import DeviceError, ToolkitError, one_line
 from toolkit.machine.devices import same_imports
 from toolkit.machine.hardware import GIB, MIB
 from toolkit.machine.limits import memory_bytes
-from toolkit.runtimes import tiny_model
 from toolkit.runtimes.base import Predictor
-from toolkit.runtimes.opening import open_predictor
-from toolkit.runtimes.openvino import OpenVinoPredictor, import_openvino
-from toolkit.runtimes.providers import pick_provider
+from toolkit.runtimes.opening import RUNTIMES, open_predictor
 
 if TYPE_CHECKING:
     from toolkit.bench.measure.rows import Row
@@ -159,7 +156,7 @@ def main(argument: str) -> int:
     question: dict[str, Any] = json.loads(argument)
     question["path"] = Path(question["path"])
     try:
-        _start_runtime(question["runtime"], question["place"], question["path"])
+        RUNTIMES[question["runtime"]].start(question["path"], question["place"])
         sys.stdout.write(READY + "\n")
         sys.stdout.flush()
         if not sys.stdin.readline():
@@ -180,8 +177,8 @@ def use_first(*, batch_size: int, **opening: Any) -> FirstUse:
     _answer(predictor, 1)
     first_call_ms = (time.perf_counter_ns() - start) / 1e6
     _answer(predictor, batch_size)
-    on_gpu = predictor.runtime.startswith("onnxruntime") and predictor.provider not in ON_CPU
-    return FirstUse(first_call_ms, None if on_gpu else read_peak())
+    is_untold = RUNTIMES[predictor.runtime].reads == "onnx" and predictor.provider not in ON_CPU
+    return FirstUse(first_call_ms, None if is_untold else read_peak())
 
 
 def _answer(predictor: Predictor, count: int) -> None:
@@ -189,29 +186,9 @@ def _answer(predictor: Predictor, count: int) -> None:
     predictor.logits(np.full((count, side, side, 3), 127, np.uint8))
 
 
-def _start_runtime(runtime: str, place: str, path: Path) -> None:
-    """Import what the runtime needs and run something tiny: what it costs to start is no model's cost."""
-    if runtime.startswith("onnxruntime"):
-        pick_provider(place)
-    elif runtime == "openvino":
-        core = import_openvino().Core()
-        core.compile_model(core.read_model(tiny_model.build()), OpenVinoPredictor.provider)(tiny_model.images())
-    else:
-        import torch
-
-        from toolkit.networks.registry import import_builder
-        from toolkit.networks.weights import read_info
-
-        import_builder(read_info(path).architecture)
-        torch.conv2d(torch.ones(1, 1, 4, 4, device=place), torch.ones(1, 1, 3, 3, device=place))
-    if runtime == "torch.compile":
-        import torch._dynamo
-        import torch._inductor.compile_fx
-
-
 def _watch_memory(runtime: str, place: str) -> Callable[[], float | None]:
     """Begin to watch; what is returned tells by how many MiB memory has grown at its peak since then."""
-    if runtime.startswith("torch") and place != "cpu":
+    if RUNTIMES[runtime].reads == "weights" and place != "cpu":
         import torch
 
         torch.cuda.reset_peak_memory_stats(place)
@@ -240,8 +217,7 @@ def _peak_resident_mib() -> float | None:
 def _why_it_ended(exit_code: int, stderr: str) -> str:
     if exit_code < 0:
         return f"it was ended by {signal.Signals(-exit_code).name}"
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return str(lines[-1][:300]) if lines else f"exit code {exit_code}"
+    return one_line(stderr, last=True) or f"exit code {exit_code}"
 
 
 if __name__ == "__main__":

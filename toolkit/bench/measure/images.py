@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.bench.schema import ReportDataset
-from toolkit.data.dataset import Dataset
+from toolkit.data.dataset import Dataset, spread
 from toolkit.data.pixels import Pixels
 
 
@@ -39,6 +39,4 @@ class BenchImages:
 
 def choose_images(available: int, wanted: int) -> NDArray[np.int64]:
     """Indices of `wanted` images (0: all) spread evenly over the split, so that sorted classes all take part."""
-    if wanted == 0 or wanted >= available:
-        return np.arange(available)
-    return np.arange(wanted) * available // wanted
+    return spread(available, wanted or available)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import console
+from toolkit.bench.measure.timing import percentiles
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.runtimes.onnxruntime import OnnxPredictor
@@ -97,7 +98,7 @@ def drive(predictor: OnnxPredictor, images: NDArray[np.uint8], clients: int, sec
     errors = [error for tally in tallies for error in tally.errors]
     if len(durations_ms) == 0:
         raise errors[0]
-    p50, p95, p99 = (float(value) for value in np.percentile(durations_ms, (50, 95, 99)))
+    p50, p95, p99 = percentiles(durations_ms, 50, 95, 99)
     return LoadResult(
         file=predictor.path.name,
         provider=predictor.provider,

@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from toolkit import console
-from toolkit.bench.measure.cost import count_macs, count_params
+from toolkit.bench.measure.cost import count_macs
 from toolkit.bench.schema import RowFacts
 from toolkit.data.pixels import Pixels
 from toolkit.errors import ArtifactError
 from toolkit.files import sha256_file
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import FilePrecision, ModelDir, Role
+from toolkit.names import RuntimeName
+from toolkit.networks.registry import count_parameters
 from toolkit.networks.weights import ModelInfo, load_model, read_info
-from toolkit.recipe import BenchRecipe, Recipe, Runtime
-from toolkit.runtimes.base import IO_BINDING, Predictor, RowRuntime
-from toolkit.runtimes.io_binding import IoBindingPredictor
-from toolkit.runtimes.opening import ONNX_RUNTIMES, open_predictor
+from toolkit.recipe import BenchRecipe, Recipe
+from toolkit.runtimes.base import Predictor, RowRuntime
+from toolkit.runtimes.opening import ONNX_RUNTIMES, RUNTIMES, open_predictor, rows_of
 from toolkit.runtimes.providers import follow_device, gpu_index, pick_provider
 
 BATCH_PIXELS = 2**20
@@ -56,6 +57,11 @@ class Row:
         return found
 
     @property
+    def remark(self) -> str:
+        """What the runtime has to say of this row; "" where it runs as it should."""
+        return getattr(self.predictor, "remark", "")
+
+    @property
     def name(self) -> str:
         return f"{self.model} {self.precision} ({self.predictor.runtime})"
 
@@ -67,7 +73,7 @@ class Row:
             runtime=self.predictor.runtime,
             provider=self.predictor.provider,
             threads=self.predictor.threads,
-            params=count_params(self.network),
+            params=count_parameters(self.network),
             macs=count_macs(self.network, self.predictor.preprocess.image_size),
             size_bytes=self.path.stat().st_size,
             calibration=self.metadata.get("calibration"),
@@ -76,7 +82,7 @@ class Row:
 
 
 def open_rows(
-    model_dir: ModelDir, device: str, provider: str, runtimes: Sequence[Runtime] = BenchRecipe().runtimes
+    model_dir: ModelDir, device: str, provider: str, runtimes: Sequence[RuntimeName] = BenchRecipe().runtimes
 ) -> list[Row]:
     """Teacher, student and its control, where there is one, in every runtime and precision; the teacher is first.
 
@@ -96,9 +102,9 @@ def open_rows(
     for role in roles:
         classifier, info = load_model(model_dir.weights(role))
         for runtime, precision, path in _list_files(model_dir, role, device, runtimes, on_gpu):
-            place = device if runtime.startswith("torch") else provider
-            if runtime == "torch.compile":
-                console.say(f"torch.compile: the {role}, up to a minute")
+            place = device if RUNTIMES[runtime].reads == "weights" else provider
+            if RUNTIMES[runtime].compiles:
+                console.say(f"{runtime}: the {role}, up to a minute")
             predictor = open_predictor(runtime, path, place, threads, precision)
             rows.append(Row(role, precision, path, predictor, classifier.network, info.extra, place))
     _require_alike(rows)
@@ -118,34 +124,27 @@ def _find_roles(model_dir: ModelDir) -> list[Role]:
 
 
 def _list_files(
-    model_dir: ModelDir, role: Role, device: str, runtimes: Sequence[Runtime], on_gpu: bool
+    model_dir: ModelDir, role: Role, device: str, runtimes: Sequence[RuntimeName], on_gpu: bool
 ) -> Iterator[tuple[RowRuntime, FilePrecision, Path]]:
     """`on_gpu`: whether onnxruntime is."""
-    for runtime in dict.fromkeys(runtimes):
-        if runtime == "onnxruntime" and on_gpu:
-            for precision, path in model_dir.onnx_files(role).items():
-                if precision != "int8":
-                    yield from ((kind, precision, path) for kind in (runtime, IO_BINDING))
-        elif runtime in ONNX_RUNTIMES:
-            yield from ((runtime, precision, path) for precision, path in model_dir.onnx_files(role).items())
-        else:
-            yield runtime, "fp32", model_dir.weights(role)
-            if runtime == "torch" and device != "cpu":
-                yield runtime, "fp16", model_dir.weights(role)
+    for name in dict.fromkeys(runtimes):
+        runtime, weights, graphs = RUNTIMES[name], model_dir.weights(role), model_dir.onnx_files(role)
+        on_its_gpu = on_gpu if runtime.reads == "onnx" else device != "cpu"
+        for precision in runtime.precisions(on_gpu=on_its_gpu):
+            path = weights if runtime.reads == "weights" else graphs.get(precision)
+            if path is not None:
+                yield from ((kind.name, precision, path) for kind in rows_of(name, on_gpu=on_its_gpu))
 
 
 def find_remarks(rows: Sequence[Row], model_dir: ModelDir) -> list[str]:
-    """What a reader must know of onnxruntime's rows on a GPU: which files have none, and which run without a graph."""
-    predictors = [row.predictor for row in rows]
-    found = [predictor.remark for predictor in predictors if isinstance(predictor, IoBindingPredictor)]
-    roles = dict.fromkeys(row.model for row in rows)
-    int8 = [model_dir.onnx(role, "int8").name for role in roles if "int8" in model_dir.onnx_files(role)]
-    if found and int8:
-        found.append(
-            f"onnxruntime has no row for {', '.join(int8)}: its CUDA provider computes int8 files in float;"
-            " measure them with --provider cpu"
-        )
-    return [remark for remark in found if remark]
+    """What a reader must know of rows on a GPU: which run otherwise than they should, and which files have none."""
+    found = [row.remark for row in rows if row.remark]
+    graphs = [model_dir.onnx_files(role) for role in dict.fromkeys(row.model for row in rows)]
+    for name in dict.fromkeys(beside for row in rows if (beside := RUNTIMES[row.predictor.runtime].beside)):
+        for precision, reason in RUNTIMES[name].not_on_gpu.items():
+            if left_out := [files[precision].name for files in graphs if precision in files]:
+                found.append(f"{name} has no row for {', '.join(left_out)}: {reason}")
+    return found
 
 
 def find_stale(rows: Sequence[Row], model_dir: ModelDir) -> list[str]:

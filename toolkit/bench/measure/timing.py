@@ -47,6 +47,11 @@ Rounds = list[list[int]]
 """ns that each run of a round took, a list a round; fewer than ROUNDS where the time limit came before"""
 
 
+def percentiles(durations_ms: NDArray[np.float64], *percents: int) -> tuple[float, ...]:
+    """Percentiles (0 to 100) of durations (n,), n ≥ 1; between two durations they are interpolated linearly."""
+    return tuple(float(value) for value in np.percentile(durations_ms, percents))
+
+
 @dataclass(frozen=True)
 class Budget:
     """How long a row is timed at one batch size, and by which clock."""
@@ -134,7 +139,7 @@ def count_turns(rows: int, batch_sizes: Iterable[int]) -> int:
 
 def describe_latency(rounds: Rounds) -> Latency:
     durations_ms = np.concatenate(rounds) / 1e6
-    p50, p95, p99 = (float(value) for value in np.percentile(durations_ms, (50, 95, 99)))
+    p50, p95, p99 = percentiles(durations_ms, 50, 95, 99)
     medians = [float(np.median(durations)) / 1e6 for durations in rounds]
     return Latency(
         p50=p50,

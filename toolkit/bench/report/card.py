@@ -16,14 +16,10 @@ from toolkit.bench.report.verdict import find_shipped, name_gpu, name_model
 from toolkit.bench.report.words import describe_classes, describe_gain
 from toolkit.bench.schema import Report, ReportRow
 from toolkit.data.defaults import left_to_pictures
+from toolkit.data.sources import NAMED
 from toolkit.recipe import Recipe, builtin_names, load_builtin
 
-HUB_DATASETS = {
-    "fashion-mnist": "zalando-datasets/fashion_mnist",
-    "cifar10": "uoft-cs/cifar10",
-    "cifar100": "uoft-cs/cifar100",
-    "food101": "ethz/food101",
-}
+HUB_DATASETS = {name: known.hub_id for name, known in NAMED.items() if known.hub_id}
 """Named set → its id on the hub; a set that is not there gets the type that the hub has for folders of images."""
 
 HUB_LICENSES = {

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from toolkit.bench.measure.images import BenchImages
-from toolkit.data.pixels import Pixels, spread
+from toolkit.data.dataset import spread
+from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import UNREADABLE, why_unreadable
 from toolkit.errors import ArtifactError
 from toolkit.files import write_atomically

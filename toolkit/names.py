@@ -1,0 +1,8 @@
+"""Names that the recipe, the command line and what they name have in common. Imports nothing of the project."""
+
+from typing import Literal, get_args
+
+RuntimeName = Literal["torch", "torch.compile", "onnxruntime", "openvino"]
+"""What the benchmark may be asked for; toolkit/runtimes/opening.py has the table."""
+
+RUNTIME_NAMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
