@@ -144,7 +144,7 @@ def test_a_difference_that_counts_is_refused(
 def test_a_licence_that_is_not_known_has_to_be_said(script: ModuleType, trained: Path, tmp_path: Path) -> None:
     given = words(trained, tmp_path)
     place = given.index("--data-licence")
-    with pytest.raises(RecipeError, match=r"the licence of .* is not known here; say it with --data-licence"):
+    with pytest.raises(RecipeError, match=r"the licence of .* is not known here; state it with --data-licence"):
         ship(script, *given[:place], *given[place + 2 :])
 
 
@@ -158,7 +158,7 @@ def test_other_data_and_a_teacher_without_epochs_are_refused(
     (tmp_path / "teacher.safetensors").write_bytes((trained / "teacher.safetensors").read_bytes())
     (tmp_path / "metrics.jsonl").write_text('{"stage": "distill"}\n')
     (tmp_path / "recipe.toml").write_bytes((trained / "recipe.toml").read_bytes())
-    with pytest.raises(WeightsError, match="has no epoch of a teacher; ship one that was trained"):
+    with pytest.raises(WeightsError, match="has no epoch of a teacher; ship a teacher that toolkit teacher trained"):
         ship(script, *words(tmp_path, tmp_path))
     (tmp_path / "metrics.jsonl").write_bytes((trained / "metrics.jsonl").read_bytes())
     real = load_dataset
@@ -166,7 +166,7 @@ def test_other_data_and_a_teacher_without_epochs_are_refused(
     monkeypatch.setattr(sys, "argv", ["ship_teacher.py", *words(tmp_path, tmp_path)])
     assert script.main() == 1
     told = capsys.readouterr().err
-    assert re.search(r"error: .*teacher\.safetensors was trained on another \S+; put the data back", told)
+    assert re.search(r"error: .*teacher\.safetensors was trained on another \S+; put back the data", told)
 
 
 def _renamed(dataset: object) -> object:

@@ -1,8 +1,8 @@
-"""How fast this machine is at what a recipe asks for: real steps on few images, each kind measured once.
+"""The speed of this machine with a recipe: real steps on few images, each kind measured once.
 
-The steps are those that the choice of an arithmetic times (precision.py), so that neither measures what the other has;
-on a GPU whole steps are taken, as training replays them from a CUDA graph, several times as fast as their kernels.
-No measurement takes more than a few seconds, nor more than 2 % of what it stands for.
+The steps are those that the choice of an arithmetic times (precision.py), so that nothing is measured twice. On a GPU
+whole steps are timed, because training replays them from a CUDA graph, several times as fast as their kernels. No
+measurement takes more than a few seconds or 2 % of the work that it stands for.
 """
 
 import contextlib
@@ -38,22 +38,22 @@ from toolkit.recipe import DataRecipe, Recipe, TrainingRecipe
 SAMPLED_IMAGES = 24
 """training images that are decoded, and whose views are rendered"""
 SAMPLE_S = 1.0
-"""s after which no more of them are decoded"""
+"""s after which no further image is decoded"""
 VIEW_BATCH = 32
 UNTIMED_STEPS = WARM_UP + 1
-"""after which a GPU replays: the last of them is captured"""
+"""steps before a GPU replays: the last of them is captured"""
 LEAST_OF = 3
-"""calls of what is timed, the first of which warms up"""
+"""timed calls; the first one warms up"""
 WRITE_BYTES_S = 3e8
-"""bytes a second of a checkpoint on its way through memory to a disk"""
+"""bytes per second of a checkpoint on its way through memory to a disk"""
 
 
 NetworkKey = tuple[str, int, float, int, int]
-"""Architecture, base, width_mult, px, and times by which it enlarges its images."""
+"""Architecture, base, width_mult, px, and the factor by which it enlarges its images."""
 
 
 class MeasuredSpeeds:
-    """Speeds (estimate.py) of this process on `device`; measured when asked for, remembered by what was asked."""
+    """Speeds (estimate.py) of this process on `device`; each is measured at its first use and then remembered."""
 
     def __init__(
         self, dataset: Dataset, facts: Facts, device: str, clock: Callable[[], float] = time.perf_counter
@@ -63,16 +63,16 @@ class MeasuredSpeeds:
         self.decode_s = functools.cache(self._decode_s)
         self._sample = functools.cache(self._make_sample)
         self._render_s = functools.cache(self._time_views)
-        self._key = functools.cache(_key)  # a given teacher's file is looked into once for each recipe
+        self._key = functools.cache(_key)  # reads a given teacher's file once per recipe
         self._build = functools.cache(self._build_network)
-        self._build_plain = functools.cache(self._build_network)  # as a benchmark has it, not as training
+        self._build_plain = functools.cache(self._build_network)  # as in a benchmark, not as in training
         self._optimizer_s = functools.cache(self._time_optimizer)
         self._replay_s = functools.cache(self._time_replays)
 
     def describe(self) -> str:
-        """How long all that was measured so far took, and on what."""
+        """The time that all measurements took so far, and the device."""
         seconds = self._clock() - self._started
-        more = "; export and bench are reckoned from that" if self._facts.command == "run" else ""
+        more = "; export and bench are estimated from that" if self._facts.command == "run" else ""
         return f"measured here in {console.duration(seconds)}, by single steps on {self._device}{more}"
 
     def train_s(self, recipe: Recipe, role: Role, side: int) -> float:
@@ -81,7 +81,7 @@ class MeasuredSpeeds:
         with self._own_threads(recipe, role) as threads:
             batch, precision = section.batch_size, self._precision(recipe, role)
             if self._is_replayed(recipe, role):
-                alike = section.model_copy(update={"epochs": 1})  # how many there are changes no step
+                alike = section.model_copy(update={"epochs": 1})  # their number changes no step
                 return self._replay_s(self._key(recipe, role), recipe.data, alike, precision, side)
             step = step_seconds(network, precision, batch, side, self._device, images=images, clock=self._clock)
             of_batch = self._optimizer_s(self._key(recipe, role), section) / self._batch(section)
@@ -103,7 +103,7 @@ class MeasuredSpeeds:
         if batch == 1:
             plain = self._build_plain(*self._key(recipe, role))
             return self._forward_s(recipe, plain, "fp32", 1, as_trained=False)
-        # near enough, and measured already where the teacher answers in fp32
+        # near enough, and already measured if the teacher answers in fp32
         return self._forward_s(recipe, self._network(recipe, role), "fp32", recipe.distill.batch_size)
 
     def save_s(self, recipe: Recipe, role: Role) -> float:
@@ -117,7 +117,7 @@ class MeasuredSpeeds:
 
     @contextlib.contextmanager
     def _own_threads(self, recipe: Recipe, role: Role) -> Iterator[int]:
-        """While it is measured, so many threads as `role` will train with."""
+        """During the measurement, as many threads as `role` will train with."""
         threads = torch.get_num_threads()
         own = threads // 2 if role != "teacher" and self._facts.paired(recipe) else threads
         torch.set_num_threads(own)
@@ -139,12 +139,12 @@ class MeasuredSpeeds:
         )
 
     def _precision(self, recipe: Recipe, role: Role) -> FloatArithmetic:
-        """What a stage of training will choose, by the very same question."""
+        """The choice that the training stage will make, by the same function."""
         section = _section(recipe, role)
         return self._choose(recipe, role, section.batch_size, self._share(section.epochs), training=True)
 
     def _answering(self, recipe: Recipe) -> FloatArithmetic:
-        """The float arithmetic that the teacher answers in; int8 is up to the estimate."""
+        """The float arithmetic of the teacher's answers; the estimate decides about int8."""
         if recipe.distill.teacher_precision in ("fp32", "bf16"):
             return "fp32" if recipe.distill.teacher_precision == "fp32" else "bf16"
         images = self._share(views_to_answer(recipe.distill))
@@ -177,7 +177,7 @@ class MeasuredSpeeds:
     def _build_network(
         self, architecture: str, base: int, width_mult: float, image_size: int, enlarge: int
     ) -> Classifier:
-        """As the stages build it, on its device; nothing of it is trained."""
+        """The untrained network, as the stages build it, on its device."""
         network = registry.build(
             architecture,
             self._facts.num_classes,
@@ -190,7 +190,7 @@ class MeasuredSpeeds:
         return Classifier(network, (0.5,) * 3, (0.5,) * 3).to(self._device)
 
     def _time_optimizer(self, key: NetworkKey, section: TrainingRecipe) -> float:
-        """s of an optimiser's step, and of its average's."""
+        """s of a step of the optimiser and of its average."""
         network = self._build(*key).network
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -208,14 +208,14 @@ class MeasuredSpeeds:
         return seconds
 
     def _is_replayed(self, recipe: Recipe, role: Role) -> bool:
-        """Whether a GPU that has room for the pixels takes the steps as CUDA graphs, as Stepper decides."""
+        """Whether a GPU with room for the pixels runs the steps as CUDA graphs, as Stepper decides."""
         has_hooks = role == "student" and recipe.distill.feature_method is not None
         return self._device != "cpu" and distributed.world_size() == 1 and not has_hooks
 
     def _time_replays(
         self, key: NetworkKey, data: DataRecipe, section: TrainingRecipe, precision: FloatArithmetic, side: int
     ) -> float:
-        """s an image of a whole step at `side` px, without a teacher, once the first steps have led to a graph."""
+        """s per image of a whole step at `side` px, without a teacher, after the first steps have led to a graph."""
         sample, _ = self._sample(*_cut(Recipe(data=data)))
         views = TrainingViews(sample, data, self._facts.num_classes, seed=0, mixup=section.mixup, device=self._device)
         network = self._build(*key)
@@ -235,7 +235,7 @@ class MeasuredSpeeds:
         return seconds
 
     def _time_views(self, data: object, mixup: float, side: int, threads: int) -> float:
-        """s a view at `side` px, with the `threads` that are set."""
+        """s per view at `side` px, with the `threads` that are set."""
         recipe = Recipe.model_validate({"data": data})
         sample, _ = self._sample(*_cut(recipe))
         views = TrainingViews(sample, recipe.data, self._facts.num_classes, seed=0, mixup=mixup, device=self._device)
@@ -246,9 +246,9 @@ class MeasuredSpeeds:
         return self._sample(*_cut(recipe))[1]
 
     def _make_sample(self, image_size: int, resize: int) -> tuple[Pixels, float]:
-        """Some training images as `load_pixels` would give them, and s that one took on one core.
+        """Some training images as `load_pixels` would give them, and s per image on one core.
 
-        Raises DataError where none of them can be read.
+        Raises DataError if none of them can be read.
         """
         preprocess = Preprocess(image_size, resize, (0.0,) * 3, (1.0,) * 3)
         images, pictures, took = self._dataset.train, [], []
@@ -273,7 +273,7 @@ class MeasuredSpeeds:
         return Pixels(names, labels, sizes[:, 0], sizes[:, 1], data, starts, preprocess), seconds
 
     def _least(self, work: Callable[[], object]) -> float:
-        """s that `work` takes, the least of LEAST_OF calls but the first."""
+        """s that `work` takes: the least of LEAST_OF calls, without the first."""
         took = []
         for _ in range(LEAST_OF):
             start = self._clock()
@@ -289,7 +289,7 @@ def _section(recipe: Recipe, role: Role) -> TrainingRecipe:
 
 
 def _key(recipe: Recipe, role: Role) -> NetworkKey:
-    """What a network is built from."""
+    """The settings that build a network."""
     architecture = recipe.teacher.architecture if role == "teacher" else recipe.student.architecture
     enlarge = provenance.enlargement(recipe) if role == "teacher" else 1
     return architecture, recipe.student.base, recipe.student.width_mult, recipe.data.image_size, enlarge
