@@ -9,7 +9,7 @@ the pictures instead, if nobody states them (toolkit/data/defaults.py). The reci
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -48,6 +48,9 @@ Spread = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one-cycle"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+
+Overrides = Iterable[str] | Mapping[str, Any]
+"""Settings for `Recipe.with_overrides`."""
 
 Calibration = Literal["minmax", "entropy", "percentile"]
 """The range of all values; the range that loses least information (by KL); the central 99.999 %."""
@@ -349,22 +352,19 @@ class Recipe(Section):
         section, _, key = setting.partition(".")
         return getattr(getattr(self, section), key)
 
-    def with_overrides(self, overrides: Iterable[str]) -> Self:
-        """A copy with every `section.key=value` applied; values are read as TOML, bare words as strings.
+    def with_overrides(self, overrides: Overrides) -> Self:
+        """A copy with every override applied; what was left to its default stays so.
 
-        Settings that were left to their default stay so.
+        An override is the text `section.key=value`, whose value is read as TOML, a bare word as a string; or the path
+        `section.key` with a value of Python's, in a mapping.
         """
+        given = isinstance(overrides, Mapping)
+        pairs = overrides.items() if isinstance(overrides, Mapping) else map(_read_override, overrides)
         values = self.model_dump(mode="json", exclude_unset=True)
-        for override in overrides:
-            path, separator, text = override.partition("=")
-            section, dot, key = path.strip().partition(".")
-            if not separator or not dot:
-                raise RecipeError(
-                    f"--set {override!r} is not section.key=value", "write it like --set distill.temperature=4"
-                )
-            table = values.setdefault(section, {})
-            table[key.strip()] = _toml_value(text.strip())
-        return self.from_dict(values, "--set")
+        for path, value in pairs:
+            section, _, key = path.partition(".")
+            values.setdefault(section, {})[key] = value
+        return self.from_dict(values, "settings" if given else "--set")
 
     def fingerprint(self, *parts: str) -> str:
         """SHA-256 of the named sections and `section.key`s, without what cannot change a result (paths, workers)."""
@@ -403,6 +403,15 @@ def _find_weights_beside(recipe: Path, values: dict[str, Any]) -> None:
     is_name = weights in (IMAGENET, FOOD_11, *shipped.weights_files())
     if not is_name and (beside := recipe.parent / weights).is_file():
         teacher["weights"] = str(beside)
+
+
+def _read_override(text: str) -> tuple[str, Any]:
+    """`section.key=value` → ("section.key", value)"""
+    path, separator, value = text.partition("=")
+    section, dot, key = path.strip().partition(".")
+    if not separator or not dot:
+        raise RecipeError(f"--set {text!r} is not section.key=value", "write it like --set distill.temperature=4")
+    return f"{section}.{key.strip()}", _toml_value(value.strip())
 
 
 def _toml_value(text: str) -> Any:

@@ -1,10 +1,10 @@
 """What the tests of training share: a small job in this process, and `toolkit` as a command in another one."""
 
+import itertools
 import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import free_port
 from torch import Tensor, nn
 
 from toolkit.data.batches import TrainingViews
@@ -23,6 +24,7 @@ from toolkit.data.sources import load_dataset
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.plan import Plan
+from toolkit.distill.step import Stepper
 from toolkit.distill.trainer import Records
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
@@ -116,6 +118,22 @@ SMALL = [
 """Flags of a `toolkit distill` that takes a second."""
 
 
+def hold_training(step: int) -> None:
+    """From its `step`th step on (counted from 1) this process waits until a signal has asked it to stop.
+
+    So that no signal comes too late, however much faster than the test a training is; for ToolkitCommands.start.
+    """
+    take, count = Stepper.take, itertools.count(1)
+
+    def wait_and_take(self: Stepper, *arguments: Any) -> Any:
+        if next(count) >= step:
+            while not signal.getsignal(signal.SIGTERM).signal_number:  # type: ignore[union-attr]
+                time.sleep(0.01)
+        return take(self, *arguments)
+
+    Stepper.take = wait_and_take  # type: ignore[method-assign]
+
+
 @dataclass
 class Running:
     """A `toolkit` that runs in another process, on one thread; `log` has its stdout and stderr."""
@@ -194,9 +212,8 @@ def start_two(
     other: Callable[[], None] | None = None,
 ) -> tuple[Running, Running]:
     """Two processes of one command as torchrun starts them, each prepared; but a signal can go to either alone."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **meeting}
     ranks = [both | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
     return (
         toolkit.start(*command, environment=ranks[0], prepare=main),

@@ -389,7 +389,7 @@ def test_two_processes_reach_the_result_of_one(toolkit: ToolkitCommands, odd_fol
 
     assert "Warning" not in err, err
     assert json.loads(out)["role"] == "student", "one JSON document: one process speaks"
-    assert len(re.findall(r"^distill +2/2 ", err, re.MULTILINE)) == 1
+    assert len(re.findall(r"^student +2/2 ", err, re.MULTILINE)) == 1
     assert len(re.findall(r"^teacher logits: 2 views of 33 images to compute once", err, re.MULTILINE)) == 1
     fresh = make_student().classifier.network.state_dict()
     for role in ("student", "control"):
@@ -414,13 +414,24 @@ def test_two_processes_reach_the_result_of_one(toolkit: ToolkitCommands, odd_fol
     np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4)
 
 
+EPOCHS = 4
+
+
+def hold_in_the_second_epoch(folder: Path) -> str:
+    """A path for imports by which both processes wait there, in the fourth step, until they are asked to stop."""
+    folder.mkdir()
+    code = "import os\nif 'RANK' in os.environ:\n    import distill_samples\n    distill_samples.hold_training(4)\n"
+    (folder / "sitecustomize.py").write_text(code)
+    return os.pathsep.join([str(folder), *sys.path])
+
+
 @pytest.mark.slow
 def test_sigterm_to_torchrun_saves_and_two_processes_or_one_go_on(
     toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path
 ) -> None:
-    flags = ["teacher", "--data", class_folders, *SMALL, "--set", "teacher.epochs=40"]
+    flags = ["teacher", "--data", class_folders, *SMALL, "--set", f"teacher.epochs={EPOCHS}"]
     metrics = tmp_path / "m" / "metrics.jsonl"
-    process = torchrun(*flags, "--out", tmp_path / "m")
+    process = torchrun(*flags, "--out", tmp_path / "m", PYTHONPATH=hold_in_the_second_epoch(tmp_path / "patches"))
     end = time.monotonic() + HANG_S
     while not metrics.exists():
         assert process.poll() is None, process.communicate()
@@ -435,7 +446,7 @@ def test_sigterm_to_torchrun_saves_and_two_processes_or_one_go_on(
     assert stopped[0].endswith(" --resume")
     state = torch.load(tmp_path / "m" / "checkpoint.pt", weights_only=True)
     done = state["progress"]["epoch"]
-    assert 1 <= done < 40
+    assert 1 <= done < EPOCHS
 
     (tmp_path / "alone").mkdir()
     for path in (tmp_path / "m").iterdir():
@@ -447,7 +458,7 @@ def test_sigterm_to_torchrun_saves_and_two_processes_or_one_go_on(
         assert "images at a time" not in said
     assert out.count("teacher: validation accuracy") == 1
     for folder in ("m", "alone"):
-        assert [line["epoch"] for line in read_lines(tmp_path / folder / "metrics.jsonl")] == list(range(40))
+        assert [line["epoch"] for line in read_lines(tmp_path / folder / "metrics.jsonl")] == list(range(EPOCHS))
         assert not (tmp_path / folder / "checkpoint.pt").exists()
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from distill_samples import (
     Splits,
     ToolkitCommands,
     differences,
+    hold_training,
     load_splits,
     make_plan,
     make_records,
@@ -422,6 +424,13 @@ WHOLE = (
 )
 
 
+EPOCHS = 4
+TEACHER_HELD = partial(hold_training, 2 * 3 + 1)
+"""In the third epoch of the teacher; it takes three steps an epoch."""
+STUDENT_HELD = partial(hold_training, 3 * 3 + 2 * STEPS_AN_EPOCH + 1)
+"""In the third epoch of the student, after three of the teacher."""
+
+
 def same_tensors(one: Path, other: Path) -> bool:
     ours, theirs = load_file(one), load_file(other)
     return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -449,7 +458,9 @@ def test_kill_9_at_any_moment_loses_nothing(
     moments = random.Random(teacher_views)
     out, kills, resumed = tmp_path / "killed", 0, set()
     while True:
-        running = toolkit.start("distill", "--out", out, *flags, "--resume", save_seconds=0.0, environment=cache)
+        held = partial(hold_training, 4) if kills < 2 else None  # so that it does not end before it is killed
+        command = ["distill", "--out", out, *flags, "--resume"]
+        running = toolkit.start(*command, save_seconds=0.0, environment=cache, prepare=held)
         if kills == 0:
             running.wait_for("teacher    1/2")  # there is a checkpoint, and the next run goes on from it
         else:
@@ -480,11 +491,11 @@ def test_a_stopped_command_says_where_it_stopped_and_how_to_go_on(
     toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     """And the line it says works as it stands, in a shell, in a directory with a space in its name."""
-    flags = ["--data", class_folders, *SMALL, "--set", "distill.epochs=12"]
+    flags = ["--data", class_folders, *SMALL, "--set", f"distill.epochs={EPOCHS}"]
     toolkit.run("distill", "--out", tmp_path / "whole", *flags)
     out = tmp_path / "my model"
-    running = toolkit.start("distill", *flags, "--out", out)
-    running.wait_for("student    2/12")
+    running = toolkit.start("distill", *flags, "--out", out, prepare=STUDENT_HELD)
+    running.wait_for(f"student    2/{EPOCHS}")
     running.send(number)
     last = running.end(code).splitlines()[-1]
     found = re.fullmatch(
@@ -501,7 +512,9 @@ def test_a_stopped_command_says_where_it_stopped_and_how_to_go_on(
     assert done.returncode == 0, done.stderr
     assert "student: going on at epoch" in done.stderr
     assert same_tensors(out / "student.safetensors", tmp_path / "whole" / "student.safetensors")
-    assert [line["epoch"] for line in read_lines(out / "metrics.jsonl") if line["stage"] == "distill"] == [*range(12)]
+    assert [line["epoch"] for line in read_lines(out / "metrics.jsonl") if line["stage"] == "distill"] == [
+        *range(EPOCHS)
+    ]
 
 
 def take_a_step_without_end() -> None:
@@ -533,7 +546,7 @@ def test_a_second_ctrl_c_stops_the_command_without_saving(
 def stopped(toolkit: ToolkitCommands, class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a teacher, and a student that was stopped in the middle."""
     out = tmp_path_factory.mktemp("stopped")
-    running = toolkit.start("distill", "--data", class_folders, "--out", out, *SMALL, *LONG)
+    running = toolkit.start("distill", "--data", class_folders, "--out", out, *SMALL, *LONG, prepare=STUDENT_HELD)
     running.wait_for("student    2/400")
     running.send(signal.SIGTERM)
     running.end(143)
@@ -594,17 +607,17 @@ def test_a_forced_run_that_was_stopped_goes_on_with_the_line_it_says(
     toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path
 ) -> None:
     """Though the file that it is to replace was made from the very same settings."""
-    command = ["teacher", "--data", class_folders, "--out", tmp_path, *SMALL, "--set", "teacher.epochs=12"]
+    command = ["teacher", "--data", class_folders, "--out", tmp_path, *SMALL, "--set", f"teacher.epochs={EPOCHS}"]
     assert "teacher: no state was saved, beginning anew" in toolkit.run(*command, "--resume")
     first = (tmp_path / "teacher.safetensors").stat().st_mtime_ns
-    running = toolkit.start(*command, "--force")
-    running.wait_for("teacher    2/12")
+    running = toolkit.start(*command, "--force", prepare=TEACHER_HELD)
+    running.wait_for(f"teacher    2/{EPOCHS}")
     running.send(signal.SIGINT)
     assert last_line(running.end(130)).endswith("--force --resume")
     resumed = toolkit.run(*command, "--force", "--resume")
     assert "teacher: going on at epoch" in resumed
     assert (tmp_path / "teacher.safetensors").stat().st_mtime_ns > first
-    assert len(read_lines(tmp_path / "metrics.jsonl")) == 12
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == EPOCHS
     assert "teacher.safetensors is up to date" in toolkit.run(*command, "--resume")
 
 
@@ -612,9 +625,9 @@ def test_a_state_whose_result_is_there_already_goes(
     toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path
 ) -> None:
     """A kill between writing the weights and deleting the state must not stop the next stage."""
-    command = ["teacher", "--data", class_folders, "--out", tmp_path, *SMALL, "--set", "teacher.epochs=12"]
-    running = toolkit.start(*command)
-    running.wait_for("teacher    2/12")
+    command = ["teacher", "--data", class_folders, "--out", tmp_path, *SMALL, "--set", f"teacher.epochs={EPOCHS}"]
+    running = toolkit.start(*command, prepare=TEACHER_HELD)
+    running.wait_for(f"teacher    2/{EPOCHS}")
     running.send(signal.SIGTERM)
     running.end(143)
     state = (tmp_path / "checkpoint.pt").read_bytes()

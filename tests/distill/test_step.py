@@ -22,6 +22,7 @@ from distill_samples import (
 )
 from torch import Tensor, nn
 
+from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
@@ -117,11 +118,24 @@ def test_it_is_halved_once_and_stays_so_through_a_checkpoint(
     assert torch.equal(flatten(resumed.state_dict()), flatten(greedy.state_dict()))
 
 
-def test_a_whole_batch_is_tried_again_where_a_checkpoint_was_never_short_of_memory(splits: Splits) -> None:
+def test_a_whole_batch_is_tried_again_where_a_checkpoint_was_never_short_of_memory(
+    splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One of two processes sees half a batch at a time; a single one that goes on takes it whole."""
     plan = make_plan(batch_size=12)
-    stepper = make_stepper(splits, tapped(Greedy(99, OUT_OF_MEMORY["gpu"])), plan)
-    assert stepper.state()["part_size"] is None
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "replicate", lambda network, device: network)  # there is no other process
+        patch.setattr(distributed, "world_size", lambda: 2)
+        half = Greedy(99, OUT_OF_MEMORY["gpu"])
+        stepper = make_stepper(splits, tapped(half), plan)
+        stepper.take(np.arange(12), 0, 32)
+        state = copy.deepcopy(stepper.state())
+    assert half.sizes == [6]
+    whole = Greedy(99, OUT_OF_MEMORY["gpu"])
+    alone = make_stepper(splits, tapped(whole), plan)
+    alone.restore(state)
+    alone.take(np.arange(12), 0, 32)
+    assert whole.sizes == [12]
 
 
 def test_training_goes_on_after_it_ran_out_of_memory(splits: Splits, tmp_path: Path) -> None:

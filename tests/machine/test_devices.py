@@ -1,6 +1,7 @@
 import subprocess
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ def test_a_torch_that_fails_there_is_an_import_error(
     monkeypatch: pytest.MonkeyPatch, code: int, stderr: str, reason: str
 ) -> None:
     done = subprocess.CompletedProcess([], code, "", stderr)
-    monkeypatch.setattr(devices.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(devices, "subprocess", SimpleNamespace(**vars(subprocess) | {"run": lambda *_, **__: done}))
     with pytest.raises(ImportError) as caught:
         devices.torch_devices()
     assert str(caught.value) == reason

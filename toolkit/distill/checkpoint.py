@@ -33,7 +33,7 @@ class Checkpoint:
         if force and not resume:
             self.discard()
             return None
-        begin_anew = "or begin anew with --force"
+        begin_anew = "or begin anew with --force (in Python: resume=True, force=True)"
         state = self._read()
         theirs: Settings = state["settings"]
         stage = theirs.get("stage")

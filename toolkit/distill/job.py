@@ -1,5 +1,6 @@
 """What every training stage shares: what may be kept or replaced, where to go on, training, and the file at the end."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from toolkit.distill.checkpoint import Checkpoint, State
 from toolkit.distill.compilation import make_room
 from toolkit.distill.curves import draw_learning_curves
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.metrics import EpochMetrics
 from toolkit.distill.objective import Objective
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatArithmetic, choose_precision
@@ -46,12 +48,16 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a command was called. `device` is a torch device that is proven to work."""
+    """How a command was called. `device` is a torch device that is proven to work.
+
+    `on_epoch` is called with the figures of every epoch that is trained, after it was saved where every epoch is.
+    """
 
     device: str = "cpu"
     force: bool = False
     resume: bool = False
     tensorboard: bool = False
+    on_epoch: Callable[[EpochMetrics], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class TrainingJob:
             return None
         raise ArtifactError(
             f"{self.destination} was made from another {' and '.join(differing)}",
-            "choose another directory with --out, or replace it with --force",
+            "choose another directory with --out, or replace it with --force (in Python: force=True)",
         )
 
     def is_up_to_date(self) -> bool:
@@ -181,7 +187,7 @@ class TrainingJob:
                 f"use a larger {plan.section_name}.batch_size or fewer processes",
             )
         tensorboard = self.model_dir.path / "tensorboard" if self.options.tensorboard else None
-        records = Records(self.model_dir.metrics, self.checkpoint, state, tensorboard)
+        records = Records(self.model_dir.metrics, self.checkpoint, state, tensorboard, self.options.on_epoch)
         training = train(learner, objective, views, self.data.valid, plan, records, teaching)
         learner.classifier.network.load_state_dict(training.state_dict)
         precisions = {"precision": plan.precision}

@@ -6,6 +6,7 @@ everything else that matters is in the checkpoint.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ class Records:
     checkpoint: Checkpoint
     state: dict[str, Any] | None = None
     tensorboard: Path | None = None
+    on_epoch: Callable[[EpochMetrics], object] | None = None
 
 
 def train(
@@ -227,6 +229,9 @@ class _Run:
             self._save()
         if self._log is not None:
             self._log.add(metrics)
+            if self._records.on_epoch is not None:
+                self._records.on_epoch(metrics)
+                self._tick(training=False)  # its time is no part of the next epoch's
 
     def _validate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation images, in fp32 as weights ship; of averaged ones where there are any."""
