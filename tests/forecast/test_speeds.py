@@ -358,7 +358,7 @@ class TestMinutes:
         capsys.readouterr()
         job, planned = self.fit(open_job(class_folders, tmp_path, *quick), 0.01)
         assert (job.recipe.distill.epochs, planned.seconds) == (1, 0)
-        assert "minutes: the recipe fits into 0.01 as it is\n" in capsys.readouterr().err
+        assert "minutes: the unchanged recipe fits into 0.01\n" in capsys.readouterr().err
 
     def test_a_plan_keeps_nothing(self, class_folders: Path, tmp_path: Path) -> None:
         self.fit(open_job(class_folders, tmp_path / "m", *self.LONG, writes=False), 1, writes=False)
