@@ -42,9 +42,8 @@ PART = 1000
 MAX_DIFFERENCE = 0.001
 """The largest difference of the accuracy on the test images, between half precision and float32."""
 
-TRAINING = ("data", "teacher")
-SEED_AND_PRECISION = ("distill.seed", "distill.precision", "distill.compile")
-"""Settings of a teacher's training outside of these two sections."""
+TRAINING = ("data", "training", "teacher")
+"""Sections that a teacher is trained by."""
 
 DATA_LICENCES = {
     "fashion-mnist": "MIT (Fashion-MNIST, © 2017 Zalando SE, https://github.com/zalandoresearch/fashion-mnist)",
@@ -204,7 +203,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if (name.split(".")[0] in TRAINING or name in SEED_AND_PRECISION) and name not in NOT_IN_FINGERPRINT
+        if name.split(".")[0] in TRAINING and name not in NOT_IN_FINGERPRINT
     }
 
 
@@ -283,7 +282,7 @@ def facts(shipment: Shipment) -> list[list[str]]:
             f"{preprocess.image_size} px, resize {preprocess.resize}, mean {preprocess.mean}, std {preprocess.std}",
         ],
         ["command", f"`{shipment.command}`"],
-        ["seed", str(info.recipe["distill"]["seed"])],
+        ["seed", str(Recipe.from_dict(info.recipe, "teacher.safetensors").training.seed)],
         ["hardware", f"{shipment.hardware}; arithmetic: {extra['precision']}"],
         ["date", shipment.trained_on.isoformat()],
         [

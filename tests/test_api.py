@@ -181,7 +181,7 @@ class TestStages:
     def test_errors_are_the_command_line_s(
         self, finished: tuple[toolkit.Workspace, dict[str, Any]], class_folders: Path, tmp_path: Path
     ) -> None:
-        other = open_small(finished[0].path, class_folders, settings=SMALL | {"distill.seed": 5})
+        other = open_small(finished[0].path, class_folders, settings=SMALL | {"training.seed": 5})
         with pytest.raises(toolkit.ArtifactError, match="was made from another recipe; choose another") as told:
             other.distill()
         assert isinstance(told.value, toolkit.ToolkitError)

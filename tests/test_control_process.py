@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from toolkit_process import start_toolkit
 
 from toolkit import control_process, pipeline, workspace
-from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.checkpoint import Checkpoint, TrainingState
 from toolkit.distill.metrics import EpochMetrics, read_metrics
 from toolkit.distill.step import Stepper
 from toolkit.errors import Interrupted, ToolkitError, TrainingError
@@ -35,7 +35,7 @@ from toolkit.modeldir import ModelDir
 
 EPOCHS = 6
 SMALL = [
-    *("data.image_size=32", "data.resize=36", "distill.precision=fp32", "teacher.architecture=depthwise"),
+    *("data.image_size=32", "data.resize=36", "training.precision=fp32", "teacher.architecture=depthwise"),
     *("teacher.epochs=1", "teacher.batch_size=12", "student.base=4", "distill.control=true", "distill.teacher_views=2"),
     *(f"distill.epochs={EPOCHS}", "distill.batch_size=8"),
 ]
@@ -409,9 +409,9 @@ def test_a_control_s_state_from_before_it_had_a_file_of_its_own_is_gone_on_with(
     shutil.copy(whole / "student.safetensors", out)
     save = Checkpoint.save
 
-    def stop_after_two(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+    def stop_after_two(checkpoint: Checkpoint, state: TrainingState) -> None:
         save(checkpoint, state)
-        if state["epoch"] == 2:
+        if state.epoch == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoint, "save", stop_after_two)
@@ -438,7 +438,7 @@ def test_the_plan_says_so_and_measures_with_the_threads_that_each_will_have(
         return measure(network, *arguments, training=training, **options)
 
     monkeypatch.setattr(speeds, "step_seconds", noting)
-    job = open_job(class_folders, out, "distill.seed=5")  # its logits are not stored
+    job = open_job(class_folders, out, "training.seed=5")  # its logits are not stored
     planned = {stage.name: stage for stage in forecast_command(job, "distill").stages}
     assert planned["student"].seconds > 0
     assert planned["control"].seconds == pytest.approx(CONTROL_START_S)

@@ -21,7 +21,7 @@ from toolkit.errors import ArtifactError
 from toolkit.predict import predict_files, to_json
 
 SMALL = [
-    *("--set", "data.image_size=32", "--set", "data.resize=36", "--set", "distill.precision=fp32"),
+    *("--set", "data.image_size=32", "--set", "data.resize=36", "--set", "training.precision=fp32"),
     *("--set", "teacher.epochs=2", "--set", "teacher.batch_size=12", "--set", "teacher.schedule=constant"),
     *("--set", "teacher.learning_rate=0.01"),
     *("--set", "distill.epochs=8", "--set", "distill.batch_size=6", "--set", "student.base=8"),

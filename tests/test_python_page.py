@@ -24,7 +24,7 @@ SMALL = {
     "student.base": 4,
     "distill.epochs": 2,
     "distill.batch_size": 12,
-    "distill.precision": "fp32",
+    "training.precision": "fp32",
     "bench.samples": 10,
     "bench.seconds": 0.2,
     "bench.batch_sizes": [1],

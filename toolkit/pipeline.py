@@ -59,10 +59,10 @@ def distill_student(workspace: Workspace, *, control: bool = False) -> "WeightsF
         console.say(f"{workspace.model_dir.path} has no teacher yet: making it first")
         _make_teacher_first(workspace)
     also_control = with_control(workspace, by_default=control)
-    first = workspace.recipe.distill.seed
+    first = workspace.recipe.training.seed
     made = None
     for seed in range(first, first + workspace.seeds):
-        recipe = workspace.recipe.with_overrides([f"distill.seed={seed}"])
+        recipe = workspace.recipe.with_overrides([f"training.seed={seed}"])
         directory = workspace.model_dir if seed == first else workspace.model_dir.of_seed(seed)
         if workspace.seeds > 1:
             console.say(f"seed {seed} ({seed - first + 1} of {workspace.seeds}), in {directory.path}")

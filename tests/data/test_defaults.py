@@ -17,7 +17,7 @@ from toolkit.networks.weights import read_info
 from toolkit.recipe import FOLLOW_PICTURES, Recipe, builtin_names, load_builtin
 
 PHOTOGRAPHS = {"data.image_size": 160, "data.resize": 176, "data.crop_padding": 0}
-QUICK = ["teacher.architecture=depthwise", "student.base=4", "distill.precision=fp32", "distill.batch_size=12"]
+QUICK = ["teacher.architecture=depthwise", "student.base=4", "training.precision=fp32", "distill.batch_size=12"]
 
 
 def choose(side_px: int, count: int = 1000, *overrides: str) -> dict[str, int]:

@@ -21,7 +21,7 @@ from toolkit.data.batches import TrainingViews
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
-from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.checkpoint import Checkpoint, StepState, TrainingProgress, TrainingState
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper
@@ -56,7 +56,14 @@ def make_views(pixels: Pixels, data: DataRecipe = DATA, *, mixup: float = 0.0, s
     return TrainingViews(pixels, data, num_classes=3, seed=seed, mixup=mixup, device="cpu")
 
 
-def make_records(folder: Path, state: dict[str, Any] | None = None) -> Records:
+def make_state(epoch: int = 0, learner: dict[str, Tensor] | None = None) -> TrainingState:
+    """What a checkpoint may hold of a training that has `epoch` epochs behind it."""
+    steps = StepState(learner or {}, {}, {}, None, None)
+    progress, rng = TrainingProgress(epoch=epoch), torch.get_rng_state()
+    return TrainingState(steps, progress, 0.1, [], None, {}, rng, None, "fp32", "fp32")
+
+
+def make_records(folder: Path, state: TrainingState | None = None) -> Records:
     return Records(folder / "metrics.jsonl", Checkpoint(folder / "checkpoint.pt", SETTINGS), state)
 
 
@@ -111,7 +118,7 @@ def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
 
 
 SMALL = [
-    *("--device", "cpu", "--set", "data.image_size=32", "--set", "data.resize=36", "--set", "distill.precision=fp32"),
+    *("--device", "cpu", "--set", "data.image_size=32", "--set", "data.resize=36", "--set", "training.precision=fp32"),
     *("--set", "teacher.architecture=depthwise", "--set", "teacher.epochs=3", "--set", "teacher.batch_size=12"),
     *("--set", "distill.epochs=4", "--set", "distill.batch_size=8", "--set", "student.base=4"),
 ]

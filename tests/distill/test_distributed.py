@@ -39,8 +39,9 @@ from toolkit.data.batches import batches
 from toolkit.distill import distributed
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.objective import learn_from_labels
-from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
+from toolkit.distill.optimization import Optimization
 from toolkit.distill.step import Stepper
+from toolkit.distill.training import Training
 
 HANG_S = 600.0
 """s after which a test gives up; it says nothing of how fast a machine is"""
@@ -290,9 +291,9 @@ def take_steps() -> dict[str, Tensor]:
     distributed.synchronize_batch_norms(student, "cpu")
     student.to(torch.float64, memory_format=torch.channels_last)
     plan, views = make_plan(batch_size=8, weight_decay=1e-3, ema=0.8), make_views(pixels, mixup=0.3)
-    optimizer, average = make_optimizer(student, plan.section), make_average(student.classifier.network, plan.section)
-    scheduler = make_scheduler(optimizer, plan.section, 12)
-    stepper = Stepper(student, learn_from_labels(0.1), views, None, plan, optimizer, scheduler, average)
+    training = Training(student, learn_from_labels(0.1), views, pixels, plan)
+    optimization = Optimization.of(student, plan.section, 12)
+    stepper = Stepper(training, optimization)
     results = {}
     for epoch in range(3):
         order = np.random.default_rng(epoch).permutation(35)
@@ -300,7 +301,9 @@ def take_steps() -> dict[str, Tensor]:
             loss, hits = stepper.take(indices, epoch, 32)
             results[f"{epoch}.{number}"] = torch.stack([distributed.add_up(loss), distributed.add_up(hits)])
     results |= {f"gradient of {name}": p.grad.clone() for name, p in student.named_parameters()}
-    return results | student.state_dict() | {f"average {name}": v for name, v in average.state_dict().items()}
+    assert optimization.average is not None
+    averaged = {f"average {name}": value for name, value in optimization.average.state_dict().items()}
+    return results | student.state_dict() | averaged
 
 
 def test_steps_are_those_of_the_whole_batch_though_shares_differ(

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from distill_samples import (
+    SETTINGS,
     SMALL,
     Splits,
     ToolkitCommands,
@@ -25,6 +26,7 @@ from distill_samples import (
     load_splits,
     make_plan,
     make_records,
+    make_state,
     make_student,
     make_views,
     read_lines,
@@ -39,7 +41,8 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import NetworkOutput, Objective, learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper
-from toolkit.distill.trainer import Training, train
+from toolkit.distill.trainer import TrainingResult, train
+from toolkit.distill.training import Training
 from toolkit.errors import ArtifactError, Interrupted
 
 LABELS = learn_from_labels(0.1)
@@ -110,14 +113,14 @@ def stopping_at_validation(number: int) -> Objective:
     return objective
 
 
-def go_on(case: tuple[Any, Plan], splits: Splits, folder: Path, objective: Objective = LABELS) -> Training:
+def go_on(case: tuple[Any, Plan], splits: Splits, folder: Path, objective: Objective = LABELS) -> TrainingResult:
     """A run from its beginning or from the checkpoint in `folder`, with everything made anew as in a new process."""
     make, plan = case
     state = make_records(folder).checkpoint.open(resume=True, force=False)
     torch.manual_seed(random.getrandbits(32))  # whatever the process did before
     learner = make()
     views = make_views(splits[0], mixup=plan.section.mixup)
-    return train(learner, objective, views, splits[1], plan, make_records(folder, state))
+    return train(Training(learner, objective, views, splits[1], plan), make_records(folder, state))
 
 
 def assert_same_result(folder: Path, uninterrupted: Path, epochs: int = 3) -> None:
@@ -338,10 +341,18 @@ def test_patience_counts_across_a_stop(splits: Splits, tmp_path: Path) -> None:
     assert go_on(case, splits, tmp_path).epochs == 3
 
 
+def test_a_checkpoint_holds_what_it_held_in_earlier_versions() -> None:
+    parts = ["learner", "optimizer", "scheduler", "average", "part_size", "epoch", "progress", "first_rate"]
+    parts += ["history", "best", "best_state", "rng", "gpu_rng", "precision", "teacher_precision"]
+    assert list(make_state().to_dict()) == parts
+    sums = ["epoch", "step", "loss_sum", "hits", "epoch_s", "seconds", "training_s", "images_seen"]
+    assert list(make_state().to_dict()["progress"]) == sums
+
+
 class TestRefusals:
     def test_an_interrupted_run_is_neither_replaced_nor_gone_on_with_unasked(self, tmp_path: Path) -> None:
         checkpoint = make_records(tmp_path).checkpoint
-        checkpoint.save({"epoch": 2})
+        checkpoint.save(make_state(2))
         message = (
             rf"an interrupted run lies in {re.escape(str(tmp_path))} \(student, epoch 3\); go on with --resume, or"
         )
@@ -350,7 +361,7 @@ class TestRefusals:
         assert checkpoint.path.exists()
 
     def test_other_settings_are_named(self, tmp_path: Path) -> None:
-        make_records(tmp_path).checkpoint.save({"epoch": 0})
+        make_records(tmp_path).checkpoint.save(make_state())
         settings = {"stage": "student", "recipe_sha256": "other", "dataset_sha256": "d", "teacher_sha256": "t"}
         message = "was made with another recipe and teacher; give the settings it was made with, or begin anew with --f"
         for resume in (True, False):
@@ -364,7 +375,7 @@ class TestRefusals:
         self, tmp_path: Path, theirs: str, ours: str, command: str
     ) -> None:
         path = tmp_path / "checkpoint.pt"
-        Checkpoint(path, {"stage": theirs}).save({"epoch": 0})
+        Checkpoint(path, {"stage": theirs}).save(make_state())
         message = (
             rf"is of an interrupted {theirs} stage, not of {ours}; go on with toolkit {command} --resume, or begin"
         )
@@ -374,7 +385,7 @@ class TestRefusals:
     @pytest.mark.parametrize("content", [b"", b"nonsense", b"cut", b"pickle"])
     def test_a_damaged_file_is_one_line(self, tmp_path: Path, content: bytes) -> None:
         checkpoint = make_records(tmp_path).checkpoint
-        checkpoint.save({"epoch": 0, "weights": torch.rand(1000)})
+        checkpoint.save(make_state(learner={"weights": torch.rand(1000)}))
         whole = checkpoint.path.read_bytes()
         if content == b"pickle":
             torch.save({"epoch": Path("a class that is not plain data")}, checkpoint.path)
@@ -395,11 +406,19 @@ class TestRefusals:
             with pytest.raises(ArtifactError, match=r"checkpoint.pt cannot be read"):
                 checkpoint.open(resume=True, force=False)
 
+    def test_a_state_that_lacks_a_part_is_one_line(self, tmp_path: Path) -> None:
+        checkpoint = make_records(tmp_path).checkpoint
+        values = make_state().to_dict()
+        del values["scheduler"], values["rng"]
+        torch.save(values | {"settings": SETTINGS}, checkpoint.path)
+        with pytest.raises(ArtifactError, match=r"cannot be read \(it has no scheduler, rng\); delete it"):
+            checkpoint.open(resume=True, force=False)
+
     def test_a_write_that_fails_leaves_the_last_checkpoint(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         checkpoint = make_records(tmp_path).checkpoint
-        checkpoint.save({"epoch": 1})
+        checkpoint.save(make_state(1))
 
         def write_half(path: Path, content: memoryview) -> None:
             with path.open("wb") as file:
@@ -409,10 +428,10 @@ class TestRefusals:
         with monkeypatch.context() as patch:
             patch.setattr(Path, "write_bytes", write_half)
             with pytest.raises(ArtifactError, match=r"cannot write .*checkpoint.pt: No space"):
-                checkpoint.save({"epoch": 2})
+                checkpoint.save(make_state(2))
         state = checkpoint.open(resume=True, force=False)
         assert state is not None
-        assert state["epoch"] == 1
+        assert state.epoch == 1
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
@@ -639,7 +658,7 @@ def test_a_state_whose_result_is_there_already_goes(
 
 def test_what_a_kill_left_of_a_checkpoint_is_cleaned_up(tmp_path: Path) -> None:
     checkpoint = make_records(tmp_path).checkpoint
-    checkpoint.save({"epoch": 0})
+    checkpoint.save(make_state())
     (tmp_path / f".{checkpoint.path.name}.x1y2.pt").write_bytes(b"half a state")
     checkpoint.discard()
     assert list(tmp_path.iterdir()) == []
@@ -648,13 +667,13 @@ def test_what_a_kill_left_of_a_checkpoint_is_cleaned_up(tmp_path: Path) -> None:
 def test_a_full_disk_while_a_checkpoint_is_written_is_one_line(tmp_path: Path) -> None:
     """A limit on the size of files is what a full disk is to the writer."""
     checkpoint = make_records(tmp_path).checkpoint
-    checkpoint.save({"epoch": 0})
+    checkpoint.save(make_state())
     before = checkpoint.path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(ArtifactError, match=r"cannot write .*checkpoint\.pt: File too large"):
-            checkpoint.save({"epoch": 1, "weights": torch.zeros(100_000)})
+            checkpoint.save(make_state(1, learner={"weights": torch.zeros(100_000)}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoint.path.read_bytes() == before

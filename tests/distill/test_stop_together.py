@@ -20,7 +20,7 @@ from distill_samples import SMALL, Running, ToolkitCommands, hold_training, read
 
 from toolkit.cli import ending
 from toolkit.distill import interruption, trainer
-from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.checkpoint import Checkpoint, TrainingState
 from toolkit.distill.step import Stepper
 
 EPOCHS = 4
@@ -107,8 +107,8 @@ def hear_all_at_once() -> None:
 def save_slowly() -> None:
     save = Checkpoint.save
 
-    def slowly(self: Checkpoint, state: dict[str, Any]) -> None:
-        if state["epoch"] or state["progress"]["step"]:
+    def slowly(self: Checkpoint, state: TrainingState) -> None:
+        if state.epoch or state.progress.step:
             time.sleep(2)
         save(self, state)
 

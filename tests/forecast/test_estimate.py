@@ -56,8 +56,8 @@ def test_stored_logits_are_a_stage_of_their_own_of_no_more_views_than_epochs() -
 
 def test_a_teacher_that_probably_answers_in_int8_takes_half_the_time_and_its_making() -> None:
     """Worth it from a minute's work on."""
-    auto = make_recipe("distill.precision=auto", "distill.epochs=60")
-    wish = make_recipe("distill.precision=auto", "distill.epochs=60", "distill.teacher_precision=fp32")
+    auto = make_recipe("training.precision=auto", "distill.epochs=60")
+    wish = make_recipe("training.precision=auto", "distill.epochs=60", "distill.teacher_precision=fp32")
     answers = (60 * 1000 + 100) * 0.2
     difference = stages(wish, make_facts())["student"].seconds - stages(auto, make_facts())["student"].seconds
     assert difference == pytest.approx(answers / 2 - 600 * 0.2 - 4)

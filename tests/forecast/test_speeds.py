@@ -33,7 +33,7 @@ from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.recipe import Recipe
 
 SMALL = [
-    *("data.image_size=32", "data.resize=36", "distill.precision=fp32", "distill.teacher_precision=fp32"),
+    *("data.image_size=32", "data.resize=36", "training.precision=fp32", "distill.teacher_precision=fp32"),
     *(
         "teacher.architecture=squeezenet1_1",
         "teacher.epochs=3",
@@ -132,11 +132,11 @@ def test_stages_do_not_measure_or_say_again_what_the_plan_has(
     class_folders: Path, tmp_path: Path, work: Work, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "has_fast_bf16", lambda device: True)
-    quick = ("distill.precision=auto", "distill.teacher_precision=auto", "distill.epochs=2", "teacher.epochs=1")
+    quick = ("training.precision=auto", "distill.teacher_precision=auto", "distill.epochs=2", "teacher.epochs=1")
     job = open_job(class_folders, tmp_path, *quick, seeds=2)
     forecast_command(job, "distill")
     assert "precision:" not in capsys.readouterr().err
-    monkeypatch.setattr(precision, "_step", never)
+    monkeypatch.setattr(precision.NetworkStep, "take", never)
     pipeline.distill_student(job)
     told = [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines() if "precision:" in line]
     purposes = ("to train SqueezeNet", "to train DepthwiseStudent", "for SqueezeNet to teach")
@@ -254,13 +254,13 @@ class TestWhatIsThere:
     def test_an_interrupted_run_s_epochs_are_behind_it(
         self, class_folders: Path, tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from toolkit.distill.checkpoint import Checkpoint
+        from toolkit.distill.checkpoint import Checkpoint, TrainingState
 
         saved = Checkpoint.save
 
-        def stop_after_two(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+        def stop_after_two(checkpoint: Checkpoint, state: TrainingState) -> None:
             saved(checkpoint, state)
-            if state["epoch"] == 2:
+            if state.epoch == 2:
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(Checkpoint, "save", stop_after_two)
@@ -336,7 +336,7 @@ class TestMinutes:
             return RecipeChoice(recipe.with_overrides(overrides), overrides, ("what was there",), Forecast(()))
 
         monkeypatch.setattr(minutes, "fit", fit)
-        own = ("student.base=4", "distill.precision=fp32")
+        own = ("student.base=4", "training.precision=fp32")
         data, out = str(tmp_path / "data"), tmp_path / "m"
         job, _ = self.fit(workspace.open_for_training(None, data, out, [*own], device="cpu"), 1)
         told = capsys.readouterr().err.partition("the same without --minutes: ")[2].split("\n")[0].split()

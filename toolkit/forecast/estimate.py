@@ -19,7 +19,7 @@ from toolkit.distill.quantized import INT8_SHARE, WORTH_S, may_answer_in_int8, v
 from toolkit.forecast.facts import Facts
 from toolkit.forecast.forecast import Forecast, ForecastStage
 from toolkit.modeldir import Role
-from toolkit.recipe import Recipe, TrainingRecipe
+from toolkit.recipe import Recipe, StageRecipe
 from toolkit.runtimes.opening import RUNTIMES
 
 MEASURED_SIZES = 3
@@ -195,7 +195,7 @@ class _Adder:
                 elif number < 2:  # the control is not exported
                     yield role, True, ONNX_START_S
 
-    def _training(self, role: Role, section: TrainingRecipe, seeds: Sequence[int], size_bytes: int) -> ForecastStage:
+    def _training(self, role: Role, section: StageRecipe, seeds: Sequence[int], size_bytes: int) -> ForecastStage:
         done = [self._facts.epochs_done.get((role, seed), 0) for seed in seeds]
         seconds = sum(self._epochs_s(role, section, range(first, section.epochs)) for first in done)
         sizes = (image_size_of(0, section, self._full), self._full)
@@ -203,7 +203,7 @@ class _Adder:
         stage = _of_seeds(stage, len(seeds), seconds, size_bytes * len(seeds))
         return replace(stage, note=f"resumes after epoch {done[0]}") if done[0] else stage
 
-    def _epochs_s(self, role: Role, section: TrainingRecipe, epochs: range) -> float:
+    def _epochs_s(self, role: Role, section: StageRecipe, epochs: range) -> float:
         recipe, speeds = self._recipe, self._speeds
         sides = [image_size_of(epoch, section, self._full) for epoch in epochs]
         train_s = interpolate(sides, lambda side: speeds.train_s(recipe, role, side))
@@ -223,7 +223,7 @@ class _Adder:
         if distill.teacher_precision == "int8":
             return answers * one * INT8_SHARE + INT8_MAKING_IMAGES * one + INT8_MAKING_S
         device = "cuda" if self._facts.on_gpu else "cpu"
-        if may_answer_in_int8(distill, device) and self._train * views_to_answer(distill) * one >= WORTH_S:
+        if may_answer_in_int8(self._recipe, device) and self._train * views_to_answer(distill) * one >= WORTH_S:
             return answers * one * INT8_SHARE + INT8_MAKING_IMAGES * one + INT8_MAKING_S
         return answers * one
 

@@ -76,7 +76,7 @@ def find_facts(workspace: Workspace, command: Command) -> Facts:
         command=command,
         images={split: len(images) for split, images in splits.items()},
         num_classes=len(workspace.dataset.classes),
-        seeds=tuple(range(recipe.distill.seed, recipe.distill.seed + workspace.seeds)),
+        seeds=tuple(range(recipe.training.seed, recipe.training.seed + workspace.seeds)),
         control=with_control(workspace, by_default=command == "run"),
         given_teacher=provenance.is_given(recipe),
         known_accuracy=_states_accuracy(workspace),
@@ -88,7 +88,7 @@ def find_facts(workspace: Workspace, command: Command) -> Facts:
         to_decode={split: size for split, size in sizes.items() if size},
     )
     there, done = _look_at_teacher(workspace, command)
-    if command == "teacher" or ("teacher", recipe.distill.seed) not in there:
+    if command == "teacher" or ("teacher", recipe.training.seed) not in there:
         return replace(facts, there=there, epochs_done=done)
     stored: set[int] = set()
     for seed in facts.seeds:
@@ -112,7 +112,7 @@ Progress = tuple[frozenset[SeededRole], dict[SeededRole, int]]
 
 def _look_at_teacher(workspace: Workspace, command: Command) -> Progress:
     recipe = workspace.recipe
-    network: SeededRole = ("teacher", recipe.distill.seed)
+    network: SeededRole = ("teacher", recipe.training.seed)
     if command == "distill" and workspace.model_dir.weights("teacher").exists():
         return frozenset({network}), {}  # it teaches, whatever its settings were
     _, settings = teacher_settings(recipe, workspace.dataset)
@@ -123,8 +123,8 @@ def _look_at_seed(
     workspace: Workspace, seed: int, *, decoded: bool
 ) -> tuple[frozenset[SeededRole], dict[SeededRole, int], bool]:
     """The networks of a seed that are there, their epochs, and whether the teacher's logits are stored."""
-    recipe = workspace.recipe.with_overrides([f"distill.seed={seed}"])
-    directory = workspace.model_dir if seed == workspace.recipe.distill.seed else workspace.model_dir.of_seed(seed)
+    recipe = workspace.recipe.with_overrides([f"training.seed={seed}"])
+    directory = workspace.model_dir if seed == workspace.recipe.training.seed else workspace.model_dir.of_seed(seed)
     teacher_file = workspace.model_dir.weights("teacher")
     student: SeededRole = ("student", seed)
     control: SeededRole = ("control", seed)

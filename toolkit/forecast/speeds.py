@@ -22,18 +22,19 @@ from toolkit.data.preprocess import UNREADABLE, Preprocess, decode_rgb
 from toolkit.distill import distributed, provenance
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import learn_from_labels
-from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
+from toolkit.distill.optimization import Optimization
 from toolkit.distill.plan import Plan
-from toolkit.distill.precision import FloatArithmetic, choose_precision, step_seconds
+from toolkit.distill.precision import FloatArithmetic, NetworkStep, choose_precision, step_seconds
 from toolkit.distill.quantized import views_to_answer
 from toolkit.distill.step import Stepper
 from toolkit.distill.step_graph import WARM_UP
+from toolkit.distill.training import Training
 from toolkit.errors import DataError
 from toolkit.forecast.facts import Facts
 from toolkit.modeldir import Role
 from toolkit.networks import registry, small_maps
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import DataRecipe, Recipe, TrainingRecipe
+from toolkit.recipe import DataRecipe, Recipe, StageRecipe
 
 SAMPLED_IMAGES = 24
 """training images that are decoded, and whose views are rendered"""
@@ -83,9 +84,10 @@ class MeasuredSpeeds:
             if self._is_replayed(recipe, role):
                 alike = section.model_copy(update={"epochs": 1})  # their number changes no step
                 return self._replay_s(self._key(recipe, role), recipe.data, alike, precision, side)
-            step = step_seconds(network, precision, batch, side, self._device, images=images, clock=self._clock)
+            step = NetworkStep(network, batch, side, self._device)
+            step_s = step_seconds(step, precision, images=images, clock=self._clock)
             of_batch = self._optimizer_s(self._key(recipe, role), section) / self._batch(section)
-            return step + of_batch + self._render_s(recipe.data, section.mixup, side, threads)
+            return step_s + of_batch + self._render_s(recipe.data, section.mixup, side, threads)
 
     def view_s(self, recipe: Recipe, role: Role) -> float:
         mixup, side = _section(recipe, role).mixup, recipe.data.image_size
@@ -130,13 +132,8 @@ class MeasuredSpeeds:
         self, recipe: Recipe, network: Classifier, precision: FloatArithmetic, batch: int, *, as_trained: bool = True
     ) -> float:
         size, images = recipe.data.image_size, self._facts.images["valid"] + self._facts.images["test"]
-        return step_seconds(
-            *(network, precision, batch, size, self._device),
-            training=False,
-            as_trained=as_trained,
-            images=images,
-            clock=self._clock,
-        )
+        step = NetworkStep(network, batch, size, self._device, training=False)
+        return step_seconds(step, precision, as_trained=as_trained, images=images, clock=self._clock)
 
     def _precision(self, recipe: Recipe, role: Role) -> FloatArithmetic:
         """The choice that the training stage will make, by the same function."""
@@ -151,24 +148,14 @@ class MeasuredSpeeds:
         return self._choose(recipe, "teacher", recipe.distill.batch_size, images, training=False)
 
     def _choose(self, recipe: Recipe, role: Role, batch: int, images: float, *, training: bool) -> FloatArithmetic:
-        network, size = self._network(recipe, role), recipe.data.image_size
-        return choose_precision(
-            recipe.distill.precision,
-            network,
-            batch,
-            size,
-            self._device,
-            training=training,
-            images=images,
-            clock=self._clock,
-            say=False,
-        )
+        step = NetworkStep(self._network(recipe, role), batch, recipe.data.image_size, self._device, training)
+        return choose_precision(recipe.training.precision, step, images=images, clock=self._clock, say=False)
 
     def _share(self, epochs: int) -> float:
         """Images that this process sees in so many epochs."""
         return self._facts.images["train"] * epochs / self._facts.processes
 
-    def _batch(self, section: TrainingRecipe) -> int:
+    def _batch(self, section: StageRecipe) -> int:
         return min(section.batch_size, self._facts.images["train"])
 
     def _network(self, recipe: Recipe, role: Role) -> Classifier:
@@ -189,20 +176,14 @@ class MeasuredSpeeds:
         network = distributed.synchronize_batch_norms(network, self._device)
         return Classifier(network, (0.5,) * 3, (0.5,) * 3).to(self._device)
 
-    def _time_optimizer(self, key: NetworkKey, section: TrainingRecipe) -> float:
+    def _time_optimizer(self, key: NetworkKey, section: StageRecipe) -> float:
         """s of a step of the optimiser and of its average."""
-        network = self._build(*key).network
+        network = self._build(*key)
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        optimizer, average = make_optimizer(network, section), make_average(network, section)
+        optimization = Optimization.of(TappedNetwork(network), section, steps=LEAST_OF)
         state = {name: value.clone() for name, value in network.state_dict().items()}
-
-        def step() -> None:
-            optimizer.step()
-            if average is not None:
-                average.update_parameters(network)
-
-        seconds = self._least(step)
+        seconds = self._least(optimization.step)
         network.load_state_dict(state)
         network.zero_grad(set_to_none=True)
         return seconds
@@ -213,7 +194,7 @@ class MeasuredSpeeds:
         return self._device != "cpu" and distributed.world_size() == 1 and not has_hooks
 
     def _time_replays(
-        self, key: NetworkKey, data: DataRecipe, section: TrainingRecipe, precision: FloatArithmetic, side: int
+        self, key: NetworkKey, data: DataRecipe, section: StageRecipe, precision: FloatArithmetic, side: int
     ) -> float:
         """s per image of a whole step at `side` px, without a teacher, after the first steps have led to a graph."""
         sample, _ = self._sample(*_cut(Recipe(data=data)))
@@ -222,10 +203,9 @@ class MeasuredSpeeds:
         learner = TappedNetwork(network).train()
         small_maps.place(learner, self._device)
         state = {name: value.clone() for name, value in network.state_dict().items()}
-        optimizer, average = make_optimizer(learner, section), make_average(network.network, section)
         plan = Plan("teacher", section, data.image_size, precision, 0, self._device)
-        scheduler = make_scheduler(optimizer, section, UNTIMED_STEPS + LEAST_OF)
-        stepper = Stepper(learner, learn_from_labels(0.0), views, None, plan, optimizer, scheduler, average)
+        training = Training(learner, learn_from_labels(0.0), views, sample, plan)
+        stepper = Stepper(training, Optimization.of(learner, section, UNTIMED_STEPS + LEAST_OF))
         indices = np.arange(self._batch(section)) % len(sample)
         for _ in range(UNTIMED_STEPS):
             stepper.take(indices, 0, side)
@@ -284,7 +264,7 @@ class MeasuredSpeeds:
         return distributed.agree(min(took[1:]))
 
 
-def _section(recipe: Recipe, role: Role) -> TrainingRecipe:
+def _section(recipe: Recipe, role: Role) -> StageRecipe:
     return recipe.teacher if role == "teacher" else recipe.distill
 
 
