@@ -43,13 +43,14 @@ from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.logit_store import open_store
+from toolkit.distill.logit_store import LogitStore
 from toolkit.distill.objective import learn_from_teacher
 from toolkit.distill.plan import Plan
-from toolkit.distill.precision import choose_precision
+from toolkit.distill.precision import NetworkStep, choose_precision
 from toolkit.distill.quantized import choose_teacher
 from toolkit.distill.teachers import LiveTeacher, Teacher
 from toolkit.distill.trainer import Records, train
+from toolkit.distill.training import Training
 from toolkit.machine.devices import keep_freed_memory, pick_device
 from toolkit.machine.hardware import describe_hardware, describe_versions
 from toolkit.machine.limits import available_cores
@@ -181,19 +182,20 @@ class EngineSpeed:
         self._num_classes = len(dataset.classes)
         self._views = TrainingViews(train_pixels, recipe.data, self._num_classes, seed=0, mixup=0, device=device)
         frozen = Classifier(teacher, *NO_NORMALISATION).requires_grad_(False)
-        size = (BATCH_SIZE, recipe.data.image_size)
-        self.precision = choose_precision("auto", self._new_student().classifier, *size, device)
+        size = (BATCH_SIZE, recipe.data.image_size, device)
+        self.precision = choose_precision("auto", NetworkStep(self._new_student().classifier, *size))
         answering, self.teacher_precision = choose_teacher(
-            recipe.distill.model_copy(update={"epochs": EPOCHS}),
-            lambda: choose_precision("auto", frozen, *size, device, training=False),
+            recipe.with_overrides([f"distill.epochs={EPOCHS}"]),
+            lambda: choose_precision("auto", NetworkStep(frozen, *size, training=False)),
             frozen,
             self._views,
         )
         tapped, views, arithmetic = TappedNetwork(answering), self._views, self.teacher_precision
         self.live = LiveTeacher(tapped, views, self._valid, arithmetic)
-        self.stored = open_store(tapped, "teacher", dataset.sha256, views, self._valid, 1, arithmetic)
+        store = LogitStore("teacher", dataset.sha256, views, self._valid, num_views=1)
+        self.stored = store.open(tapped, arithmetic)
 
-    def images_a_second(self, teaching: Teacher) -> float:
+    def images_a_second(self, teacher: Teacher) -> float:
         plan = Plan(
             role="student",
             section=self._recipe.distill,
@@ -204,7 +206,8 @@ class EngineSpeed:
         )
         records = Records(self._folder / "metrics.jsonl", Checkpoint(self._folder / "checkpoint.pt", {"stage": "x"}))
         objective = learn_from_teacher(self._recipe.distill)
-        return train(self._new_student(), objective, self._views, self._valid, plan, records, teaching).train_img_s
+        training = Training(self._new_student(), objective, self._views, self._valid, plan, teacher)
+        return train(training, records).train_img_s
 
     def _new_student(self) -> TappedNetwork:
         torch.manual_seed(0)

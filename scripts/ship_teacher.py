@@ -2,11 +2,11 @@
 
     python scripts/ship_teacher.py MODEL_DIR --recipe FILE --hardware "NVIDIA H100, 16 cores" [--out FOLDER]
 
-MODEL_DIR is what `toolkit teacher --recipe FILE` wrote: teacher.safetensors and metrics.jsonl. FOLDER, by default
-models/<data set>, gets teacher-<architecture>.safetensors, and a card of the same name that ends in .md. Every figure
-of the card comes from those files or is measured here, with the file that ships; the hardware, which no file knows, is
-said by --hardware. Nothing is written where the recipe is not the one that the weights were trained with, or where half
-precision changes the accuracy on the test images by more than 0.1 points.
+MODEL_DIR holds the results of `toolkit teacher --recipe FILE`: teacher.safetensors and metrics.jsonl. FOLDER, by
+default models/<data set>, gets teacher-<architecture>.safetensors, and a card of the same name that ends in .md. Every
+figure of the card comes from those files or is measured here, with the file that ships. No file knows the hardware, so
+--hardware states it. The script writes nothing if the weights were trained with another recipe, or if half precision
+changes the accuracy on the test images by more than 0.1 points.
 """
 
 import argparse
@@ -38,13 +38,12 @@ from toolkit.networks.weights import ModelInfo, load_model, save_model
 from toolkit.recipe import NOT_IN_FINGERPRINT, Recipe
 
 PART = 1000
-"""Test images, the first of the split, whose right answers the card counts: what a test can recompute in a second."""
+"""The first test images of the split: the card counts their right answers, and a test recomputes them in a second."""
 MAX_DIFFERENCE = 0.001
-"""Of the accuracy on the test images, between half precision and float32."""
+"""The largest difference of the accuracy on the test images, between half precision and float32."""
 
-TRAINING = ("data", "teacher")
-SEED_AND_PRECISION = ("distill.seed", "distill.precision", "distill.compile")
-"""Settings outside of these two sections that a teacher is trained by."""
+TRAINING = ("data", "training", "teacher")
+"""Sections that a teacher is trained by."""
 
 DATA_LICENCES = {
     "fashion-mnist": "MIT (Fashion-MNIST, © 2017 Zalando SE, https://github.com/zalandoresearch/fashion-mnist)",
@@ -62,7 +61,7 @@ EPOCH_HEADINGS = (
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one split of N images: labels int64 (N,), logits float32 (N, C) of the network as trained and as it ships."""
+    """One split of N images: labels int64 (N,), logits float32 (N, C) of the network as trained and as it ships."""
 
     split: Split
     labels: Tensor
@@ -82,7 +81,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Shipment:
-    """What the card is made from."""
+    """The facts of the card."""
 
     path: Path
     info: ModelInfo
@@ -108,17 +107,19 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model_dir", type=Path)
-    parser.add_argument("--recipe", type=Path, required=True, help="the file it was trained with")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as then")
-    parser.add_argument("--hardware", required=True, help="what it was trained on")
+    parser.add_argument("--recipe", type=Path, required=True, help="the file that it was trained with")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as in that training"
+    )
+    parser.add_argument("--hardware", required=True, help="hardware of the training")
     parser.add_argument("--out", type=Path, help="folder (default: models/<data set>)")
-    parser.add_argument("--data-licence", help="of the data set, where this script does not know it")
+    parser.add_argument("--data-licence", help="of the data set, if this script does not know it")
     parser.add_argument("--device", default="auto")
     return parser.parse_args(words)
 
 
 def ship(arguments: argparse.Namespace) -> Path:
-    """Write the file and its card; the file's path."""
+    """Write the file and its card; return the path of the file."""
     source = ModelDir(arguments.model_dir)
     weights = source.require(source.weights("teacher"))
     device = pick_device(arguments.device)
@@ -128,7 +129,7 @@ def ship(arguments: argparse.Namespace) -> Path:
     data_licence = arguments.data_licence or licence_of(dataset.name)
     if dataset.sha256 != info.dataset_sha256:
         raise WeightsError(
-            f"{weights} was trained on another {dataset.name}", "put the data back that it was trained on"
+            f"{weights} was trained on another {dataset.name}", "put back the data that it was trained on"
         )
     require_recipe(arguments.recipe, arguments.overrides, info, dataset)
     folder = arguments.out or Path("models") / dataset.name
@@ -140,7 +141,7 @@ def ship(arguments: argparse.Namespace) -> Path:
         require_same_accuracy(answers[1])
     told = {"float32_sha256": sha256_file(weights), SHIPPED_ACCURACY: answers[0].accuracy(answers[0].shipped)}
     info = replace(info, extra=info.extra | told)
-    save_model(path, classifier.network, info, halved=True)  # the same tensors, and what was measured of them
+    save_model(path, classifier.network, info, halved=True)  # the same tensors, and the measured figures
     shipment = Shipment(
         path,
         info,
@@ -168,7 +169,7 @@ def ask(split: Split, weights: Path, halved: Path, dataset: Dataset, device: str
 
 
 def require_recipe(path: Path, overrides: list[str], info: ModelInfo, dataset: Dataset) -> None:
-    """RecipeError unless the weights were trained with this recipe: what the card says can be repeated."""
+    """RecipeError unless the weights were trained with this recipe, so that anyone can repeat the card's command."""
     recipe = Recipe.from_toml(path).with_overrides(overrides)
     recipe, _ = follow_pictures(recipe, dataset.train)
     theirs, ours = (settings_of(it) for it in (Recipe.from_dict(info.recipe, "teacher.safetensors"), recipe))
@@ -180,7 +181,7 @@ def require_recipe(path: Path, overrides: list[str], info: ModelInfo, dataset: D
     if differing:
         raise RecipeError(
             f"the weights were trained with other settings than {path}: {'; '.join(differing)}",
-            "give the recipe they were trained with, and --set what was set then",
+            "give the recipe of that training, with the same --set flags",
         )
 
 
@@ -190,12 +191,12 @@ def require_same_accuracy(test: Answers) -> None:
         raise GateError(
             f"half precision changes the accuracy on the test images by {-100 * lost:+.2f} points, more than"
             f" {100 * MAX_DIFFERENCE:.1f}",
-            "ship another epoch or seed, or look at weights that are too large or too small for half precision",
+            "ship another epoch or seed, or find weights that are too large or too small for half precision",
         )
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """`section.key` → value of all that a teacher is trained by, but for paths and threads."""
+    """`section.key` → value of all settings of a teacher's training, but for paths and threads."""
     values = {
         f"{section}.{key}": value
         for section, table in recipe.model_dump(mode="json").items()
@@ -204,13 +205,13 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if (name.split(".")[0] in TRAINING or name in SEED_AND_PRECISION) and name not in NOT_IN_FINGERPRINT
+        if name.split(".")[0] in TRAINING and name not in NOT_IN_FINGERPRINT
     }
 
 
 def licence_of(data: str) -> str:
     if data not in DATA_LICENCES:
-        raise RecipeError(f"the licence of {data} is not known here", "say it with --data-licence")
+        raise RecipeError(f"the licence of {data} is not known here", "state it with --data-licence")
     return DATA_LICENCES[data]
 
 
@@ -218,7 +219,7 @@ def read_epochs(metrics: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     epochs = [line for line in lines if line["stage"] == "teacher"]
     if not epochs:
-        raise WeightsError(f"{metrics} has no epoch of a teacher", "ship one that was trained with toolkit teacher")
+        raise WeightsError(f"{metrics} has no epoch of a teacher", "ship a teacher that toolkit teacher trained")
     return epochs
 
 
@@ -232,11 +233,11 @@ def write_card(shipment: Shipment) -> str:
     classes, part, right = len(info.classes), min(PART, len(test.labels)), count_right(test)
     versions = f"kd-toolkit {__version__} and torch {torch.__version__.partition('+')[0]}"
     return f"""\
-<!-- made by scripts/ship_teacher.py: every figure is measured, none is written by hand -->
+<!-- written by scripts/ship_teacher.py: every figure is measured -->
 # {shipment.path.name}
 
-A given teacher: {info.architecture} for {data["source"]}, {classes} classes, trained by this toolkit.
-A recipe takes it with `teacher.weights = "{shipment.path.parent.name}"`.
+A teacher that this toolkit trained and ships: {info.architecture} for {data["source"]}, {classes} classes.
+A recipe uses it with `teacher.weights = "{shipment.path.parent.name}"`.
 
 {markdown_table(("what", "value"), facts(shipment), left=(0, 1))}
 
@@ -247,8 +248,8 @@ A recipe takes it with `teacher.weights = "{shipment.path.parent.name}"`.
 Of the first {part:,} test images, {right:,} get the right answer.
 
 Evaluated in float32 on the whole splits, by {versions}.
-The validation images (those of {split}) were held out of its training
-and chose the epoch that is kept. No test image took part in either.
+The validation images (those of {split}) were held out of its training.
+They chose the epoch that is kept. No test image took part in training or in this choice.
 
 ## Recipe
 
@@ -264,9 +265,9 @@ Losses are means over images; training accuracies are of augmented views. **Bold
 
 ## What it is not for
 
-It names one of {classes} classes for pictures like those it was trained on, and for any other picture too, often with
-high confidence. It is meant as a teacher for distillation and as a yardstick. It was not measured on pictures from
-another source, and is not for decisions about people.
+It is meant as a teacher for distillation and as a reference. It predicts one of {classes} classes for any picture,
+also for pictures unlike its training images, and often with high confidence. It was not measured on pictures from
+another source. It is not for decisions about people.
 """
 
 
@@ -283,7 +284,7 @@ def facts(shipment: Shipment) -> list[list[str]]:
             f"{preprocess.image_size} px, resize {preprocess.resize}, mean {preprocess.mean}, std {preprocess.std}",
         ],
         ["command", f"`{shipment.command}`"],
-        ["seed", str(info.recipe["distill"]["seed"])],
+        ["seed", str(Recipe.from_dict(info.recipe, "teacher.safetensors").training.seed)],
         ["hardware", f"{shipment.hardware}; arithmetic: {extra['precision']}"],
         ["date", shipment.trained_on.isoformat()],
         [

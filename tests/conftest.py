@@ -1,7 +1,9 @@
 """Fixtures that several test files share: small data that is made, not shipped."""
 
+import atexit
 import os
 import signal
+import socket
 import struct
 import zlib
 from pathlib import Path
@@ -28,6 +30,16 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"../shared/{'/'.join(parts)} is not here")
     return path
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that stays free: until this process ends the system gives it to nobody who asks for any port,
+    and whoever asks for it by its number (with SO_REUSEADDR, as servers do) can listen there."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    atexit.register(holder.close)
+    return int(holder.getsockname()[1])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conftest import free_port
 from gradio_client import Client, handle_file
 from PIL import Image
 from tiny_onnx import save_colour_model
@@ -58,12 +58,6 @@ def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (70, 50)) ->
     pixels[..., seed % 3] += 130
     Image.fromarray(pixels).save(path)
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def connect(url: str, **settings: Any) -> Client:

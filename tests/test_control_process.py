@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 import torch
 from distill_samples import read_lines
+from PIL import Image
 from safetensors.torch import load_file
 from toolkit_process import start_toolkit
 
 from toolkit import control_process, pipeline, workspace
-from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.checkpoint import Checkpoint, TrainingState
+from toolkit.distill.metrics import EpochMetrics, read_metrics
 from toolkit.distill.step import Stepper
 from toolkit.errors import Interrupted, ToolkitError, TrainingError
 from toolkit.forecast.command import forecast_command
@@ -33,7 +35,7 @@ from toolkit.modeldir import ModelDir
 
 EPOCHS = 6
 SMALL = [
-    *("data.image_size=32", "data.resize=36", "distill.precision=fp32", "teacher.architecture=depthwise"),
+    *("data.image_size=32", "data.resize=36", "training.precision=fp32", "teacher.architecture=depthwise"),
     *("teacher.epochs=1", "teacher.batch_size=12", "teacher.base=4", "student.base=4"),
     *("distill.control=true", "distill.teacher_views=2"),
     *(f"distill.epochs={EPOCHS}", "distill.batch_size=8"),
@@ -43,8 +45,10 @@ BOTH_SAVED = r"^student, epoch 1, step 1, and saved; in control, (epoch|after ep
 HANG_S = 600.0
 """s after which a test gives up; it says nothing of how fast a machine is"""
 
-SLOWLY = "import time; time.sleep(0.3)"
-"""before each of the control's 30 steps, so that it does not end before it is stopped"""
+SLOWLY = "time.sleep(0.3)"
+"""before each of the control's steps"""
+HELD = "wait_until_asked_to_stop() if next(steps) > 5 else None"
+"""from the control's second epoch on, so that it does not end before it is stopped"""
 
 
 @pytest.fixture(autouse=True)
@@ -89,11 +93,14 @@ def write_patches(folder: Path, code: str, use: Callable[[str], None]) -> Path:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
         f"""
-import os, pathlib, sys
+import itertools, os, pathlib, signal, sys, time
 if "toolkit.control_process" in sys.orig_argv:
     pathlib.Path({str(folder / "pid")!r}).write_text(str(os.getpid()))
     from toolkit.distill.step import Stepper
-    take = Stepper.take
+    take, steps = Stepper.take, itertools.count(1)
+    def wait_until_asked_to_stop():
+        while not signal.getsignal(signal.SIGINT).signal_number:
+            time.sleep(0.01)
     def patched(*arguments):
         {code}
         return take(*arguments)
@@ -162,15 +169,35 @@ def assert_same(out: Path, whole: Path) -> None:
     assert not list(out.glob("checkpoint*"))
 
 
+def test_the_control_s_epochs_are_reported_when_both_have_ended(class_folders: Path, out: Path) -> None:
+    seen: list[EpochMetrics] = []
+    pipeline.distill_student(open_job(class_folders, out, on_epoch=seen.append))
+    assert [(one.role, one.epoch) for one in seen] == [
+        (role, epoch) for role in ("student", "control") for epoch in range(EPOCHS)
+    ]
+    assert {str(one) for one in seen} == {str(one) for one in read_metrics(out / "metrics.jsonl")}
+
+
+def test_an_error_of_the_caller_s_in_an_epoch_stops_both_and_both_go_on(class_folders: Path, out: Path) -> None:
+    def refuse(metrics: EpochMetrics) -> None:
+        raise ZeroDivisionError(metrics.role)
+
+    with pytest.raises(ZeroDivisionError, match="student"):
+        pipeline.distill_student(open_job(class_folders, out, on_epoch=refuse))
+    pipeline.distill_student(open_job(class_folders, out, resume=True))
+    assert stages_of(out).count("distill") == stages_of(out).count("control") == EPOCHS
+
+
 def test_both_are_what_they_are_one_after_the_other(
     class_folders: Path, out: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline.distill_student(open_job(class_folders, out))
     assert_same(out, whole)
-    assert (out / "learning_curves.png").stat().st_size > 0
+    with Image.open(out / "learning_curves.png") as picture:
+        picture.load()
     told = capsys.readouterr().err
     assert told.count(TOLD) == 1
-    assert len(re.findall(rf"^(distill|control) +\d/{EPOCHS}  train loss .* left$", told, re.MULTILINE)) == 2 * EPOCHS
+    assert len(re.findall(rf"^(student|control) +\d/{EPOCHS}  train loss .* left$", told, re.MULTILINE)) == 2 * EPOCHS
     assert torch.get_num_threads() == 2
 
 
@@ -237,7 +264,7 @@ def test_a_stop_saves_both_and_both_go_on_to_the_same_weights(
     number: signal.Signals,
     code: int,
 ) -> None:
-    in_control(SLOWLY)
+    in_control(HELD)
     once_control_trains(monkeypatch, out, lambda: signal.raise_signal(number))
     with pytest.raises(Interrupted, match=BOTH_SAVED) as stopped:
         pipeline.distill_student(open_job(class_folders, out))
@@ -275,7 +302,7 @@ def test_a_stop_before_the_control_trains_does_not_say_that_it_saved_something(
 def test_a_second_signal_ends_both_at_once(
     class_folders: Path, out: Path, in_control: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pid = in_control(SLOWLY)
+    pid = in_control(HELD)
 
     def stop_twice() -> None:
         signal.raise_signal(signal.SIGINT)
@@ -292,7 +319,7 @@ def test_a_second_signal_ends_both_at_once(
 def test_a_stop_while_only_the_control_still_trains_saves_it(
     class_folders: Path, out: Path, whole: Path, in_control: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_control(SLOWLY)
+    in_control(HELD)
 
     def stop_later() -> None:
         wait_until(lambda: (out / "learning_curves.png").exists() and "control" in stages_of(out))
@@ -312,7 +339,7 @@ def test_a_stop_while_only_the_control_still_trains_saves_it(
 def test_an_error_of_the_student_stops_the_control_which_saves_its_state(
     class_folders: Path, out: Path, in_control: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pid = in_control(SLOWLY)
+    pid = in_control(HELD)
 
     def fail() -> None:
         raise TrainingError("the student has failed", "do this")
@@ -382,9 +409,9 @@ def test_a_control_s_state_from_before_it_had_a_file_of_its_own_is_gone_on_with(
     shutil.copy(whole / "student.safetensors", out)
     save = Checkpoint.save
 
-    def stop_after_two(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+    def stop_after_two(checkpoint: Checkpoint, state: TrainingState) -> None:
         save(checkpoint, state)
-        if state["epoch"] == 2:
+        if state.epoch == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoint, "save", stop_after_two)
@@ -411,7 +438,7 @@ def test_the_plan_says_so_and_measures_with_the_threads_that_each_will_have(
         return measure(network, *arguments, training=training, **options)
 
     monkeypatch.setattr(speeds, "step_seconds", noting)
-    job = open_job(class_folders, out, "distill.seed=5")  # its logits are not stored
+    job = open_job(class_folders, out, "training.seed=5")  # its logits are not stored
     planned = {stage.name: stage for stage in forecast_command(job, "distill").stages}
     assert planned["student"].seconds > 0
     assert planned["control"].seconds == pytest.approx(CONTROL_START_S)

@@ -107,11 +107,16 @@ def test_a_process_that_was_killed_leaves_no_claim(claimed: "subprocess.Popen[st
 
 
 def test_where_there_is_no_such_lock_nothing_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
     def refuse(*_: object) -> None:
+        asked.append("for a lock")
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fcntl.lockf", refuse)
-    ModelDir(tmp_path).claim()
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.lockf", refuse)
+        ModelDir(tmp_path).claim()
+    assert asked == ["for a lock"]
 
 
 def test_a_second_command_is_told_before_it_plans(

@@ -4,7 +4,9 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,14 +42,16 @@ def plain(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (40,
 
 
 def test_classes_and_probabilities_are_those_worked_out_by_hand(model: Path, tmp_path: Path) -> None:
+    start = time.perf_counter()
     (prediction,) = predict_files(model, [plain(tmp_path / "a.png", (51, 204, 102))], k=2)
+    took_ms = 1e3 * (time.perf_counter() - start)
     exponentials = np.exp([10 * 51 / 255, 10 * 204 / 255, 10 * 102 / 255])
     assert prediction.answer is not None
     assert [name for name, _ in prediction.answer.top] == ["green", "blue"]
     np.testing.assert_allclose(
         [p for _, p in prediction.answer.top], exponentials[[1, 2]] / exponentials.sum(), atol=1e-6
     )
-    assert 0 < prediction.answer.latency_ms < 1000
+    assert 0 < prediction.answer.latency_ms < took_ms
 
 
 def test_more_guesses_than_classes_gives_them_all(model: Path, tmp_path: Path) -> None:
@@ -138,7 +142,7 @@ def half_a_jpeg() -> bytes:
         ("bomb.png", make_png(12_001, 10_000), "is too large (12001×10000 px)"),
         ("bigger_bomb.png", make_png(60_000, 60_000), "is too large"),
         ("text.png", png_with_large_text(), "the text or colour profile packed into it is too large"),
-        ("scans.jpg", jpeg_of_many_scans(101), "it is a JPEG in more than 100 passes"),
+        ("scans.jpg", jpeg_of_many_scans(101), "the JPEG has more than 100 passes"),
     ],
     ids=["empty", "text", "half", "broken", "postscript", "bomb", "bigger bomb", "large text", "scans"],
 )
@@ -241,7 +245,7 @@ def test_a_directory_without_onnx_names_the_command(tmp_path: Path) -> None:
 
 def test_latency_is_of_the_network_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now_ns = 0
-    monkeypatch.setattr("toolkit.predict.time.perf_counter_ns", lambda: now_ns)
+    monkeypatch.setattr("toolkit.predict.time", SimpleNamespace(perf_counter_ns=lambda: now_ns))
 
     class Slow:
         classes = ("a", "b")

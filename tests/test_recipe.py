@@ -3,13 +3,18 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from toolkit import recipe as recipe_module
+from toolkit import shipped
 from toolkit.architectures import DepthwiseSettings
+from toolkit.distill.teacher import TRAINED_BY
 from toolkit.errors import RecipeError
+from toolkit.networks.weights import read_info
 from toolkit.recipe import FOLLOW_PICTURES, NEWER_SETTINGS, NOT_IN_FINGERPRINT, Recipe, builtin_names, load_builtin
 
 
@@ -37,7 +42,7 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
             "distill.temprature=3",
             r"unknown key distill.temprature; did you mean distill.temperature\? valid here: epochs,",
         ),
-        ("distil.epochs=3", r"unknown key distil; did you mean distill\? valid here: data, teacher"),
+        ("distil.epochs=3", r"unknown key distil; did you mean distill\? valid here: data, training"),
         ("distill.epochs=2.5", r"distill.epochs = 2.5 is not allowed; input should be a valid integer"),
         ("distill.epochs='2'", r'distill.epochs = "2" is not allowed; input should be a valid integer'),
         ("distill.alpha=1.5", r"distill.alpha = 1.5 is not allowed; input should be less than or equal to 1"),
@@ -121,11 +126,11 @@ def test_fingerprint_sees_settings_but_not_where_data_lies() -> None:
     assert recipe.fingerprint("data", "distill") == moved.fingerprint("data", "distill")
     hotter = recipe.with_overrides(["distill.temperature=9"])
     assert recipe.fingerprint("distill") != hotter.fingerprint("distill")
-    assert recipe.fingerprint("data", "teacher", "distill.seed") == hotter.fingerprint(
-        "data", "teacher", "distill.seed"
+    assert recipe.fingerprint("data", "teacher", "training.seed") == hotter.fingerprint(
+        "data", "teacher", "training.seed"
     )
-    reseeded = recipe.with_overrides(["distill.seed=1"])
-    assert recipe.fingerprint("teacher", "distill.seed") != reseeded.fingerprint("teacher", "distill.seed")
+    reseeded = recipe.with_overrides(["training.seed=1"])
+    assert recipe.fingerprint("teacher", "training.seed") != reseeded.fingerprint("teacher", "training.seed")
 
 
 @pytest.mark.parametrize(
@@ -133,8 +138,8 @@ def test_fingerprint_sees_settings_but_not_where_data_lies() -> None:
     [
         (["distill.method=dkd", "distill.mixup=0.2"], "dkd needs one label per image: set mixup to 0"),
         (
-            ["distill.method=kd+attention", "distill.compile=default"],
-            "reads the networks as they run: set compile to off",
+            ["distill.method=kd+attention", "training.compile=default"],
+            "reads the networks as they run: set training.compile to off",
         ),
     ],
 )
@@ -164,7 +169,7 @@ def test_the_control_depends_on_everything_but_how_the_teacher_teaches() -> None
     ]
     assert Recipe().with_overrides(teaching).control_fingerprint() == control
     for override in (
-        *("distill.epochs=3", "distill.seed=1", "distill.teacher_views=2", "distill.mixup=0.1", "data.flip=false"),
+        *("distill.epochs=3", "training.seed=1", "distill.teacher_views=2", "distill.mixup=0.1", "data.flip=false"),
         *("student.base=8", "distill.schedule=cosine", "distill.label_smoothing=0.1", "distill.start_image_size=96"),
     ):
         assert Recipe().with_overrides([override]).control_fingerprint() != control, override
@@ -238,9 +243,86 @@ def test_a_single_layer_s_name_gets_the_form_of_a_list() -> None:
         Recipe().with_overrides(["distill.teacher_taps=layer2"])
 
 
+@pytest.fixture
+def _nothing_is_told_yet() -> Iterator[None]:
+    recipe_module._told_of_moved.clear()
+    yield
+    recipe_module._told_of_moved.clear()
+
+
+@pytest.mark.usefixtures("_nothing_is_told_yet")
+class TestMovedSettings:
+    """seed, precision and compile stood in [distill] before there was [training]."""
+
+    OLD = '[distill]\nseed = 3\nprecision = "bf16"\ncompile = "default"\nalpha = 0.2\n'
+    NEW = '[training]\nseed = 3\nprecision = "bf16"\ncompile = "default"\n[distill]\nalpha = 0.2\n'
+
+    def test_an_old_file_is_read_as_a_new_one_and_told_in_one_line(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        new = Recipe.from_toml(write(tmp_path / "new.toml", self.NEW))
+        assert capsys.readouterr().err == ""
+        old = Recipe.from_toml(write(tmp_path / "old.toml", self.OLD))
+        assert capsys.readouterr().err == (
+            "recipe: distill.seed is training.seed now, distill.precision is training.precision now, distill.compile is"
+            " training.compile now, as teacher and student share it; the old name still works\n"
+        )
+        assert old == new
+        assert old.states("training.seed")
+        assert old.with_overrides(["distill.seed=4"]).training.seed == 4
+        assert capsys.readouterr().err == "", "once a command"
+
+    def test_an_override_by_the_old_name_wins_over_the_file(self, capsys: pytest.CaptureFixture[str]) -> None:
+        recipe = Recipe().with_overrides(["training.seed=1", "distill.seed=2"])
+        assert recipe.training.seed == 2
+        assert capsys.readouterr().err.count("distill.seed is training.seed now") == 1
+        assert recipe.with_overrides(["training.seed=5"]).training.seed == 5
+
+    def test_its_value_is_checked_under_its_new_name(self) -> None:
+        with pytest.raises(RecipeError, match=r"training\.precision = \"int8\" is not allowed; input should be 'auto'"):
+            Recipe().with_overrides(["distill.precision=int8"])
+
+    def test_both_names_with_two_values_are_refused(self, tmp_path: Path) -> None:
+        text = "[training]\nseed = 1\n[distill]\nseed = 2\n"
+        with pytest.raises(RecipeError, match=r"distill\.seed is training\.seed now: give one of them"):
+            Recipe.from_toml(write(tmp_path / "r.toml", text))
+        assert Recipe.from_toml(write(tmp_path / "r.toml", text.replace("2", "1"))).training.seed == 1
+
+    def test_what_weights_of_earlier_versions_say_is_read_silently(self, capsys: pytest.CaptureFixture[str]) -> None:
+        values = Recipe().model_dump(mode="json")
+        written = values | {"distill": values["distill"] | values.pop("training") | {"seed": 7}}
+        for recipe in (Recipe.model_validate(written), Recipe.from_dict(written, "student.safetensors")):
+            assert recipe == Recipe().with_overrides(["training.seed=7"])
+        assert written["distill"]["seed"] == 7, "left as it was"
+        assert capsys.readouterr().err == ""
+
+    def test_a_section_that_is_no_table_is_refused_as_any_other(self) -> None:
+        with pytest.raises(RecipeError, match=r"training = 3 is not allowed; input should be a valid dictionary"):
+            Recipe.from_dict({"training": 3, "distill": {"seed": 1}}, "r.toml")
+
+    def test_fingerprints_know_them_by_their_first_place(self) -> None:
+        recipe = Recipe().with_overrides(["training.seed=3", "training.precision=bf16", "teacher.epochs=7"])
+        values = recipe.model_dump(mode="json")
+        distill = values["distill"] | values["training"]
+        first = {f"{name}.{key}": value for name in ("data", "student") for key, value in values[name].items()}
+        first |= {f"distill.{key}": value for key, value in distill.items()}
+        known = {key: value for key, value in first.items() if key not in {*NEWER_SETTINGS, *NOT_IN_FINGERPRINT}}
+        expected = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+        assert recipe.fingerprint("data", "student", "distill") == expected
+        assert recipe.fingerprint("data", "student", "distill", "training") == expected
+        two = json.dumps({"distill.precision": "bf16", "distill.seed": 3}).encode()
+        assert recipe.fingerprint("training.seed", "training.precision") == hashlib.sha256(two).hexdigest()
+
+    def test_a_file_of_an_earlier_version_is_still_up_to_date(self) -> None:
+        info = read_info(shipped.weights_files()["fashion-mnist"])
+        assert "seed" in info.recipe["distill"], "it is of an earlier version"
+        recipe = Recipe.from_dict(info.recipe, "teacher-resnet18.safetensors")
+        assert recipe.fingerprint("data", *TRAINED_BY) == info.recipe_sha256
+
+
 def test_a_seed_that_no_generator_takes() -> None:
-    with pytest.raises(RecipeError, match=r"distill\.seed = 9223372036854775808 is not allowed"):
-        Recipe().with_overrides([f"distill.seed={2**63}"])
+    with pytest.raises(RecipeError, match=r"training\.seed = 9223372036854775808 is not allowed"):
+        Recipe().with_overrides([f"training.seed={2**63}"])
 
 
 @pytest.mark.parametrize(

@@ -50,17 +50,17 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def trained(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """recipe.toml and what `toolkit teacher --recipe recipe.toml --set distill.seed=3` writes beside it."""
+    """recipe.toml and what `toolkit teacher --recipe recipe.toml --set training.seed=3` writes beside it."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "recipe.toml").write_text(RECIPE.format(source=class_folders))
     recipe = str(folder / "recipe.toml")
-    pipeline.make_teacher(workspace.open_for_training(recipe, None, folder, ["distill.seed=3"], device="cpu"))
+    pipeline.make_teacher(workspace.open_for_training(recipe, None, folder, ["training.seed=3"], device="cpu"))
     return folder
 
 
 def words(trained: Path, out: Path, *more: str) -> list[str]:
     return [
-        *(str(trained), "--recipe", str(trained / "recipe.toml"), "--set", "distill.seed=3", "--out", str(out)),
+        *(str(trained), "--recipe", str(trained / "recipe.toml"), "--set", "training.seed=3", "--out", str(out)),
         *("--hardware", "a small machine", "--data-licence", "none needed", "--device", "cpu", *more),
     ]
 
@@ -81,11 +81,11 @@ def test_the_card_says_what_the_file_is(script: ModuleType, trained: Path, tmp_p
     sha, accuracy = sha256_file(trained / "teacher.safetensors"), info.extra[SHIPPED_ACCURACY]
     assert info.extra == before.extra | {"float32_sha256": sha, SHIPPED_ACCURACY: accuracy}
     assert f"| SHA-256 | `{sha256_file(path)}` |" in card
-    assert f"toolkit teacher --recipe {trained / 'recipe.toml'} --set distill.seed=3" in card
+    assert f"toolkit teacher --recipe {trained / 'recipe.toml'} --set training.seed=3" in card
     assert 'teacher.weights = "colours"' in card
     assert "| a small machine; arithmetic: fp32 |" in card
     assert "none needed" in card
-    for setting in ("data.image_size = 32", "teacher.epochs = 3", "teacher.batch_size = 12", "distill.seed = 3"):
+    for setting in ("data.image_size = 32", "teacher.epochs = 3", "teacher.batch_size = 12", "training.seed = 3"):
         assert f"- `{setting}`" in card
     assert "teacher.optimizer" not in card, "a default"
     assert len(re.findall(r"^\| \*{0,2}\d+\*{0,2} \| \*{0,2}32", card, re.MULTILINE)) == 3, "every epoch"
@@ -126,9 +126,9 @@ def test_it_is_written_once_to_be_measured_and_once_to_ship(
 
 
 def test_a_recipe_that_did_not_make_it_is_refused(script: ModuleType, trained: Path, tmp_path: Path) -> None:
-    told = r"other settings than .*recipe\.toml: teacher.epochs = 3 and not 9; distill.seed = 3 and not 4; give the"
+    told = r"other settings than .*recipe\.toml: training.seed = 3 and not 4; teacher.epochs = 3 and not 9; give the"
     with pytest.raises(RecipeError, match=told):
-        ship(script, *words(trained, tmp_path, "--set", "distill.seed=4", "--set", "teacher.epochs=9"))
+        ship(script, *words(trained, tmp_path, "--set", "training.seed=4", "--set", "teacher.epochs=9"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -144,7 +144,7 @@ def test_a_difference_that_counts_is_refused(
 def test_a_licence_that_is_not_known_has_to_be_said(script: ModuleType, trained: Path, tmp_path: Path) -> None:
     given = words(trained, tmp_path)
     place = given.index("--data-licence")
-    with pytest.raises(RecipeError, match=r"the licence of .* is not known here; say it with --data-licence"):
+    with pytest.raises(RecipeError, match=r"the licence of .* is not known here; state it with --data-licence"):
         ship(script, *given[:place], *given[place + 2 :])
 
 
@@ -158,7 +158,7 @@ def test_other_data_and_a_teacher_without_epochs_are_refused(
     (tmp_path / "teacher.safetensors").write_bytes((trained / "teacher.safetensors").read_bytes())
     (tmp_path / "metrics.jsonl").write_text('{"stage": "distill"}\n')
     (tmp_path / "recipe.toml").write_bytes((trained / "recipe.toml").read_bytes())
-    with pytest.raises(WeightsError, match="has no epoch of a teacher; ship one that was trained"):
+    with pytest.raises(WeightsError, match="has no epoch of a teacher; ship a teacher that toolkit teacher trained"):
         ship(script, *words(tmp_path, tmp_path))
     (tmp_path / "metrics.jsonl").write_bytes((trained / "metrics.jsonl").read_bytes())
     real = load_dataset
@@ -166,7 +166,7 @@ def test_other_data_and_a_teacher_without_epochs_are_refused(
     monkeypatch.setattr(sys, "argv", ["ship_teacher.py", *words(tmp_path, tmp_path)])
     assert script.main() == 1
     told = capsys.readouterr().err
-    assert re.search(r"error: .*teacher\.safetensors was trained on another \S+; put the data back", told)
+    assert re.search(r"error: .*teacher\.safetensors was trained on another \S+; put back the data", told)
 
 
 def _renamed(dataset: object) -> object:

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from rich.console import Console
 from toolkit import console
 from toolkit.distill import distributed
 from toolkit.distill.interruption import stop_request
+from toolkit.distill.metrics import EpochMetrics
 from toolkit.distill.precision import Arithmetic
 from toolkit.distill.student import train_control
 from toolkit.errors import Interrupted, ToolkitError, TrainingError, one_line
@@ -63,6 +65,7 @@ def control_beside(workspace: "Workspace", precision: Arithmetic) -> Iterator[No
     Each keeps its share of the threads to the end, so that the weights do not depend on which of them is faster. A
     stop, or an error, of the body stops the control, which saves its state. An error of the control is said at once and
     raised when the body has ended: TrainingError if its process was killed, RuntimeError with the traceback for a bug.
+    The workspace's `on_epoch` gets the control's epochs here, one after another, when both have ended.
     """
     threads = torch.get_num_threads()
     share = threads // 2
@@ -83,6 +86,7 @@ def control_beside(workspace: "Workspace", precision: Arithmetic) -> Iterator[No
             request.signal_number = stop.signal_number  # one more ends both at once
             control.ask_to_stop()
             where = f"; in {ending.where}" if isinstance(ending := control.ending(), Interrupted) else ""
+            control.report_epochs()
             raise Interrupted(stop.where + where, stop.signal_number) from None
         except Exception:
             control.ask_to_stop()
@@ -91,6 +95,7 @@ def control_beside(workspace: "Workspace", precision: Arithmetic) -> Iterator[No
         finally:
             control.end()
             torch.set_num_threads(threads)
+        control.report_epochs()
         if isinstance(ending, Interrupted):
             raise Interrupted(ending.where, request.signal_number or ending.signal_number)
         if ending is not None:
@@ -139,6 +144,8 @@ class _Control:
         assert self._process.stderr is not None
         self._questions, self._answer, self._words = self._process.stdin, self._process.stdout, self._process.stderr
         self.is_awaited = False
+        self._epochs: list[EpochMetrics] = []
+        self._on_epoch = workspace.on_epoch
         self._ending: Exception | None = RuntimeError("the control's process has not said how it ended")
         self._speaker = threading.Thread(target=self._say_words, daemon=True)
         self._speaker.start()
@@ -146,7 +153,8 @@ class _Control:
         self._listener.start()
         with contextlib.suppress(BrokenPipeError):  # `ending` will tell
             modules = modules_to_import(workspace.recipe.student.architecture)
-            self._questions.write(pickle.dumps((modules, workspace, precision, threads)))
+            alone = replace(workspace, on_epoch=None)  # a function of this process's
+            self._questions.write(pickle.dumps((modules, alone, precision, threads)))
             self._questions.flush()
 
     def is_running(self) -> bool:
@@ -166,6 +174,12 @@ class _Control:
         self._listener.join()
         return self._ending
 
+    def report_epochs(self) -> None:
+        """Give the epochs that it trained to `on_epoch`; it must have ended."""
+        if self._on_epoch is not None:
+            for metrics in self._epochs:
+                self._on_epoch(metrics)
+
     def end(self) -> None:
         """At once, where it still runs."""
         self.is_awaited = True
@@ -176,7 +190,7 @@ class _Control:
     def _hear_answer(self) -> None:
         answer = self._answer.read()
         self._speaker.join()
-        self._ending = _read_ending(self._process.wait(), answer)
+        self._ending, self._epochs = _read_answer(self._process.wait(), answer)
         if self._ending is not None and not isinstance(self._ending, Interrupted) and not self.is_awaited:
             console.say(f"warning: the control has failed: {one_line(self._ending, last=True)}")
 
@@ -185,17 +199,18 @@ class _Control:
             console.say(line.decode(errors="replace").rstrip("\n"))
 
 
-def _read_ending(code: int, answer: bytes) -> Exception | None:
-    """What `ending` returns, from the process's exit code and what it answered."""
+def _read_answer(code: int, answer: bytes) -> tuple[Exception | None, list[EpochMetrics]]:
+    """What `ending` returns and the epochs, from the process's exit code and what it answered."""
     if code == 0:
-        ending: Exception | None = pickle.loads(answer)  # noqa: S301 - of our own process
-        return ending
+        told: tuple[Exception | None, list[EpochMetrics]] = pickle.loads(answer)  # noqa: S301 - of our own process
+        return told
     if code > 0:
-        return RuntimeError(f"the control's process ended with exit code {code}")
-    return TrainingError(
+        return RuntimeError(f"the control's process ended with exit code {code}"), []
+    killed = TrainingError(
         f"control: its process was ended by {signal.Signals(-code).name}, which happens where memory runs out",
         "go on with --resume, which trains it alone",
     )
+    return killed, []
 
 
 def main() -> None:
@@ -213,7 +228,9 @@ def main() -> None:
     console.LOG_INTERVAL_S = math.inf
     torch.set_num_threads(threads)
     keep_freed_memory()
-    pickle.dump(_train(workspace, precision), answer)
+    epochs: list[EpochMetrics] = []
+    ending = _train(replace(workspace, on_epoch=epochs.append), precision)
+    pickle.dump((ending, epochs), answer)
     answer.flush()
 
 

@@ -8,6 +8,7 @@ import contextlib
 import os
 import shlex
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -109,24 +110,30 @@ class ModelDir:
         except OSError as error:
             raise unwritable(self.path, error) from None
 
-    def claim(self) -> None:
-        """Keep every other process that trains out of the directory until this one ends.
+    def claim(self) -> Callable[[], None]:
+        """Keep every other process that trains out of the directory until this one ends, or calls what is returned.
 
         Raises ArtifactError where another one is at work here already. Does nothing where the system has no such lock.
         """
         lock = (self.path / ".lock").absolute()
+        release = contextlib.ExitStack()
         with contextlib.suppress(ImportError, OSError):  # no fcntl; a file system without locks; somebody else's file
             import fcntl
 
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # open to the end, as the lock is
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # open as long as the lock lasts
             try:
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                os.close(handle)
                 raise ArtifactError(
                     f"another toolkit process is training in {self.path}",
                     "wait until it has ended, or choose another directory with --out",
                 ) from None
-            atexit.register(lock.unlink, missing_ok=True)
+            release.callback(os.close, handle)
+            release.callback(lock.unlink, missing_ok=True)
+            release.callback(atexit.unregister, release.close)
+            atexit.register(release.close)
+        return release.close
 
     def require(self, artifact: Path) -> Path:
         """`artifact` if it is there; else an ArtifactError naming the command that makes it."""

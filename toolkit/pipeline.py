@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from toolkit import console
 from toolkit.errors import DeviceError
-from toolkit.modeldir import FilePrecision, ModelDir
-from toolkit.recipe import NOTEBOOK_RECIPE, Recipe, load_builtin
-from toolkit.workspace import Workspace, follow_images, named_recipe, with_control, with_source
+from toolkit.modeldir import FilePrecision
+from toolkit.workspace import Workspace, with_control
 
 if TYPE_CHECKING:
     from toolkit.bench.schema import Report
@@ -60,10 +59,10 @@ def distill_student(workspace: Workspace, *, control: bool = False) -> "WeightsF
         console.say(f"{workspace.model_dir.path} has no teacher yet: making it first")
         _make_teacher_first(workspace)
     also_control = with_control(workspace, by_default=control)
-    first = workspace.recipe.distill.seed
+    first = workspace.recipe.training.seed
     made = None
     for seed in range(first, first + workspace.seeds):
-        recipe = workspace.recipe.with_overrides([f"distill.seed={seed}"])
+        recipe = workspace.recipe.with_overrides([f"training.seed={seed}"])
         directory = workspace.model_dir if seed == first else workspace.model_dir.of_seed(seed)
         if workspace.seeds > 1:
             console.say(f"seed {seed} ({seed - first + 1} of {workspace.seeds}), in {directory.path}")
@@ -101,36 +100,18 @@ def export_models(workspace: Workspace, smaller: tuple[FilePrecision, ...] = ())
 
 
 def export_weights(
-    weights: Path,
-    recipe_name: str | None,
-    data: str | None,
-    out: Path | None,
-    overrides: list[str],
-    *,
-    smaller: tuple[FilePrecision, ...] = (),
-    force: bool = False,
+    workspace: Workspace, weights: Path, smaller: tuple[FilePrecision, ...] = (), *, with_images: bool
 ) -> "list[ExportResult]":
-    """Export one weights file; --data gives a bare one its class names, and images to check its accuracy on.
+    """Export one weights file into the workspace's directory; `open_weights_file` makes such a workspace.
 
-    A bare state dict without a recipe is taken for the notebook's: what is published beside it has its settings.
+    Its data, where `with_images` says that it is of these weights, gives a bare file its class names, and images to
+    check its accuracy on.
     """
     from toolkit.export.export import export_weights_file
-    from toolkit.networks.weights import carries_info, read_info
 
-    if recipe_name:
-        recipe = named_recipe(recipe_name)
-    elif carries_info(weights):
-        recipe = Recipe.from_dict(read_info(weights).recipe, str(weights))
-    else:
-        recipe = load_builtin(NOTEBOOK_RECIPE)
-    directory = ModelDir(out or weights.parent)
-    directory.make()
-    workspace = Workspace(with_source(recipe, data).with_overrides(overrides), directory, "cpu", force)
-    workspace = follow_images(workspace) if data else workspace
-    classes = workspace.dataset.classes if data else None
-    return export_weights_file(
-        weights, directory.path, _export_options(workspace, smaller, with_images=bool(data)), classes
-    )
+    classes = workspace.dataset.classes if with_images else None
+    options = _export_options(workspace, smaller, with_images=with_images)
+    return export_weights_file(weights, workspace.model_dir.path, options, classes)
 
 
 def write_triton_models(repository: Path, prefix: str, results: "list[ExportResult]", *, force: bool) -> list[Path]:

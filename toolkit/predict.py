@@ -89,15 +89,8 @@ def find_model(model: Path) -> Path:
 def read_image(path: Path, name: str = "") -> Image.Image:
     """Open and decode a picture of a known format; DataError says `name`, by default the path, and the reason."""
     name = name or str(path)
-    # Pillow warns at a size of its own choosing; the limit here is ours and is an error.
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     try:
-        image = open_image(path)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise _too_large(name, f"{width}×{height} px")
-        image.load()
-        return image
+        return _read(path, name)
     except FileNotFoundError:
         raise DataError(f"{name} is not there", "check the path") from None
     except IsADirectoryError:
@@ -112,6 +105,18 @@ def read_image(path: Path, name: str = "") -> Image.Image:
             f"give a {FORMAT_NAMES} file",
             "empty" if path.stat().st_size == 0 else "unreadable",
         ) from None
+
+
+def _read(path: Path, name: str) -> Image.Image:
+    # Pillow warns at a size of its own choosing; the limit here is ours and is an error.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = open_image(path)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise _too_large(name, f"{width}×{height} px")
+        image.load()
+        return image
 
 
 def ask(predictor: Predictor, pixels: NDArray[np.uint8], k: int) -> Prediction:

@@ -11,7 +11,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from toolkit import shipped
+from toolkit import console, shipped
 from toolkit.architectures import check_settings, settings_of
 from toolkit.errors import RecipeError, did_you_mean
 from toolkit.names import RUNTIME_NAMES, RuntimeName
@@ -35,6 +35,9 @@ NOTEBOOK_RECIPE = "food11"
 
 NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights", "distill.control"}
 """Where files lie, how fast they are read, what else is trained; the files themselves have a SHA-256 of their own."""
+
+MOVED = {f"distill.{key}": f"training.{key}" for key in ("seed", "precision", "compile")}
+"""Where settings of both stages of training stood before there was [training] → where they stand."""
 
 NEWER_SETTINGS = {"data.share": 1, "teacher.enlarge": None}
 """Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
@@ -58,15 +61,16 @@ Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one-cycle"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
+Overrides = Iterable[str] | Mapping[str, Any]
+"""Settings for `Recipe.with_overrides`."""
+
 Calibration = Literal["minmax", "entropy", "percentile"]
 """The range of all values; the range that loses least information (by KL); the central 99.999 %."""
 
-LogitMethod = Literal["kd", "dkd", "dist", "hard"]
-FeatureMethod = Literal["fitnets", "attention", "similarity"]
-LOGIT_METHODS: tuple[LogitMethod, ...] = get_args(LogitMethod)
-"""Ways to learn from the teacher's logits: toolkit/distill/losses.py."""
-FEATURE_METHODS: tuple[FeatureMethod, ...] = get_args(FeatureMethod)
-"""Ways to learn from the teacher's layers: toolkit/distill/features.py."""
+LOGIT_METHODS = ("kd", "dkd", "dist", "hard")
+"""Ways to learn from the teacher's logits; what they are says METHODS in toolkit/distill/objective.py."""
+FEATURE_METHODS = ("fitnets", "attention", "similarity")
+"""Ways to learn from the teacher's layers."""
 
 
 class Section(BaseModel):
@@ -117,6 +121,18 @@ class DataRecipe(Section):
 
 
 class TrainingRecipe(Section):
+    """`[training]`: what all stages of training share."""
+
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of weights, order and views in both training stages")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="arithmetic of both training stages; auto: times both here and uses the faster one"
+    )
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
+        "off", description="mode of torch.compile in both training stages; reduce-overhead uses CUDA graphs"
+    )
+
+
+class StageRecipe(Section):
     """Settings of every training stage: the budget, the optimiser, and the regularisation."""
 
     epochs: int = Field(
@@ -185,7 +201,7 @@ class NetworkRecipe(Section):
         return {key: value for key, value in self.settings.items() if key in self.model_fields_set}
 
 
-class TeacherRecipe(NetworkRecipe, TrainingRecipe):
+class TeacherRecipe(NetworkRecipe, StageRecipe):
     """`[teacher]`: the network that teaches, trained here, fine-tuned or imported."""
 
     model_config = ConfigDict(extra="allow")
@@ -218,7 +234,7 @@ class StudentRecipe(NetworkRecipe):
     architecture: str = Field("depthwise", description="`depthwise` (the notebook's), or a torchvision classifier")
 
 
-class DistillRecipe(TrainingRecipe):
+class DistillRecipe(StageRecipe):
     """`[distill]`: how the student learns from the teacher."""
 
     method: str = Field("kd", description=f"{', '.join((*LOGIT_METHODS, *FEATURE_METHODS))}, or two: kd+attention")
@@ -241,16 +257,9 @@ class DistillRecipe(TrainingRecipe):
         None, description="also trains the student without a teacher; absent: in `toolkit run` and with --seeds"
     )
     learning_rate: float = Field(0.1, gt=0, le=10, description="peak of the schedule")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="arithmetic of both training stages; auto: times both here and uses the faster one"
-    )
     teacher_precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto", description="arithmetic of the teacher while it teaches; auto: as precision, or int8 if that is faster"
     )
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
-        "off", description="mode of torch.compile in both training stages; reduce-overhead uses CUDA graphs"
-    )
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of weights, order and views in both training stages")
 
     @field_validator("teacher_taps", "student_taps", mode="before")
     @classmethod
@@ -269,8 +278,6 @@ class DistillRecipe(TrainingRecipe):
     def _fits_together(self) -> Self:
         if self.mixup and "dkd" in self.method_parts:
             raise ValueError("dkd needs one label per image: set mixup to 0")
-        if self.compile != "off" and self.feature_method:
-            raise ValueError("a method of layers reads the networks as they run: set compile to off")
         if self.teacher_precision == "int8" and self.feature_method:
             raise ValueError("a method of layers cannot read an int8 teacher: choose another teacher_precision")
         if len(self.teacher_taps) != len(self.student_taps):
@@ -282,7 +289,7 @@ class DistillRecipe(TrainingRecipe):
         return tuple(self.method.split("+"))
 
     @property
-    def logit_method(self) -> LogitMethod | None:
+    def logit_method(self) -> str | None:
         return next((part for part in LOGIT_METHODS if part in self.method_parts), None)
 
     @property
@@ -291,7 +298,7 @@ class DistillRecipe(TrainingRecipe):
         return 0 if self.feature_method else min(self.teacher_views, self.epochs)
 
     @property
-    def feature_method(self) -> FeatureMethod | None:
+    def feature_method(self) -> str | None:
         return next((part for part in FEATURE_METHODS if part in self.method_parts), None)
 
 
@@ -356,11 +363,23 @@ class Recipe(Section):
     """All settings of a run. Immutable; `with_overrides` makes a changed copy."""
 
     data: DataRecipe = DataRecipe()
+    training: TrainingRecipe = TrainingRecipe()
     teacher: TeacherRecipe = TeacherRecipe()
     student: StudentRecipe = StudentRecipe()
     distill: DistillRecipe = DistillRecipe()
     export: ExportRecipe = ExportRecipe()
     bench: BenchRecipe = BenchRecipe()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_settings(cls, values: Any) -> Any:
+        return move_settings(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _layers_can_be_seen(self) -> Self:
+        if self.training.compile != "off" and self.distill.feature_method:
+            raise ValueError("a method of layers reads the networks as they run: set training.compile to off")
+        return self
 
     @model_validator(mode="after")
     def _sizes_grow(self) -> Self:
@@ -391,6 +410,7 @@ class Recipe(Section):
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"{path} is not valid TOML: {error}", "correct that line") from None
         _find_weights_beside(path, values)
+        _tell_of_moved(setting for setting in MOVED if _holds(values, setting))
         return cls.from_dict(values, str(path))
 
     def states(self, setting: str) -> bool:
@@ -403,42 +423,51 @@ class Recipe(Section):
         section, _, key = setting.partition(".")
         return getattr(getattr(self, section), key)
 
-    def with_overrides(self, overrides: Iterable[str]) -> Self:
-        """A copy with every `section.key=value` applied; values are read as TOML, bare words as strings.
+    def with_overrides(self, overrides: Overrides) -> Self:
+        """A copy with every override applied; what was left to its default stays so.
 
-        Settings that were left to their default stay so. Another architecture leaves the settings of the former behind.
+        An override is the text `section.key=value`, whose value is read as TOML, a bare word as a string; or the path
+        `section.key` with a value of Python's, in a mapping. Another architecture leaves the settings of the former
+        behind.
         """
+        given = isinstance(overrides, Mapping)
+        pairs = overrides.items() if isinstance(overrides, Mapping) else map(_read_override, overrides)
         values = self.model_dump(mode="json", exclude_unset=True)
-        given = set()
-        for override in overrides:
-            path, separator, text = override.partition("=")
-            section, dot, key = path.strip().partition(".")
-            if not separator or not dot:
-                raise RecipeError(
-                    f"--set {override!r} is not section.key=value", "write it like --set distill.temperature=4"
-                )
-            table = values.setdefault(section, {})
-            table[key.strip()] = _toml_value(text.strip())
-            given.add(path.strip())
+        stated = set()
+        for path, value in pairs:
+            _tell_of_moved([path])
+            section, _, key = MOVED.get(path, path).partition(".")
+            values.setdefault(section, {})[key] = value
+            stated.add(path)
+        self._leave_behind(values, stated)
+        return self.from_dict(values, "settings" if given else "--set")
+
+    def _leave_behind(self, values: dict[str, Any], stated: set[str]) -> None:
+        """Take settings of networks out of `values` that nobody has stated, or that another architecture replaces."""
         for name, network in (("student", self.student), ("teacher", self.teacher)):
             table = values.get(name, {})
             stays = table.get("architecture", network.architecture) == network.architecture
             kept = network.stated_settings if stays else {}
             for key in network.settings.keys() - kept.keys():
-                if f"{name}.{key}" not in given:
+                if f"{name}.{key}" not in stated:
                     table.pop(key, None)
-        return self.from_dict(values, "--set")
 
     def fingerprint(self, *parts: str) -> str:
-        """SHA-256 of the named sections and `section.key`s, without what cannot change a result (paths, workers)."""
-        values = {
-            f"{section}.{key}": value
-            for section, table in self.model_dump(mode="json").items()
-            for key, value in table.items()
-            if (section in parts or f"{section}.{key}" in parts) and f"{section}.{key}" not in NOT_IN_FINGERPRINT
-        }
+        """SHA-256 of the named sections and `section.key`s, without what cannot change a result (paths, workers).
+
+        Settings that have moved are hashed where they stood first, and are part of that section too, so that what was
+        made before stays up to date.
+        """
+        first_places = {new: old for old, new in MOVED.items()}
+        values = {}
         if "student" in parts:
-            values = {f"student.{key}": value for key, value in StudentRecipe.once_for_all.items()} | values
+            values = {f"student.{key}": value for key, value in StudentRecipe.once_for_all.items()}
+        for section, table in self.model_dump(mode="json").items():
+            for key, value in table.items():
+                setting = f"{section}.{key}"
+                place = first_places.get(setting, setting)
+                if {section, setting, place.partition(".")[0]} & {*parts} and setting not in NOT_IN_FINGERPRINT:
+                    values[place] = value
         for setting, unused in NEWER_SETTINGS.items():
             if values.get(setting, ...) == unused:
                 del values[setting]  # the setting did not exist then
@@ -447,7 +476,20 @@ class Recipe(Section):
     def control_fingerprint(self) -> str:
         """The fingerprint of the student without a teacher: without the settings that only concern teaching."""
         keys = [f"distill.{key}" for key in type(self.distill).model_fields if key not in OF_TEACHING]
-        return self.fingerprint("data", "student", *keys)
+        return self.fingerprint("data", "student", "training", *keys)
+
+
+def move_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's values by section, with every setting where it stands today; ValueError where one is given twice."""
+    moved = {section: dict(table) if isinstance(table, dict) else table for section, table in values.items()}
+    for old, new in MOVED.items():
+        section, key = old.split(".")
+        target, name = new.split(".")
+        if _holds(moved, old) and isinstance(moved.setdefault(target, {}), dict):
+            value = moved[section].pop(key)
+            if moved[target].setdefault(name, value) != value:
+                raise ValueError(f"{old} is {new} now: give one of them")
+    return moved
 
 
 def builtin_names() -> list[str]:
@@ -468,6 +510,32 @@ def _find_weights_beside(recipe: Path, values: dict[str, Any]) -> None:
     is_name = weights in (IMAGENET, FOOD_11, *shipped.weights_files())
     if not is_name and (beside := recipe.parent / weights).is_file():
         teacher["weights"] = str(beside)
+
+
+def _holds(values: Mapping[str, Any], setting: str) -> bool:
+    section, _, key = setting.partition(".")
+    return isinstance(values.get(section), dict) and key in values[section]
+
+
+_told_of_moved: set[str] = set()
+"""Settings that were given where they stood once, and said to be: one line a command."""
+
+
+def _tell_of_moved(settings: Iterable[str]) -> None:
+    found = [setting for setting in settings if setting in MOVED]
+    if found and not _told_of_moved:
+        names = ", ".join(f"{setting} is {MOVED[setting]} now" for setting in found)
+        console.say(f"recipe: {names}, as teacher and student share it; the old name still works")
+        _told_of_moved.update(found)
+
+
+def _read_override(text: str) -> tuple[str, Any]:
+    """`section.key=value` → ("section.key", value)"""
+    path, separator, value = text.partition("=")
+    section, dot, key = path.strip().partition(".")
+    if not separator or not dot:
+        raise RecipeError(f"--set {text!r} is not section.key=value", "write it like --set distill.temperature=4")
+    return f"{section}.{key.strip()}", _toml_value(value.strip())
 
 
 def _toml_value(text: str) -> Any:

@@ -1,5 +1,6 @@
 """What a command works in: its recipe, data, model directory and device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,20 +11,44 @@ from toolkit.errors import RecipeError
 from toolkit.machine.container import missing_volume
 from toolkit.machine.limits import LITTLE_MEMORY_BYTES, memory_bytes
 from toolkit.modeldir import ModelDir
-from toolkit.recipe import DEFAULT_RECIPE, Recipe, builtin_names, load_builtin
+from toolkit.recipe import DEFAULT_RECIPE, NOTEBOOK_RECIPE, Overrides, Recipe, builtin_names, load_builtin
 
 if TYPE_CHECKING:
     from toolkit.data.pixels import Pixels
     from toolkit.data.sources import Dataset
     from toolkit.distill.job import TrainingData, TrainingOptions
+    from toolkit.distill.metrics import EpochMetrics
 
 MODELS = Path("models")
 """Where model directories lie, seen from where the command is run."""
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What a caller chose; what is None is found.
+
+    `recipe` is a recipe, a TOML file or a built-in one by name, `data` a named data set or a folder, `out` a model
+    directory.
+    """
+
+    recipe: str | Recipe | None = None
+    data: str | None = None
+    out: Path | None = None
+    overrides: Overrides = ()
+
+    def applied_to(self, recipe: Recipe) -> Recipe:
+        """`recipe` with the data and the overrides."""
+        if self.data is not None:
+            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": self.data})})
+        return recipe.with_overrides(self.overrides)
+
+
+@dataclass(frozen=True)
 class Workspace:
-    """What every stage needs. `device` is a torch device that is proven to work."""
+    """What every stage needs. `device` is a torch device that is proven to work.
+
+    `on_epoch` is called with the figures of every epoch that is trained.
+    """
 
     recipe: Recipe
     model_dir: ModelDir
@@ -33,6 +58,7 @@ class Workspace:
     resume: bool = False
     tensorboard: bool = False
     seeds: int = 1
+    on_epoch: "Callable[[EpochMetrics], object] | None" = None
 
     @cached_property
     def dataset(self) -> "Dataset":
@@ -65,7 +91,7 @@ class Workspace:
     def options(self) -> "TrainingOptions":
         from toolkit.distill.job import TrainingOptions
 
-        return TrainingOptions(self.device, self.force, self.resume, self.tensorboard)
+        return TrainingOptions(self.device, self.force, self.resume, self.tensorboard, self.on_epoch)
 
     def _pixels(self, split: Any) -> "Pixels":
         from toolkit.data.pixels import load_pixels
@@ -89,32 +115,11 @@ def open_for_training(
     writes: bool = True,
     **options: Any,
 ) -> Workspace:
-    """A workspace for teacher, distill and run. Its recipe: --recipe, the data's, OUT's, its teacher's, or the default.
-
-    What that and --set leave to the pictures is chosen, said and from then on stated in its recipe. `options` are the
-    workspace's: force, strict, resume, tensorboard, seeds. Without `writes` no model directory is made.
-    """
-    _warn_of_little_memory()
-    from toolkit.distill.compilation import require_few_sizes
-    from toolkit.distill.distributed import join
-    from toolkit.networks.registry import require_known
-
-    if options.get("tensorboard"):
-        from toolkit.distill.metrics import require_tensorboard
-
-        require_tensorboard()
-    recipe, own_dir = _training_recipe(recipe_name, data, out)
-    recipe = with_source(recipe, data).with_overrides(overrides)
-    require_known(recipe.student.architecture, recipe.teacher.architecture)
-    device = _pick_device(device)  # before a directory is made
-    model_dir = ModelDir(out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
-    if writes:
-        model_dir.make()
-        _warn_of_no_volume(model_dir.path)
-    join(device)
-    workspace = follow_images(Workspace(recipe, model_dir, device, **options))
-    require_few_sizes(workspace.recipe)
-    return workspace
+    """`training_workspace` for a command, which has its process to itself."""
+    warn_of_little_memory()
+    settle_process()
+    choice = Choice(recipe_name, data, out, overrides)
+    return training_workspace(choice, device, writes=writes, **options)
 
 
 def open_finished(
@@ -126,20 +131,67 @@ def open_finished(
     device: str = "auto",
     force: bool = False,
 ) -> Workspace:
-    """A workspace for export and bench; the recipe is the one that made its weights, unless --recipe names another."""
-    _warn_of_little_memory()
-    device = _pick_device(device)
-    from toolkit.networks.weights import read_info
+    """`finished_workspace` for a command, which has its process to itself."""
+    warn_of_little_memory()
+    settle_process()
+    return finished_workspace(Choice(recipe_name, data, model_dir, overrides), device, force=force)
 
-    directory = ModelDir(model_dir)
+
+def training_workspace(choice: Choice, device: str = "auto", *, writes: bool = True, **options: Any) -> Workspace:
+    """A workspace for teacher, distill and run. Recipe: the choice's, its data's, OUT's, OUT's teacher's, the default.
+
+    What that and the overrides leave to the pictures is chosen, said and from then on stated in its recipe. `options`
+    are the workspace's: force, strict, resume, tensorboard, seeds, on_epoch. Without `writes` no model directory is
+    made.
+    """
+    from toolkit.distill.compilation import require_few_sizes
+    from toolkit.distill.distributed import join
+    from toolkit.networks.registry import require_known
+
+    if options.get("tensorboard"):
+        from toolkit.distill.metrics import require_tensorboard
+
+        require_tensorboard()
+    recipe, own_dir = training_recipe(choice)
+    require_known(recipe.student.architecture, recipe.teacher.architecture)
+    device = _pick_device(device)  # before a directory is made
+    model_dir = ModelDir(choice.out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
+    if writes:
+        model_dir.make()
+        _warn_of_no_volume(model_dir.path)
+    join(device)
+    workspace = _follow_images(Workspace(recipe, model_dir, device, **options))
+    require_few_sizes(workspace.recipe)
+    return workspace
+
+
+def finished_workspace(choice: Choice, device: str = "auto", *, force: bool = False) -> Workspace:
+    """A workspace for export and bench; the recipe is the one that made its weights, unless the choice has another."""
+    assert choice.out is not None
+    device = _pick_device(device)
+    directory = ModelDir(choice.out)
     recipe = (
-        named_recipe(recipe_name)
-        if recipe_name
-        else Recipe.from_dict(read_info(directory.require(directory.weights("student"))).recipe, "student.safetensors")
+        named_recipe(choice.recipe) if choice.recipe else _recipe_of(directory.require(directory.weights("student")))
     )
     directory.make()  # it is there: this proves that it can be written to, before any work
-    recipe = with_source(recipe, data).with_overrides(overrides)
-    return follow_images(Workspace(recipe, directory, device, force))
+    return _follow_images(Workspace(choice.applied_to(recipe), directory, device, force))
+
+
+def open_weights_file(weights: Path, choice: Choice, *, force: bool = False) -> Workspace:
+    """A workspace to export one weights file in; its images follow only where the choice has data.
+
+    A bare state dict without a recipe is taken for the notebook's: what is published beside it has its settings.
+    """
+    from toolkit.networks.weights import carries_info
+
+    if choice.recipe:
+        recipe = named_recipe(choice.recipe)
+    else:
+        recipe = _recipe_of(weights) if carries_info(weights) else load_builtin(NOTEBOOK_RECIPE)
+    directory = ModelDir(choice.out or weights.parent)
+    directory.make()
+    workspace = Workspace(choice.applied_to(recipe), directory, "cpu", force)
+    return _follow_images(workspace) if choice.data else workspace
 
 
 def with_control(workspace: Workspace, *, by_default: bool) -> bool:
@@ -148,46 +200,54 @@ def with_control(workspace: Workspace, *, by_default: bool) -> bool:
     return (by_default or workspace.seeds > 1) if wanted is None else wanted
 
 
-def _training_recipe(recipe_name: str | None, data: str | None, out: Path | None) -> tuple[Recipe, Path | None]:
-    """The recipe and, where it has one, its own model directory."""
-    if recipe_name:
-        path = Path(recipe_name)
+def training_recipe(choice: Choice) -> tuple[Recipe, Path | None]:
+    """The recipe to train by and, where it has one, its own model directory; no image is looked at."""
+    recipe, own_dir = _find_recipe(choice)
+    return choice.applied_to(recipe), own_dir
+
+
+def _find_recipe(choice: Choice) -> tuple[Recipe, Path | None]:
+    out = choice.out
+    if isinstance(choice.recipe, Recipe):
+        return choice.recipe, None
+    if choice.recipe:
+        path = Path(choice.recipe)
         own_dir = path.parent if path.name == "recipe.toml" else MODELS / path.stem
-        return named_recipe(recipe_name), own_dir
-    if data is not None:
+        return named_recipe(choice.recipe), own_dir
+    if choice.data is not None:
         from toolkit.data.sources import builtin_recipe_of
 
-        builtin = builtin_recipe_of(data)
+        builtin = builtin_recipe_of(choice.data)
         return (load_builtin(builtin), MODELS / builtin) if builtin else (Recipe(), None)
     if out is not None and ModelDir(out).recipe.is_file():
         return Recipe.from_toml(ModelDir(out).recipe), out
-    if out is not None and ModelDir(out).weights("teacher").is_file():
-        from toolkit.networks.weights import read_info
-
-        teacher = ModelDir(out).weights("teacher")
-        return Recipe.from_dict(read_info(teacher).recipe, str(teacher)), out
+    if out is not None and (teacher := ModelDir(out).weights("teacher")).is_file():
+        return _recipe_of(teacher), out
     return load_builtin(DEFAULT_RECIPE), MODELS / DEFAULT_RECIPE
 
 
-def named_recipe(name: str) -> Recipe:
+def _recipe_of(weights: Path) -> Recipe:
+    """The recipe that made a weights file."""
+    from toolkit.networks.weights import read_info
+
+    return Recipe.from_dict(read_info(weights).recipe, str(weights))
+
+
+def named_recipe(recipe: str | Recipe) -> Recipe:
     """A TOML file, or one of the recipes that ship with the toolkit by name."""
-    if name in builtin_names():
-        return load_builtin(name)
-    if not Path(name).is_file():
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe in builtin_names():
+        return load_builtin(recipe)
+    if not Path(recipe).is_file():
         raise RecipeError(
-            f"--recipe: there is no file {name}",
+            f"recipe: there is no file {recipe}",
             f"give a TOML file or one of the built-in recipes: {', '.join(builtin_names())}",
         )
-    return Recipe.from_toml(Path(name))
+    return Recipe.from_toml(Path(recipe))
 
 
-def with_source(recipe: Recipe, data: str | None) -> Recipe:
-    if data is None:
-        return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})})
-
-
-def follow_images(workspace: Workspace) -> Workspace:
+def _follow_images(workspace: Workspace) -> Workspace:
     """The workspace with all that its recipe leaves to the images chosen, and said; only for that is the data read."""
     from toolkit.data.defaults import follow_pictures, left_to_pictures
 
@@ -201,7 +261,7 @@ def follow_images(workspace: Workspace) -> Workspace:
     return resolved
 
 
-def _warn_of_little_memory() -> None:
+def warn_of_little_memory() -> None:
     """Before anything is loaded: where memory runs out, the kernel ends the process, and nobody is told why."""
     size_bytes = memory_bytes()
     if size_bytes < LITTLE_MEMORY_BYTES:
@@ -220,16 +280,25 @@ def _warn_of_no_volume(path: Path) -> None:
         )
 
 
-def _pick_device(name: str) -> str:
+def settle_process() -> None:
+    """Give torch this process's share of the cores, and let the allocator keep what training frees."""
     import torch
 
     from toolkit.distill import distributed
-    from toolkit.machine.devices import keep_freed_memory, pick_device
+    from toolkit.machine.devices import keep_freed_memory
     from toolkit.machine.limits import available_cores
 
-    processes = distributed.processes_here()
-    torch.set_num_threads(max(1, available_cores() // processes))
+    torch.set_num_threads(max(1, available_cores() // distributed.processes_here()))
     keep_freed_memory()
-    if processes > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+
+
+def _pick_device(name: str) -> str:
+    """The device, of several processes here each its own GPU."""
+    import torch
+
+    from toolkit.distill import distributed
+    from toolkit.machine.devices import pick_device
+
+    if distributed.processes_here() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
         name = f"cuda:{distributed.local_rank()}"
     return pick_device(name)

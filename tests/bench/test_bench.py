@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from toolkit import console
 from toolkit.bench import bench as report_module
 from toolkit.bench.bench import run_bench, written_files
-from toolkit.bench.measure import speed, timing
+from toolkit.bench.measure import end_to_end, speed, timing
 from toolkit.bench.measure.first_use import FirstUse
 from toolkit.bench.measure.images import BenchImages, choose_images
 from toolkit.bench.measure.rows import Row, open_rows
@@ -32,11 +33,12 @@ from toolkit.data.dataset import Dataset, Images
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, DataError
-from toolkit.modeldir import ModelDir
+from toolkit.modeldir import BENCH_PLOTS, ModelDir
 from toolkit.networks.registry import build, spec_of
 from toolkit.networks.weights import ModelInfo, save_model
 from toolkit.recipe import Recipe
 
+DRAW = report_module._draw
 RECIPE = Recipe.from_dict(
     {"data": {"image_size": 32, "resize": 0}, "bench": {"samples": 10, "seconds": 0.02, "batch_sizes": [1, 4]}}, "test"
 )
@@ -142,9 +144,17 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Its pictures are drawn for tests of them alone: see `_draws`."""
     monkeypatch.setattr(timing, "SETTLE_MS", 0.0)
+    monkeypatch.setattr(report_module, "_draw", lambda *_: dict.fromkeys(BENCH_PLOTS, b"a picture"))
     monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [])
     return Bench(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def _draws(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bench draws its pictures."""
+    monkeypatch.setattr(report_module, "_draw", DRAW)
 
 
 def test_report_json_has_schema_1(bench: Bench) -> None:
@@ -197,11 +207,27 @@ def test_figures_of_the_rows(bench: Bench) -> None:
 
 
 def test_whole_answers_are_timed_for_files_that_serve(bench: Bench) -> None:
+    """On a clock that moves by 6 ms for the preprocessing and by 4 ms for the network."""
+    now_ns = [0]
+    prepare, answer = end_to_end.prepare_image, FakePredictor.logits
+
+    def prepare_slowly(content: bytes, preprocess: Preprocess) -> NDArray[np.uint8]:
+        now_ns[0] += 6_000_000
+        return prepare(content, preprocess)
+
+    def answer_slowly(predictor: FakePredictor, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        now_ns[0] += 4_000_000
+        return answer(predictor, images)
+
+    bench.monkeypatch.setattr(end_to_end, "prepare_image", prepare_slowly)
+    bench.monkeypatch.setattr(FakePredictor, "logits", answer_slowly)
+    timed = partial(end_to_end.time_end_to_end, clock=lambda: now_ns[0])
+    bench.monkeypatch.setattr(end_to_end, "time_end_to_end", timed)
     report = bench.run()
     for row in report.rows:
         assert (row.end_to_end_ms is not None) == (row.runtime == "onnxruntime")
-    served = report.rows[1]
-    assert served.end_to_end_ms.p50 > report.preprocess_ms.p50 > 0
+    assert report.rows[1].end_to_end_ms.p50 == 10
+    assert report.preprocess_ms.p50 == 6
 
 
 def test_classes_are_those_of_the_teacher_and_of_what_ships(bench: Bench) -> None:
@@ -238,9 +264,17 @@ def test_test_images_are_kept_for_the_demo(bench: Bench) -> None:
     assert (kept.images, len(kept.disagreements), len(kept.examples)) == (60, 3, len(COLOURS))
 
 
+@pytest.mark.usefixtures("_draws")
 def test_all_that_is_promised_is_written(bench: Bench) -> None:
+    """And named; beside it there is nothing but the models' files."""
+    before = set(bench.folder.iterdir())
     bench.run()
-    assert all(path.stat().st_size > 0 for path in written_files(ModelDir(bench.folder)))
+    written = written_files(ModelDir(bench.folder))
+    pictures = {"accuracy_latency.png", "reliability.png", "confusion_difference.png"}
+    assert {path.name for path in written} == {"report.json", "report.md", "README.md", "examples.zip"} | pictures
+    models = {f"{role}.{kind}" for role in ("teacher", "student") for kind in ("safetensors", "onnx")}
+    assert {path.name for path in set(bench.folder.iterdir()) - before - set(written)} == models
+    assert all(path.stat().st_size > 0 for path in written)
 
 
 def test_a_readme_of_somebody_s_own_stays(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,7 +330,7 @@ def test_rows_that_should_agree_and_do_not_are_flagged(bench: Bench, capsys: pyt
 def test_fewer_images_are_spread_over_the_split(bench: Bench) -> None:
     report = bench.run(recipe=RECIPE.with_overrides(["bench.images=20"]))
     assert report.dataset.images == 20
-    chosen = np.arange(20) * 3
+    chosen = np.round(np.arange(20) * 59 / 19)  # the first, the last and evenly between them
     assert report.rows[0].accuracy_top1 == np.mean(chosen % 10 != 0)
     np.testing.assert_array_equal(choose_images(10, 4), [0, 3, 6, 9])
     np.testing.assert_array_equal(choose_images(3, 0), [0, 1, 2])
@@ -304,10 +338,20 @@ def test_fewer_images_are_spread_over_the_split(bench: Bench) -> None:
 
 
 def test_nothing_half_written_stays(bench: Bench) -> None:
-    bench.monkeypatch.setattr(report_module.json, "dumps", lambda *args, **kwargs: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    """A disk that is full when the last file, report.json, is half written."""
+    write_text = Path.write_text
+
+    def fill_the_disk(path: Path, text: str, **options: Any) -> int:
+        if '"schema": 1' not in text:
+            return write_text(path, text, **options)
+        write_text(path, text[: len(text) // 2], **options)
+        raise OSError(28, "No space left on device")
+
+    bench.monkeypatch.setattr(Path, "write_text", fill_the_disk)
+    with pytest.raises(ArtifactError, match=r"cannot write .*report\.json: No space left on device"):
         bench.run()
     left = {path.name for path in bench.folder.iterdir()}
+    assert "report.md" in left, "it comes before"
     assert "report.json" not in left
     assert not any(name.startswith(".") for name in left)
 
@@ -356,6 +400,7 @@ def test_the_markdown_is_complete(bench: Bench) -> None:
         assert f"]({name}.png)" in text
 
 
+@pytest.mark.usefixtures("_draws")
 def test_the_plot_is_a_picture_with_ink_of_both_models(bench: Bench) -> None:
     bench.run()
     with Image.open(bench.folder / "accuracy_latency.png") as picture:
@@ -413,7 +458,8 @@ def save_network(model_dir: ModelDir, role: Any, classes: tuple[str, ...], prepr
     save_model(model_dir.weights(role), network, info)
 
 
-def test_rows_of_real_files_from_end_to_end(tmp_path: Path) -> None:
+def test_rows_of_real_files_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SETTLE_MS", 0.0)
     model_dir = ModelDir(tmp_path)
     for role in ("teacher", "student"):
         save_network(model_dir, role, COLOURS)

@@ -31,7 +31,8 @@ CHROMIUM_FLAGS = (
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 )
-WAIT_MS = 15_000
+WAIT_MS = 120_000
+"""ms after which a test gives up; it says nothing of how fast a machine is"""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,8 +25,10 @@ pytestmark = pytest.mark.browser
 
 def test_both_answer_an_uploaded_picture(page: Page, demo: Demo, tmp_path: Path) -> None:
     picture = save_picture(tmp_path, "blue")
+    start = time.perf_counter()
     choose_file(page, picture)
     expect_answers(page)
+    took_ms = 1e3 * (time.perf_counter() - start)
     best = []
     for role in ROLES:
         file = demo.full.onnx(role)
@@ -42,7 +45,7 @@ def test_both_answer_an_uploaded_picture(page: Page, demo: Demo, tmp_path: Path)
         facts = column.locator(".kd-facts").inner_text().replace("\xa0", " ")
         latency = re.search(r"([\d.]+) ms on this picture", facts)
         assert latency is not None
-        assert 0 < float(latency[1]) < 1000
+        assert 0 < float(latency[1]) < took_ms
         assert f"{file.stat().st_size / 1000:.1f} kB" in facts
         best.append(expected.answer.top[0][0])
     verdict = page.locator("#verdict")

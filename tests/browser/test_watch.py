@@ -1,16 +1,20 @@
 """What every page of these tests is watched for would be seen."""
 
+import time
+
 import pytest
 from playwright.sync_api import Page
 
-from browser.conftest import Watched
+from browser.conftest import WAIT_MS, Watched
 
 pytestmark = pytest.mark.browser
 
 
 def expect_noticed(page: Page, watched: Watched, message: str) -> None:
-    page.wait_for_timeout(200)
-    assert any(message in problem for problem in watched.problems), watched.problems
+    end = time.monotonic() + WAIT_MS / 1000
+    while not any(message in problem for problem in watched.problems):
+        assert time.monotonic() < end, watched.problems
+        page.wait_for_timeout(10)  # meanwhile, what happened is told
     watched.problems.clear()
 
 

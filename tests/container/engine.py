@@ -73,7 +73,7 @@ def running(image: str, *command: str, flags: tuple[str, ...] = ()) -> Iterator[
         docker("rm", "--force", "--volumes", name)
 
 
-def wait_for_health(name: str, wanted: str = "healthy", seconds: float = 90) -> None:
+def wait_for_health(name: str, wanted: str = "healthy", seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if inspect(name, ".State.Health.Status") == wanted:
@@ -83,7 +83,7 @@ def wait_for_health(name: str, wanted: str = "healthy", seconds: float = 90) -> 
     pytest.fail(f"not {wanted} in {seconds:.0f} s: {inspect(name, '.State.Health')}\n{logs.stdout}\n{logs.stderr}")
 
 
-def read_page(address: str, name: str, seconds: float = 90) -> str:
+def read_page(address: str, name: str, seconds: float = 600) -> str:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

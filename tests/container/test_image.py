@@ -96,7 +96,7 @@ def test_without_arguments_it_says_what_it_can(image: str) -> None:
         assert command in shown
 
 
-def test_a_change_of_code_is_built_in_seconds(cpu_image: str, tmp_path: Path) -> None:
+def test_a_change_of_code_builds_the_last_layers_alone(cpu_image: str, tmp_path: Path) -> None:
     context = tmp_path / "context"
     kept = shutil.ignore_patterns(".git", ".venv", "__pycache__", "tests", "benchmarks")
     shutil.copytree(ROOT, context, ignore=kept)
@@ -106,10 +106,8 @@ def test_a_change_of_code_is_built_in_seconds(cpu_image: str, tmp_path: Path) ->
     start = time.monotonic()
     arguments = ["--build-arg", "FLAVOUR=cpu", "--build-arg", f"BASE_IMAGE={base}"]
     docker("build", "--tag", "kd-toolkit:changed", *arguments, str(context))
-    seconds = time.monotonic() - start
-    print(f"rebuilt in {seconds:.1f} s")
+    print(f"rebuilt in {time.monotonic() - start:.1f} s")
     before, after = inspect(cpu_image, ".RootFS.Layers"), inspect("kd-toolkit:changed", ".RootFS.Layers")
     differing = [i for i, (one, other) in enumerate(zip(before, after, strict=True)) if one != other]
     assert differing
     assert min(differing) > len(before) - 4  # the packages' layer is the one before those
-    assert seconds < 60

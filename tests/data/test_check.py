@@ -37,7 +37,7 @@ def test_a_sound_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert report.sizes["train"].width_px == (48, 48, 48)
     assert report.sizes["train"].height_px == (40, 40, 40)
     report.print_table()
-    assert "every image can be read, and none stands in two splits" in capsys.readouterr().out
+    assert "every image can be read, and none is in two splits" in capsys.readouterr().out
 
 
 def test_flaws_are_found(flawed: Path) -> None:

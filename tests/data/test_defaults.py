@@ -19,7 +19,7 @@ from toolkit.recipe import FOLLOW_PICTURES, Recipe, builtin_names, load_builtin
 PHOTOGRAPHS = {"data.image_size": 160, "data.resize": 176, "data.crop_padding": 0}
 QUICK = [
     *("teacher.architecture=depthwise", "teacher.base=4", "student.base=4"),
-    *("distill.precision=fp32", "distill.batch_size=12"),
+    *("training.precision=fp32", "distill.batch_size=12"),
 ]
 
 
@@ -152,7 +152,7 @@ class TestJobs:
         assert "dataset" in vars(job), "read once"
         assert said.count("settings that follow the pictures") == 1
         chosen = "data.image_size=32 data.resize=32 data.crop_padding=4 teacher.epochs=1 distill.epochs=2"
-        assert f"{chosen} (of 27 training images 27 were looked at: median shorter side 32 px" in said
+        assert f"{chosen} (27 of 27 training images sampled: median shorter side 32 px" in said
         assert left_to_pictures(job.recipe) == []
         pipeline.distill_student(job)
         for role in ("teacher", "student"):

@@ -109,7 +109,7 @@ class TestHostCrops:
         monkeypatch.setattr(ViewCrops, "_cut", note)
         crops = self.make(pixels, 1, monkeypatch)
         crops.expect([BATCH], 0)
-        assert done.wait(60)
+        assert done.wait(600)
         crops.expect([BATCH, BATCH[:2]], 0)
         first = crops.take(BATCH, 0)
         assert crops.take(BATCH, 0) is first, "a live teacher asks once more"
@@ -151,7 +151,7 @@ class TestHostCrops:
         assert threads
         del crops
         for thread in threads:
-            thread.join(60)
+            thread.join(600)
             assert not thread.is_alive()
         assert gone() is None
 

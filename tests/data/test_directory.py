@@ -76,8 +76,8 @@ def test_class_folders_without_splits_are_split_by_seed(tmp_path: Path) -> None:
     drawn = [name for images in dataset.splits.values() for name in images.names]
     assert sorted(drawn) == sorted(names)
     assert dataset.notes == (
-        "test: 6 of 30 images, held out at random from each class alike (split_seed 3)",
-        "validation: 6 of 24 training images, held out at random from each class alike (split_seed 3)",
+        "test: 6 of 30 images, held out at random, the same share of each class (split_seed 3)",
+        "validation: 6 of 24 training images, held out at random, the same share of each class (split_seed 3)",
     )
     again, other = (load(tmp_path, test_fraction=0.2, validation_fraction=0.25, split_seed=seed) for seed in (3, 4))
     assert again.test.names == dataset.test.names
@@ -178,7 +178,9 @@ def test_food10_is_read_as_its_readme_says() -> None:
 
 def test_a_missing_folder(tmp_path: Path) -> None:
     expect_error(
-        tmp_path / "nowhere", "nowhere' is neither a folder that is there nor a data set", "fashion-mnist, cifar10"
+        tmp_path / "nowhere",
+        "nowhere' is not an existing folder and not the name of a data set",
+        "fashion-mnist, cifar10",
     )
 
 
@@ -268,7 +270,7 @@ def test_a_share_of_the_training_images_is_the_same_each_time_and_of_each_class(
     assert load(tmp_path, share=0.5).train.names == half.train.names
     assert load(tmp_path, share=0.5, split_seed=1).train.names != half.train.names
     assert (half.valid.names, half.test.names, half.sha256) == (whole.valid.names, whole.test.names, whole.sha256)
-    assert "train: 9 of 17 images, drawn at random from each class alike (data.share)" in half.notes
+    assert "train: 9 of 17 images, the same share of each class (data.share)" in half.notes
 
 
 def test_a_class_too_small_to_hold_out(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_disk_that_fills_up_meanwhile_stops_the_decoding(
     refuse(
         make_images(100, 50),
         "100 train images need about 750.0 kB decoded, but after 210.0 kB",
-        "has only 1.1 GB left; decoding stopped and left nothing there",
+        "has only 1.1 GB left; decoding stopped and removed its file",
         "or delete old files in",
     )
     assert list(pixels_folder.iterdir()) == []
@@ -151,7 +151,9 @@ def test_a_disk_that_fills_up_meanwhile_stops_the_decoding(
 @pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf", "ten", "1,5"])
 def test_a_limit_that_is_no_number_above_0(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     monkeypatch.setenv("KD_TOOLKIT_CACHE_LIMIT_GIB", limit)
-    refuse(make_images(2, 10), f"KD_TOOLKIT_CACHE_LIMIT_GIB = '{limit}' is not a number above 0; set it to the GiB")
+    refuse(
+        make_images(2, 10), f"KD_TOOLKIT_CACHE_LIMIT_GIB = '{limit}' is not a number above 0; set it to the most GiB"
+    )
 
 
 def test_an_empty_limit_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,13 +168,13 @@ def test_the_limit_counts_what_is_there(pixels_folder: Path, monkeypatch: pytest
     monkeypatch.setenv("KD_TOOLKIT_CACHE_LIMIT_GIB", repr((taken + 750_000) / GIB))
     refuse(
         make_images(1000, 50),
-        f"1,000 train images need about 7.5 MB decoded, but {pixels_folder} holds 75",
-        "already and may hold 1.5 MB; raise KD_TOOLKIT_CACHE_LIMIT_GIB (now 0.00",
+        f"1,000 train images need about 7.5 MB decoded, but {pixels_folder} already holds 75",
+        " of at most 1.5 MB; raise KD_TOOLKIT_CACHE_LIMIT_GIB (now 0.00",
         f"or delete old files in {pixels_folder}",
     )
     other = Dataset("made", ("a", "b"), *[make_images(100, 50).train] * 3, "other")
     assert len(load(other)) == 100
-    refuse(make_images(50, 50), "holds 1.5 MB already")
+    refuse(make_images(50, 50), "already holds 1.5 MB of at most 1.5 MB")
     for path in pixels_folder.iterdir():
         path.unlink()
     assert len(load(make_images(50, 50))) == 50

@@ -115,7 +115,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server: Server, cache:
         teacher_weights()
     message = str(caught.value)
     assert "could not be downloaded from http://127.0.0.1" in message
-    assert f"run again to go on, or put the file at {cache / 'teacher_resnet18.bin'} by hand" in message
+    assert f"run again to resume, or put the file at {cache / 'teacher_resnet18.bin'} by hand" in message
     assert "\n" not in message
     assert not (cache / "teacher_resnet18.bin").exists()
     (part,) = cache.iterdir()
@@ -157,7 +157,7 @@ def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(food11, "TEACHER_URL", "http://127.0.0.1:9/teacher_resnet18.bin")
     with pytest.raises(
         DataError,
-        match=r"teacher could not be downloaded from .*the connection to 127.0.0.1 failed\); run again to go on",
+        match=r"teacher could not be downloaded from .*the connection to 127.0.0.1 failed\); run again to resume",
     ):
         teacher_weights()
 
@@ -176,7 +176,7 @@ def test_without_gdown_one_line_says_how_to_get_it(cache: Path, monkeypatch: pyt
 def test_a_member_that_would_leave_the_folder_is_refused(cache: Path, tmp_path: Path, name: str) -> None:
     cache.mkdir(parents=True)
     (cache / "food-11.zip").write_bytes(make_archive(extra={name: b"evil"}))
-    with pytest.raises(DataError, match=r"has a member that would leave its folder: .*evil.*; delete the archive"):
+    with pytest.raises(DataError, match=r"has a member outside of its folder: .*evil.*; delete the archive"):
         load_food11(RECIPE)
     assert [path.name for path in cache.iterdir()] == ["food-11.zip"], "nothing was unpacked"
     assert not list(tmp_path.rglob("*evil*"))
@@ -188,7 +188,7 @@ def test_a_link_in_the_archive_is_refused(cache: Path) -> None:
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(cache / "food-11.zip", "w") as archive:
         archive.writestr(link, "/etc/passwd")
-    with pytest.raises(DataError, match="would leave its folder"):
+    with pytest.raises(DataError, match="has a member outside of its folder"):
         load_food11(RECIPE)
     assert [path.name for path in cache.iterdir()] == ["food-11.zip"]
 

@@ -159,13 +159,15 @@ def test_a_file_that_just_changed_is_not_remembered(
     monkeypatch.setattr(hashes, "MEMO_FROM_BYTES", 0)
     monkeypatch.setattr(hashes, "sha256_file", lambda path: opened.append(path.name) or sha256_file(path))
     os.utime(root / "a/1.png", (1, 1))
+    changed_ns = [(root / name).stat().st_ctime_ns for name in NAMES]
+    now_ns = min(changed_ns) + 1_000_000_000
+    monkeypatch.setattr(hashes, "time", SimpleNamespace(time_ns=lambda: now_ns))
     for _ in range(2):
         assert fingerprint(root) == reference(root)
     assert len(opened) == 2 * len(NAMES), "mtime is old, ctime is not"
     assert not (root.parent / "cache").exists()
 
-    later_ns = time.time_ns() + 3_000_000_000
-    monkeypatch.setattr(time, "time_ns", lambda: later_ns)
+    now_ns = max(changed_ns) + 3_000_000_000
     for _ in range(2):
         assert fingerprint(root) == reference(root)
     assert len(opened) == 3 * len(NAMES)

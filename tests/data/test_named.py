@@ -65,7 +65,7 @@ def test_fashion_mnist_from_the_cache(cache: Path, suffix: str) -> None:
     assert tuple(dataset.classes) == tuple(torchvision.datasets.FashionMNIST.classes)
     assert [len(images) for images in dataset.splits.values()] == [30, 10, 10]
     assert dataset.notes == (
-        "validation: 10 of 40 training images, held out at random from each class alike (split_seed 0)",
+        "validation: 10 of 40 training images, held out at random, the same share of each class (split_seed 0)",
     )
     assert np.bincount(dataset.valid.labels).tolist() == [1] * 10
     assert dataset.test.labels.tolist() == test_labels.tolist()
@@ -151,8 +151,8 @@ def spoil(path: Path, change: str) -> None:
     ("change", "reason"),
     [
         ("truncated", "Compressed file ended"),
-        ("short", "31355 bytes of data where its header announces 31360"),
-        ("long", "31361 bytes of data where its header announces 31360"),
+        ("short", "31355 bytes of data, but its header announces 31360"),
+        ("long", "31361 bytes of data, but its header announces 31360"),
         ("magic", "magic number 0x00000b03 instead of 0x00000803"),
         ("empty", "0 bytes are too few for a header"),
         ("not gzip", "Not a gzipped file"),
@@ -185,7 +185,7 @@ def test_labels_that_do_not_fit_the_images(cache: Path) -> None:
 def test_a_header_that_announces_too_much_allocates_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x-ubyte"
     path.write_bytes(struct.pack(">4I", 0x0803, 2**32 - 1, 2**32 - 1, 2**32 - 1))
-    with pytest.raises(DataError, match="0 bytes of data where its header announces 7922816"):
+    with pytest.raises(DataError, match="0 bytes of data, but its header announces 7922816"):
         read_idx(path, 3)
 
 
@@ -275,7 +275,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 def test_a_cache_in_a_home_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KD_TOOLKIT_CACHE", "~nobody-of-this-name/cache")
-    with pytest.raises(DataError, match="begins with a home folder, and there is none; set KD_TOOLKIT_CACHE to"):
+    with pytest.raises(DataError, match="begins with ~, but this user has no home folder; set KD_TOOLKIT_CACHE to"):
         cache_folder("x")
 
 

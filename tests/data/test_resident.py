@@ -117,8 +117,8 @@ class TestRoom:
             assert not make_views(pixels, device="meta").is_resident
         said = capsys.readouterr().err
         assert said.splitlines() == [
-            "meta: the pixels of 5 images, 7.2 kB, stay in the host's memory, as 40% of the GPU's free 10.0 kB are for"
-            " them; batches are cut out there, which is slower"
+            "meta: the pixels of 5 images, 7.2 kB, stay in the host's memory, because they may take 40% of the GPU's"
+            " free 10.0 kB; batches are cut there, which is slower"
         ]
 
     @pytest.mark.usefixtures("gpu")

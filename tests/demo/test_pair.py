@@ -1,6 +1,7 @@
 """A teacher and its student: the same answers as `toolkit predict`, in every precision that is there."""
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,9 @@ def test_a_precision_answers_from_its_own_file(directory: ModelDir, tmp_path: Pa
 
 
 def test_what_programs_get_has_all_digits(directory: ModelDir, tmp_path: Path) -> None:
+    start = time.perf_counter()
     found = open_pair(directory, "cpu").compare(save_picture(tmp_path / "a.png"))
+    took_ms = 1e3 * (time.perf_counter() - start)
     told = found.to_json()
     assert told["classes"] == list(CLASSES)
     assert (told["width"], told["height"], told["image_size"], told["notes"]) == (70, 50, 32, {})
@@ -78,7 +81,7 @@ def test_what_programs_get_has_all_digits(directory: ModelDir, tmp_path: Path) -
     for entry in told["student"]["top"]:
         place = CLASSES.index(entry["class"])
         assert entry["probability"] == pytest.approx(powers[place] / powers.sum(), rel=1e-12)
-    assert 0 < told["student"]["latency_ms"] < 1000
+    assert 0 < told["student"]["latency_ms"] < took_ms
 
 
 def test_unusual_pictures_are_answered_and_noted(directory: ModelDir, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from conftest import free_port
 from demo_server import (
     LAST_WORDS,
     Reply,
@@ -23,7 +24,6 @@ from demo_server import (
     as_pairs,
     ask,
     connect,
-    free_port,
     post_file,
     post_json,
     request,
@@ -54,7 +54,7 @@ def uploaded(reply: Reply) -> str:
     return str(path)
 
 
-def predict(url: str, path: str, seconds: float = 60) -> tuple[int, Any]:
+def predict(url: str, path: str, seconds: float = 600) -> tuple[int, Any]:
     """As a program without a client library: status and what it was told; (200, answer) where all went well."""
     picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
     asked = post_json(url, PREDICT, {"data": [picture, "", ""]})
@@ -294,7 +294,7 @@ def test_a_call_without_all_its_inputs_is_told_what_they_are(
 def test_who_leaves_while_sending_leaves_no_trace(url: str, server: Server) -> None:
     host, _, port = url.removeprefix("http://").partition(":")
     for path, kind in (("/gradio_api/upload", "multipart/form-data; boundary=b"), (PREDICT, "application/json")):
-        with socket.create_connection((host, int(port)), timeout=10) as connection:
+        with socket.create_connection((host, int(port)), timeout=600) as connection:
             head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\nContent-Length: 9000\r\n\r\n"
             connection.sendall(head.encode() + b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n')
             time.sleep(0.2)  # so that it is being read

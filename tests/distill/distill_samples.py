@@ -1,10 +1,10 @@
 """What the tests of training share: a small job in this process, and `toolkit` as a command in another one."""
 
+import itertools
 import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import free_port
 from torch import Tensor, nn
 
 from toolkit.data.batches import TrainingViews
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
-from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.checkpoint import Checkpoint, StepState, TrainingProgress, TrainingState
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.plan import Plan
+from toolkit.distill.step import Stepper
 from toolkit.distill.trainer import Records
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
@@ -54,7 +56,14 @@ def make_views(pixels: Pixels, data: DataRecipe = DATA, *, mixup: float = 0.0, s
     return TrainingViews(pixels, data, num_classes=3, seed=seed, mixup=mixup, device="cpu")
 
 
-def make_records(folder: Path, state: dict[str, Any] | None = None) -> Records:
+def make_state(epoch: int = 0, learner: dict[str, Tensor] | None = None) -> TrainingState:
+    """What a checkpoint may hold of a training that has `epoch` epochs behind it."""
+    steps = StepState(learner or {}, {}, {}, None, None)
+    progress, rng = TrainingProgress(epoch=epoch), torch.get_rng_state()
+    return TrainingState(steps, progress, 0.1, [], None, {}, rng, None, "fp32", "fp32")
+
+
+def make_records(folder: Path, state: TrainingState | None = None) -> Records:
     return Records(folder / "metrics.jsonl", Checkpoint(folder / "checkpoint.pt", SETTINGS), state)
 
 
@@ -109,12 +118,28 @@ def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
 
 
 SMALL = [
-    *("--device", "cpu", "--set", "data.image_size=32", "--set", "data.resize=36", "--set", "distill.precision=fp32"),
+    *("--device", "cpu", "--set", "data.image_size=32", "--set", "data.resize=36", "--set", "training.precision=fp32"),
     *("--set", "teacher.architecture=depthwise", "--set", "teacher.epochs=3", "--set", "teacher.batch_size=12"),
     *("--set", "distill.epochs=4", "--set", "distill.batch_size=8", "--set", "student.base=4"),
     *("--set", "teacher.base=4"),
 ]
 """Flags of a `toolkit distill` that takes a second."""
+
+
+def hold_training(step: int) -> None:
+    """From its `step`th step on (counted from 1) this process waits until a signal has asked it to stop.
+
+    So that no signal comes too late, however much faster than the test a training is; for ToolkitCommands.start.
+    """
+    take, count = Stepper.take, itertools.count(1)
+
+    def wait_and_take(self: Stepper, *arguments: Any) -> Any:
+        if next(count) >= step:
+            while not signal.getsignal(signal.SIGTERM).signal_number:  # type: ignore[union-attr]
+                time.sleep(0.01)
+        return take(self, *arguments)
+
+    Stepper.take = wait_and_take  # type: ignore[method-assign]
 
 
 @dataclass
@@ -195,9 +220,8 @@ def start_two(
     other: Callable[[], None] | None = None,
 ) -> tuple[Running, Running]:
     """Two processes of one command as torchrun starts them, each prepared; but a signal can go to either alone."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **meeting}
     ranks = [both | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
     return (
         toolkit.start(*command, environment=ranks[0], prepare=main),

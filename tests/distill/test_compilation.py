@@ -16,10 +16,11 @@ from toolkit.distill import job
 from toolkit.distill.compilation import make_room, require_few_sizes
 from toolkit.distill.job import TrainingData, TrainingOptions
 from toolkit.distill.objective import learn_from_labels
-from toolkit.distill.optimization import make_optimizer, make_scheduler
+from toolkit.distill.optimization import Optimization
 from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper
 from toolkit.distill.student import train_control
+from toolkit.distill.training import Training
 from toolkit.errors import RecipeError
 from toolkit.modeldir import ModelDir
 from toolkit.networks.depthwise import DepthwiseStudent
@@ -41,12 +42,12 @@ def growing(section: str) -> list[str]:
 @pytest.mark.parametrize("section", ["teacher", "distill"])
 def test_more_sizes_than_eight_are_refused_before_the_work_begins(section: str) -> None:
     message = (
-        rf"distill\.compile = default: images grow through 29 sizes \({section}\.start_image_size\), each of which is"
+        rf"training\.compile = default: images grow through 29 sizes \({section}\.start_image_size\), each of which is"
         rf" compiled by itself; at most 8 are allowed; use a larger {section}\.start_image_size, 0 for full size"
-        r" throughout, or distill\.compile=off"
+        r" throughout, or training\.compile=off"
     )
     with pytest.raises(RecipeError, match=message) as caught:
-        require_few_sizes(recipe("distill.compile=default", *growing(section)))
+        require_few_sizes(recipe("training.compile=default", *growing(section)))
     assert "\n" not in str(caught.value)
 
 
@@ -54,9 +55,9 @@ def test_more_sizes_than_eight_are_refused_before_the_work_begins(section: str) 
     "settings",
     [
         growing("distill"),
-        ["distill.compile=default"],
-        ["distill.compile=default", "distill.start_image_size=144", "distill.epochs=40"],  # to 256 px by 16: 8 sizes
-        ["distill.compile=default", "teacher.weights=fashion-mnist", *growing("teacher")],  # nothing trains it
+        ["training.compile=default"],
+        ["training.compile=default", "distill.start_image_size=144", "distill.epochs=40"],  # to 256 px by 16: 8 sizes
+        ["training.compile=default", "teacher.weights=fashion-mnist", *growing("teacher")],  # nothing trains it
     ],
 )
 def test_other_recipes_are_not(settings: list[str]) -> None:
@@ -64,7 +65,7 @@ def test_other_recipes_are_not(settings: list[str]) -> None:
 
 
 def test_a_command_refuses_them_when_it_is_called(class_folders: Path, tmp_path: Path) -> None:
-    settings = ["data.image_size=256", "distill.compile=default", *growing("distill")]
+    settings = ["data.image_size=256", "training.compile=default", *growing("distill")]
     with pytest.raises(RecipeError, match="29 sizes"):
         open_for_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
 
@@ -77,7 +78,7 @@ def test_a_stage_makes_room_before_it_trains(
         "data.image_size=32",
         "data.resize=0",
         "student.base=4",
-        "distill.precision=fp32",
+        "training.precision=fp32",
     )
     images = TrainingData(load_dataset(made.data), *load_splits(class_folders))
     monkeypatch.setattr(job, "make_room", lambda plan: called.append("room"))
@@ -102,17 +103,16 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
 
 def take_a_step_of_each_size(plan: Plan, base: int, class_folders: Path) -> None:
     learner = tapped(DepthwiseStudent(3, base=base)).train()
-    optimizer = make_optimizer(learner, plan.section)
-    views = make_views(load_splits(class_folders)[0])
-    scheduler = make_scheduler(optimizer, plan.section, 100)
-    stepper = Stepper(learner, learn_from_labels(0.0), views, None, plan, optimizer, scheduler, None)
+    pixels, valid = load_splits(class_folders)
+    training = Training(learner, learn_from_labels(0.0), make_views(pixels), valid, plan)
+    stepper = Stepper(training, Optimization.of(learner, plan.section, 100))
     for epoch in range(plan.section.epochs):
         stepper.take(np.arange(plan.section.batch_size), 0, plan.image_size_of(epoch))
 
 
 def test_every_size_of_every_stage_of_a_process_is_compiled(class_folders: Path, counter: Any) -> None:
     """Without room, the second network is not compiled at all: the first one, the teacher, has used it up."""
-    section = make_plan(compile="default", start_image_size=16, epochs=12).section
+    section = make_plan(start_image_size=16, epochs=12).section
     plan = Plan("distill", section, 72, "fp32", 0, "cpu", compile="default")  # 16 to 72 px by 8: 8 sizes
     for number in (1, 2):
         make_room(plan)

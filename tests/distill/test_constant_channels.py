@@ -51,4 +51,8 @@ def test_a_channel_that_varies_little_is_none() -> None:
 
 
 def test_networks_without_running_statistics_stay_as_they_are() -> None:
-    keep_constant(nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, track_running_stats=False)), "fp32")
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, track_running_stats=False))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    keep_constant(network, "fp32")
+    assert list(network.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -34,12 +34,13 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.frozen import FrozenClassifier, freeze
 from toolkit.distill.logit_store import StoredTeacher
 from toolkit.distill.objective import learn_from_labels, learn_from_teacher
-from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
+from toolkit.distill.optimization import Optimization, make_average, make_optimizer, make_scheduler, update_average
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatArithmetic
-from toolkit.distill.step import Stepper, update_average
+from toolkit.distill.step import Stepper
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.distill.trainer import train
+from toolkit.distill.training import Training
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.registry import NetworkSpec
 from toolkit.recipe import Recipe
@@ -148,7 +149,7 @@ def make_stepper(
     logits = np.random.default_rng(1).normal(size=(2, COUNT, CLASSES)).astype(np.float32)
     if how == "folded":
         teacher = TappedNetwork(freeze(teacher.classifier.eval(), precision, SIDE))
-    teaching = (
+    answering = (
         StoredTeacher(logits, logits[0, :4], device)
         if how == "stored"
         else LiveTeacher(teacher, views, pixels, precision)
@@ -159,11 +160,13 @@ def make_stepper(
         if section.optimizer == "adamw"
         else torch.optim.SGD(learner.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True)
     )
-    scheduler = make_scheduler(optimizer, section, 20)
-    plan = Plan("distill", section, SIDE, precision, 0, device)
-    average = make_average(learner.classifier.network, section)
-    objective = learn_from_teacher(section)
-    return Stepper(learner, objective, views, teaching, plan, optimizer, scheduler, average), learner
+    network = learner.classifier.network
+    optimization = Optimization(
+        network, optimizer, make_scheduler(optimizer, section, 20), make_average(network, section)
+    )
+    plan = Plan("student", section, SIDE, precision, 0, device)
+    training = Training(learner, learn_from_teacher(section), views, pixels, plan, answering)
+    return Stepper(training, optimization), learner
 
 
 @pytest.mark.usefixtures("_meta_is_a_gpu")
@@ -202,10 +205,10 @@ def test_a_step_in_bfloat16_with_a_fused_optimiser_stays_on_the_device(how: str,
 @pytest.mark.usefixtures("_meta_is_a_gpu")
 def test_the_folded_teacher_of_a_step_in_bfloat16_is_one_and_has_such_weights() -> None:
     stepper, _ = make_stepper("folded", "meta", precision="bf16")
-    teaching = stepper._teaching
-    assert isinstance(teaching, LiveTeacher)
-    assert isinstance(teaching._network.classifier, FrozenClassifier)
-    modules = list(teaching._network.modules())
+    teacher = stepper._teacher
+    assert isinstance(teacher, LiveTeacher)
+    assert isinstance(teacher._network.classifier, FrozenClassifier)
+    modules = list(teacher._network.modules())
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in modules)
     assert {m.weight.dtype for m in modules if isinstance(m, torch.nn.Conv2d)} == {torch.bfloat16}
 
@@ -291,9 +294,8 @@ def test_training_as_on_a_gpu_ends_in_the_weights_of_the_cpu_s(
         views = make_views(train_pixels, mixup=0.3)
         if as_on_gpu:
             views.on_device = DeviceViews(views, ResidentPixels(train_pixels, "cpu") if has_room else None)
-        result = train(
-            make_student(), learn_from_labels(0.1), views, valid_pixels, plan, make_records(tmp_path / str(as_on_gpu))
-        )
+        training = Training(make_student(), learn_from_labels(0.1), views, valid_pixels, plan)
+        result = train(training, make_records(tmp_path / str(as_on_gpu)))
         ends.append(flatten(result.state_dict))
     assert torch.equal(*ends)
     assert begun == ([] if has_room else [0] * 10 + [1] * 10 + [2] * 10), "each batch and its partners, cut once"

@@ -39,8 +39,9 @@ from toolkit.data.batches import batches
 from toolkit.distill import distributed
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.objective import learn_from_labels
-from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
+from toolkit.distill.optimization import Optimization
 from toolkit.distill.step import Stepper
+from toolkit.distill.training import Training
 
 HANG_S = 600.0
 """s after which a test gives up; it says nothing of how fast a machine is"""
@@ -290,9 +291,9 @@ def take_steps() -> dict[str, Tensor]:
     distributed.synchronize_batch_norms(student, "cpu")
     student.to(torch.float64, memory_format=torch.channels_last)
     plan, views = make_plan(batch_size=8, weight_decay=1e-3, ema=0.8), make_views(pixels, mixup=0.3)
-    optimizer, average = make_optimizer(student, plan.section), make_average(student.classifier.network, plan.section)
-    scheduler = make_scheduler(optimizer, plan.section, 12)
-    stepper = Stepper(student, learn_from_labels(0.1), views, None, plan, optimizer, scheduler, average)
+    training = Training(student, learn_from_labels(0.1), views, pixels, plan)
+    optimization = Optimization.of(student, plan.section, 12)
+    stepper = Stepper(training, optimization)
     results = {}
     for epoch in range(3):
         order = np.random.default_rng(epoch).permutation(35)
@@ -300,7 +301,9 @@ def take_steps() -> dict[str, Tensor]:
             loss, hits = stepper.take(indices, epoch, 32)
             results[f"{epoch}.{number}"] = torch.stack([distributed.add_up(loss), distributed.add_up(hits)])
     results |= {f"gradient of {name}": p.grad.clone() for name, p in student.named_parameters()}
-    return results | student.state_dict() | {f"average {name}": v for name, v in average.state_dict().items()}
+    assert optimization.average is not None
+    averaged = {f"average {name}": value for name, value in optimization.average.state_dict().items()}
+    return results | student.state_dict() | averaged
 
 
 def test_steps_are_those_of_the_whole_batch_though_shares_differ(
@@ -389,7 +392,7 @@ def test_two_processes_reach_the_result_of_one(toolkit: ToolkitCommands, odd_fol
 
     assert "Warning" not in err, err
     assert json.loads(out)["role"] == "student", "one JSON document: one process speaks"
-    assert len(re.findall(r"^distill +2/2 ", err, re.MULTILINE)) == 1
+    assert len(re.findall(r"^student +2/2 ", err, re.MULTILINE)) == 1
     assert len(re.findall(r"^teacher logits: 2 views of 33 images to compute once", err, re.MULTILINE)) == 1
     fresh = make_student().classifier.network.state_dict()
     for role in ("student", "control"):
@@ -414,13 +417,24 @@ def test_two_processes_reach_the_result_of_one(toolkit: ToolkitCommands, odd_fol
     np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4)
 
 
+EPOCHS = 4
+
+
+def hold_in_the_second_epoch(folder: Path) -> str:
+    """A path for imports by which both processes wait there, in the fourth step, until they are asked to stop."""
+    folder.mkdir()
+    code = "import os\nif 'RANK' in os.environ:\n    import distill_samples\n    distill_samples.hold_training(4)\n"
+    (folder / "sitecustomize.py").write_text(code)
+    return os.pathsep.join([str(folder), *sys.path])
+
+
 @pytest.mark.slow
 def test_sigterm_to_torchrun_saves_and_two_processes_or_one_go_on(
     toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path
 ) -> None:
-    flags = ["teacher", "--data", class_folders, *SMALL, "--set", "teacher.epochs=40"]
+    flags = ["teacher", "--data", class_folders, *SMALL, "--set", f"teacher.epochs={EPOCHS}"]
     metrics = tmp_path / "m" / "metrics.jsonl"
-    process = torchrun(*flags, "--out", tmp_path / "m")
+    process = torchrun(*flags, "--out", tmp_path / "m", PYTHONPATH=hold_in_the_second_epoch(tmp_path / "patches"))
     end = time.monotonic() + HANG_S
     while not metrics.exists():
         assert process.poll() is None, process.communicate()
@@ -435,7 +449,7 @@ def test_sigterm_to_torchrun_saves_and_two_processes_or_one_go_on(
     assert stopped[0].endswith(" --resume")
     state = torch.load(tmp_path / "m" / "checkpoint.pt", weights_only=True)
     done = state["progress"]["epoch"]
-    assert 1 <= done < 40
+    assert 1 <= done < EPOCHS
 
     (tmp_path / "alone").mkdir()
     for path in (tmp_path / "m").iterdir():
@@ -447,7 +461,7 @@ def test_sigterm_to_torchrun_saves_and_two_processes_or_one_go_on(
         assert "images at a time" not in said
     assert out.count("teacher: validation accuracy") == 1
     for folder in ("m", "alone"):
-        assert [line["epoch"] for line in read_lines(tmp_path / folder / "metrics.jsonl")] == list(range(40))
+        assert [line["epoch"] for line in read_lines(tmp_path / folder / "metrics.jsonl")] == list(range(EPOCHS))
         assert not (tmp_path / folder / "checkpoint.pt").exists()
 
 

@@ -15,12 +15,12 @@ from toolkit.distill.features import (
     Taps,
     attention_term,
     default_tap,
-    feature_term,
     fitnets_term,
     match_spatial,
     similarity_term,
     tap_channels,
 )
+from toolkit.distill.objective import FEATURE_METHODS
 from toolkit.errors import RecipeError
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
@@ -141,20 +141,20 @@ def test_match_spatial_leaves_equal_maps_and_vectors_alone() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_feature_term_sums_over_pairs_of_any_size(method: str) -> None:
+def test_a_method_sums_over_pairs_of_any_size(method: str) -> None:
     students = [features(19, 3, 4, 4, 4), features(20, 3, 6, 1, 1)]
     teachers = [features(21, 3, 4, 2, 2), features(22, 3, 6, 2, 2)]
     pairs = zip(students, teachers, strict=True)
     if method != "similarity":
         pairs = (match_spatial(*pair) for pair in pairs)
     expected = sum(TERMS[method](*pair) for pair in pairs)
-    torch.testing.assert_close(feature_term(method, students, teachers), expected)
-    assert feature_term(method, [s.bfloat16() for s in students], teachers).dtype.itemsize >= 4
+    torch.testing.assert_close(FEATURE_METHODS[method](students, teachers), expected)
+    assert FEATURE_METHODS[method]([s.bfloat16() for s in students], teachers).dtype.itemsize >= 4
 
 
 def test_fitnets_of_unequal_shapes_says_what_to_name() -> None:
     with pytest.raises(RecipeError) as error:
-        feature_term("fitnets", [features(23, 2, 4, 3, 3)], [features(24, 2, 9)])
+        FEATURE_METHODS["fitnets"]([features(23, 2, 4, 3, 3)], [features(24, 2, 9)])
     assert str(error.value) == (
         "fitnets compares layers of one shape: the student's tap gives (2, 4, 3, 3), the teacher's (2, 9); "
         "name layers of one kind in distill.teacher_taps and distill.student_taps; similarity compares any two"
@@ -385,7 +385,7 @@ def test_a_student_comes_nearer_to_the_teacher_s_features_in_a_few_steps(
     optimizer = torch.optim.SGD(student.parameters(), lr=learning_rate)
     losses = []
     for _ in range(6):
-        loss = feature_term(method, student(images)[1], wanted)
+        loss = FEATURE_METHODS[method](student(images)[1], wanted)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

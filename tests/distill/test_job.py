@@ -36,7 +36,7 @@ def test_a_first_size_that_the_network_cannot_take_is_one_line(
     images: TrainingData, tmp_path: Path, make: object, section: str
 ) -> None:
     """The depthwise network halves its images four times."""
-    recipe = Recipe().with_overrides([*SMALL, f"{section}.start_image_size=8", "distill.precision=fp32"])
+    recipe = Recipe().with_overrides([*SMALL, f"{section}.start_image_size=8", "training.precision=fp32"])
     message = rf"cannot take images of 8 px \({section}.start_image_size\): .*; use a larger {section}.start_image_size"
     with pytest.raises(RecipeError, match=message) as caught:
         make(recipe, ModelDir(tmp_path), images, TrainingOptions())  # type: ignore[operator]
@@ -49,7 +49,7 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(
 ) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     monkeypatch.setattr(distributed, "synchronize_batch_norms", lambda network, device: network)
-    recipe = Recipe().with_overrides([*SMALL, "distill.batch_size=2", "distill.precision=fp32"])
+    recipe = Recipe().with_overrides([*SMALL, "distill.batch_size=2", "training.precision=fp32"])
     message = "2 images a step cannot be shared out to 3 processes; use a larger distill.batch_size or fewer processes"
     with pytest.raises(TrainingError, match=message):
         train_control(recipe, ModelDir(tmp_path), images, TrainingOptions())
@@ -59,7 +59,7 @@ def test_a_depthwise_teacher_has_its_own_settings_and_a_change_of_them_is_seen(
     images: TrainingData, tmp_path: Path
 ) -> None:
     def make(*overrides: str) -> WeightsFile:
-        quick = ["teacher.epochs=1", "teacher.batch_size=12", "distill.precision=fp32"]
+        quick = ["teacher.epochs=1", "teacher.batch_size=12", "training.precision=fp32"]
         return make_teacher(
             Recipe().with_overrides([*SMALL, *quick, *overrides]), ModelDir(tmp_path), images, TrainingOptions()
         )

@@ -86,8 +86,12 @@ def test_what_torch_keeps_is_given_back_on_a_gpu_alone(monkeypatch: pytest.Monke
 def test_that_torch_refuses_to_after_a_failed_capture_is_no_reason_to_stop(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = []
+
     def refuse() -> None:
+        asked.append("to free it")
         raise error
 
     monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
     free_cache("cuda:0")
+    assert asked == ["to free it"]

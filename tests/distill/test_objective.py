@@ -3,10 +3,19 @@
 import pytest
 import torch
 
-from toolkit.distill.features import feature_term
+from toolkit import recipe
 from toolkit.distill.losses import cross_entropy, dist_term, dkd_term, hard_term, kd_term, standardize_logits
-from toolkit.distill.objective import FEATURE_WEIGHTS, NetworkOutput, learn_from_labels, learn_from_teacher
-from toolkit.recipe import DistillRecipe
+from toolkit.distill.objective import (
+    FEATURE_METHODS,
+    LOGIT_METHODS,
+    METHODS,
+    LogitMethod,
+    NetworkOutput,
+    learn_from_labels,
+    learn_from_teacher,
+)
+from toolkit.errors import RecipeError
+from toolkit.recipe import OF_TEACHING, DistillRecipe, Recipe
 
 LABELS = torch.arange(6) % 4
 
@@ -51,15 +60,15 @@ def test_standardize_changes_both_networks_logits_and_not_the_labels_term(method
     assert objective(method=method, standardize=True) == pytest.approx(0.7 * term + 0.3 * HARD, rel=1e-6)
 
 
-@pytest.mark.parametrize("method", FEATURE_WEIGHTS)
+@pytest.mark.parametrize("method", FEATURE_METHODS)
 def test_layers_alone_join_the_whole_cross_entropy(method: str) -> None:
-    term = feature_term(method, STUDENT.features, TEACHER.features).item()  # type: ignore[arg-type]
-    assert objective(method=method) == pytest.approx(HARD + FEATURE_WEIGHTS[method] * term, rel=1e-6)
+    term = FEATURE_METHODS[method](STUDENT.features, TEACHER.features).item()
+    assert objective(method=method) == pytest.approx(HARD + FEATURE_METHODS[method].weight * term, rel=1e-6)
     assert objective(method=method, feature_weight=0.5) == pytest.approx(HARD + 0.5 * term, rel=1e-6)
 
 
 def test_a_method_of_each_kind_adds_up() -> None:
-    layers = feature_term("similarity", STUDENT.features, TEACHER.features).item()
+    layers = FEATURE_METHODS["similarity"](STUDENT.features, TEACHER.features).item()
     expected = 0.7 * TERMS["dkd"].item() + 0.3 * HARD + 2.0 * layers
     assert objective(method="dkd+similarity", feature_weight=2.0) == pytest.approx(expected, rel=1e-6)
 
@@ -74,3 +83,24 @@ def test_label_smoothing_and_mixed_targets_reach_cross_entropy() -> None:
     torch.testing.assert_close(learn_from_labels(0.1)(STUDENT, mixed, None), smoothed)
     section = DistillRecipe(alpha=0.0, label_smoothing=0.1)
     torch.testing.assert_close(learn_from_teacher(section)(STUDENT, mixed, TEACHER), smoothed)
+
+
+def test_the_recipe_names_the_methods_of_the_table_and_no_others() -> None:
+    assert tuple(LOGIT_METHODS) == recipe.LOGIT_METHODS
+    assert tuple(FEATURE_METHODS) == recipe.FEATURE_METHODS
+
+
+@pytest.mark.parametrize("method", LOGIT_METHODS)
+def test_what_a_method_is_set_by_is_no_setting_of_the_control(method: str) -> None:
+    assert set(LOGIT_METHODS[method].settings.values()) <= OF_TEACHING & set(DistillRecipe.model_fields)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_recipe_refuses_mixed_images_for_those_methods_that_need_labels(method: str) -> None:
+    of_method = METHODS[method]
+    settings = [f"distill.method={method}", "distill.mixup=0.1"]
+    if isinstance(of_method, LogitMethod) and of_method.needs_labels:
+        with pytest.raises(RecipeError, match="needs one label per image"):
+            Recipe().with_overrides(settings)
+    else:
+        assert Recipe().with_overrides(settings).distill.method == method

@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from toolkit import console
 from toolkit.data.batches import TrainingViews
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.logit_store import open_store
+from toolkit.distill.logit_store import LogitStore
 from toolkit.distill.objective import NetworkOutput, learn_from_labels, learn_from_teacher
-from toolkit.distill.optimization import make_optimizer, make_scheduler
+from toolkit.distill.optimization import Optimization
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatArithmetic, autocast
 from toolkit.distill.rehearsal import Rehearsal
 from toolkit.distill.step import Stepper
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.distill.trainer import train
+from toolkit.distill.training import Training
 from toolkit.errors import Interrupted
 from toolkit.machine.devices import fp32_products_in
 from toolkit.networks import registry
@@ -149,12 +150,13 @@ def test_stored_answers_train_as_a_live_teacher_does(
         plan = make_plan_on(device, epochs=2, batch_size=8, teacher_views=2)
         views, teacher = make_views_on(device, splits), make_student(seed=5)
         if how == "live":
-            teaching: Any = LiveTeacher(teacher, views, splits[1], "fp32")
+            answering: Any = LiveTeacher(teacher, views, splits[1], "fp32")
         else:
-            teaching = open_store(teacher, "t", "d", views, splits[1], 2, "fp32")
+            answering = LogitStore("t", "d", views, splits[1], 2).open(teacher, "fp32")
         with fp32_products_in("ieee"):
             objective = learn_from_teacher(plan.section)
-            train(make_student(), objective, views, splits[1], plan, make_records(tmp_path / how), teaching)
+            training = Training(make_student(), objective, views, splits[1], plan, answering)
+            train(training, make_records(tmp_path / how))
         losses.append([line["train_loss"] for line in read_lines(tmp_path / how / "metrics.jsonl")])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
@@ -192,7 +194,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_losses(
         state = make_records(folder).checkpoint.open(resume=True, force=False)
         objective, views = learn_from_labels(0.1), make_views_on(device, splits, mixup=0.3)
         with fp32_products_in("ieee"):
-            train(make_student(), objective, views, splits[1], plan, make_records(folder, state))
+            train(Training(make_student(), objective, views, splits[1], plan), make_records(folder, state))
         return read_lines(folder / "metrics.jsonl")
 
     for name in ("whole", "stopped"):
@@ -306,16 +308,14 @@ def test_a_step_does_not_wait_for_the_gpu(splits: Splits, how: str, rotation: fl
     device, plan = "cuda:0", make_plan_on("cuda:0", batch_size=12)
     views, teacher, learner = make_views_on(device, splits, data), make_student(seed=5), make_student()
     if how == "live":
-        teaching: Any = LiveTeacher(teacher, views, splits[1], "fp32")
+        answering: Any = LiveTeacher(teacher, views, splits[1], "fp32")
     else:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("KD_TOOLKIT_CACHE", str(tmp_path))
-            teaching = open_store(teacher, "t", "d", views, splits[1], 1, "fp32")
+            answering = LogitStore("t", "d", views, splits[1], 1).open(teacher, "fp32")
     place(learner, device)
-    optimizer = make_optimizer(learner.train(), plan.section)
-    scheduler = make_scheduler(optimizer, plan.section, 100)
-    objective = learn_from_teacher(plan.section)
-    stepper = Stepper(learner, objective, views, teaching, plan, optimizer, scheduler, None)
+    training = Training(learner.train(), learn_from_teacher(plan.section), views, splits[1], plan, answering)
+    stepper = Stepper(training, Optimization.of(learner, plan.section, 100))
     for start in (0, 12, 24, 0, 12):
         stepper.take(np.arange(start, start + 12), 0, 32)
     assert stepper._graph is not None

@@ -10,6 +10,7 @@ import torch
 from toolkit.distill import precision
 from toolkit.distill.precision import (
     CHOICE_S,
+    NetworkStep,
     autocast,
     choose_precision,
     has_fast_bf16,
@@ -52,9 +53,7 @@ class Steps:
 
     def stand_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let them be the steps that choose_precision takes."""
-        monkeypatch.setattr(
-            precision, "_step", lambda network, views, choice, device, training, n: self.take(choice, n)
-        )
+        monkeypatch.setattr(NetworkStep, "take", lambda step, views, choice: self.take(choice, len(views)))
 
 
 @pytest.mark.parametrize(("fp32_s", "bf16_s", "expected"), [(0.02, 0.015, "bf16"), (0.01, 0.015, "fp32")])
@@ -69,7 +68,7 @@ def test_auto_takes_the_faster(
 ) -> None:
     steps = Steps(fp32=fp32_s, bf16=bf16_s)
     steps.stand_for(monkeypatch)
-    chosen = choose_precision("auto", network(), 4, 32, "cpu", training=training, clock=steps.clock)
+    chosen = choose_precision("auto", NetworkStep(network(), 4, 32, "cpu", training), clock=steps.clock)
     assert chosen == expected
     assert f"{fp32_s * 1e3:.3g} ms in fp32, {bf16_s * 1e3:.3g} ms in bf16" in capsys.readouterr().err
     assert steps.calls == [("fp32", 4), ("bf16", 4)] * (1 + precision.ROUNDS)
@@ -79,8 +78,9 @@ def test_bfloat16_is_not_tried_where_there_are_no_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(precision, "has_fast_bf16", lambda device: False)
-    monkeypatch.setattr(precision, "_step", never)
-    assert [choose_precision("auto", network(), 4, 32, "cpu", training=kind) for kind in (True, False)] == ["fp32"] * 2
+    monkeypatch.setattr(NetworkStep, "take", never)
+    for training in (True, False):
+        assert choose_precision("auto", NetworkStep(network(), 4, 32, "cpu", training)) == "fp32"
     assert capsys.readouterr().err == "precision: fp32, as the cpu has no instructions for bfloat16\n"
 
 
@@ -89,7 +89,7 @@ def test_a_candidate_is_given_up_after_one_call_on_few_images(
 ) -> None:
     steps = Steps(fp32=0.1, bf16=1.5)
     steps.stand_for(monkeypatch)
-    assert choose_precision("auto", network(), 64, 256, "cpu", clock=steps.clock) == "fp32"
+    assert choose_precision("auto", NetworkStep(network(), 64, 256, "cpu"), clock=steps.clock) == "fp32"
     assert steps.calls == [("fp32", 2), ("bf16", 2)]
     assert "100 ms in fp32)" in capsys.readouterr().err
 
@@ -112,28 +112,28 @@ def test_what_is_chosen_is_remembered_for_the_same_network_size_batch_and_use(
     steps = Steps(fp32=0.02, bf16=0.015)
     steps.stand_for(monkeypatch)
     for _ in range(2):
-        assert choose_precision("auto", network(), 4, 32, "cpu", clock=steps.clock) == "bf16"
+        assert choose_precision("auto", NetworkStep(network(), 4, 32, "cpu"), clock=steps.clock) == "bf16"
     assert capsys.readouterr().err.count("precision:") == 1
     asked = len(steps.calls)
-    assert step_seconds(network(), "bf16", 4, 32, "cpu", clock=steps.clock) == pytest.approx(0.015)
+    assert step_seconds(NetworkStep(network(), 4, 32, "cpu"), "bf16", clock=steps.clock) == pytest.approx(0.015)
     assert len(steps.calls) == asked, "the choice has measured that"
     wider = Classifier(DepthwiseStudent(3, base=8), (0.5,) * 3, (0.5,) * 3)
     for other in ((network(), 8, 32), (network(), 4, 48), (wider, 4, 32)):
-        choose_precision("auto", *other, "cpu", clock=steps.clock)
+        choose_precision("auto", NetworkStep(*other, "cpu"), clock=steps.clock)
         assert len(steps.calls) > asked
         asked = len(steps.calls)
-    choose_precision("auto", network(), 4, 32, "cpu", training=False, clock=steps.clock)
+    choose_precision("auto", NetworkStep(network(), 4, 32, "cpu", training=False), clock=steps.clock)
     assert len(steps.calls) > asked
 
 
 def test_what_was_called_once_is_called_again_where_its_time_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(fp32=0.16, bf16=0.15)
     steps.stand_for(monkeypatch)
-    assert choose_precision("auto", network(), 8, 256, "cpu", clock=steps.clock) == "bf16"
+    assert choose_precision("auto", NetworkStep(network(), 8, 256, "cpu"), clock=steps.clock) == "bf16"
     assert steps.calls.count(("bf16", 8)) == 1
     steps.image_s["bf16"] = 0.1
     for _ in range(2):
-        assert step_seconds(network(), "bf16", 8, 256, "cpu", clock=steps.clock) == pytest.approx(0.1)
+        assert step_seconds(NetworkStep(network(), 8, 256, "cpu"), "bf16", clock=steps.clock) == pytest.approx(0.1)
     assert steps.calls[-4:] == [("bf16", 2), ("bf16", 8), ("bf16", 8), ("bf16", 8)]
 
 
@@ -171,14 +171,14 @@ def test_a_wish_is_granted_without_timing() -> None:
     def never() -> float:
         raise AssertionError("nothing is to be timed")
 
-    assert choose_precision("bf16", network(), 4, 32, "cpu", clock=never) == "bf16"
+    assert choose_precision("bf16", NetworkStep(network(), 4, 32, "cpu"), clock=never) == "bf16"
 
 
 def test_the_network_is_left_as_it_was() -> None:
     subject = network()
     before = {name: value.clone() for name, value in subject.state_dict().items()}
-    choose_precision("auto", subject, 4, 32, "cpu")
-    step_seconds(subject, "fp32", 4, 48, "cpu")
+    choose_precision("auto", NetworkStep(subject, 4, 32, "cpu"))
+    step_seconds(NetworkStep(subject, 4, 48, "cpu"), "fp32")
     assert all(torch.equal(before[name], value) for name, value in subject.state_dict().items())
     assert all(parameter.grad is None for parameter in subject.parameters())
 
@@ -220,13 +220,13 @@ def test_convolutions_in_tf32_are_a_matter_of_the_gpu_and_of_cudnn_s_setting(
 def test_fp32_that_is_tf32_is_said_to_be(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(precision, "has_tf32_convolutions", lambda device: True)
     for _ in range(2):
-        assert choose_precision("fp32", network(), 8, 32, "cpu") == "fp32"
+        assert choose_precision("fp32", NetworkStep(network(), 8, 32, "cpu")) == "fp32"
     assert capsys.readouterr().err == "precision: fp32 with TF32 convolutions on cpu\n"
     for fp32_s, chosen in ((0.01, "fp32 with TF32 convolutions"), (0.03, "bf16")):
         precision.forget()
         steps = Steps(fp32=fp32_s, bf16=0.02)
         steps.stand_for(monkeypatch)
-        choose_precision("auto", network(), 8, 32, "cpu", clock=steps.clock)
+        choose_precision("auto", NetworkStep(network(), 8, 32, "cpu"), clock=steps.clock)
         said = capsys.readouterr().err
         assert said.startswith(f"precision: {chosen} to train DepthwiseStudent (an image takes ")
         assert " ms in fp32 with TF32 convolutions" in said

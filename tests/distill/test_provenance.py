@@ -32,7 +32,7 @@ from toolkit.networks.weights import ModelInfo, read_info, save_model
 from toolkit.recipe import DataRecipe, Recipe
 
 ARCHITECTURE = ("teacher.architecture=depthwise", "student.base=4")
-SMALL = [*ARCHITECTURE, "data.image_size=32", "data.resize=36", "distill.precision=fp32", "distill.epochs=1"]
+SMALL = [*ARCHITECTURE, "data.image_size=32", "data.resize=36", "training.precision=fp32", "distill.epochs=1"]
 WAY_OUT = "train a teacher here: --set 'teacher.weights=\"\"', or give the data that this one was trained on"
 
 
@@ -201,7 +201,7 @@ class TestImport:
         copy = tmp_path / "copy.safetensors"
         copy.write_bytes(shipped_teacher.read_bytes())
         assert make("teacher.weights=colours")
-        assert not make("teacher.weights=colours", "distill.seed=5", "teacher.epochs=3")
+        assert not make("teacher.weights=colours", "training.seed=5", "teacher.epochs=3")
         assert not make(f'teacher.weights="{copy}"'), "the same bytes"
 
     def test_another_size_is_said(

@@ -13,7 +13,7 @@ from torch import Tensor
 from toolkit.data.batches import TrainingViews
 from toolkit.distill import precision, quantized
 from toolkit.distill.precision import FloatArithmetic
-from toolkit.distill.quantized import QuantizedClassifier, choose_teacher, mean_distance
+from toolkit.distill.quantized import QuantizedClassifier, choose_teacher, mean_distance, teacher_in
 from toolkit.errors import DeviceError, RecipeError
 from toolkit.networks.classifier import Classifier
 from toolkit.recipe import DistillRecipe, Recipe
@@ -97,9 +97,8 @@ class Chooser:
         monkeypatch.setattr(quantized, "_answer", slowly)
 
     def __call__(self, **settings: Any) -> tuple[Classifier, str]:
-        chosen = settings.pop("chosen", None)
-        section = DistillRecipe.model_validate({"epochs": 10} | settings)
-        return choose_teacher(section, lambda: "bf16", self.teacher, self.views, chosen=chosen, clock=lambda: self.now)
+        recipe = Recipe.model_validate({"distill": {"epochs": 10} | settings})
+        return choose_teacher(recipe, lambda: "bf16", self.teacher, self.views, clock=lambda: self.now)
 
 
 @pytest.fixture
@@ -181,9 +180,9 @@ class TestWish:
 
     @pytest.mark.parametrize(("chosen", "kind"), [("int8", QuantizedClassifier), ("fp32", Classifier)])
     def test_an_interrupted_run_keeps_what_it_had(self, choose: Chooser, chosen: str, kind: type) -> None:
-        network, precision = choose(chosen=chosen)
+        network = teacher_in(chosen, choose.teacher, choose.views)
         assert type(network) is kind
-        assert precision == chosen
+        assert (network is choose.teacher) == (chosen == "fp32")
 
     def test_not_on_a_gpu(self, choose: Chooser, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(choose.views, "device", "cuda:0")
@@ -191,7 +190,7 @@ class TestWish:
             choose(teacher_precision="int8")
 
     def test_not_with_layers(self) -> None:
-        with pytest.raises(RecipeError, match="an int8 teacher has no layers"):
+        with pytest.raises(RecipeError, match="a method of layers cannot read an int8 teacher"):
             Recipe().with_overrides(["distill.teacher_precision=int8", "distill.method=fitnets"])
 
 

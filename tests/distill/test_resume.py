@@ -10,19 +10,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from distill_samples import (
+    SETTINGS,
     SMALL,
     Splits,
     ToolkitCommands,
     differences,
+    hold_training,
     load_splits,
     make_plan,
     make_records,
+    make_state,
     make_student,
     make_views,
     read_lines,
@@ -37,7 +41,8 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import NetworkOutput, Objective, learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper
-from toolkit.distill.trainer import Training, train
+from toolkit.distill.trainer import TrainingResult, train
+from toolkit.distill.training import Training
 from toolkit.errors import ArtifactError, Interrupted
 
 LABELS = learn_from_labels(0.1)
@@ -108,14 +113,14 @@ def stopping_at_validation(number: int) -> Objective:
     return objective
 
 
-def go_on(case: tuple[Any, Plan], splits: Splits, folder: Path, objective: Objective = LABELS) -> Training:
+def go_on(case: tuple[Any, Plan], splits: Splits, folder: Path, objective: Objective = LABELS) -> TrainingResult:
     """A run from its beginning or from the checkpoint in `folder`, with everything made anew as in a new process."""
     make, plan = case
     state = make_records(folder).checkpoint.open(resume=True, force=False)
     torch.manual_seed(random.getrandbits(32))  # whatever the process did before
     learner = make()
     views = make_views(splits[0], mixup=plan.section.mixup)
-    return train(learner, objective, views, splits[1], plan, make_records(folder, state))
+    return train(Training(learner, objective, views, splits[1], plan), make_records(folder, state))
 
 
 def assert_same_result(folder: Path, uninterrupted: Path, epochs: int = 3) -> None:
@@ -336,10 +341,18 @@ def test_patience_counts_across_a_stop(splits: Splits, tmp_path: Path) -> None:
     assert go_on(case, splits, tmp_path).epochs == 3
 
 
+def test_a_checkpoint_holds_what_it_held_in_earlier_versions() -> None:
+    parts = ["learner", "optimizer", "scheduler", "average", "part_size", "epoch", "progress", "first_rate"]
+    parts += ["history", "best", "best_state", "rng", "gpu_rng", "precision", "teacher_precision"]
+    assert list(make_state().to_dict()) == parts
+    sums = ["epoch", "step", "loss_sum", "hits", "epoch_s", "seconds", "training_s", "images_seen"]
+    assert list(make_state().to_dict()["progress"]) == sums
+
+
 class TestRefusals:
     def test_an_interrupted_run_is_neither_replaced_nor_gone_on_with_unasked(self, tmp_path: Path) -> None:
         checkpoint = make_records(tmp_path).checkpoint
-        checkpoint.save({"epoch": 2})
+        checkpoint.save(make_state(2))
         message = (
             rf"an interrupted run lies in {re.escape(str(tmp_path))} \(student, epoch 3\); go on with --resume, or"
         )
@@ -348,7 +361,7 @@ class TestRefusals:
         assert checkpoint.path.exists()
 
     def test_other_settings_are_named(self, tmp_path: Path) -> None:
-        make_records(tmp_path).checkpoint.save({"epoch": 0})
+        make_records(tmp_path).checkpoint.save(make_state())
         settings = {"stage": "student", "recipe_sha256": "other", "dataset_sha256": "d", "teacher_sha256": "t"}
         message = "was made with another recipe and teacher; give the settings it was made with, or begin anew with --f"
         for resume in (True, False):
@@ -362,7 +375,7 @@ class TestRefusals:
         self, tmp_path: Path, theirs: str, ours: str, command: str
     ) -> None:
         path = tmp_path / "checkpoint.pt"
-        Checkpoint(path, {"stage": theirs}).save({"epoch": 0})
+        Checkpoint(path, {"stage": theirs}).save(make_state())
         message = (
             rf"is of an interrupted {theirs} stage, not of {ours}; go on with toolkit {command} --resume, or begin"
         )
@@ -372,7 +385,7 @@ class TestRefusals:
     @pytest.mark.parametrize("content", [b"", b"nonsense", b"cut", b"pickle"])
     def test_a_damaged_file_is_one_line(self, tmp_path: Path, content: bytes) -> None:
         checkpoint = make_records(tmp_path).checkpoint
-        checkpoint.save({"epoch": 0, "weights": torch.rand(1000)})
+        checkpoint.save(make_state(learner={"weights": torch.rand(1000)}))
         whole = checkpoint.path.read_bytes()
         if content == b"pickle":
             torch.save({"epoch": Path("a class that is not plain data")}, checkpoint.path)
@@ -393,11 +406,19 @@ class TestRefusals:
             with pytest.raises(ArtifactError, match=r"checkpoint.pt cannot be read"):
                 checkpoint.open(resume=True, force=False)
 
+    def test_a_state_that_lacks_a_part_is_one_line(self, tmp_path: Path) -> None:
+        checkpoint = make_records(tmp_path).checkpoint
+        values = make_state().to_dict()
+        del values["scheduler"], values["rng"]
+        torch.save(values | {"settings": SETTINGS}, checkpoint.path)
+        with pytest.raises(ArtifactError, match=r"cannot be read \(it has no scheduler, rng\); delete it"):
+            checkpoint.open(resume=True, force=False)
+
     def test_a_write_that_fails_leaves_the_last_checkpoint(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         checkpoint = make_records(tmp_path).checkpoint
-        checkpoint.save({"epoch": 1})
+        checkpoint.save(make_state(1))
 
         def write_half(path: Path, content: memoryview) -> None:
             with path.open("wb") as file:
@@ -407,10 +428,10 @@ class TestRefusals:
         with monkeypatch.context() as patch:
             patch.setattr(Path, "write_bytes", write_half)
             with pytest.raises(ArtifactError, match=r"cannot write .*checkpoint.pt: No space"):
-                checkpoint.save({"epoch": 2})
+                checkpoint.save(make_state(2))
         state = checkpoint.open(resume=True, force=False)
         assert state is not None
-        assert state["epoch"] == 1
+        assert state.epoch == 1
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
@@ -420,6 +441,13 @@ WHOLE = (
     *("--set", "distill.control=true", "--set", "distill.mixup=0.2", "--set", "distill.ema=0.9"),
     *("--set", "teacher.epochs=2", "--set", "distill.epochs=3"),
 )
+
+
+EPOCHS = 4
+TEACHER_HELD = partial(hold_training, 2 * 3 + 1)
+"""In the third epoch of the teacher; it takes three steps an epoch."""
+STUDENT_HELD = partial(hold_training, 3 * 3 + 2 * STEPS_AN_EPOCH + 1)
+"""In the third epoch of the student, after three of the teacher."""
 
 
 def same_tensors(one: Path, other: Path) -> bool:
@@ -449,7 +477,9 @@ def test_kill_9_at_any_moment_loses_nothing(
     moments = random.Random(teacher_views)
     out, kills, resumed = tmp_path / "killed", 0, set()
     while True:
-        running = toolkit.start("distill", "--out", out, *flags, "--resume", save_seconds=0.0, environment=cache)
+        held = partial(hold_training, 4) if kills < 2 else None  # so that it does not end before it is killed
+        command = ["distill", "--out", out, *flags, "--resume"]
+        running = toolkit.start(*command, save_seconds=0.0, environment=cache, prepare=held)
         if kills == 0:
             running.wait_for("teacher    1/2")  # there is a checkpoint, and the next run goes on from it
         else:
@@ -480,11 +510,11 @@ def test_a_stopped_command_says_where_it_stopped_and_how_to_go_on(
     toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     """And the line it says works as it stands, in a shell, in a directory with a space in its name."""
-    flags = ["--data", class_folders, *SMALL, "--set", "distill.epochs=12"]
+    flags = ["--data", class_folders, *SMALL, "--set", f"distill.epochs={EPOCHS}"]
     toolkit.run("distill", "--out", tmp_path / "whole", *flags)
     out = tmp_path / "my model"
-    running = toolkit.start("distill", *flags, "--out", out)
-    running.wait_for("student    2/12")
+    running = toolkit.start("distill", *flags, "--out", out, prepare=STUDENT_HELD)
+    running.wait_for(f"student    2/{EPOCHS}")
     running.send(number)
     last = running.end(code).splitlines()[-1]
     found = re.fullmatch(
@@ -501,7 +531,9 @@ def test_a_stopped_command_says_where_it_stopped_and_how_to_go_on(
     assert done.returncode == 0, done.stderr
     assert "student: going on at epoch" in done.stderr
     assert same_tensors(out / "student.safetensors", tmp_path / "whole" / "student.safetensors")
-    assert [line["epoch"] for line in read_lines(out / "metrics.jsonl") if line["stage"] == "distill"] == [*range(12)]
+    assert [line["epoch"] for line in read_lines(out / "metrics.jsonl") if line["stage"] == "distill"] == [
+        *range(EPOCHS)
+    ]
 
 
 def take_a_step_without_end() -> None:
@@ -533,7 +565,7 @@ def test_a_second_ctrl_c_stops_the_command_without_saving(
 def stopped(toolkit: ToolkitCommands, class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a teacher, and a student that was stopped in the middle."""
     out = tmp_path_factory.mktemp("stopped")
-    running = toolkit.start("distill", "--data", class_folders, "--out", out, *SMALL, *LONG)
+    running = toolkit.start("distill", "--data", class_folders, "--out", out, *SMALL, *LONG, prepare=STUDENT_HELD)
     running.wait_for("student    2/400")
     running.send(signal.SIGTERM)
     running.end(143)
@@ -594,17 +626,17 @@ def test_a_forced_run_that_was_stopped_goes_on_with_the_line_it_says(
     toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path
 ) -> None:
     """Though the file that it is to replace was made from the very same settings."""
-    command = ["teacher", "--data", class_folders, "--out", tmp_path, *SMALL, "--set", "teacher.epochs=12"]
+    command = ["teacher", "--data", class_folders, "--out", tmp_path, *SMALL, "--set", f"teacher.epochs={EPOCHS}"]
     assert "teacher: no state was saved, beginning anew" in toolkit.run(*command, "--resume")
     first = (tmp_path / "teacher.safetensors").stat().st_mtime_ns
-    running = toolkit.start(*command, "--force")
-    running.wait_for("teacher    2/12")
+    running = toolkit.start(*command, "--force", prepare=TEACHER_HELD)
+    running.wait_for(f"teacher    2/{EPOCHS}")
     running.send(signal.SIGINT)
     assert last_line(running.end(130)).endswith("--force --resume")
     resumed = toolkit.run(*command, "--force", "--resume")
     assert "teacher: going on at epoch" in resumed
     assert (tmp_path / "teacher.safetensors").stat().st_mtime_ns > first
-    assert len(read_lines(tmp_path / "metrics.jsonl")) == 12
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == EPOCHS
     assert "teacher.safetensors is up to date" in toolkit.run(*command, "--resume")
 
 
@@ -612,9 +644,9 @@ def test_a_state_whose_result_is_there_already_goes(
     toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path
 ) -> None:
     """A kill between writing the weights and deleting the state must not stop the next stage."""
-    command = ["teacher", "--data", class_folders, "--out", tmp_path, *SMALL, "--set", "teacher.epochs=12"]
-    running = toolkit.start(*command)
-    running.wait_for("teacher    2/12")
+    command = ["teacher", "--data", class_folders, "--out", tmp_path, *SMALL, "--set", f"teacher.epochs={EPOCHS}"]
+    running = toolkit.start(*command, prepare=TEACHER_HELD)
+    running.wait_for(f"teacher    2/{EPOCHS}")
     running.send(signal.SIGTERM)
     running.end(143)
     state = (tmp_path / "checkpoint.pt").read_bytes()
@@ -626,7 +658,7 @@ def test_a_state_whose_result_is_there_already_goes(
 
 def test_what_a_kill_left_of_a_checkpoint_is_cleaned_up(tmp_path: Path) -> None:
     checkpoint = make_records(tmp_path).checkpoint
-    checkpoint.save({"epoch": 0})
+    checkpoint.save(make_state())
     (tmp_path / f".{checkpoint.path.name}.x1y2.pt").write_bytes(b"half a state")
     checkpoint.discard()
     assert list(tmp_path.iterdir()) == []
@@ -635,13 +667,13 @@ def test_what_a_kill_left_of_a_checkpoint_is_cleaned_up(tmp_path: Path) -> None:
 def test_a_full_disk_while_a_checkpoint_is_written_is_one_line(tmp_path: Path) -> None:
     """A limit on the size of files is what a full disk is to the writer."""
     checkpoint = make_records(tmp_path).checkpoint
-    checkpoint.save({"epoch": 0})
+    checkpoint.save(make_state())
     before = checkpoint.path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(ArtifactError, match=r"cannot write .*checkpoint\.pt: File too large"):
-            checkpoint.save({"epoch": 1, "weights": torch.zeros(100_000)})
+            checkpoint.save(make_state(1, learner={"weights": torch.zeros(100_000)}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoint.path.read_bytes() == before

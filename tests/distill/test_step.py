@@ -22,12 +22,14 @@ from distill_samples import (
 )
 from torch import Tensor, nn
 
+from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import learn_from_labels
-from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
+from toolkit.distill.optimization import Optimization
 from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper
 from toolkit.distill.trainer import train
+from toolkit.distill.training import Training
 from toolkit.errors import TrainingError
 
 LABELS = learn_from_labels(0.1)
@@ -67,11 +69,9 @@ def splits(class_folders: Path) -> Splits:
 
 
 def make_stepper(splits: Splits, learner: TappedNetwork, plan: Plan) -> Stepper:
-    optimizer = make_optimizer(learner, plan.section)
-    scheduler = make_scheduler(optimizer, plan.section, 100)
     views = make_views(splits[0], mixup=plan.section.mixup)
-    average = make_average(learner.classifier.network, plan.section)
-    return Stepper(learner.train(), LABELS, views, None, plan, optimizer, scheduler, average)
+    training = Training(learner.train(), LABELS, views, splits[1], plan)
+    return Stepper(training, Optimization.of(learner, plan.section, 100))
 
 
 @pytest.mark.parametrize("where", list(OUT_OF_MEMORY))
@@ -117,17 +117,30 @@ def test_it_is_halved_once_and_stays_so_through_a_checkpoint(
     assert torch.equal(flatten(resumed.state_dict()), flatten(greedy.state_dict()))
 
 
-def test_a_whole_batch_is_tried_again_where_a_checkpoint_was_never_short_of_memory(splits: Splits) -> None:
+def test_a_whole_batch_is_tried_again_where_a_checkpoint_was_never_short_of_memory(
+    splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One of two processes sees half a batch at a time; a single one that goes on takes it whole."""
     plan = make_plan(batch_size=12)
-    stepper = make_stepper(splits, tapped(Greedy(99, OUT_OF_MEMORY["gpu"])), plan)
-    assert stepper.state()["part_size"] is None
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "replicate", lambda network, device: network)  # there is no other process
+        patch.setattr(distributed, "world_size", lambda: 2)
+        half = Greedy(99, OUT_OF_MEMORY["gpu"])
+        stepper = make_stepper(splits, tapped(half), plan)
+        stepper.take(np.arange(12), 0, 32)
+        state = copy.deepcopy(stepper.state())
+    assert half.sizes == [6]
+    whole = Greedy(99, OUT_OF_MEMORY["gpu"])
+    alone = make_stepper(splits, tapped(whole), plan)
+    alone.restore(state)
+    alone.take(np.arange(12), 0, 32)
+    assert whole.sizes == [12]
 
 
 def test_training_goes_on_after_it_ran_out_of_memory(splits: Splits, tmp_path: Path) -> None:
     learner = tapped(Greedy(4, OUT_OF_MEMORY["cpu"]))
     plan = make_plan(epochs=2, batch_size=16)
-    result = train(learner, LABELS, make_views(splits[0]), splits[1], plan, make_records(tmp_path))
+    result = train(Training(learner, LABELS, make_views(splits[0]), splits[1], plan), make_records(tmp_path))
     assert result.images_seen == 2 * 36
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["part_size"] == 4
 
@@ -173,7 +186,7 @@ class TestCompile:
             TrainingError, match=r"torch.compile cannot be used here: No working C\+\+ compiler"
         ) as caught:
             stepper.take(np.arange(12), 0, 32)
-        assert "use --set distill.compile=off" in str(caught.value)
+        assert "use --set training.compile=off" in str(caught.value)
         assert "\n" not in str(caught.value)
 
     def test_an_error_of_the_network_itself_is_not_taken_for_the_compiler_s(
@@ -196,7 +209,8 @@ class TestCompile:
             body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
             learner = tapped(nn.Sequential(body, nn.Flatten(), nn.Linear(8, 3)))
             plan = Plan(**{**vars(make_plan(epochs=2, batch_size=16)), "compile": mode})
-            result = train(learner, LABELS, make_views(splits[0]), splits[1], plan, make_records(tmp_path / mode))
+            training = Training(learner, LABELS, make_views(splits[0]), splits[1], plan)
+            result = train(training, make_records(tmp_path / mode))
             ends.append(learner.state_dict())
             assert result.images_seen == 72
         assert list(ends[0]) == list(ends[1]), "checkpoints fit either way"

@@ -33,6 +33,7 @@ from toolkit.distill.step import Stepper
 from toolkit.distill.step_graph import StepGraph, Sums
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.distill.trainer import train
+from toolkit.distill.training import Training
 from toolkit.errors import Interrupted
 from toolkit.machine.devices import fp32_products_in, same_imports
 
@@ -108,7 +109,7 @@ def test_an_epoch_of_replayed_steps_ends_in_the_weights_of_the_cpu_s(
         for epoch, side in enumerate((SIDE // 2, SIDE // 2, SIDE)):
             order = stepper._views.upload(np.random.default_rng(epoch).permutation(COUNT))
             sums += [stepper.take(order[start : start + 12], epoch, side) for start in range(0, COUNT, 12)]
-        ends.append((flatten(learner.state_dict()), sums, stepper.state()["optimizer"]["state"]))
+        ends.append((flatten(learner.state_dict()), sums, stepper.state().optimizer["state"]))
     assert (graphs.captured, graphs.watched) == (2, 2)
     assert graphs.replayed == 2 + 5 + 2
     assert torch.equal(ends[0][0], ends[1][0])
@@ -329,11 +330,9 @@ class Graphed:
         learner, views = make_student(), make_views(pixels, mixup=0.3)
         views.on_device = DeviceViews(views, ResidentPixels(pixels, "cpu"))
         self._graphs.parameters = list(learner.parameters())
-        teaching, objective = (
-            LiveTeacher(make_student(seed=5), views, valid, "fp32"),
-            learn_from_teacher(self._plan.section),
-        )
-        train(learner, objective, views, valid, self._plan, make_records(folder, state), teaching)
+        teacher = LiveTeacher(make_student(seed=5), views, valid, "fp32")
+        training = Training(learner, learn_from_teacher(self._plan.section), views, valid, self._plan, teacher)
+        train(training, make_records(folder, state))
         return learner
 
 

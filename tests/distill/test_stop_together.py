@@ -9,19 +9,23 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from distill_samples import SMALL, Running, ToolkitCommands, read_lines, start_two
+from distill_samples import SMALL, Running, ToolkitCommands, hold_training, read_lines, start_two
 
 from toolkit.cli import ending
 from toolkit.distill import interruption, trainer
-from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.checkpoint import Checkpoint, TrainingState
 from toolkit.distill.step import Stepper
 
-EPOCHS = 12
+EPOCHS = 4
+HELD = partial(hold_training, 4)
+"""In the second epoch, whose first step this is: an epoch has three."""
 HANG_S = 600.0
 """s after which a test gives up; it says nothing of how fast a machine is"""
 
@@ -74,10 +78,11 @@ def job(toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path) -> Job:
 
 def hear_late() -> None:
     """A process that is busy elsewhere when the signal comes."""
+    HELD()
     note = interruption.StopRequest.__call__
 
     def late(self: interruption.StopRequest, *signal_and_frame: Any) -> None:
-        time.sleep(4)
+        time.sleep(2)
         note(self, *signal_and_frame)
 
     interruption.StopRequest.__call__ = late  # type: ignore[method-assign]
@@ -93,11 +98,17 @@ def take_long_steps() -> None:
     Stepper.take = slowly  # type: ignore[method-assign]
 
 
+def hear_all_at_once() -> None:
+    """Signals that come one after the other come at one time, by this process's clock."""
+    HELD()
+    interruption.time = SimpleNamespace(monotonic=lambda: 0.0)  # type: ignore[assignment]
+
+
 def save_slowly() -> None:
     save = Checkpoint.save
 
-    def slowly(self: Checkpoint, state: dict[str, Any]) -> None:
-        if state["epoch"] or state["progress"]["step"]:
+    def slowly(self: Checkpoint, state: TrainingState) -> None:
+        if state.epoch or state.progress.step:
             time.sleep(2)
         save(self, state)
 
@@ -106,7 +117,7 @@ def save_slowly() -> None:
 
 def begin_late() -> None:
     """Training begins much later here: the other one waits, ready to note a signal."""
-    ending.OTHERS_WAIT_S = 60.0
+    wait_long_for_a_signal()
     train = trainer.train
 
     def late(*arguments: Any) -> Any:
@@ -129,7 +140,7 @@ def wait_shortly_for_a_signal() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("late", [0, 1])
 def test_one_that_hears_of_the_stop_seconds_later_is_waited_for(job: Job, late: int) -> None:
-    pair = job.start_training(*(hear_late if rank == late else None for rank in range(2)))
+    pair = job.start_training(*(hear_late if rank == late else HELD for rank in range(2)))
     for running in pair:
         running.send(signal.SIGTERM)
     job.assert_saved_and_goes_on(pair)
@@ -137,7 +148,7 @@ def test_one_that_hears_of_the_stop_seconds_later_is_waited_for(job: Job, late: 
 
 @pytest.mark.slow
 def test_a_signal_to_one_of_them_stops_both(job: Job) -> None:
-    pair = job.start_training()
+    pair = job.start_training(other=HELD)
     pair[1].send(signal.SIGTERM)
     job.assert_saved_and_goes_on(pair)
 
@@ -145,7 +156,7 @@ def test_a_signal_to_one_of_them_stops_both(job: Job) -> None:
 @pytest.mark.slow
 def test_a_signal_that_comes_twice_is_one(job: Job) -> None:
     """To the main one alone; the other one makes it wait, so that the second one comes before all is saved."""
-    pair = job.start_training(other=take_long_steps)
+    pair = job.start_training(hear_all_at_once, take_long_steps)
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
         pair[0].send(number)
         pair[0].wait_for("stopping after this step; once more, 5 s later, to stop at once", timeout_s=HANG_S)
@@ -155,7 +166,7 @@ def test_a_signal_that_comes_twice_is_one(job: Job) -> None:
 @pytest.mark.slow
 def test_the_other_one_ends_when_the_main_one_has_saved(job: Job) -> None:
     """Else torchrun would send the main one a signal while it saves."""
-    pair = job.start_training(main=save_slowly)
+    pair = job.start_training(save_slowly, HELD)
     pair[1].send(signal.SIGTERM)
     pair[1].process.join(HANG_S)
     assert ", and saved; go on with: " in pair[0].said
@@ -185,7 +196,7 @@ def test_a_stop_before_training_leaves_no_traceback(job: Job, both_at_once: bool
 
 @pytest.mark.slow
 def test_where_one_is_killed_the_other_says_so_in_one_line(job: Job) -> None:
-    main, other = job.start_training(wait_shortly_for_a_signal, take_long_steps)
+    main, other = job.start_training(wait_shortly_for_a_signal, HELD)
     other.send(signal.SIGKILL)
     said = main.end(1, timeout_s=HANG_S)
     assert "Traceback" not in said

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from toolkit.data.batches import TrainingViews
 from toolkit.distill import logit_store
-from toolkit.distill.logit_store import StoredTeacher, find_stored, open_store
+from toolkit.distill.logit_store import LogitStore, StoredTeacher
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.errors import DataError
 from toolkit.recipe import DataRecipe
@@ -36,8 +37,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def store(splits: Splits, views: TrainingViews | None = None, **settings: Any) -> StoredTeacher:
     given = {"teacher_sha256": "t", "dataset_sha256": "d", "num_views": 2, "precision": "fp32"} | settings
-    views = views or make_views(splits[0])
-    return open_store(make_student(seed=5), views=views, valid_pixels=splits[1], **given)
+    precision = given.pop("precision")
+    return LogitStore(views=views or make_views(splits[0]), valid=splits[1], **given).open(
+        make_student(seed=5), precision
+    )
 
 
 def live_logits(splits: Splits, views: TrainingViews, view: int) -> Tensor:
@@ -118,7 +121,7 @@ def test_whatever_decides_the_logits_makes_another_store(splits: Splits, cache: 
     elif change == "mixup":
         views = make_views(splits[0], mixup=0.2)
     if change == "fewer images":
-        open_store(make_student(5), "t", "d", views, splits[0], 2, "fp32")
+        LogitStore("t", "d", views, splits[0], 2).open(make_student(5), "fp32")
     else:
         store(splits, views, **CHANGES.get(change, {}))
     assert len(list(cache.iterdir())) == 2
@@ -167,7 +170,7 @@ def test_two_that_fill_one_store_at_once_do_not_disturb_each_other(splits: Split
 
     def fill(number: int) -> None:
         start.wait()
-        stored = open_store(teachers[number], "t", "d", make_views(splits[0]), splits[1], 8, "fp32")
+        stored = LogitStore("t", "d", make_views(splits[0]), splits[1], 8).open(teachers[number], "fp32")
         results.append(torch.stack([stored.answer(INDICES, view, NO_IMAGES).logits for view in range(8)]))
 
     threads = [threading.Thread(target=fill, args=(number,)) for number in range(2)]
@@ -196,9 +199,9 @@ def test_a_cache_that_cannot_be_written_is_one_line(
 
 def test_a_store_is_found_in_whichever_arithmetic_it_was_filled(splits: Splits) -> None:
     views = make_views(splits[0], seed=77)
-    key = ("teacher 77", "data", views, splits[1], 2)
-    assert find_stored(*key, ("bf16", "fp32")) is None
-    open_store(make_student(seed=5), *key, "fp32")
-    assert find_stored(*key, ("bf16", "fp32")) == "fp32"
-    assert find_stored(*key, ("bf16",)) is None
-    assert find_stored(*key[:4], 3, ("fp32",)) is None
+    found = LogitStore("teacher 77", "data", views, splits[1], 2)
+    assert found.find(("bf16", "fp32")) is None
+    found.open(make_student(seed=5), "fp32")
+    assert found.find(("bf16", "fp32")) == "fp32"
+    assert found.find(("bf16",)) is None
+    assert replace(found, num_views=3).find(("fp32",)) is None

@@ -26,12 +26,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from toolkit.data.batches import TrainingViews, batches
 from toolkit.distill import trainer
-from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.checkpoint import Checkpoint, TrainingState
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import NetworkOutput, Objective, learn_from_labels
 from toolkit.distill.teachers import LiveTeacher
-from toolkit.distill.trainer import Training, train
+from toolkit.distill.trainer import TrainingResult, train
+from toolkit.distill.training import Training
 from toolkit.errors import TrainingError
 
 LABELS = learn_from_labels(0.0)
@@ -44,11 +45,11 @@ def splits(class_folders: Path) -> Splits:
 
 def run(
     splits: Splits, folder: Path, learner: TappedNetwork | None = None, objective: Objective = LABELS, **settings: Any
-) -> Training:
+) -> TrainingResult:
     """Train a student, or `learner`, without a teacher."""
     plan = make_plan(**settings)
     views = make_views(splits[0], mixup=plan.section.mixup, seed=plan.seed)
-    return train(learner or make_student(), objective, views, splits[1], plan, make_records(folder))
+    return train(Training(learner or make_student(), objective, views, splits[1], plan), make_records(folder))
 
 
 def test_training_learns_and_returns_its_best_epoch(splits: Splits, tmp_path: Path) -> None:
@@ -128,8 +129,8 @@ def test_teacher_and_student_see_the_same_views_each_with_its_own_normalisation(
         return F.mse_loss(student.logits, teacher.logits)
 
     views = make_views(splits[0], mixup=0.4)
-    teaching = LiveTeacher(teacher, views, splits[1], "fp32")
-    train(student, objective, views, splits[1], make_plan(epochs=2), make_records(tmp_path), teaching)
+    answering = LiveTeacher(teacher, views, splits[1], "fp32")
+    train(Training(student, objective, views, splits[1], make_plan(epochs=2), answering), make_records(tmp_path))
     students = [v for v in student.classifier.network.seen if len(v) == 6]
     teachers = [v for v in teacher.classifier.network.seen if len(v) == 6]
     assert len(students) == len(teachers) == 12
@@ -149,15 +150,8 @@ def test_sizes_grow_as_planned_for_the_student_and_the_teacher_sees_all_at_full_
     def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
         return F.cross_entropy(student.logits, target)
 
-    train(
-        student,
-        objective,
-        views,
-        splits[1],
-        plan,
-        make_records(tmp_path),
-        LiveTeacher(teacher, views, splits[1], "fp32"),
-    )
+    answering = LiveTeacher(teacher, views, splits[1], "fp32")
+    train(Training(student, objective, views, splits[1], plan, answering), make_records(tmp_path))
     # one batch of all 36 images an epoch; validation shows 12
     planned = [plan.image_size_of(epoch) for epoch in range(5)]
     assert len(set(planned)) >= 3
@@ -305,8 +299,8 @@ def test_a_checkpoint_is_written_within_an_epoch_when_the_last_one_is_long_ago(
     places: list[tuple[int, int]] = []
     save = Checkpoint.save
 
-    def note(self: Checkpoint, state: dict[str, Any]) -> None:
-        places.append((state["progress"]["epoch"], state["progress"]["step"]))
+    def note(self: Checkpoint, state: TrainingState) -> None:
+        places.append((state.progress.epoch, state.progress.step))
         save(self, state)
 
     monkeypatch.setattr(Checkpoint, "save", note)
@@ -324,7 +318,7 @@ def test_on_a_gpu_checkpoints_are_written_by_time_and_at_the_end(
 ) -> None:
     """Where an epoch takes seconds, one checkpoint an epoch would be a fifth of the time."""
     places: list[tuple[int, int]] = []
-    monkeypatch.setattr(Checkpoint, "save", lambda _, state: places.append((state["epoch"], state["progress"]["step"])))
+    monkeypatch.setattr(Checkpoint, "save", lambda _, state: places.append((state.epoch, state.progress.step)))
     monkeypatch.setattr(trainer._Run, "_saves_every_epoch", lambda _: False)
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 1e9)
     monkeypatch.setattr(trainer, "SAVE_SECONDS_AT_END", 0.0)

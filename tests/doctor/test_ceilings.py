@@ -1,12 +1,14 @@
 """A peak that is found in time, and copies that nothing holds up."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from toolkit.distill.precision import FloatArithmetic
 from toolkit.doctor import ceilings
-from toolkit.doctor.ceilings import bus_bytes_s, copy_bytes_s, launch_seconds, product_flop_s
+from toolkit.doctor.ceilings import bus_bytes_s, copy_bytes_s, launch_seconds, least_seconds, product_flop_s
 from toolkit.machine.devices import fp32_products_in
 
 
@@ -87,11 +89,24 @@ def test_the_cpus_copy_is_as_it_was() -> None:
 
 
 def test_small_kernels_are_timed_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 0 < launch_seconds("cpu") < 1
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append(device))
-    waits: list[str] = []
-    launch_seconds("meta")
-    assert len(waits) == ceilings.RUNS + 1
+    """On a clock that moves by 2 µs for a kernel, and by 50 µs while a GPU is waited for."""
+    now, waits = [0.0], []
+
+    def add(tensor: Tensor, other: int) -> None:
+        now[0] += 2e-6
+
+    def wait(device: str) -> None:
+        now[0] += 5e-5
+        waits.append(device)
+
+    assert launch_seconds("cpu") > 0
+    monkeypatch.setattr(Tensor, "add_", add)
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    monkeypatch.setattr(ceilings, "least_seconds", partial(least_seconds, clock=lambda: now[0]))
+    assert launch_seconds("cpu") == pytest.approx(2e-6)
+    assert waits == []
+    assert launch_seconds("meta") == pytest.approx(2e-6 + 5e-5 / 500)
+    assert waits == ["meta"] * (ceilings.RUNS + 1)
 
 
 def test_the_way_from_the_host_is_timed_as_copies_that_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_problems_are_counted_and_marked(capsys: pytest.CaptureFixture[str]) -> 
         "ok      a   fine",
         "problem bb  broken [red]",
         "            → mend it",
-        "1 problem to mend",
+        "1 problem found",
     ]
 
 
@@ -75,10 +75,10 @@ def test_a_working_gpu_is_ok(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("driver", "built", "status", "finding"),
     [
-        ((13, 2), "13.2", "ok", "the driver's is 13.2, torch was built for 13.2"),
-        ((14, 0), "13.2", "ok", "the driver's is 14.0, torch was built for 13.2"),
-        ((13, 0), "13.2", "note", "the driver's is 13.0, torch was built for 13.2"),
-        ((12, 8), "13.2", "problem", "the driver's is 12.8, torch was built for 13.2"),
+        ((13, 2), "13.2", "ok", "the driver has 13.2, torch was built for 13.2"),
+        ((14, 0), "13.2", "ok", "the driver has 14.0, torch was built for 13.2"),
+        ((13, 0), "13.2", "note", "the driver has 13.0, torch was built for 13.2"),
+        ((12, 8), "13.2", "problem", "the driver has 12.8, torch was built for 13.2"),
     ],
 )
 def test_a_driver_that_is_older_than_torchs_cuda_is_told(
@@ -176,7 +176,10 @@ def test_packages_that_are_missing_or_old_are_a_problem(monkeypatch: pytest.Monk
     monkeypatch.setattr(metadata, "requires", lambda _: asked)
     check = checks.check_packages()
     assert check.status == "problem"
-    assert check.finding == f"numpy is {metadata.version('numpy')}, needed is >=999; no-such-package is not installed"
+    assert (
+        check.finding
+        == f"numpy is {metadata.version('numpy')}, but >=999 is required; no-such-package is not installed"
+    )
 
 
 def test_a_toolkit_that_is_not_installed_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +194,7 @@ def test_too_many_threads_for_the_cores_are_noted(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(limits, "available_cores", lambda: 2)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    assert checks.check_cores().finding == "OMP_NUM_THREADS is 64 and this process may use 2 cores"
+    assert checks.check_cores().finding == "OMP_NUM_THREADS is 64, but this process may use only 2 cores"
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert checks.check_cores().status == "ok"
     assert checks.check_cores().finding.startswith("2 of the machine's 64")

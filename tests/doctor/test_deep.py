@@ -47,7 +47,7 @@ def test_a_machine_at_work_has_no_problem(device: str, capfd: pytest.CaptureFixt
     assert [check for check in checks.values() if check.status == "problem"] == []
     assert all(bool(check.remedy) == (check.status != "ok") for check in checks.values())
     assert "TFLOP/s in" in checks[f"products on {device}"].finding
-    assert "images a second (student, 32 px, " in checks[f"training on {device}"].finding
+    assert "images per second (student, 32 px, " in checks[f"training on {device}"].finding
     assert "operators on CPUExecutionProvider" in checks["onnx graph cpu"].finding
 
 
@@ -150,7 +150,7 @@ def test_a_product_that_is_wrong_is_a_problem(monkeypatch: pytest.MonkeyPatch) -
     ("launches", "told"),
     [
         (Launches(270.8, 2.1, 0.0), "; a step takes 271 kernels and 2 copies from the host; cuDNN 9.26"),
-        (None, "; kernels were not counted, as CUDA's profiling interface shows none; cuDNN 9.26"),
+        (None, "; kernels were not counted, because CUDA's profiling interface shows none; cuDNN 9.26"),
     ],
 )
 def test_training_on_a_gpu_tells_its_kernels(
@@ -161,7 +161,7 @@ def test_training_on_a_gpu_tells_its_kernels(
     monkeypatch.setattr(Rehearsal, "count_launches", lambda self: launches)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92_600)
     check = deep.check_training("cuda:0")
-    expected = "12,346 images a second (student, 160 px, bf16, stored logits, batches of 64)"
+    expected = "12,346 images per second (student, 160 px, bf16, stored logits, batches of 64)"
     assert (check.status, check.finding) == ("ok", expected + told)
 
 
@@ -248,7 +248,7 @@ def test_processes_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ("devices", "seconds", "message"),
     [
         (["cpu", "nowhere"], HANG_S, "1 of 2 processes failed, exit code 1"),
-        (["cpu", "cpu"], 0.01, "2 of 2 processes were not through after 0 s"),
+        (["cpu", "cpu"], 0.01, "2 of 2 processes did not end within 0 s"),
     ],
 )
 def test_processes_that_fail_or_wait_for_ever_are_ended(

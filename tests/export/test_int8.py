@@ -6,14 +6,15 @@ from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
 from export_samples import CLASSES, MEAN, SIDE, STD, make_pixels, save_weights, settled_network
+from tiny_onnx import save_colour_model
 from torch import nn
 
 from toolkit.errors import DataError, GateError
@@ -179,12 +180,40 @@ def test_fewest_is_the_least_number_that_passes(count: int, needed: int, monkeyp
     assert layers.made <= 1 + int(np.ceil(np.log2(count)))
 
 
-def test_times_faster_compares_files(tmp_path: Path) -> None:
-    paths = []
-    for architecture in ("depthwise", "resnet18"):
-        model = build_graph(Classifier(settled_network(architecture), MEAN, STD).eval(), SIDE, opset=20)
-        paths.append(tmp_path / f"{architecture}.onnx")
-        onnx.save(model, str(paths[-1]))
+class MadeUpTime:
+    """Stands for the time module: moved by pauses and by the sessions that it opens, which do answer."""
+
+    def __init__(self, cost_ms: dict[str, float]) -> None:
+        self.cost_ms, self.now, self.pauses = cost_ms, 0.0, 0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.pauses += 1
+
+    def open_session(self, path: Path, threads: int) -> Any:
+        session, runs = onnxruntime.InferenceSession(str(path)), itertools.count(1)
+
+        def run(outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            """The first three runs of a turn are ten times as slow, and so is the last."""
+            slow = next(runs) % search.RUNS < 4
+            self.now += self.cost_ms[path.stem] / 1e3 * (10 if slow else 1)
+            return session.run(outputs, inputs)
+
+        return SimpleNamespace(run=run)
+
+
+def test_times_faster_compares_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By medians, without the first runs of a turn, and each after a pause."""
+    paths = [save_colour_model(tmp_path / f"{name}.onnx", image_size=SIDE) for name in ("quick", "slow")]
     images = make_pixels(np.zeros(3)).centre(np.arange(3))
-    assert times_faster(paths[0], paths[1], images) > 1.5
-    assert 0.3 < times_faster(paths[0], paths[0], images) < 3
+    assert times_faster(paths[0], paths[1], images) > 0
+    clock = MadeUpTime({"quick": 2.0, "slow": 7.0})
+    monkeypatch.setattr(search, "time", clock)
+    monkeypatch.setattr(search, "open_session", clock.open_session)
+    assert times_faster(paths[0], paths[1], images) == pytest.approx(3.5)
+    assert times_faster(paths[1], paths[0], images) == pytest.approx(1 / 3.5)
+    assert times_faster(paths[0], paths[0], images) == pytest.approx(1)
+    assert clock.pauses == 3 * 2 * search.TURNS

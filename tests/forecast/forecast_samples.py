@@ -42,7 +42,7 @@ class MadeUpSpeeds:
 
 def make_recipe(*overrides: str) -> Recipe:
     small = ["data.image_size=100", "data.resize=110", "teacher.epochs=3", "distill.epochs=6"]
-    return Recipe().with_overrides([*small, "distill.precision=fp32", *overrides])
+    return Recipe().with_overrides([*small, "training.precision=fp32", *overrides])
 
 
 def make_facts(command: Command = "run", **settings: Any) -> Facts:

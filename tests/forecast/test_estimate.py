@@ -56,8 +56,8 @@ def test_stored_logits_are_a_stage_of_their_own_of_no_more_views_than_epochs() -
 
 def test_a_teacher_that_probably_answers_in_int8_takes_half_the_time_and_its_making() -> None:
     """Worth it from a minute's work on."""
-    auto = make_recipe("distill.precision=auto", "distill.epochs=60")
-    wish = make_recipe("distill.precision=auto", "distill.epochs=60", "distill.teacher_precision=fp32")
+    auto = make_recipe("training.precision=auto", "distill.epochs=60")
+    wish = make_recipe("training.precision=auto", "distill.epochs=60", "distill.teacher_precision=fp32")
     answers = (60 * 1000 + 100) * 0.2
     difference = stages(wish, make_facts())["student"].seconds - stages(auto, make_facts())["student"].seconds
     assert difference == pytest.approx(answers / 2 - 600 * 0.2 - 4)
@@ -114,7 +114,7 @@ class TestSideBySide:
         done = {("student", 0): 4, ("control", 0): 1}
         alone, found = (stages(self.STORED, make_facts(room_for_two=room, epochs_done=done)) for room in (False, True))
         assert found["control"].seconds == pytest.approx(CONTROL_START_S + alone["control"].seconds * 3 / 5)
-        assert found["control"].note == f"going on after epoch 1, {BESIDE}"
+        assert found["control"].note == f"resumes after epoch 1, {BESIDE}"
 
     def test_a_student_that_takes_longer_leaves_time_for_the_start(self) -> None:
         """The control has nothing but its last epoch before it."""
@@ -160,7 +160,7 @@ def test_a_teacher_that_is_there_counts_the_images_of_one_that_is_to_be_made(giv
 def test_a_resumed_run_has_only_its_last_epochs_before_it() -> None:
     found = stages(make_recipe(), make_facts(epochs_done={("teacher", 0): 2}))
     assert found["teacher"].seconds == pytest.approx(1000 * 1.0 + 100 * 0.2 + 0.5)
-    assert found["teacher"].note == "going on after epoch 2"
+    assert found["teacher"].note == "resumes after epoch 2"
 
 
 def test_a_given_teacher_takes_one_look_at_the_validation_images() -> None:
@@ -246,13 +246,13 @@ class TestPrinting:
             "plan: teacher: 3,000 images, 96–160 px, 30 epochs, 20 min 3 s, 44.8 MB",
             "plan: export: 750 images, 160 px, 9.5 s, 45.8 MB, 5 rows",
             "plan: decode: 5,000 images, is there already",
-            "plan: in all 20 min 12 s, 90.6 MB",
+            "plan: total 20 min 12 s, 90.6 MB",
             "measured by hand",
         ]
 
     def test_a_table_on_a_terminal(self) -> None:
         told = self.printed(terminal=True)
-        for word in ("stage", "images", "px", "epochs", "time", "disk", "3,000", "96–160", "in all", "20 min 12 s"):
+        for word in ("stage", "images", "px", "epochs", "time", "disk", "3,000", "96–160", "total", "20 min 12 s"):
             assert word in told
         assert "plan:" not in told
 

@@ -118,7 +118,7 @@ def test_time_that_is_gone_counts() -> None:
 
 def test_too_little_for_one_epoch_names_the_least_that_does() -> None:
     told = (
-        r"--minutes 1: 54.0 s are left for the work, and one epoch of each takes .*; give at least --minutes [\d.]+, or"
+        r"--minutes 1: 54.0 s are left for the work, but one epoch of each takes .*; give at least --minutes [\d.]+, or"
     )
     with pytest.raises(RecipeError, match=told) as caught:
         fitted(long_recipe(), 1)

@@ -1,6 +1,7 @@
 import subprocess
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,10 +75,10 @@ def test_auto_is_silent_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: p
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cuda", "device cuda cannot be used: the driver is too old; here are: cpu, cuda:0, cuda:1; take another"),
+        ("cuda", "device cuda cannot be used: the driver is too old; available: cpu, cuda:0, cuda:1; choose another"),
         (
             "cuda:7",
-            "device cuda:7 cannot be used: torch finds no such GPU; here are: cpu, cuda:0, cuda:1; take another",
+            "device cuda:7 cannot be used: torch finds no such GPU; available: cpu, cuda:0, cuda:1; choose another",
         ),
         ("tpu", "unknown device 'tpu'; give auto, cpu, cuda or cuda:N"),
     ],
@@ -104,7 +105,7 @@ def test_a_visible_gpu_that_torch_cannot_count_has_torchs_reason(
     assert devices.probe_devices()["cuda:0"] == told
     assert devices.pick_device("auto") == "cpu"
     assert f"(cuda:0: {told})" in capsys.readouterr().err
-    with pytest.raises(DeviceError, match=r"device cuda cannot be used: The NVIDIA driver .*; here are: cpu; take"):
+    with pytest.raises(DeviceError, match=r"device cuda cannot be used: The NVIDIA driver .*; available: cpu; choose"):
         devices.pick_device("cuda")
 
     monkeypatch.setattr(torch.version, "cuda", None)
@@ -137,7 +138,7 @@ def test_a_torch_that_fails_there_is_an_import_error(
     monkeypatch: pytest.MonkeyPatch, code: int, stderr: str, reason: str
 ) -> None:
     done = subprocess.CompletedProcess([], code, "", stderr)
-    monkeypatch.setattr(devices.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(devices, "subprocess", SimpleNamespace(**vars(subprocess) | {"run": lambda *_, **__: done}))
     with pytest.raises(ImportError) as caught:
         devices.torch_devices()
     assert str(caught.value) == reason

@@ -1,7 +1,9 @@
 """A network of one's own: this file registers it, and nothing else of the toolkit knows it."""
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +48,7 @@ class Plain(nn.Module):
 
 OWN = ["student.architecture=plain", "student.channels=5"]
 SMALL = [
-    *("data.image_size=32", "data.resize=36", "distill.precision=fp32"),
+    *("data.image_size=32", "data.resize=36", "training.precision=fp32"),
     *("teacher.architecture=plain", "teacher.epochs=1", "teacher.batch_size=12"),
     *("distill.epochs=2", "distill.batch_size=12", "distill.teacher_views=1", "distill.control=true"),
     *("bench.samples=10", "bench.seconds=0.2", "bench.batch_sizes=[1]"),
@@ -190,6 +192,17 @@ class TestBuild:
         register("odd")(broken)
         with pytest.raises(ValueError, match=r"^channels must be even$"):
             build("odd", 2, image_size=16)
+
+
+def test_the_document_s_network(registering: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
+    code = re.search(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert code is not None
+    (tmp_path / "tiny_of_the_document.py").write_text(code[1], encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("tiny_of_the_document")
+    assert spec_of(build("tiny", 2, image_size=16)).settings == {"channels": 16}
+    assert registry.modules_to_import("tiny") == ["tiny_of_the_document"]
 
 
 def test_an_unknown_architecture_is_said_before_any_work(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def run_bench(
     # what ships against the teacher: the pair that classes and pictures are about
     shipped = measured.index(find_shipped(measured))
     teacher, student = answers[0], answers[shipped]
-    per_seed = measure_gain(model_dir, recipe.distill.seed, measured, images, device)
+    per_seed = measure_gain(model_dir, recipe.training.seed, measured, images, device)
     report = Report(
         schema=SCHEMA,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -21,7 +21,7 @@ Flags = dict[str, Any]
 
 def add_seed(seed: int | None, overrides: list[str] | None) -> list[str]:
     """What --seed and --set ask for, as overrides of the recipe; --set has the last word."""
-    return [*([f"distill.seed={seed}"] if seed is not None else []), *(overrides or [])]
+    return [*([f"training.seed={seed}"] if seed is not None else []), *(overrides or [])]
 
 
 def flag(name: str, panel: str, help: str) -> Any:
@@ -50,7 +50,7 @@ DataOption = Annotated[
 SetOption = Annotated[
     list[str] | None, _in_recipe("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe setting; repeatable.")
 ]
-SeedOption = Annotated[int | None, _in_recipe("--seed", metavar="N", min=0, help="The same as --set distill.seed=N.")]
+SeedOption = Annotated[int | None, _in_recipe("--seed", metavar="N", min=0, help="The same as --set training.seed=N.")]
 SeedsOption = Annotated[
     int,
     _in_recipe(

@@ -180,14 +180,15 @@ def export(
         raise UsageError("--out is for a weights file; a directory is exported in place", "leave out --out")
     start = time.perf_counter()
     from toolkit.pipeline import export_models, export_weights, write_triton_models
-    from toolkit.workspace import open_finished
+    from toolkit.workspace import Choice, open_finished, open_weights_file
 
     if triton is not None:
         ModelDir(triton).make()  # proves, before any work, that it can be written to
     settings = [*(overrides or []), *([f"export.max_drop={max_drop}"] if max_drop is not None else [])]
     smaller: tuple[FilePrecision, ...] = (*(("fp16",) if fp16 else ()), *(("int8",) if int8 else ()))
     if model.is_file():
-        exported = export_weights(model, recipe, data, out, settings, smaller=smaller, force=force)
+        workspace = open_weights_file(model, Choice(recipe, data, out, settings), force=force)
+        exported = export_weights(workspace, model, smaller, with_images=data is not None)
         next_command = command("predict", exported[0].path, "IMAGE")
     else:
         workspace = open_finished(model, recipe, data, settings, device="cpu", force=force)

@@ -1,4 +1,4 @@
-"""Batches of training views with their targets: what the student, the teacher and the store of its logits all see.
+"""Batches of training views with their targets: the same for the student, the teacher and the store of its logits.
 
 B images of a batch, N of the split, C classes, R px side of the rendered view.
 """
@@ -21,7 +21,7 @@ Items = TypeVar("Items", bound=np.ndarray | Tensor)
 
 
 def batches(order: Items, batch_size: int, least: int) -> Iterator[Items]:
-    """Consecutive batches; a last one of fewer than `least` images joins the one before.
+    """Consecutive batches; a last batch of fewer than `least` images joins the one before.
 
     Batch statistics need two images, and every process that trains its share of each batch.
     """
@@ -35,7 +35,7 @@ def batches(order: Items, batch_size: int, least: int) -> Iterator[Items]:
 class TrainingViews:
     """View number v of any image, rendered at any size, on one device; fixed by (seed, image, v).
 
-    `mixup` is α of Beta(α, α), 0 mixes none. On a GPU `on_device` makes the views; what is here makes them on the CPU.
+    `mixup` is α of Beta(α, α), 0 means no mix. On a GPU `on_device` makes the views; this class makes them on the CPU.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class TrainingViews:
         return torch.from_numpy(self.pixels.labels[np.asarray(indices)])
 
     def targets(self, indices: Indices, view: int) -> Tensor:
-        """What the view should be taken for: int64 (B,), or with mixup float32 (B, C) that sum to 1."""
+        """The targets of the view: int64 (B,), or with mixup float32 (B, C) that sum to 1."""
         if self.on_device is not None:
             return self.on_device.targets(indices, view)
         indices = np.asarray(indices)
@@ -91,16 +91,16 @@ class TrainingViews:
         return self.on_device is not None and self.on_device.resident is not None
 
     def upload(self, indices: Indices) -> Indices:
-        """`indices` where a step looks for them: where the pixels are."""
+        """`indices` on the device that has the pixels, for a step."""
         return self.on_device.upload(indices) if self.on_device is not None and self.is_resident else indices
 
     def show(self, view: int) -> None:
-        """Have on the GPU what view `view` needs there, before a captured step looks for it."""
+        """Send the draws of view `view` to the GPU, before a captured step needs them."""
         if self.on_device is not None:
             self.on_device.show(view)
 
     def expect(self, batches: Sequence[Indices], view: int) -> None:
-        """View `view` of these batches is rendered next: begin with what a GPU would wait for."""
+        """View `view` of these batches comes next: start the work for which a GPU would wait."""
         if self.on_device is not None:
             self.on_device.expect(batches, view)
 

@@ -1,4 +1,4 @@
-"""Where downloads, hashes and decoded pixels are kept, and how much of the disk decoded pixels may take."""
+"""The cache of downloads, hashes and decoded pixels: its folder, and the limit of decoded pixels."""
 
 import math
 import os
@@ -6,17 +6,17 @@ from pathlib import Path
 
 from toolkit.errors import DataError
 
-REMEDY = "free some space, or set KD_TOOLKIT_CACHE to a folder you may write to"
-"""What to do where the cache cannot be written."""
+REMEDY = "free some space, or set KD_TOOLKIT_CACHE to a writable folder"
+"""The remedy if the cache cannot be written."""
 
 LIMIT_VARIABLE = "KD_TOOLKIT_CACHE_LIMIT_GIB"
-"""The environment variable by which a user bounds the decoded pixels, in GiB (2^30 bytes)."""
+"""Environment variable: the user's limit of decoded pixels, in GiB (2^30 bytes)."""
 
 
 def cache_folder(*parts: str) -> Path:
     """$KD_TOOLKIT_CACHE, else $XDG_CACHE_HOME/kd-toolkit, else ~/.cache/kd-toolkit; not created.
 
-    Raises DataError where that begins with ~ and there is no home folder.
+    Raises DataError if that begins with ~ and there is no home folder.
     """
     if own := os.environ.get("KD_TOOLKIT_CACHE"):
         return _absolute(own).joinpath(*parts)
@@ -25,7 +25,7 @@ def cache_folder(*parts: str) -> Path:
 
 
 def cache_limit_bytes() -> int | None:
-    """Bytes that all decoded pixels in the cache may take together; None where the user set no limit.
+    """Bytes that all decoded pixels in the cache may take together; None if the user set no limit.
 
     Raises DataError for a limit that is not a number above 0.
     """
@@ -39,7 +39,7 @@ def cache_limit_bytes() -> int | None:
     if not (math.isfinite(limit_gib) and limit_gib > 0):
         raise DataError(
             f"{LIMIT_VARIABLE} = {text!r} is not a number above 0",
-            "set it to the GiB that decoded images may take in the cache, or unset it for no limit",
+            "set it to the most GiB of decoded images in the cache, or unset it for no limit",
         )
     return int(limit_gib * 2**30)
 
@@ -49,6 +49,6 @@ def _absolute(folder: str) -> Path:
         return Path(folder).expanduser().absolute()
     except RuntimeError:
         raise DataError(
-            f"the cache cannot be found: {folder} begins with a home folder, and there is none",
-            "set KD_TOOLKIT_CACHE to a folder you may write to",
+            f"there is no place for the cache: {folder} begins with ~, but this user has no home folder",
+            "set KD_TOOLKIT_CACHE to a writable folder",
         ) from None

@@ -1,4 +1,4 @@
-"""What a data set holds and what is wrong with it: counts, sizes, unreadable files, images that stand in two splits."""
+"""The contents of a data set and its faults: counts, sizes, unreadable files, images that are in two splits."""
 
 import hashlib
 from collections import defaultdict
@@ -20,7 +20,7 @@ SHOWN_LEAKS = 20
 
 @dataclass(frozen=True)
 class UnreadableImage:
-    """A file that is no image, or a damaged one."""
+    """A file that is not an image, or a damaged image."""
 
     split: Split
     name: str
@@ -29,7 +29,7 @@ class UnreadableImage:
 
 @dataclass(frozen=True)
 class Leak:
-    """One picture, the same in every decoded pixel, that stands in more than one split: (split, name) of each copy."""
+    """One picture, equal in every decoded pixel, that is in more than one split: (split, name) of each copy."""
 
     copies: tuple[tuple[Split, str], ...]
 
@@ -44,7 +44,7 @@ class ImageSizes:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was found. `counts[split][label]` has unreadable images in it; `repeats[split]` counts surplus copies."""
+    """The findings. `counts[split][label]` includes unreadable images; `repeats[split]` counts surplus copies."""
 
     name: str
     sha256: str
@@ -68,7 +68,7 @@ class DataReport:
         }
 
     def print_table(self) -> None:
-        """Classes and sizes as tables, then what is wrong, a line each, on stdout."""
+        """Classes and sizes as tables, then the faults, one per line, on stdout."""
         title = f"{self.name}: {sum(map(sum, self.counts.values())):,} images, {len(self.classes)} classes"
         for table in (self._class_table(title), self._size_table()):
             out.print(table)
@@ -118,11 +118,11 @@ class DataReport:
     def _verdict(self) -> str:
         found = [(len(self.unreadable), "unreadable"), (len(self.leaks), "in two splits")]
         wrong = [f"{count:,} {what}" for count, what in found if count]
-        return f"found: {', '.join(wrong)}" if wrong else "every image can be read, and none stands in two splits"
+        return f"found: {', '.join(wrong)}" if wrong else "every image can be read, and none is in two splits"
 
 
 def check_dataset(dataset: Dataset, workers: int = 0) -> DataReport:
-    """Decode every image of every split; `workers` threads, 0 takes the cores this process may use."""
+    """Decode every image of every split; `workers` threads; 0: the cores that this process may use."""
     copies: dict[bytes, list[tuple[Split, str]]] = defaultdict(list)
     unreadable: list[UnreadableImage] = []
     sizes: dict[Split, ImageSizes] = {}
@@ -160,7 +160,7 @@ def check_dataset(dataset: Dataset, workers: int = 0) -> DataReport:
 
 
 def _look_at_all(images: Images, split: Split, workers: int) -> list[tuple[int, int, bytes] | str]:
-    """(width, height, hash of the decoded pixels) of each image, or why it cannot be read."""
+    """(width, height, hash of the decoded pixels) of each image, or the reason why it cannot be read."""
 
     def look_at(i: int) -> tuple[int, int, bytes] | str:
         try:

@@ -21,8 +21,8 @@ class Images:
     """Labelled images that are read one at a time.
 
     `names` are unique in a data set (paths relative to its root, with `/`); `labels` is int64 (N,), 0..C−1; `read(i)`
-    opens image i in whatever mode it is stored and raises one of preprocess.UNREADABLE for a broken one. It may be
-    called from several threads.
+    opens image i in the mode of its file, and raises one of preprocess.UNREADABLE for a damaged one. Several threads
+    may call it.
     """
 
     names: tuple[str, ...]
@@ -44,13 +44,13 @@ class Images:
 
     @classmethod
     def from_files(cls, root: Path, names: Sequence[str], labels: Sequence[int]) -> Self:
-        """Files `root/name`."""
+        """Images from the files `root/name`."""
         chosen = tuple(names)
         return cls(chosen, np.asarray(labels, dtype=np.int64), lambda i: open_image(root / chosen[i]))
 
     @classmethod
     def from_array(cls, prefix: str, pixels: np.ndarray, labels: np.ndarray) -> Self:
-        """uint8 arrays, grey (N, H, W) or RGB (N, H, W, 3), named `prefix/00000` and on."""
+        """uint8 arrays, grey (N, H, W) or RGB (N, H, W, 3), named `prefix/00000` and so on."""
         names = tuple(f"{prefix}/{i:05d}" for i in range(len(pixels)))
         return cls(names, labels.astype(np.int64), lambda i: Image.fromarray(pixels[i]))
 
@@ -59,8 +59,8 @@ class Images:
 class Dataset:
     """Named splits of labelled images.
 
-    `sha256` is over names, labels and content, not over where it lies or how the splits were drawn; `notes` say, a line
-    each, what was done to the data before anyone sees it (splits drawn, files ignored).
+    `sha256` covers names, labels and content, but not the folder or how the splits were drawn. `notes` say, one per
+    line, what the toolkit did with the data (splits drawn, files ignored).
     """
 
     name: str
@@ -77,7 +77,7 @@ class Dataset:
 
 
 def spread(available: int, wanted: int) -> np.ndarray:
-    """int64 indices of `wanted` images, of all where there are fewer, evenly over a split, as classes may be sorted."""
+    """int64 indices of `wanted` images (all, if there are fewer), evenly over a split: its classes may be sorted."""
     return np.unique(np.linspace(0, available - 1, min(wanted, available)).round().astype(np.int64))
 
 

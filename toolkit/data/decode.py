@@ -1,8 +1,8 @@
 """Decode a split once: every image's RGB pixels into a single uint8 memory map in the cache, and an index beside it.
 
-Images are kept resized but uncropped, so that training can crop them anew. One bound: where the longer side exceeds
-twice the shorter one (and the network's square), only the middle part of the longer side is kept, so that a panorama
-cannot widen a whole batch's canvas; the centre crop lies inside that part and is the same to the pixel. H W pixels.
+Images are kept resized but uncropped, so that training can crop each view. There is one bound: if the longer side
+exceeds twice the shorter one (and the network's square), only the middle part of the longer side is kept. So a panorama
+cannot widen a whole batch's canvas. The centre crop lies inside that part and is the same to the pixel. H W pixels.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from toolkit.errors import ArtifactError, DataError, one_line
 from toolkit.files import write_atomically
 
 LAYOUT_VERSION = 1
-"""Goes into the cache's key; raised whenever the meaning of the cached pixels changes."""
+"""Part of the cache's key; it rises whenever the meaning of the cached pixels changes."""
 
 SAMPLED_IMAGES = 64
 """Images whose headers are read to estimate a map's size."""
@@ -32,7 +32,7 @@ SAMPLED_IMAGES = 64
 
 @dataclass(frozen=True)
 class Index:
-    """Beside the pixels: which images of the split they are (`kept`), their sizes, and what could not be read.
+    """The file beside the pixels: which images of the split they are (`kept`), their sizes, and the unreadable images.
 
     `kept`, `heights` and `widths` (px) are int64; `unreadable` names and `reasons` are text.
     """
@@ -51,7 +51,7 @@ class Index:
 def decode_split(images: Images, split: Split, path: Path, preprocess: Preprocess, workers: int) -> Index:
     """Write the pixels to `path` and their index beside it; both appear whole, so two processes may do it at once.
 
-    Raises DataError where the pixels would not fit on the disk or into the user's limit, or cannot be written.
+    Raises DataError if the pixels would not fit on the disk or into the user's limit, or cannot be written.
     """
     remove_leftovers(path.parent, (path.suffix, _index_path(path).suffix))
     needed_bytes = estimate_bytes(images, preprocess, least_long_side(preprocess))
@@ -73,7 +73,7 @@ def decode_split(images: Images, split: Split, path: Path, preprocess: Preproces
 
 
 def read_index(path: Path) -> Index | None:
-    """What an earlier call wrote; None where there is none, or where it does not fit the pixels beside it."""
+    """The index of an earlier call; None if there is none, or if it does not fit the pixels beside it."""
     beside = _index_path(path)
     if not beside.is_file() or not path.is_file():
         return None
@@ -85,7 +85,7 @@ def read_index(path: Path) -> Index | None:
         return None
     if index.size_bytes == path.stat().st_size:
         return index
-    say(f"the cached {path.name} is not whole; decoding again")
+    say(f"the cached {path.name} is incomplete; decoding again")
     return None
 
 
@@ -95,7 +95,7 @@ def least_long_side(preprocess: Preprocess) -> int:
 
 
 def keep_middle(pixels: np.ndarray, least_long_side: int) -> np.ndarray:
-    """(H, W, 3) with the longer side bounded by twice the shorter one, or `least_long_side` px where that is more."""
+    """(H, W, 3) with the longer side bounded by twice the shorter one, or by `least_long_side` px if that is more."""
     height, width = pixels.shape[:2]
     margin = _margin(height, width, least_long_side)
     if height > width:
@@ -106,7 +106,7 @@ def keep_middle(pixels: np.ndarray, least_long_side: int) -> np.ndarray:
 def estimate_bytes(images: Images, preprocess: Preprocess, least_long_side: int) -> int:
     """Bytes that the map of `images` will take: exact for one size, else two standard errors above the expectation.
 
-    Only headers are read, of SAMPLED_IMAGES images spread evenly; unreadable ones are passed over.
+    Only headers are read, of SAMPLED_IMAGES images spread evenly; unreadable ones are skipped.
     """
     sizes = []
     for i in spread(len(images), SAMPLED_IMAGES):
@@ -114,7 +114,7 @@ def estimate_bytes(images: Images, preprocess: Preprocess, least_long_side: int)
             sizes.append(_stored_bytes(*images.read(int(i)).size, preprocess.resize, least_long_side))
     if len(sizes) < 2:
         return sum(sizes) * len(images)
-    unseen = 1 - len(sizes) / len(images)  # nothing is uncertain where all images were looked at
+    unseen = 1 - len(sizes) / len(images)  # nothing is uncertain if all images were sampled
     standard_error = np.std(sizes, ddof=1) * np.sqrt(unseen / len(sizes))
     return int(len(images) * (np.mean(sizes) + 2 * standard_error))
 
@@ -156,16 +156,16 @@ def _write_pixels(
 
 
 def _margin(height: int, width: int, least_long_side: int) -> int:
-    """px that keep_middle takes from either end of the longer side.
+    """px that keep_middle removes from each end of the longer side.
 
-    A multiple of 4 px goes, half on either side: then a centred crop begins at the same pixel, rounding included.
+    It removes a multiple of 4 px, half at each end, so that a centred crop begins at the same pixel after rounding.
     """
     limit = max(2 * min(height, width), least_long_side)
     return max(max(height, width) - limit, 0) // 4 * 2
 
 
 def _stored_bytes(width: int, height: int, resize: int, least_long_side: int) -> int:
-    """Bytes that an image file of this size (px, either way round) takes once it is resized and keep_middle is done."""
+    """Bytes of an image of this size (px, upright or not) after resizing and keep_middle."""
     short, long = sorted((width, height))
     if resize:
         short, long = resize, long * resize // short

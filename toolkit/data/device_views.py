@@ -1,7 +1,7 @@
-"""Training views on a GPU: what a step needs lies there, and where the pixels do too, a step sends it nothing.
+"""Training views on a GPU. If the pixels lie there too, a step sends nothing over the bus.
 
-The labels lie there, the draws of one view of every image, which go up once an epoch, and the pixels (resident.py), or
-else crops come from the host (host_crops.py). What is rendered is what TrainingViews renders on the CPU.
+The labels lie on the GPU, and the draws of one view of every image, which go up once per epoch. The pixels lie there
+too (resident.py), or else crops come from the host (host_crops.py). The views equal those of TrainingViews on the CPU.
 B images of a batch, N of the split, C classes, S px side of the crop, R px side of the rendered view.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class DeviceViews:
-    """The views of `views`, on its device; from `resident`, its pixels there, or None where there is no room."""
+    """The views of `views`, on its device; `resident` are its pixels there, None if there is no room."""
 
     def __init__(self, views: "TrainingViews", resident: ResidentPixels | None) -> None:
         pixels = views.pixels
@@ -48,7 +48,7 @@ class DeviceViews:
         self._view = -1
 
     def show(self, view: int) -> None:
-        """Have the draws of view number `view` on the device: in place, so that a captured step finds them there."""
+        """Copy the draws of view number `view` to the device, in place, so that a captured step finds them there."""
         if view == self._view:
             return
         images = np.arange(len(self._sizes))
@@ -66,7 +66,7 @@ class DeviceViews:
         self._view = view
 
     def expect(self, batches: Sequence[Indices], view: int) -> None:
-        """Begin with what `render` is going to need of the host for these batches."""
+        """Start the host's work for `render` of these batches."""
         if self._host is None:
             return
         self.show(view)

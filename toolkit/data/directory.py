@@ -1,12 +1,12 @@
-"""A folder of image files → a data set. Three layouts, found by looking:
+"""A folder of image files → a data set. It recognises three layouts:
 
     training/3_17.jpg ...       flat: `<label>_<anything>.<ext>` files (labels count from 0)
-    train/daisy/17.jpg ...      a folder for each class, in each split
-    daisy/17.jpg ...            no splits: test and validation images are held out, seeded, from each class alike
+    train/daisy/17.jpg ...      one folder per class, in each split
+    daisy/17.jpg ...            no splits: test and validation images are held out, seeded, the same share of each class
 
-Class names are the folders', or the lines of `classes.txt` in the root: for flat files its line k (from 0) is label k;
-beside class folders it gives their order, or names for folders called 0, 1, 2... Without it folders sort as text, as
-they do for torchvision's ImageFolder. Images inside a class folder may lie in folders of their own.
+Class names are the folders' names, or the lines of `classes.txt` in the root. For flat files its line k (from 0) is
+label k; for class folders it gives their order, or names for the folders 0, 1, 2... Without it folders sort as text, as
+in torchvision's ImageFolder. A class folder may contain further folders.
 """
 
 import os
@@ -27,16 +27,16 @@ SPLIT_FOLDERS: dict[str, Split] = {
     **dict.fromkeys(("val", "valid", "validation"), "valid"),
     **dict.fromkeys(("test", "testing", "evaluation", "eval"), "test"),
 }
-"""Folder names that are splits, in any case."""
+"""Folder names of splits, in upper or lower case."""
 
-LAYOUTS = f"it takes files like train/3_17.jpg, train/daisy/17.jpg or daisy/17.jpg ({', '.join(DATA_SET_NAMES)})"
+LAYOUTS = f"use files like train/3_17.jpg, train/daisy/17.jpg or daisy/17.jpg ({', '.join(DATA_SET_NAMES)})"
 
 _FLAT_NAME = re.compile(r"([0-9]+)_")
 
 
 @dataclass
 class _SplitFiles:
-    """What lies in one split: files (paths relative to the root), each with a class folder's name or a flat label."""
+    """The contents of one split: files (paths relative to the root), each with its class folder or flat label."""
 
     folder: str
     flat: bool
@@ -70,7 +70,7 @@ def load_directory(root: Path, recipe: DataRecipe) -> Dataset:
 
 
 def _find_splits(root: Path) -> tuple[dict[Split, _SplitFiles], list[str]]:
-    """Split → what lies in it, and notes; a root without split folders is all "train"."""
+    """Split → its contents, and notes; a root without split folders is all "train"."""
     folders, files, _ = _list_folder(root)
     named: dict[Split, str] = {}
     for name in folders:
@@ -120,7 +120,7 @@ def _find_images(root: Path, folder: str) -> _SplitFiles:
 
 
 def _name_classes_flat(root: Path, found: dict[Split, _SplitFiles]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """(class names, label as written → label); every label needs a line of classes.txt, where there is one."""
+    """(class names, label as written → label); if there is a classes.txt, every label needs a line in it."""
     labels_of = {key: int(key) for part in found.values() for key in part.keys}
     highest = max(labels_of.values())
     names = _read_classes(root)
@@ -130,12 +130,12 @@ def _name_classes_flat(root: Path, found: dict[Split, _SplitFiles]) -> tuple[tup
         )
         raise DataError(
             f"{root / file} has label {highest}, but classes.txt names {len(names)} classes (0 to {len(names) - 1})",
-            f"add the missing lines to {root / 'classes.txt'}, or mend the file names in the {split} split",
+            f"add the missing lines to {root / 'classes.txt'}, or correct the file names in the {split} split",
         )
     if names is None:
         seen = set(labels_of.values())
         missing = next((label for label in range(len(seen)) if label not in seen), None)
-        if missing is not None:  # found before a stray label of 20 million becomes a list of names
+        if missing is not None:  # before a stray label of 20 million becomes a list of names
             raise DataError(
                 f"label {missing} has no images in {root}, though labels go up to {highest}",
                 "labels count from 0 without gaps; rename the files, or list all class names in classes.txt",
@@ -178,7 +178,7 @@ def _name_classes_of_folders(root: Path, found: dict[Split, _SplitFiles]) -> tup
 def _complete_splits(
     splits: dict[Split, Images], recipe: DataRecipe, classes: Sequence[str], notes: list[str]
 ) -> tuple[Images, Images, Images]:
-    """(train, valid, test); what is missing is held out of the training images, never taken from one for the other."""
+    """(train, valid, test); missing splits are held out of the training images, never of each other."""
     train, seed = splits["train"], recipe.split_seed
     test = splits.get("test")
     if test is None:
@@ -223,12 +223,12 @@ def _read_classes(root: Path) -> list[str] | None:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise DataError(f"cannot read {path}: {reason}", "write one class name a line") from None
+        raise DataError(f"cannot read {path}: {reason}", "write one class name per line") from None
     names = [name for name in names if name]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice or not names:
         problem = f"{path} names {twice[0]!r} twice" if twice else f"{path} is empty"
-        raise DataError(problem, "write one class name a line, each once, in the order of the labels")
+        raise DataError(problem, "write one class name per line, each once, in the order of the labels")
     return names
 
 
@@ -236,14 +236,14 @@ def _flat_label(folder: Path, name: str) -> str:
     match = _FLAT_NAME.match(name)
     if match is None:
         raise DataError(
-            f"{folder / name} does not begin with a label: the name is to be <label>_<anything>, the label 0, 1, 2...",
+            f"{folder / name} does not begin with a label: a flat file's name is <label>_<anything>, label 0, 1, 2...",
             "rename it, or put the images of each class into a folder of its own",
         )
     return match[1]
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str], int]:
-    """(folders, files, hidden entries) directly in `folder`; sorted. Raises DataError where it may not be read."""
+    """(folders, files, hidden entries) directly in `folder`; sorted. Raises DataError if it may not be read."""
     try:
         with os.scandir(folder) as entries:
             listed = sorted((entry.name, entry.is_dir()) for entry in entries)
@@ -271,7 +271,9 @@ def _list_tree(folder: Path) -> list[str]:
 
 
 def _unlistable(folder: Path, error: OSError) -> DataError:
-    return DataError(f"cannot read the folder {folder}: {error.strerror}", "give yourself permission to read it")
+    return DataError(
+        f"cannot read the folder {folder}: {error.strerror}", "change its permissions so that you may read it"
+    )
 
 
 def _is_image(name: str) -> bool:

@@ -1,8 +1,8 @@
 """Room on the cache's disk: a map of decoded pixels that would fill it is refused before it is written.
 
-Two bounds hold. The disk keeps a reserve free: 1 GiB, or 5 % of the disk where that is less. Maps of up to 64 MiB may
-take all that is free, so that a small set still works on a nearly full disk. And everything that lies beside the map,
-the map included, stays within the user's limit (cache.LIMIT_VARIABLE), where there is one.
+There are two bounds. The disk keeps a reserve free: 1 GiB, or 5 % of the disk if that is less. Maps of up to 64 MiB may
+take all free space, so that a small set still works on a nearly full disk. The map and the files beside it stay within
+the user's limit (cache.LIMIT_VARIABLE), if there is one.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from toolkit.data.cache import LIMIT_VARIABLE, cache_limit_bytes
 from toolkit.errors import DataError
 
 RESERVE_BYTES = 2**30
-"""Free space that is left to everyone else, ..."""
+"""Free space that stays for everyone else, ..."""
 RESERVE_SHARE = 0.05
 """... but no more than this share of the disk."""
 
 SMALL_BYTES = 64 * 2**20
-"""Maps up to this size need no reserve; also how much is written between two looks at the free space."""
+"""Maps up to this size need no reserve; also the bytes that are written between two checks of the free space."""
 
 ANNOUNCED_BYTES = 1_000_000_000
-"""From this size on it is said how large the map will be, and where."""
+"""From this size on, a line announces the size and the place of the map."""
 
 LEFTOVER_AGE_S = 24 * 60 * 60.0
-"""s; a hidden temporary file that nobody wrote to for this long was left by a process that is dead."""
+"""s; a hidden temporary file that nobody wrote to for this long belonged to a dead process."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Room:
             console.say(f"decoding {self.what} takes about {_size(self.needed_bytes)} in {self.folder}")
 
     def watch(self, written_bytes: int) -> None:
-        """While writing, `written_bytes` so far: DataError where the bounds are met in spite of the estimate."""
+        """While writing, `written_bytes` so far: DataError if it meets the bounds in spite of the estimate."""
         self.needed_bytes = max(self.needed_bytes, written_bytes)
         self._require_limit(written_bytes)
         if written_bytes < self._next_look_bytes:
@@ -75,13 +75,13 @@ class Room:
         if free < reserve_bytes(self.needed_bytes, total):
             raise self._too_large(
                 f"after {_size(written_bytes)} the disk of {self.folder} has only {_size(free)} left;"
-                " decoding stopped and left nothing there"
+                " decoding stopped and removed its file"
             )
 
     def _require_limit(self, size_bytes: int) -> None:
         if self._limit_bytes is not None and self._taken_bytes + size_bytes > self._limit_bytes:
             raise self._too_large(
-                f"{self.folder} holds {_size(self._taken_bytes)} already and may hold {_size(self._limit_bytes)}",
+                f"{self.folder} already holds {_size(self._taken_bytes)} of at most {_size(self._limit_bytes)}",
                 f"raise {LIMIT_VARIABLE} (now {self._limit_bytes / 2**30:g}), ",
             )
 
@@ -101,7 +101,7 @@ def reserve_bytes(size_bytes: int, disk_total_bytes: int) -> int:
 
 
 def remove_leftovers(folder: Path, suffixes: tuple[str, ...]) -> None:
-    """Delete what killed processes left: hidden files with these suffixes that are older than LEFTOVER_AGE_S."""
+    """Delete leftovers of killed processes: hidden files with these suffixes that are older than LEFTOVER_AGE_S."""
     oldest_s = time.time() - LEFTOVER_AGE_S
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -112,7 +112,7 @@ def remove_leftovers(folder: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def _folder_bytes(folder: Path) -> int:
-    """Sizes of all files directly in `folder`; 0 where it is not there."""
+    """Sizes of all files directly in `folder`; 0 if it does not exist."""
     total = 0
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -122,7 +122,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _disk_bytes(folder: Path) -> tuple[int, int] | None:
-    """(size, free space) of the disk that `folder` is or will be on; None where the system does not say."""
+    """(size, free space) of the disk that `folder` is or will be on; None if the system does not say."""
     with contextlib.suppress(OSError):
         place = next(place for place in (folder, *folder.parents) if place.exists())
         usage = shutil.disk_usage(place)

@@ -1,6 +1,6 @@
-"""food-11, the set of the notebook this project grew from: its archive of photographs and its trained teacher.
+"""food-11, the data set of the notebook from which this project grew: its photographs and its trained teacher.
 
-Both lie on Google Drive and are fetched with gdown (the extra `food11`), or are put into the cache by hand.
+Both lie on Google Drive. gdown (the extra `food11`) fetches them, or you put them into the cache by hand.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ TEACHER_URL = "https://drive.google.com/uc?id=1B8ljdrxYXJsZv2vmTequdPOofp3VF3NN"
 TIMEOUT_S = 30.0
 """s; the longest wait for a server's next bytes."""
 RETRIES = 3
-"""Further attempts within one call, each going on where the last one stopped."""
+"""Further attempts within one call; each resumes the one before."""
 
 CLASSES = (
     *("Bread", "Dairy product", "Dessert", "Egg", "Fried food", "Meat"),
@@ -48,13 +48,13 @@ def teacher_weights() -> Path:
 
 
 def _fetch(url: str, path: Path, what: str) -> Path:
-    """Download `url` to `path` unless it is there; goes on where an interrupted download stopped. Raises DataError."""
+    """Download `url` to `path` unless it is there; resumes an interrupted download. Raises DataError."""
     if path.is_file():
         return path
     by_hand = f"put the file at {path} by hand"
     if importlib.util.find_spec("gdown") is None:
         raise DataError(
-            f"{what} is not at {path}, and fetching it takes the gdown package",
+            f"{what} is not at {path}, and its download needs the package gdown",
             f"pip install 'kd-toolkit[food11]', or {by_hand}",
         )
     import gdown
@@ -74,7 +74,7 @@ def _fetch(url: str, path: Path, what: str) -> Path:
         )
     except (DownloadError, OSError) as error:
         raise DataError(
-            f"{what} could not be downloaded from {url} ({_reason(error, url)})", f"run again to go on, or {by_hand}"
+            f"{what} could not be downloaded from {url} ({_reason(error, url)})", f"run again to resume, or {by_hand}"
         ) from None
     return path
 
@@ -88,7 +88,7 @@ def _reason(error: BaseException, url: str) -> str:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip so that `folder` is there whole or not at all. Raises DataError for members that would leave it."""
+    """Unpack a zip so that `folder` appears whole or not at all. Raises DataError for members outside of it."""
     temporary = None
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -121,7 +121,7 @@ def _require_inside(archive: Path, member: zipfile.ZipInfo) -> None:
     leaves = windows.anchor or posix.is_absolute() or ".." in windows.parts
     if leaves or stat.S_ISLNK(member.external_attr >> 16):
         raise DataError(
-            f"{archive} has a member that would leave its folder: {name!r}",
+            f"{archive} has a member outside of its folder: {name!r}",
             "delete the archive; it is not the published one",
         )
 

@@ -1,4 +1,4 @@
-"""The one list of picture formats: what may be inside a file, and how its name may end."""
+"""The one list of picture formats: the content of files, and the endings of their names."""
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg"),
@@ -7,16 +7,16 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "BMP": (".bmp",),
     "GIF": (".gif",),
 }
-"""Format → endings of its files. Pillow's other readers stay shut: one starts programs."""
+"""Format → endings of its files. Pillow's other readers stay off: one starts programs."""
 
 READERS = (*(name.upper() for name in FORMATS), "DIB")
 """Pillow's names of them; DIB is a BMP without the file's own header."""
 
 PICTURE_ENDINGS = frozenset(ending for endings in FORMATS.values() for ending in endings)
-"""Endings, in lower case, of files that are asked about where a directory is given."""
+"""Endings, in lower case, of the files that are pictures if a directory is given."""
 
 DATA_SET_ENDINGS = PICTURE_ENDINGS - {".gif"}
-"""Endings of files that belong to a data set: a GIF, of 256 colours and often animated, is no photograph."""
+"""Endings of files that belong to a data set. A GIF has 256 colours and is often animated: not a photograph."""
 
 
 def join_names(names: tuple[str, ...]) -> str:

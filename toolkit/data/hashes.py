@@ -1,9 +1,9 @@
-"""Every file's SHA-256, remembered in the cache: a set of many GB is read in full once, not at every command.
+"""Every file's SHA-256, remembered in the cache, so that a set of many GB is read in full only once.
 
 A remembered hash holds while the file's size, inode, mtime and ctime (both in ns) stay the same. No program can set
-ctime, so that a change which keeps the size and restores mtime is noticed too; on Windows, where ctime is the time of
-creation, it is not. The memo of a root is one file in the cache: a SHA-256 of all that follows, then for each image
-file 32 bytes of its state (name, size, inode and times, hashed) and the 32 bytes of its SHA-256.
+ctime, so a change that keeps the size and restores mtime is noticed too. (On Windows ctime is the time of creation, and
+such a change is not noticed.) The memo of a root is one file in the cache: a SHA-256 of all that follows, then for each
+image file 32 bytes of its state (name, size, inode and times, hashed) and the 32 bytes of its SHA-256.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ from toolkit.files import sha256_file, write_atomically
 from toolkit.machine.limits import available_cores
 
 MEMO_VERSION = 1
-"""Goes into every state; raised whenever the meaning of a memo changes."""
+"""Part of every state; it rises whenever the meaning of a memo changes."""
 
 MEMO_FROM_BYTES = 64_000_000
-"""Roots whose files are smaller together are not remembered: 5,000 photographs of 56 MB are hashed in 0.2 s."""
+"""Roots with fewer bytes in total are not remembered: 5,000 photographs of 56 MB are hashed in 0.2 s."""
 
 UNSETTLED_NS = 2_000_000_000
-"""ns; a file changed within this time (or in the future) may change again and keep its times, and is not remembered."""
+"""ns; a file changed within this time (or in the future) may change again at the same times: not remembered."""
 
 UNREADABLE_FILE = b"unreadable"
-"""Stands for the hash of a file that cannot be read; it is named, and left out, where it is decoded."""
+"""Stands for the hash of a file that cannot be read; decoding names it and leaves it out."""
 
 WAITING_THREADS = 4
 """Threads beyond the cores this process may use: some wait for the disk."""
@@ -40,12 +40,12 @@ DIGEST_BYTES = 32
 
 @dataclass(frozen=True)
 class _FileHash:
-    """One file's hash. `state` is what it may be remembered by, None where it may not; `anew`: it was read."""
+    """One file's hash. `state` is the key in the memo, None if it must not be kept; `is_new`: it was read now."""
 
     digest: bytes
     size_bytes: int = 0
     state: bytes | None = None
-    anew: bool = True
+    is_new: bool = True
 
 
 def hash_files(root: Path, names: Sequence[str]) -> list[bytes]:
@@ -60,7 +60,7 @@ def hash_files(root: Path, names: Sequence[str]) -> list[bytes]:
         for block in blocks:
             hashed += block
             advance(len(block))
-    learnt = any(file.anew and file.state is not None for file in hashed)
+    learnt = any(file.is_new and file.state is not None for file in hashed)
     if memo is not None and learnt and sum(file.size_bytes for file in hashed) >= MEMO_FROM_BYTES:
         _write_memo(memo, {file.state: file.digest for file in hashed if file.state is not None})
     return [file.digest for file in hashed]
@@ -69,11 +69,11 @@ def hash_files(root: Path, names: Sequence[str]) -> list[bytes]:
 def _hash_file(root: Path, name: str, known: dict[bytes, bytes]) -> _FileHash:
     try:
         now_ns = time.time_ns()
-        stat = (root / name).stat()  # before reading: a change while it is read alters the state
+        stat = (root / name).stat()  # before reading, so that a change during reading alters the state
         times = f"{stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}"
         state = hashlib.sha256(f"{MEMO_VERSION}\0{name}\0{times}".encode(errors="surrogateescape")).digest()
         if (digest := known.get(state)) is not None:
-            return _FileHash(digest, stat.st_size, state, anew=False)
+            return _FileHash(digest, stat.st_size, state, is_new=False)
         settled = now_ns - max(stat.st_mtime_ns, stat.st_ctime_ns) >= UNSETTLED_NS
         return _FileHash(bytes.fromhex(sha256_file(root / name)), stat.st_size, state if settled else None)
     except OSError:
@@ -81,7 +81,7 @@ def _hash_file(root: Path, name: str, known: dict[bytes, bytes]) -> _FileHash:
 
 
 def _memo_path(root: Path) -> Path | None:
-    """Where the hashes of `root` are remembered; None where there can be no cache."""
+    """The memo of the hashes of `root`; None if there can be no cache."""
     try:
         name = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:32]
         return cache_folder("hashes", f"{name}.bin")
@@ -90,7 +90,7 @@ def _memo_path(root: Path) -> Path | None:
 
 
 def _read_memo(path: Path) -> dict[bytes, bytes]:
-    """State → SHA-256; empty where there is no memo, or a damaged one, which the next writing replaces."""
+    """State → SHA-256; empty if there is no memo, or a damaged one, which the next write replaces."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -105,7 +105,7 @@ def _read_memo(path: Path) -> dict[bytes, bytes]:
 
 
 def _write_memo(path: Path, digest_of: dict[bytes, bytes]) -> None:
-    """Two processes may do it at once: each writes a whole memo, the later one stays. No error where it cannot."""
+    """Two processes may do it at once: each writes a whole memo, the later one stays. No error if it cannot."""
     entries = b"".join(state + digest for state, digest in digest_of.items())
     with contextlib.suppress(ToolkitError, OSError), write_atomically(path) as temporary:
         temporary.write_bytes(hashlib.sha256(entries).digest() + entries)

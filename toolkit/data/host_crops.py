@@ -1,4 +1,4 @@
-"""Crops of images that a GPU has no room for: threads cut them from the host's memory, one batch ahead.
+"""Crops of images for which a GPU has no room: threads cut them from the host's memory, one batch ahead.
 
 B images of a batch, S px the side of the crop. numpy copies outside Python's lock, so that threads cut side by side.
 """
@@ -21,7 +21,7 @@ Key = tuple[int, bytes]
 
 
 class HostCrops(ABC):
-    """uint8 crops of S px, cut by threads from what `expect` announces; with `pinned`, a GPU fetches them by itself."""
+    """uint8 crops of S px, cut by threads for the batches of `expect`; with `pinned`, a GPU fetches them by itself."""
 
     def __init__(self, side: int, *, pinned: bool) -> None:
         self._side, self._pinned = side, pinned
@@ -30,14 +30,14 @@ class HostCrops(ABC):
         self._expected: dict[Key, tuple[Tensor, list[Future[None]]]] = {}
 
     def expect(self, batches: Sequence[np.ndarray], view: int) -> None:
-        """Begin with these batches, each int64 (B,), in this order; what else was expected is so no more."""
+        """Start with these batches, each int64 (B,), in this order; forget all others."""
         before, self._expected = self._expected, {}
         for indices in batches:
             key = view, indices.tobytes()
             self._expected[key] = before[key] if key in before else self._begin(indices, view)
 
     def take(self, indices: np.ndarray, view: int) -> Tensor:
-        """uint8 (B, S, S, 3), waited for where need be; raises whatever cutting raised."""
+        """uint8 (B, S, S, 3), after waiting for them if necessary; raises any exception of the threads."""
         crops, parts = self._expected.get((view, indices.tobytes())) or self._begin(indices, view)
         for part in parts:
             part.result()
@@ -55,7 +55,7 @@ class HostCrops(ABC):
 
 
 class ViewCrops(HostCrops):
-    """Crops of the views that draw_views draws, not yet flipped."""
+    """Crops of the views of draw_views, not yet flipped."""
 
     def __init__(self, pixels: Pixels, data: DataRecipe, seed: int, *, pinned: bool) -> None:
         super().__init__(data.image_size, pinned=pinned)
@@ -69,7 +69,7 @@ class ViewCrops(HostCrops):
 
 
 class CentreCrops(HostCrops):
-    """What Pixels.centre gives, for evaluation; every view is the same."""
+    """The crops of Pixels.centre, for evaluation; every view is the same."""
 
     def __init__(self, pixels: Pixels, *, pinned: bool) -> None:
         super().__init__(pixels.preprocess.image_size, pinned=pinned)

@@ -22,7 +22,7 @@ _UNSIGNED_BYTES = 0x08
 
 
 def find_idx_files(folder: Path) -> list[Path] | None:
-    """The four files in `folder` in the order of FILES, gzipped or raw; None where one is missing."""
+    """The four files in `folder` in the order of FILES, gzipped or raw; None if one is missing."""
     paths = []
     for name in FILES:
         there = [path for path in (folder / f"{name}.gz", folder / name) if path.is_file()]
@@ -45,7 +45,7 @@ def read_idx_files(paths: list[Path], num_classes: int) -> list[np.ndarray]:
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
-    """One idx file of unsigned bytes with `axes` axes, gzipped or raw. Raises DataError where it is damaged."""
+    """One idx file of unsigned bytes with `axes` axes, gzipped or raw. Raises DataError if it is damaged."""
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
@@ -62,7 +62,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
         raise _damaged(path, f"magic number {magic:#010x} instead of {(_UNSIGNED_BYTES << 8) + axes:#010x}")
     expected = int(np.prod(shape, dtype=object))
     if len(content) - header_bytes != expected or expected == 0:
-        raise _damaged(path, f"{len(content) - header_bytes} bytes of data where its header announces {expected}")
+        raise _damaged(path, f"{len(content) - header_bytes} bytes of data, but its header announces {expected}")
     return np.frombuffer(content, dtype=np.uint8, offset=header_bytes).reshape(shape)
 
 

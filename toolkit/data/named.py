@@ -1,4 +1,4 @@
-"""Data sets that are known by name: found on this machine, else downloaded by torchvision, with its checksums."""
+"""Data sets with a name: from this machine, else downloaded by torchvision, with its checksums."""
 
 import json
 import urllib.error
@@ -20,10 +20,10 @@ FASHION_MNIST_CLASSES = (
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 FASHION_MNIST_SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts it."""
+"""The folder of Debian's package dataset-fashion-mnist."""
 
 DOWNLOAD_ERRORS = (OSError, RuntimeError, urllib.error.URLError)
-"""What torchvision raises where a download fails or does not have its checksum."""
+"""Exceptions of torchvision if a download fails or has another checksum."""
 
 
 def load_fashion_mnist(recipe: DataRecipe) -> Dataset:
@@ -48,7 +48,7 @@ def load_cifar(recipe: DataRecipe) -> Dataset:
     folder = cache_folder(recipe.source)
     _announce_download(recipe.source, folder / kind.base_folder)
     try:
-        with warnings.catch_warnings():  # the published files were pickled by a numpy that newer ones remark upon
+        with warnings.catch_warnings():  # an old numpy pickled the published files; a new one warns of it
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
             parts = [kind(str(folder), train=train, download=True) for train in (True, False)]
     except DOWNLOAD_ERRORS as error:
@@ -96,9 +96,9 @@ def _find_fashion_mnist() -> list[Path]:
         datasets.FashionMNIST(str(own), download=True)
     except DOWNLOAD_ERRORS as error:
         raise DataError(
-            f"Fashion-MNIST is neither in {own} nor in {FASHION_MNIST_SYSTEM_FOLDER}, and its download failed "
+            f"Fashion-MNIST is not in {own} or {FASHION_MNIST_SYSTEM_FOLDER}, and its download failed "
             f"({one_line(error, last=True)})",
-            "install the Debian package dataset-fashion-mnist (apt install), or run make data, or give --data DIR",
+            "install the Debian package dataset-fashion-mnist (apt install), run make data, or give --data DIR",
         ) from None
     paths = find_idx_files(downloaded)
     assert paths is not None, "torchvision checked them"
@@ -106,7 +106,7 @@ def _find_fashion_mnist() -> list[Path]:
 
 
 def _with_validation(recipe: DataRecipe, classes: tuple[str, ...], train: Images, test: Images, sha256: str) -> Dataset:
-    """A set that comes with train and test: validation is held out of train, test stays whole."""
+    """A set with train and test images: validation is held out of train, test stays whole."""
     total = len(train)
     train, valid = hold_out(train, recipe.validation_fraction, recipe.split_seed, classes)
     note = describe_hold_out("validation", len(valid), total, "training images", recipe.split_seed)

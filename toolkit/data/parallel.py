@@ -10,13 +10,13 @@ from toolkit.machine.limits import available_cores
 Result = TypeVar("Result")
 
 BLOCK_IMAGES = 32
-"""Images a thread works on at a stretch."""
+"""Images that a thread works on in one go."""
 
 
 def run_in_blocks(work: Callable[[int], Result], count: int, workers: int = 0) -> Iterator[list[Result]]:
     """[work(0), work(1), ...] and so on to count − 1, in order and only a few blocks ahead of the reader.
 
-    `workers` threads; 0 takes the cores this process may use.
+    `workers` threads; 0: the cores that this process may use.
     """
     workers = workers or available_cores()
 

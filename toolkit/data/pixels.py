@@ -1,8 +1,8 @@
 """A split's decoded pixels, mapped from the cache: whole images for training, centre crops for evaluation.
 
-N images of the split, B of a batch, H W pixels, S side of the network's square. Nothing but the batch that is asked for
-is copied into memory; the system pages the map in and out, so that a split may be larger than memory. decode.py writes
-the map.
+N images of the split, B of a batch, H W pixels, S side of the network's square. Only the
+requested batch is copied into memory. The system pages the map in and out, so a split may be larger than memory.
+decode.py writes the map.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ class Pixels:
         return canvas, sizes
 
     def centre(self, indices: np.ndarray) -> np.ndarray:
-        """Evaluation's images: uint8 (B, S, S, 3), exactly what `preprocess` makes of the same files."""
+        """Images for evaluation: uint8 (B, S, S, 3), exactly as `preprocess` makes them from the files."""
         indices = np.asarray(indices, dtype=np.int64)
         side = self.preprocess.image_size
         if (same := self._same_size) is None:
@@ -91,12 +91,12 @@ class Pixels:
 
     @cached_property
     def residents(self) -> "dict[str, ResidentPixels | None]":
-        """The copies on GPUs, by device, None where there is no room; resident.py makes them, and they go with this."""
+        """The copies on GPUs, by device, None if there is no room. resident.py makes them; they are freed with this."""
         return {}
 
     @cached_property
     def _same_size(self) -> np.ndarray | None:
-        """All images as (N, H, W, 3), where they share a size."""
+        """All images as (N, H, W, 3) if they have the same size, else None."""
         height, width = int(self.heights[0]), int(self.widths[0])
         if (self.heights == height).all() and (self.widths == width).all():
             return self.data.reshape(-1, height, width, 3)
@@ -106,11 +106,11 @@ class Pixels:
 def load_pixels(
     dataset: Dataset, split: Split, preprocess: Preprocess, *, workers: int = 0, strict: bool = False
 ) -> Pixels:
-    """Decode a split, or map what an earlier call decoded from the same content.
+    """Decode a split, or map the pixels that an earlier call decoded from the same content.
 
-    `workers` threads, 0 takes the cores this process may use. Images that cannot be read are named on stderr and left
-    out; with `strict` they are a DataError, and so is a class of which none can be read. A split that is too large for
-    the cache's disk or the user's limit is one too (disk.py).
+    `workers` threads; 0: the cores that this process may use. Unreadable images are named on stderr and left out. With
+    `strict` they raise DataError. So do a class without any readable image, and a split that is too large for the
+    cache's disk or the user's limit (disk.py).
     """
     images, path = dataset.splits[split], _map_of(dataset, split, preprocess)
     index = read_index(path)
@@ -130,19 +130,19 @@ def load_pixels(
 
 
 def bytes_to_decode(dataset: Dataset, split: Split, preprocess: Preprocess) -> int:
-    """About how many bytes `load_pixels` will write; 0 where it finds them in the cache."""
+    """Estimated bytes that `load_pixels` will write; 0 if it finds them in the cache."""
     if read_index(_map_of(dataset, split, preprocess)) is not None:
         return 0
     return estimate_bytes(dataset.splits[split], preprocess, least_long_side(preprocess))
 
 
 def _map_of(dataset: Dataset, split: Split, preprocess: Preprocess) -> Path:
-    """Where the split's pixels lie, or will."""
+    """The path of the split's pixels, existing or not."""
     return cache_folder("pixels", f"{_key(dataset, split, preprocess.resize, least_long_side(preprocess))}.rgb")
 
 
 def _key(dataset: Dataset, split: Split, resize: int, least_long_side: int) -> str:
-    """What the pixels depend on: the content, which images of it make up the split, and the size."""
+    """The key of the pixels: the content, the images that make up the split, and the size."""
     images = dataset.splits[split]
     key = hashlib.sha256(f"{LAYOUT_VERSION} {dataset.sha256} {resize} {least_long_side}\n".encode())
     key.update("\n".join(images.names).encode(errors="surrogateescape"))
@@ -162,14 +162,14 @@ def _report_unreadable(dataset: Dataset, split: Split, index: Index, strict: boo
     look = "toolkit data lists them all"
     if strict:
         raise DataError(
-            f"{count} of {total} {split} images cannot be read, the first is {first}", f"mend or remove them; {look}"
+            f"{count} of {total} {split} images cannot be read, the first is {first}", f"repair or remove them; {look}"
         )
     labels = dataset.splits[split].labels
     lost = sorted(set(labels.tolist()) - set(labels[index.kept].tolist()))
     if lost:
         raise DataError(
             f"none of the {split} images of class {dataset.classes[lost[0]]!r} can be read, one is {first}",
-            f"mend them; {look}",
+            f"repair them; {look}",
         )
     for name, reason in list(zip(index.unreadable, index.reasons, strict=True))[:SHOWN_UNREADABLE]:
         say(f"left out of {split}: {name} ({reason})")

@@ -1,6 +1,6 @@
-"""From an image file to the pixels a network sees: the one definition of decoding, resizing and cropping.
+"""From an image file to the pixels that a network sees: the one definition of decoding, resizing and cropping.
 
-Training, evaluation, export, prediction and the demo all go through here. Pixels are uint8 RGB, (H, W, 3);
+Training, evaluation, export, prediction and the demo all use it. Pixels are uint8 RGB, (H, W, 3);
 normalisation (mean and std) happens inside the networks and the exported graphs. Importing this module does not import
 torch.
 """
@@ -25,7 +25,7 @@ UNREADABLE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
-"""What Pillow raises on damaged files."""
+"""Exceptions of Pillow for damaged files."""
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -41,19 +41,19 @@ _ON_ITS_SIDE = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 
 _JPEG_SCAN = b"\xff\xda"
-"""Marks where a scan of a JPEG begins; the pixels' own bytes never hold it."""
+"""Marks the start of a scan of a JPEG; the bytes of pixels never contain it."""
 _MAX_JPEG_SCANS = 100
 """Progressive JPEGs have ten or so. A scan of a few bytes takes as long as a pass over all pixels."""
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open an image file of a known format; it is closed at once. Raises one of UNREADABLE, as decoding may too."""
+    """Open an image file of a known format and close it at once. Raises one of UNREADABLE; decoding may too."""
     content = path.read_bytes()
     if not content:
         raise ValueError("the file is empty")
     image = Image.open(io.BytesIO(content), formats=READERS)
     if image.format == "JPEG" and content.count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
-        raise ValueError(f"it is a JPEG in more than {_MAX_JPEG_SCANS} passes")
+        raise ValueError(f"the JPEG has more than {_MAX_JPEG_SCANS} passes")
     return image
 
 
@@ -70,7 +70,7 @@ def decode_rgb(image: Image.Image) -> Image.Image:
     """Any picture as upright 8-bit RGB.
 
     EXIF rotation is applied; grey becomes three equal channels, 16 bits become their upper 8, alpha is laid over white,
-    a palette or CMYK is converted, and of an animation the first frame is taken.
+    a palette or CMYK is converted, and the first frame of an animation is used.
     """
     if image.tell() != 0:
         image.seek(0)
@@ -87,7 +87,7 @@ def decode_rgb(image: Image.Image) -> Image.Image:
 
 
 def crop_start(length: np.ndarray | int, side: int) -> np.ndarray:
-    """Where a centred crop of `side` px begins along an axis of `length` px; negative where it begins in the padding.
+    """The start of a centred crop of `side` px along an axis of `length` px; negative if it is in the padding.
 
     Half pixels as in torchvision's CenterCrop: rounded half to even inside the image, down in the padding.
     """
@@ -100,7 +100,7 @@ def crop_start(length: np.ndarray | int, side: int) -> np.ndarray:
 class Preprocess:
     """How a picture becomes a network's input: S = `image_size` px, `resize` px (0 keeps the size), RGB mean and std.
 
-    `mean` and `std` are of RGB in 0..1 and are carried along only; whoever runs the network applies them.
+    `mean` and `std` apply to RGB in 0..1; they are only stored here, and the network applies them.
     """
 
     image_size: int
@@ -126,7 +126,7 @@ class Preprocess:
         return np.asarray(image)
 
     def centre_crop(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, 3) → (S, S, 3): the centre; black where the image is smaller than the crop."""
+        """uint8 (H, W, 3) → (S, S, 3): the centre, with black if the image is smaller than the crop."""
         side = self.image_size
         top, left = (int(crop_start(length, side)) for length in pixels.shape[:2])
         part = pixels[max(top, 0) : top + side, max(left, 0) : left + side]
@@ -137,7 +137,7 @@ class Preprocess:
         return crop
 
     def to_json(self) -> str:
-        """What an ONNX file carries: every step, so that it can be repeated without this project."""
+        """The metadata of an ONNX file: every step, so that others can repeat it without this project."""
         resize: dict[str, Any] = {"shorter_side_px": self.resize}
         if self.resize:
             resize |= {
@@ -159,7 +159,7 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote. Raises WeightsError where it is something else."""
+        """Read the text of `to_json`. Raises WeightsError if it is something else."""
         try:
             steps = json.loads(text)
             size, resize = steps["centre_crop"]["side_px"], steps["resize"]["shorter_side_px"]
@@ -187,6 +187,6 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def _find_turn(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except UNREADABLE:  # damaged EXIF is no damage to the picture; such files are shown unrotated everywhere
+    except UNREADABLE:  # damaged EXIF does not damage the picture; every viewer shows such files unrotated
         return None
     return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None

@@ -1,7 +1,7 @@
 """A name or a directory → labelled images: the entrance of the data stage.
 
-named.py knows the named sets, food11.py the notebook's own one, directory.py folders of image files, splits.py draws
-the splits that are missing, dataset.py says what a data set is.
+named.py loads the named sets, food11.py the notebook's own one, directory.py folders of image files. splits.py draws
+missing splits, dataset.py defines a data set.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ __all__ = ["NAMED", "SPLITS", "Dataset", "Images", "Split", "builtin_recipe_of",
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A data set that is known by name."""
+    """A data set with a name."""
 
     load: Callable[[DataRecipe], Dataset]
-    """DataError, with what to do, if it is neither on this machine nor can be downloaded"""
+    """raises DataError with a remedy if it is not on this machine and cannot be downloaded"""
     recipe: str = ""
     """the built-in recipe for it; without one its settings follow the pictures"""
     hub_id: str = ""
@@ -38,7 +38,7 @@ NAMED = {
     "food101": NamedSet(load_food101, hub_id="ethz/food101"),
     "food-11": NamedSet(load_food11, NOTEBOOK_RECIPE),
 }
-"""A folder that is called like one of them is given as ./name."""
+"""Name → data set. For a folder with such a name, give ./name."""
 
 
 def builtin_recipe_of(source: str | None) -> str:
@@ -55,7 +55,7 @@ def load_dataset(recipe: DataRecipe) -> Dataset:
     if recipe.share == 1:
         return dataset
     train = take_share(dataset.train, recipe.share, recipe.split_seed)
-    note = f"train: {len(train):,} of {len(dataset.train):,} images, drawn at random from each class alike (data.share)"
+    note = f"train: {len(train):,} of {len(dataset.train):,} images, the same share of each class (data.share)"
     return replace(dataset, train=train, notes=(*dataset.notes, note))
 
 
@@ -68,7 +68,7 @@ def _load_whole(recipe: DataRecipe) -> Dataset:
     if folder.exists():
         raise DataError(f"{recipe.source} is a file, not a folder of images", "give the folder, or one of: " + _names())
     raise DataError(
-        f"{recipe.source!r} is neither a folder that is there nor a data set known by name",
+        f"{recipe.source!r} is not an existing folder and not the name of a data set",
         f"{did_you_mean(recipe.source, NAMED)}give a folder, or one of: {_names()}",
     )
 

@@ -1,4 +1,4 @@
-"""Seeded, stratified splits for data that comes without them."""
+"""Seeded, stratified splits for data without splits."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from toolkit.errors import DataError
 
 
 def hold_out(images: Images, fraction: float, seed: int, classes: Sequence[str]) -> tuple[Images, Images]:
-    """Part `images` into (kept, held out), both in their old order; the same every time.
+    """Divide `images` into (kept, held out), both in their old order; the same every time.
 
-    Of each class, `fraction` (0..1) is held out, rounded, but at least one image stays on either side. Raises DataError
+    It holds out `fraction` (0..1) of each class, rounded, but at least one image stays on each side. Raises DataError
     for a class of a single image.
     """
     draw = np.random.default_rng([seed, round(fraction * 1_000_000)])
@@ -40,4 +40,6 @@ def take_share(images: Images, share: float, seed: int) -> Images:
 
 def describe_hold_out(split: str, count: int, total: int, what: str, seed: int) -> str:
     """The note that records a drawn split."""
-    return f"{split}: {count:,} of {total:,} {what}, held out at random from each class alike (split_seed {seed})"
+    return (
+        f"{split}: {count:,} of {total:,} {what}, held out at random, the same share of each class (split_seed {seed})"
+    )

@@ -20,11 +20,11 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 """Numbers of a batch, in the host's memory or on a device."""
 
 Indices = np.ndarray | Tensor
-"""int64 (B,), which images of a split: an array, or a tensor on the GPU where their pixels are."""
+"""int64 (B,), images of a split: an array, or a tensor on the GPU that has their pixels."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_STREAM = 1
-"""Keeps the draws of mixup apart from others of the same seed."""
+"""Separates the draws of mixup from others of the same seed."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def draw_views(recipe: DataRecipe, sizes: np.ndarray, images: np.ndarray, seed: 
     """Draw view number `view` of every image.
 
     `sizes` is int64 (B, 2), each image's (height, width) in px; `images` int64 (B,), its number in the split. The crop
-    is drawn as by torchvision's RandomCrop(size, padding, pad_if_needed=True): `crop_padding` px on every side first,
-    then, where a side is still shorter than the view, the missing length on both ends of it.
+    is drawn as by torchvision's RandomCrop(size, padding, pad_if_needed=True): `crop_padding` px on every side first.
+    If a side is still shorter than the view, the missing length is added at both of its ends.
     """
     chance = _uniform(seed, images, view, count=4)
     corner = np.empty_like(sizes)
@@ -98,8 +98,8 @@ def render_views(
     """Render the drawn views: uint8 canvas (B, H, W, 3) → float32 (B, 3, R, R) in 0..1, channels last in memory.
 
     Crop, mirrored border and flip copy pixels exactly. Rotation and the change of size from S to R = `side` px (default
-    S) are one bilinear sampling step, which flips too; what turns in from outside the crop is black, as with
-    torchvision's RandomRotation.
+    S) are one bilinear sampling step, which flips too. Pixels from outside the crop are black, as with torchvision's
+    RandomRotation.
     """
     side = side or recipe.image_size
     sampled = is_sampled(recipe, side)
@@ -110,15 +110,15 @@ def render_views(
 
 
 def is_sampled(recipe: DataRecipe, side: int) -> bool:
-    """Whether views of `side` px are sampled, or else copied pixel by pixel."""
+    """Whether views of `side` px are sampled; otherwise they are copied pixel by pixel."""
     return recipe.rotation_degrees != 0 or side != recipe.image_size
 
 
 def crop_places(sizes: Array, top: Array, left: Array, flip: Array | None, recipe: DataRecipe) -> tuple[Array, Array]:
-    """Rows and columns of the image that each crop is made of, int64 (B, S) each; −1 where it is black.
+    """Rows and columns of the image that make up each crop, int64 (B, S) each; −1 for black.
 
     `sizes` (B, 2) and the rest as in ViewDraw, all of them arrays or all of them tensors of one device. Columns run
-    backwards where `flip` says so.
+    backwards if `flip` is set.
     """
     side = recipe.image_size
     if isinstance(top, np.ndarray):
@@ -134,10 +134,10 @@ def crop_places(sizes: Array, top: Array, left: Array, flip: Array | None, recip
 
 
 def view_axes(draw: ViewDraw) -> Tensor:
-    """Where the axes of each view, to the right and down, point in its crop: complex64 (B, 2), x + iy.
+    """The directions of each view's axes, right and down, in its crop: complex64 (B, 2), x + iy.
 
-    A pixel at x + iy comes from (x + iy)·e^{iθ}, θ being the angle: the inverse turn, as y points down. Where `flip`
-    says so, it comes from (−x + iy)·e^{−iθ}, the mirror image of that: crops are flipped before they turn.
+    A pixel at x + iy comes from (x + iy)·e^{iθ}, with the angle θ: the inverse turn, because y points down. If `flip`
+    is set, it comes from (−x + iy)·e^{−iθ}, the mirror image of that: crops are flipped before they turn.
     """
     sign = torch.from_numpy(1 - 2 * draw.flip.astype(np.float32))
     turn = torch.polar(torch.ones_like(sign), sign * torch.from_numpy(np.deg2rad(draw.angle)).float())
@@ -147,7 +147,7 @@ def view_axes(draw: ViewDraw) -> Tensor:
 def finish_views(crops: Tensor, axes: Tensor | None, side: int) -> Tensor:
     """Crops, uint8 (B, S, S, 3) → views, float32 (B, 3, R, R) in 0..1, channels last in memory, on the same device.
 
-    Sampled at R = `side` px along `axes` (`view_axes`), where they are given.
+    If `axes` (`view_axes`) are given, they are sampled at R = `side` px along them.
     """
     crops = crops.permute(0, 3, 1, 2)
     if axes is None:
@@ -165,9 +165,9 @@ def centre_views(crops: Tensor) -> Tensor:
 
 
 def _fold(places: Any, length: Any, recipe: DataRecipe, library: Any) -> Any:
-    """Bring places outside 0..length−1 back as the padding mode has it: −1, or mirrored, border pixel repeated.
+    """Map places outside 0..length−1 by the padding mode: to −1, or mirrored with the border pixel repeated.
 
-    torchvision mirrors twice where an image padded by `crop_padding` is still too small: the padded image, then the
+    torchvision mirrors twice if an image padded by `crop_padding` is still too small: the padded image, then the
     image. `library` is numpy or torch.
     """
     if recipe.padding_mode == "constant":
@@ -186,7 +186,7 @@ def cut_crops(images: Iterable[np.ndarray], rows: np.ndarray, columns: np.ndarra
         if is_whole:
             crop[:] = image[row[0] : row[-1] + 1, column[0] : column[-1] + 1]
         else:
-            # one axis after the other, and "clip", which checks no bounds: several times faster than indexing
+            # one axis after the other, and "clip", which checks no bounds, is several times faster than indexing
             np.take(np.take(image, column, axis=1, mode="clip"), row, axis=0, out=crop, mode="clip")
     if rows.min() < 0 or columns.min() < 0:
         crops[(rows < 0)[:, :, None] | (columns < 0)[:, None, :]] = 0
@@ -199,7 +199,7 @@ def _is_run(places: np.ndarray) -> np.ndarray:
 
 
 def _sampling_grid(axes: Tensor, side: int) -> Tensor:
-    """Where in the crop each pixel of each view lies, float32 (B, R, R, 2), (x, y) in −1..1; made where `axes` are."""
+    """Each view's pixels' places in the crop, float32 (B, R, R, 2), (x, y) in −1..1; on the device of `axes`."""
     places = (torch.arange(side, device=axes.device) * 2 + 1) / side - 1
     across, down = axes.view(-1, 2, 1, 1).unbind(1)
     return torch.view_as_real(places.view(1, 1, -1) * across + places.view(1, -1, 1) * down)

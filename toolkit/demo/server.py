@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 
 from toolkit import console
 from toolkit.demo.firewall import MB, Firewall
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, one_line
 from toolkit.modeldir import ModelDir
 
 MAX_UPLOAD_MB = 10
@@ -157,7 +157,7 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise ToolkitError(f"cannot serve on {host}, port {port}: {reason}", "give another --port or --host") from None
     return listener
 

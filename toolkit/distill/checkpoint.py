@@ -2,17 +2,96 @@
 
 import io
 import pickle
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from torch import Tensor
 
+from toolkit.distill.metrics import EpochMetrics, from_values, to_values
+from toolkit.distill.precision import Arithmetic
 from toolkit.errors import ArtifactError, one_line
 from toolkit.files import write_atomically
 
-State = dict[str, Any]
 Settings = dict[str, Any]
 """stage, recipe_sha256, dataset_sha256 and whatever else decides the result: only the same settings may go on."""
+
+
+@dataclass
+class TrainingProgress:
+    """Where a run is: the next step, and the sums of the epoch so far."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    hits: int = 0
+    epoch_s: float = 0.0
+    seconds: float = 0.0
+    training_s: float = 0.0
+    images_seen: int = 0
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What steps change and depend on.
+
+    `average` is None without averaged weights, `part_size` while memory is enough for whole batches.
+    """
+
+    learner: dict[str, Any]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    average: dict[str, Any] | None
+    part_size: int | None
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What an interrupted training goes on from.
+
+    `best`, whose weights `best_state` holds, is None before the first validation, `gpu_rng` on a CPU.
+    """
+
+    steps: StepState
+    progress: TrainingProgress
+    first_rate: float
+    history: list[EpochMetrics]
+    best: EpochMetrics | None
+    best_state: dict[str, Tensor]
+    rng: Tensor
+    gpu_rng: Tensor | None
+    precision: Arithmetic
+    teacher_precision: Arithmetic
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs that lie behind it."""
+        return self.progress.epoch
+
+    def to_dict(self) -> dict[str, Any]:
+        """What checkpoint.pt holds: tensors and plain values."""
+        values = vars(self.steps) | {"epoch": self.epoch} | vars(self)
+        del values["steps"]
+        return values | {
+            "progress": asdict(self.progress),
+            "history": [to_values(metrics) for metrics in self.history],
+            "best": to_values(self.best) if self.best else None,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Of what `to_dict` gave; LookupError, TypeError or ValueError for anything else."""
+        names = [field.name for of in (StepState, cls) for field in fields(of) if field.name != "steps"]
+        if missing := [name for name in names if name not in values]:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        made: dict[str, Any] = {
+            "steps": StepState(**{field.name: values[field.name] for field in fields(StepState)}),
+            "progress": TrainingProgress(**values["progress"]),
+            "history": [from_values(metrics) for metrics in values["history"]],
+            "best": from_values(values["best"]) if values["best"] else None,
+        }
+        return cls(**made | {field.name: values[field.name] for field in fields(cls) if field.name not in made})
 
 
 class Checkpoint:
@@ -22,7 +101,7 @@ class Checkpoint:
         self.path = path
         self.settings = settings
 
-    def open(self, *, resume: bool, force: bool) -> State | None:
+    def open(self, *, resume: bool, force: bool) -> TrainingState | None:
         """The state to go on from, None to begin anew.
 
         Raises ArtifactError where another run's state lies here, where this one's does and neither --resume nor --force
@@ -33,9 +112,8 @@ class Checkpoint:
         if force and not resume:
             self.discard()
             return None
-        begin_anew = "or begin anew with --force"
-        state = self._read()
-        theirs: Settings = state["settings"]
+        begin_anew = "or begin anew with --force (in Python: resume=True, force=True)"
+        theirs, state = self._read()
         stage = theirs.get("stage")
         if stage != self.settings["stage"]:
             command = "teacher" if stage == "teacher" else "distill"
@@ -51,15 +129,15 @@ class Checkpoint:
             )
         if not resume:
             raise ArtifactError(
-                f"an interrupted run lies in {self.path.parent} ({stage}, epoch {state['epoch'] + 1})",
+                f"an interrupted run lies in {self.path.parent} ({stage}, epoch {state.epoch + 1})",
                 f"go on with --resume, {begin_anew}",
             )
         return state
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainingState) -> None:
         """Write the state, whole or not at all. Raises ArtifactError where it cannot be written."""
         content = io.BytesIO()  # torch's own writer does not tell a full disk from a bug
-        torch.save(state | {"settings": self.settings}, content)
+        torch.save(state.to_dict() | {"settings": self.settings}, content)
         with write_atomically(self.path) as temporary:
             temporary.write_bytes(content.getbuffer())
 
@@ -72,28 +150,28 @@ class Checkpoint:
     def is_own(self) -> bool:
         """Whether a state of this very stage and settings lies here."""
         try:
-            return bool(self._read()["settings"] == self.settings)
+            return self._read()[0] == self.settings
         except ArtifactError:
             return False
 
     def epochs_done(self) -> int:
         """Whole epochs that a state of this very stage and settings has behind it; 0 where there is none."""
-        return int(self._read()["epoch"]) if self.is_own() else 0
+        return self._read()[1].epoch if self.is_own() else 0
 
     def discard_own(self) -> None:
         """Delete a state of this very stage and settings: its result is there already."""
         if self.is_own():
             self.discard()
 
-    def _read(self) -> State:
-        """The file's content, which has `settings`; ArtifactError where it is damaged or something else."""
+    def _read(self) -> tuple[Settings, TrainingState]:
+        """The file's content; ArtifactError where it is damaged or something else."""
         try:
             # bytes first: a file that is being read must not be damaged by one that is written meanwhile
-            state = torch.load(io.BytesIO(self.path.read_bytes()), map_location="cpu", weights_only=True)
-            if not (isinstance(state, dict) and isinstance(state.get("settings"), dict)):
+            content = torch.load(io.BytesIO(self.path.read_bytes()), map_location="cpu", weights_only=True)
+            if not (isinstance(content, dict) and isinstance(content.get("settings"), dict)):
                 raise ValueError("it is no checkpoint")
+            return content["settings"], TrainingState.from_dict(content)
         except (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, pickle.UnpicklingError) as error:
             raise ArtifactError(
                 f"{self.path} cannot be read ({one_line(error)})", "delete it, or begin anew with --force"
             ) from None
-        return state

@@ -3,7 +3,7 @@
 from toolkit.distill.plan import Plan, image_size_of
 from toolkit.distill.provenance import is_given
 from toolkit.errors import RecipeError
-from toolkit.recipe import Recipe, TrainingRecipe
+from toolkit.recipe import Recipe, StageRecipe
 
 MOST_SIZES = 8
 """Each takes 20 to 40 s to compile; more of them take longer than they save."""
@@ -11,17 +11,17 @@ MOST_SIZES = 8
 
 def require_few_sizes(recipe: Recipe) -> None:
     """RecipeError where torch.compile would have to compile a network that is trained for more than 8 image sizes."""
-    if recipe.distill.compile == "off":
+    if recipe.training.compile == "off":
         return
-    trained: dict[str, TrainingRecipe] = {"distill": recipe.distill}
+    trained: dict[str, StageRecipe] = {"distill": recipe.distill}
     if not is_given(recipe):
         trained["teacher"] = recipe.teacher
     for name, section in trained.items():
         if (count := len(_sizes(section, recipe.data.image_size))) > MOST_SIZES:
             raise RecipeError(
-                f"distill.compile = {recipe.distill.compile}: images grow through {count} sizes"
+                f"training.compile = {recipe.training.compile}: images grow through {count} sizes"
                 f" ({name}.start_image_size), each of which is compiled by itself; at most {MOST_SIZES} are allowed",
-                f"use a larger {name}.start_image_size, 0 for full size throughout, or distill.compile=off",
+                f"use a larger {name}.start_image_size, 0 for full size throughout, or training.compile=off",
             )
 
 
@@ -40,6 +40,6 @@ def make_room(plan: Plan) -> None:
     config.accumulated_recompile_limit += sizes
 
 
-def _sizes(section: TrainingRecipe, full_size: int) -> set[int]:
+def _sizes(section: StageRecipe, full_size: int) -> set[int]:
     """px"""
     return {image_size_of(epoch, section, full_size) for epoch in range(section.epochs)}

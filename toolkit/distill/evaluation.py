@@ -35,7 +35,13 @@ def compute_logits(network: Classifier, pixels: Pixels, precision: Arithmetic, d
     share = distributed.own_share(np.arange(len(pixels)))
     # a process without a share, where there are fewer images than processes, still has to know C
     asked = share if len(share) else np.zeros(1, np.int64)
-    while (logits := _logits_or_none(network, pixels, asked, batch_size, precision, device)) is None:
+
+    def answer() -> Tensor | None:
+        return _logits_or_none(
+            network, _evaluation_views(pixels, list(batches(asked, batch_size, 1)), device), precision, device
+        )
+
+    while (logits := answer()) is None:
         if batch_size == 1:
             raise TrainingError(
                 "validation: out of memory with one image at a time", "use a smaller data.image_size or network"
@@ -46,13 +52,11 @@ def compute_logits(network: Classifier, pixels: Pixels, precision: Arithmetic, d
     return distributed.gather_shares(logits[: len(share)], len(pixels))
 
 
-def _logits_or_none(
-    network: Classifier, pixels: Pixels, indices: np.ndarray, batch_size: int, precision: Arithmetic, device: str
-) -> Tensor | None:
+def _logits_or_none(network: Classifier, views: Iterator[Tensor], precision: Arithmetic, device: str) -> Tensor | None:
     """None where memory ran out; what was allocated is free again by then."""
     parts = []
     try:
-        for images in _evaluation_views(pixels, list(batches(indices, batch_size, 1)), device):
+        for images in views:
             with torch.inference_mode(), autocast(device, precision):
                 parts.append(network(images).float())
     except Exception as error:

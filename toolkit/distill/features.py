@@ -6,7 +6,7 @@ computed in float32 or wider, each a scalar ≥ 0.
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,25 +16,10 @@ from torch.nn import functional as F
 from toolkit.distill.losses import at_least_float32, unit_vectors
 from toolkit.errors import RecipeError, did_you_mean
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import FeatureMethod
 
 CHANNEL_AXIS = {2: 1, 3: 2, 4: 1}  # of (N, D), (N, L, D), (N, D, H, W)
 
 REMEDY = "name layers of one kind in distill.teacher_taps and distill.student_taps; similarity compares any two"
-
-
-def feature_term(
-    method: FeatureMethod, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]
-) -> Tensor:
-    """The method's loss summed over the pairs of layers; fitnets and attention see maps of equal height and width.
-
-    As many features of one as of the other. Raises RecipeError where the method cannot compare a pair.
-    """
-    term = {"fitnets": fitnets_term, "attention": attention_term, "similarity": similarity_term}[method]
-    pairs: Iterator[tuple[Tensor, Tensor]] = zip(student_features, teacher_features, strict=True)
-    if method != "similarity":
-        pairs = (match_spatial(at_least_float32(student), at_least_float32(teacher)) for student, teacher in pairs)
-    return torch.stack([term(student, teacher) for student, teacher in pairs]).sum()
 
 
 def fitnets_term(student_features: Tensor, teacher_features: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What every training stage shares: what may be kept or replaced, where to go on, training, and the file at the end."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,23 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
-from toolkit.distill.checkpoint import Checkpoint, State
+from toolkit.distill.checkpoint import Checkpoint, TrainingState
 from toolkit.distill.compilation import make_room
 from toolkit.distill.curves import draw_learning_curves
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.objective import Objective
+from toolkit.distill.metrics import EpochMetrics
 from toolkit.distill.plan import Plan
-from toolkit.distill.precision import FloatArithmetic, choose_precision
+from toolkit.distill.precision import FloatArithmetic, NetworkStep, choose_precision
 from toolkit.distill.quantized import views_to_answer
-from toolkit.distill.teachers import Teacher
 from toolkit.distill.trainer import Records, train
+from toolkit.distill.training import Training
 from toolkit.errors import ArtifactError, RecipeError, TrainingError, one_line
 from toolkit.files import locked, write_atomically
 from toolkit.modeldir import ModelDir, Role
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import ModelInfo, read_info, save_model
-from toolkit.recipe import Recipe, TrainingRecipe
+from toolkit.recipe import Recipe, StageRecipe
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,16 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a command was called. `device` is a torch device that is proven to work."""
+    """How a command was called. `device` is a torch device that is proven to work.
+
+    `on_epoch` is called with the figures of every epoch that is trained, after it was saved where every epoch is.
+    """
 
     device: str = "cpu"
     force: bool = False
     resume: bool = False
     tensorboard: bool = False
+    on_epoch: Callable[[EpochMetrics], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class TrainingJob:
             return None
         raise ArtifactError(
             f"{self.destination} was made from another {' and '.join(differing)}",
-            "choose another directory with --out, or replace it with --force",
+            "choose another directory with --out, or replace it with --force (in Python: force=True)",
         )
 
     def is_up_to_date(self) -> bool:
@@ -128,7 +133,7 @@ class TrainingJob:
         }
         return [name.removesuffix("_sha256") for name, value in self.settings.items() if known.get(name) != value]
 
-    def saved_state(self) -> State | None:
+    def saved_state(self) -> TrainingState | None:
         """What an interrupted run of this very stage left to go on from."""
         state = self.checkpoint.open(resume=self.options.resume, force=self.options.force)
         if self.options.resume and state is None:
@@ -136,19 +141,17 @@ class TrainingJob:
         return state
 
     @property
-    def section(self) -> TrainingRecipe:
+    def section(self) -> StageRecipe:
         return self.recipe.teacher if self.role == "teacher" else self.recipe.distill
 
     def choose_precision(self, classifier: Classifier, *, training: bool = True) -> FloatArithmetic:
         """Measured with `classifier`, where the recipe does not say."""
         shown = self.section.epochs if training else views_to_answer(self.recipe.distill)
         return choose_precision(
-            self.recipe.distill.precision,
-            classifier,
-            self.section.batch_size,
-            self.recipe.data.image_size,
-            self.options.device,
-            training=training,
+            self.recipe.training.precision,
+            NetworkStep(
+                classifier, self.section.batch_size, self.recipe.data.image_size, self.options.device, training
+            ),
             images=len(self.data.train) * shown / distributed.world_size(),
         )
 
@@ -158,36 +161,29 @@ class TrainingJob:
             self.data.train,
             self.recipe.data,
             self.data.num_classes,
-            seed=self.recipe.distill.seed,
+            seed=self.recipe.training.seed,
             mixup=section.mixup,
             device=self.options.device,
         )
 
-    def train(
-        self,
-        learner: TappedNetwork,
-        objective: Objective,
-        views: TrainingViews,
-        plan: Plan,
-        state: State | None,
-        teaching: Teacher | None = None,
-    ) -> dict[str, Any]:
-        """Train, and leave the best weights in `learner`; figures for the weights' metadata."""
+    def train(self, training: Training, state: TrainingState | None) -> dict[str, Any]:
+        """Train, and leave the best weights in the learner; figures for the weights' metadata."""
+        learner, plan = training.learner, training.plan
         _prove_smallest_size(learner.classifier, plan)
         make_room(plan)
-        if (least := min(plan.section.batch_size, len(views))) < distributed.world_size():
+        if (least := min(plan.section.batch_size, len(training.views))) < distributed.world_size():
             raise TrainingError(
                 f"{least} images a step cannot be shared out to {distributed.world_size()} processes",
                 f"use a larger {plan.section_name}.batch_size or fewer processes",
             )
         tensorboard = self.model_dir.path / "tensorboard" if self.options.tensorboard else None
-        records = Records(self.model_dir.metrics, self.checkpoint, state, tensorboard)
-        training = train(learner, objective, views, self.data.valid, plan, records, teaching)
-        learner.classifier.network.load_state_dict(training.state_dict)
+        records = Records(self.model_dir.metrics, self.checkpoint, state, tensorboard, self.options.on_epoch)
+        result = train(training, records)
+        learner.classifier.network.load_state_dict(result.state_dict)
         precisions = {"precision": plan.precision}
         if plan.role == "student":
             precisions["teacher_precision"] = plan.teacher_precision
-        return training.summary() | precisions
+        return result.summary() | precisions
 
     def save(self, learner: TappedNetwork, extra: dict[str, Any], preprocess: Preprocess) -> WeightsFile:
         """Write the weights with all that is known of them; only then the state to go on from may go."""

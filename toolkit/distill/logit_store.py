@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -48,7 +49,7 @@ NOT_IN_VIEWS = {"source", "workers", "validation_fraction", "test_fraction", "sp
 
 
 class StoredTeacher:
-    """Replays what `open_store` kept: view v is stored view v mod K."""
+    """Replays what a LogitStore kept: view v is stored view v mod K."""
 
     def __init__(self, train_logits: np.ndarray, valid_logits: np.ndarray, device: str) -> None:
         self._train_logits = train_logits
@@ -77,61 +78,58 @@ class StoredTeacher:
         return self._valid_logits
 
 
-def find_stored(
-    teacher_sha256: str,
-    dataset_sha256: str,
-    views: TrainingViews,
-    valid_pixels: Pixels,
-    num_views: int,
-    precisions: Sequence[Arithmetic],
-) -> Arithmetic | None:
-    """The first of `precisions` in which the cache of every process has the teacher's logits already."""
-    for precision in precisions:
-        path = _store_path(teacher_sha256, dataset_sha256, views, valid_pixels, num_views, precision)
-        missing = not _is_whole(path, len(valid_pixels) + num_views * len(views), views.num_classes)
-        if not distributed.greatest(torch.tensor(int(missing), device=views.device)).item():
-            return precision
-    return None
-
-
-def open_store(
-    network: TappedNetwork,
-    teacher_sha256: str,
-    dataset_sha256: str,
-    views: TrainingViews,
-    valid_pixels: Pixels,
-    num_views: int,
-    precision: Arithmetic,
-) -> StoredTeacher:
-    """The teacher's logits of `num_views` views of every image, from the cache or computed now.
+@dataclass(frozen=True)
+class LogitStore:
+    """Where the cache keeps a teacher's logits of `num_views` views of every image, and of the validation images.
 
     The key is all that decides them: the teacher's file, the images, the views' settings, seed and number, mixup and
-    the arithmetic. Raises DataError where the cache cannot be written.
+    the arithmetic.
     """
-    path = _store_path(teacher_sha256, dataset_sha256, views, valid_pixels, num_views, precision)
-    rows = len(valid_pixels) + num_views * len(views)
-    size_bytes = rows * views.num_classes * ELEMENT_BYTES
-    missing = not _is_whole(path, rows, views.num_classes)
-    told = console.count(num_views, "view")
-    if distributed.greatest(torch.tensor(int(missing), device=views.device)).item():
-        console.say(
-            f"teacher logits: {told} of {len(views):,} images to compute once"
-            f" ({console.size(size_bytes)} in {path.parent})"
-        )
-        if distributed.local_rank() == 0:
-            remove_leftovers(path.parent, (path.suffix,))
-        live = LiveTeacher(network, views, valid_pixels, precision)
-        _fill(path, live, views, num_views)
-        distributed.barrier()
-    else:
-        console.say(f"teacher logits: {told} of {len(views):,} images from the store")
-    stored = np.memmap(path, dtype=np.float32, mode="r", shape=(rows, views.num_classes))
-    train_logits = stored[len(valid_pixels) :].reshape(num_views, len(views), views.num_classes)
-    return StoredTeacher(train_logits, stored[: len(valid_pixels)], views.device)
 
+    teacher_sha256: str
+    dataset_sha256: str
+    views: TrainingViews
+    valid: Pixels
+    num_views: int
 
-def _is_whole(path: Path, rows: int, num_classes: int) -> bool:
-    return path.is_file() and path.stat().st_size == rows * num_classes * ELEMENT_BYTES
+    def find(self, precisions: Sequence[Arithmetic]) -> Arithmetic | None:
+        """The first of `precisions` in which the cache of every process has them already."""
+        return next((precision for precision in precisions if self._is_everywhere(precision)), None)
+
+    def open(self, network: TappedNetwork, precision: Arithmetic) -> StoredTeacher:
+        """From the cache, or else computed now with `network`. Raises DataError where the cache cannot be written."""
+        path, views, valid = self._path(precision), self.views, self.valid
+        told = f"teacher logits: {console.count(self.num_views, 'view')} of {len(views):,} images"
+        if self._is_everywhere(precision):
+            console.say(f"{told} from the store")
+        else:
+            size_bytes = self._rows * views.num_classes * ELEMENT_BYTES
+            console.say(f"{told} to compute once ({console.size(size_bytes)} in {path.parent})")
+            if distributed.local_rank() == 0:
+                remove_leftovers(path.parent, (path.suffix,))
+            _fill(path, LiveTeacher(network, views, valid, precision), views, self.num_views)
+            distributed.barrier()
+        stored = np.memmap(path, dtype=np.float32, mode="r", shape=(self._rows, views.num_classes))
+        train_logits = stored[len(valid) :].reshape(self.num_views, len(views), views.num_classes)
+        return StoredTeacher(train_logits, stored[: len(valid)], views.device)
+
+    @property
+    def _rows(self) -> int:
+        return len(self.valid) + self.num_views * len(self.views)
+
+    def _is_everywhere(self, precision: Arithmetic) -> bool:
+        path, size_bytes = self._path(precision), self._rows * self.views.num_classes * ELEMENT_BYTES
+        missing = not (path.is_file() and path.stat().st_size == size_bytes)
+        return not distributed.greatest(torch.tensor(int(missing), device=self.views.device)).item()
+
+    def _path(self, precision: Arithmetic) -> Path:
+        views, of_data = self.views, self.views.data.model_dump(mode="json")
+        settings = {name: value for name, value in of_data.items() if name not in NOT_IN_VIEWS}
+        names = "\n".join((*views.pixels.names, "", *self.valid.names)).encode(errors="surrogateescape")
+        images = self.dataset_sha256, hashlib.sha256(names).hexdigest()
+        what = (LAYOUT_VERSION, self.teacher_sha256, *images, settings, self.num_views, views.seed, views.mixup)
+        key = json.dumps((*what, precision), sort_keys=True)
+        return cache_folder("logits", f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.f32")
 
 
 def _fill(path: Path, live: LiveTeacher, views: TrainingViews, num_views: int) -> None:
@@ -166,18 +164,3 @@ def _write(file: IO[bytes] | None, waiting: list[Tensor]) -> None:
     if file is not None and waiting:
         file.write(torch.cat(waiting).cpu().numpy().data)
     waiting.clear()
-
-
-def _store_path(
-    teacher_sha256: str,
-    dataset_sha256: str,
-    views: TrainingViews,
-    valid_pixels: Pixels,
-    num_views: int,
-    precision: Arithmetic,
-) -> Path:
-    settings = {name: value for name, value in views.data.model_dump(mode="json").items() if name not in NOT_IN_VIEWS}
-    names = hashlib.sha256("\n".join((*views.pixels.names, "", *valid_pixels.names)).encode(errors="surrogateescape"))
-    what = (LAYOUT_VERSION, teacher_sha256, dataset_sha256, names.hexdigest(), settings)
-    key = json.dumps((*what, num_views, views.seed, views.mixup, precision), sort_keys=True)
-    return cache_folder("logits", f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.f32")

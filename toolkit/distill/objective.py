@@ -1,12 +1,22 @@
 """What training minimises, from the recipe: labels alone, or labels and a teacher. N images, C classes."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from toolkit.distill.features import feature_term
-from toolkit.distill.losses import cross_entropy, dist_term, dkd_term, hard_term, kd_term, standardize_logits
+from toolkit.distill.features import attention_term, fitnets_term, match_spatial, similarity_term
+from toolkit.distill.losses import (
+    at_least_float32,
+    cross_entropy,
+    dist_term,
+    dkd_term,
+    hard_term,
+    kd_term,
+    standardize_logits,
+)
 from toolkit.recipe import DistillRecipe
 
 
@@ -18,8 +28,75 @@ class NetworkOutput:
     features: tuple[Tensor, ...] = ()
 
 
-FEATURE_WEIGHTS = {"fitnets": 1.0, "attention": 1000.0, "similarity": 3000.0}
-"""Weights of the layers' terms: those the papers' authors used; for fitnets one, as its scale is the network's."""
+@dataclass(frozen=True)
+class LogitMethod:
+    """A way to learn from the teacher's logits.
+
+    `term` is called with both networks' logits (N, C), with the labels, int64 (N,), if it `needs_labels`, and with its
+    `settings`: keyword of the term → key of [distill].
+    """
+
+    term: Callable[..., Tensor]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    needs_labels: bool = False
+
+    def __call__(
+        self, section: DistillRecipe, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
+    ) -> Tensor:
+        values = {keyword: getattr(section, key) for keyword, key in self.settings.items()}
+        return self.term(student_logits, teacher_logits, *([labels] if self.needs_labels else []), **values)
+
+
+@dataclass(frozen=True)
+class FeatureMethod:
+    """A way to learn from the teacher's layers.
+
+    `term` is called with a pair of feature maps, of equal height and width if `same_size`. `weight` is the term's if
+    the recipe names none: what the paper's authors used. If `projected`, layers bring the student's features to the
+    teacher's width first, and are trained with it.
+    """
+
+    term: Callable[[Tensor, Tensor], Tensor]
+    weight: float
+    same_size: bool = True
+    projected: bool = False
+
+    def __call__(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
+        """The sum over the pairs of layers; RecipeError where the method cannot compare a pair."""
+        pairs: Iterator[tuple[Tensor, Tensor]] = zip(student_features, teacher_features, strict=True)
+        if self.same_size:
+            pairs = (match_spatial(at_least_float32(student), at_least_float32(teacher)) for student, teacher in pairs)
+        return torch.stack([self.term(student, teacher) for student, teacher in pairs]).sum()
+
+
+LOGIT_METHODS = {
+    "kd": LogitMethod(kd_term, {"temperature": "temperature"}),
+    "dkd": LogitMethod(
+        dkd_term,
+        {
+            "temperature": "temperature",
+            "target_weight": "dkd_target_weight",
+            "other_weight": "dkd_other_weight",
+        },
+        needs_labels=True,
+    ),
+    "dist": LogitMethod(
+        dist_term,
+        {
+            "temperature": "temperature",
+            "inter_weight": "dist_inter_weight",
+            "intra_weight": "dist_intra_weight",
+        },
+    ),
+    "hard": LogitMethod(hard_term),
+}
+FEATURE_METHODS = {
+    "fitnets": FeatureMethod(fitnets_term, 1.0, projected=True),  # one, as its scale is the network's
+    "attention": FeatureMethod(attention_term, 1000.0),
+    "similarity": FeatureMethod(similarity_term, 3000.0, same_size=False),
+}
+METHODS: Mapping[str, LogitMethod | FeatureMethod] = {**LOGIT_METHODS, **FEATURE_METHODS}
+"""Every way to learn from a teacher: a new one is a function, its line here and its name in toolkit/recipe.py."""
 
 
 class Objective(Protocol):
@@ -42,48 +119,21 @@ def learn_from_teacher(section: DistillRecipe) -> Objective:
 
     A method of layers alone leaves α out: its term is added to cross-entropy, as in its paper.
     """
-    alpha = section.alpha if section.logit_method else 0.0
-    feature_method = section.feature_method
-    weight = (
-        FEATURE_WEIGHTS.get(feature_method or "", 0.0) if section.feature_weight is None else section.feature_weight
-    )
+    logit_method = LOGIT_METHODS[section.logit_method] if section.logit_method else None
+    feature_method = FEATURE_METHODS[section.feature_method] if section.feature_method else None
+    alpha = section.alpha if logit_method else 0.0
 
     def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
         assert teacher is not None
         loss = (1 - alpha) * cross_entropy(student.logits, target, label_smoothing=section.label_smoothing)
-        if alpha > 0:
-            loss = loss + alpha * _logits_term(section, student.logits, target, teacher.logits)
+        if logit_method and alpha > 0:
+            logits = student.logits, teacher.logits
+            if section.standardize:
+                logits = standardize_logits(student.logits), standardize_logits(teacher.logits)
+            loss = loss + alpha * logit_method(section, *logits, target)
         if feature_method and student.features:  # validation looks at logits alone
-            loss = loss + weight * feature_term(feature_method, student.features, teacher.features)
+            weight = feature_method.weight if section.feature_weight is None else section.feature_weight
+            loss = loss + weight * feature_method(student.features, teacher.features)
         return loss
 
     return objective
-
-
-def _logits_term(section: DistillRecipe, student_logits: Tensor, target: Tensor, teacher_logits: Tensor) -> Tensor:
-    if section.standardize:
-        student_logits, teacher_logits = standardize_logits(student_logits), standardize_logits(teacher_logits)
-    match section.logit_method:
-        case "kd":
-            return kd_term(student_logits, teacher_logits, temperature=section.temperature)
-        case "dkd":
-            return dkd_term(
-                student_logits,
-                teacher_logits,
-                target,
-                temperature=section.temperature,
-                target_weight=section.dkd_target_weight,
-                other_weight=section.dkd_other_weight,
-            )
-        case "dist":
-            return dist_term(
-                student_logits,
-                teacher_logits,
-                temperature=section.temperature,
-                inter_weight=section.dist_inter_weight,
-                intra_weight=section.dist_intra_weight,
-            )
-        case "hard":
-            return hard_term(student_logits, teacher_logits)
-        case None:
-            raise AssertionError("a method of layers alone has no term of logits")

@@ -1,18 +1,61 @@
 """Optimiser, learning-rate schedule and averaged weights, all torch's own, from the recipe's settings."""
 
 import math
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from toolkit.recipe import TrainingRecipe
+from toolkit.distill.features import TappedNetwork
+from toolkit.recipe import StageRecipe
 
 MOMENTUM = 0.9
 
 
-def make_optimizer(network: nn.Module, section: TrainingRecipe) -> torch.optim.Optimizer:
+@dataclass
+class Optimization:
+    """What a network's gradients become: a step of the optimiser, of the schedule, and of the average if there is one.
+
+    `network` is what is averaged, the network without its projectors.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    average: AveragedModel | None = None
+
+    @classmethod
+    def of(cls, learner: TappedNetwork, section: StageRecipe, steps: int) -> Self:
+        """By the settings of `section`, for `steps` steps in all."""
+        network = learner.classifier.network
+        optimizer = make_optimizer(learner, section)
+        return cls(network, optimizer, make_scheduler(optimizer, section, steps), make_average(network, section))
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def shipped(self) -> nn.Module:
+        """The network whose weights are kept: the average, or else what was trained."""
+        shipped: nn.Module = self.average.module if self.average else self.network
+        return shipped
+
+    def step(self) -> None:
+        """By the gradients that lie in the parameters."""
+        self.optimizer.step()
+        if self.average is not None:
+            on_cpu = next(self.network.parameters()).device.type == "cpu"
+            update = AveragedModel.update_parameters if on_cpu else update_average
+            update(self.average, self.network)
+        self.scheduler.step()
+
+
+def make_optimizer(network: nn.Module, section: StageRecipe) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov's momentum, in torch's fused form, over all parameters of `network`.
 
     The momentum, and AdamW's β1, is 0.9 but under `one-cycle`, which moves it too: see make_scheduler.
@@ -23,7 +66,7 @@ def make_optimizer(network: nn.Module, section: TrainingRecipe) -> torch.optim.O
     return torch.optim.SGD(parameters, lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=decay, fused=True)
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, section: TrainingRecipe, steps: int) -> LRScheduler:
+def make_scheduler(optimizer: torch.optim.Optimizer, section: StageRecipe, steps: int) -> LRScheduler:
     """A schedule over `steps` optimiser steps, stepped after each.
 
     `one-cycle` climbs to the peak in the first `warm_up` share and falls by a cosine to nearly 0 (Smith & Topin 2018,
@@ -50,10 +93,24 @@ def make_scheduler(optimizer: torch.optim.Optimizer, section: TrainingRecipe, st
     return LambdaLR(optimizer, factor)
 
 
-def make_average(network: nn.Module, section: TrainingRecipe) -> AveragedModel | None:
+def make_average(network: nn.Module, section: StageRecipe) -> AveragedModel | None:
     """The exponential moving average of weights and batch statistics, None where the recipe asks for none."""
     if section.ema == 0:
         return None
     average_of = get_ema_multi_avg_fn(section.ema)  # type: ignore[no-untyped-call]
     average = AveragedModel(network, multi_avg_fn=average_of, use_buffers=True)
     return average.requires_grad_(False)
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, network: nn.Module) -> None:
+    """`average.update_parameters(network)`, which on a GPU waits at every step for its count to get there."""
+    own, other = ([*module.parameters(), *module.buffers()] for module in (average.module, network))
+    if not average.n_averaged:
+        average.update_parameters(network)
+        return
+    assert average.multi_avg_fn is not None
+    for dtype in {values.dtype for values in own}:
+        alike = [number for number, values in enumerate(own) if values.dtype == dtype]
+        average.multi_avg_fn([own[i] for i in alike], [other[i].detach() for i in alike], average.n_averaged)
+    average.n_averaged += 1

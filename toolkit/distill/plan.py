@@ -6,10 +6,10 @@ from typing import Literal
 
 from toolkit.distill.precision import Arithmetic
 from toolkit.modeldir import Role
-from toolkit.recipe import TrainingRecipe
+from toolkit.recipe import StageRecipe
 
 
-def image_size_of(epoch: int, section: TrainingRecipe, full_size: int) -> int:
+def image_size_of(epoch: int, section: StageRecipe, full_size: int) -> int:
     """px; side of the training images in `epoch` (from 0).
 
     Grows in a straight line from `start_image_size` to `full_size`, reached after `grow_until` of the epochs, in steps
@@ -30,7 +30,7 @@ class Plan:
     """One section of the recipe, with what all stages share. `image_size`: px, the full size."""
 
     role: Role
-    section: TrainingRecipe
+    section: StageRecipe
     image_size: int
     precision: Arithmetic
     seed: int

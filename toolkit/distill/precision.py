@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -61,24 +62,49 @@ def autocast(device: str, precision: Arithmetic) -> AbstractContextManager[None]
     return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+@dataclass(frozen=True)
+class NetworkStep:
+    """One kind of step: `network`, on a device, forward through a batch, and backward where it is `training`.
+
+    `image_size`: px.
+    """
+
+    network: Classifier
+    batch_size: int
+    image_size: int
+    device: str
+    training: bool = True
+
+    def key(self, *more: object) -> tuple[object, ...]:
+        """What its time depends on: of the network its layers and their sizes, not its weights; and what is given."""
+        network = (repr(self.network), registry.enlargement(self.network.network))
+        return (*network, self.batch_size, self.image_size, self.device, self.training, *more)
+
+    def take(self, views: torch.Tensor, precision: FloatArithmetic) -> None:
+        """Once, to its end on the device."""
+        with torch.set_grad_enabled(self.training), autocast(self.device, precision):
+            logits = self.network(views)
+        if self.training:
+            logits.float().square().mean().backward()
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+
+
 def choose_precision(
     wanted: Literal["auto", "fp32", "bf16"],
-    network: Classifier,
-    batch_size: int,
-    image_size: int,
-    device: str,
+    step: NetworkStep,
     *,
-    training: bool = True,
     images: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
     say: bool = True,
 ) -> FloatArithmetic:
-    """`wanted`, or for `auto` the faster of the two for a step of `network`: forward, and backward where `training`.
+    """`wanted`, or for `auto` the one of the two in which `step` is faster.
 
     bfloat16 is only tried where the device has instructions for it. `images` is how many are to come: what is chosen
     for few is chosen quickly (`least_times`). Several processes take the main one's choice. The network's weights and
     statistics are left as they were. What was measured is said once, to the first who wants to hear it (`say`).
     """
+    device = step.device
     if wanted != "auto":
         if say and wanted == "fp32" and has_tf32_convolutions(device):
             _say_once(f"precision: {_describe(wanted, device)} on {device}")
@@ -87,42 +113,38 @@ def choose_precision(
         if say:
             _say_once(f"precision: fp32, as the {device} has no instructions for bfloat16")
         return "fp32"
-    place(network, device)
-    key = _key(network, batch_size, image_size, device, training)
+    place(step.network, device)
+    key = step.key()
     if key not in _chosen:
-        choices: tuple[FloatArithmetic, ...] = ("fp32", "bf16")
-        times = _time_steps(network, choices, batch_size, image_size, device, training, images, clock)
+        times = _time_steps(step, ("fp32", "bf16"), images, clock)
         _chosen[key] = min(times, key=lambda choice: times[choice])
         told = [f"{times[choice] * 1e3:.3g} ms in {_describe(choice, device)}" for choice in times]
         _told[key] = f"an image takes {', '.join(told)}"
     if say and key in _told:
-        purpose = f"to train {_name(network)}" if training else f"for {_name(network)} to teach"
+        name = type(step.network.network).__name__
+        purpose = f"to train {name}" if step.training else f"for {name} to teach"
         console.say(f"precision: {_describe(_chosen[key], device)} {purpose} ({_told.pop(key)})")
     return _chosen[key]
 
 
 def step_seconds(
-    network: Classifier,
+    step: NetworkStep,
     precision: FloatArithmetic,
-    batch_size: int,
-    image_size: int,
-    device: str,
     *,
-    training: bool = True,
     as_trained: bool = True,
     images: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """s an image of such a step in `precision`: as `choose_precision` measured it, or else measured now.
+    """s an image of `step` in `precision`: as `choose_precision` measured it, or else measured now.
 
     What a choice called only once is called again: that is enough to choose by, but not to reckon with. `as_trained`
-    places the network as training does (small_maps.py); otherwise it is called as it is, on `device`.
+    places the network as training does (small_maps.py); otherwise it is called as it is, on the step's device.
     """
     if as_trained:
-        place(network, device)
-    key = _key(network, batch_size, image_size, device, training, torch.get_num_threads(), precision)
+        place(step.network, step.device)
+    key = step.key(torch.get_num_threads(), precision)
     if _calls.get(key, 0) < ENOUGH_CALLS:
-        _time_steps(network, (precision,), batch_size, image_size, device, training, images, clock)
+        _time_steps(step, (precision,), images, clock)
         _calls[key] = ENOUGH_CALLS  # or as many as there was time for
     return _step_s[key]
 
@@ -188,64 +210,36 @@ _calls: dict[tuple[object, ...], int] = {}
 """How many warm calls that is the least of."""
 
 
-def _key(network: Classifier, *settings: object) -> tuple[object, ...]:
-    """What a step's time depends on: of the network its layers and their sizes, not its weights."""
-    return (repr(network), registry.enlargement(network.network), *settings)
-
-
 def _describe(precision: FloatArithmetic, device: str) -> str:
     return "fp32 with TF32 convolutions" if precision == "fp32" and has_tf32_convolutions(device) else precision
 
 
-def _name(network: Classifier) -> str:
-    return type(network.network).__name__
-
-
 def _time_steps(
-    network: Classifier,
-    choices: tuple[FloatArithmetic, ...],
-    batch_size: int,
-    image_size: int,
-    device: str,
-    training: bool,
-    images: float,
-    clock: Callable[[], float],
+    step: NetworkStep, choices: tuple[FloatArithmetic, ...], images: float, clock: Callable[[], float]
 ) -> dict[FloatArithmetic, float]:
     """s an image in each of `choices` that was not given up, remembered; the network is left as it was."""
+    network, size = step.network, step.image_size
     state = {name: value.clone() for name, value in network.state_dict().items()}
-    most_pixels = BATCH_PIXELS if device == "cpu" else GPU_BATCH_PIXELS
-    many = min(batch_size, MAX_BATCH, max(8, most_pixels // image_size**2))
-    few = min(many, max(2, FIRST_PIXELS // image_size**2))
-    views = torch.rand(many, 3, image_size, image_size, device=device)
-    views = views.contiguous(memory_format=torch.channels_last)
-    network.train(training)
+    most_pixels = BATCH_PIXELS if step.device == "cpu" else GPU_BATCH_PIXELS
+    many = min(step.batch_size, MAX_BATCH, max(8, most_pixels // size**2))
+    few = min(many, max(2, FIRST_PIXELS // size**2))
+    views = torch.rand(many, 3, size, size, device=step.device).contiguous(memory_format=torch.channels_last)
+    network.train(step.training)
     counts = dict.fromkeys(choices, 0)
 
     def work(choice: FloatArithmetic, count: int) -> None:
         counts[choice] += 1
-        _step(network, views, choice, device, training, count)
+        step.take(views[:count], choice)
 
     works = {choice: partial(work, choice) for choice in choices}
     times = least_times(works, few, many, images=images, clock=clock)
     network.load_state_dict(state)
     network.zero_grad(set_to_none=True)
-    key = _key(network, batch_size, image_size, device, training, torch.get_num_threads())
     for choice, seconds in times.items():
-        step = (*key, choice)
-        _step_s[step] = min(seconds, _step_s.get(step, math.inf)) if _calls.get(step) else seconds
-        _calls[step] = _calls.get(step, 0) + counts[choice] - 1
+        key = step.key(torch.get_num_threads(), choice)
+        _step_s[key] = min(seconds, _step_s.get(key, math.inf)) if _calls.get(key) else seconds
+        _calls[key] = _calls.get(key, 0) + counts[choice] - 1
     return times
-
-
-def _step(
-    network: Classifier, views: torch.Tensor, precision: FloatArithmetic, device: str, training: bool, images: int
-) -> None:
-    with torch.set_grad_enabled(training), autocast(device, precision):
-        logits = network(views[:images])
-    if training:
-        logits.float().square().mean().backward()
-    if device != "cpu":
-        torch.cuda.synchronize(device)
 
 
 @functools.cache

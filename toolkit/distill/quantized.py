@@ -22,7 +22,7 @@ from toolkit.graphs.build import INPUT, OUTPUTS, build_graph
 from toolkit.graphs.quantize import Quantizer
 from toolkit.graphs.session import NO_SPINNING, open_session
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import DistillRecipe
+from toolkit.recipe import DistillRecipe, Recipe
 
 OPSET = 20
 CALIBRATION_IMAGES = 64
@@ -62,38 +62,41 @@ class QuantizedClassifier(Classifier):
         return torch.tensor(logits)  # a copy: what onnxruntime returned must not be needed after its session
 
 
+def teacher_in(precision: Arithmetic, teacher: Classifier, views: TrainingViews) -> Classifier:
+    """The network that answers in `precision`, for float `teacher` itself. Raises DeviceError for int8 on a GPU."""
+    if precision != "int8":
+        return teacher
+    if views.device != "cpu":
+        raise DeviceError(
+            f"distill.teacher_precision: an int8 teacher runs on the CPU, not on {views.device}",
+            "use auto, fp32 or bf16",
+        )
+    return QuantizedClassifier(teacher, views)
+
+
 def choose_teacher(
-    section: DistillRecipe,
+    recipe: Recipe,
     choose_float: Callable[[], FloatArithmetic],
     teacher: Classifier,
     views: TrainingViews,
-    *,
-    chosen: Arithmetic | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Classifier, Arithmetic]:
-    """The teacher that answers, and its arithmetic: `chosen` by an interrupted run, else by `teacher_precision`.
+    """The teacher that answers, and its arithmetic: by `teacher_precision`.
 
     `auto` takes what `choose_float` says, unless int8 is allowed (no wish for a precision, a method of logits, on the
     CPU), worth its making, faster, and within FARTHEST of the float network's probabilities. Raises DeviceError for
     int8 on a GPU.
     """
-    wanted = chosen or section.teacher_precision
-    if wanted == "int8":
-        if views.device != "cpu":
-            raise DeviceError(
-                f"distill.teacher_precision: an int8 teacher runs on the CPU, not on {views.device}",
-                "use auto, fp32 or bf16",
-            )
-        wished = QuantizedClassifier(teacher, views)
-        if chosen is None:
+    if (wanted := recipe.distill.teacher_precision) != "auto":
+        wished = teacher_in(wanted, teacher, views)
+        if wanted == "int8":
             distance = _distance(wished, teacher, views.render(_some_images(views), view=1), "fp32")
             console.say(f"teacher in int8: its probabilities are {distance:.1%} away")
-        return wished, "int8"
-    if wanted != "auto":
-        return teacher, wanted
+        return wished, wanted
     precision = choose_float()
-    if not may_answer_in_int8(section, views.device):
+    if not may_answer_in_int8(recipe, views.device):
         return teacher, precision
+    section = recipe.distill
     key = (_fingerprint(teacher), views.data.image_size, len(views), views_to_answer(section), precision)
     if (remembered := _in_int8.get(key)) is None:
         quantized = _try_int8(section, teacher, views, precision, clock)
@@ -103,9 +106,10 @@ def choose_teacher(
     return (quantized, "int8") if quantized is not None else (teacher, precision)
 
 
-def may_answer_in_int8(section: DistillRecipe, device: str) -> bool:
+def may_answer_in_int8(recipe: Recipe, device: str) -> bool:
     """Whether `auto` may try it at all: no wish for another precision, a method of logits alone, on the CPU."""
-    no_wish = section.teacher_precision == section.precision == "auto"
+    section = recipe.distill
+    no_wish = section.teacher_precision == recipe.training.precision == "auto"
     return device == "cpu" and no_wish and bool(section.logit_method) and not section.feature_method
 
 
@@ -170,7 +174,7 @@ def _quantize_or_none(teacher: Classifier, views: TrainingViews) -> QuantizedCla
         return None
 
 
-def _distance(quantized: QuantizedClassifier, teacher: Classifier, images: Tensor, precision: FloatArithmetic) -> float:
+def _distance(quantized: Classifier, teacher: Classifier, images: Tensor, precision: FloatArithmetic) -> float:
     return mean_distance(_answer(quantized, images, precision), _answer(teacher, images, precision))
 
 

@@ -27,6 +27,7 @@ from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatArithmetic, has_fast_bf16
 from toolkit.distill.teachers import LiveTeacher, Teacher
 from toolkit.distill.trainer import Records, train
+from toolkit.distill.training import Training
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.recipe import Recipe
@@ -80,15 +81,23 @@ class Rehearsal:
         student = TappedNetwork(Classifier(registry.build("depthwise", CLASSES), data.mean, data.std))
         section = self._recipe.distill.model_copy(update={"epochs": epochs})
         plan = Plan(
-            "student", section, self.image_size, self.precision, 0, self.device, self.precision, compile=section.compile
+            "student",
+            section,
+            self.image_size,
+            self.precision,
+            0,
+            self.device,
+            self.precision,
+            compile=self._recipe.training.compile,
         )
         valid = self._take(VALID)
         views = TrainingViews(self._pixels, data, CLASSES, seed=0, mixup=section.mixup, device=self.device)
-        teaching = self._open_teaching(views, valid)
+        teacher = self._open_teacher(views, valid)
+        training = Training(student, learn_from_teacher(section), views, valid, plan, teacher)
         with tempfile.TemporaryDirectory(prefix="rehearsal.") as folder:
             metrics = Path(folder, "metrics.jsonl")
             records = Records(metrics, Checkpoint(Path(folder, "checkpoint.pt"), {"stage": "student"}))
-            train(student, learn_from_teacher(section), views, valid, plan, records, teaching)
+            train(training, records)
             return [json.loads(line) for line in metrics.read_text().splitlines()]
 
     @cached_property
@@ -123,7 +132,7 @@ class Rehearsal:
             Preprocess(self.image_size, canvas, data.mean, data.std),
         )
 
-    def _open_teaching(self, views: TrainingViews, valid: Pixels) -> Teacher:
+    def _open_teacher(self, views: TrainingViews, valid: Pixels) -> Teacher:
         if not self.live:
             answers = np.random.default_rng(1).normal(size=(1, len(views), CLASSES)).astype(np.float32)
             return StoredTeacher(answers, answers[0, :VALID], self.device)

@@ -2,45 +2,33 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 
 from toolkit import console
-from toolkit.data.batches import TrainingViews, batches
+from toolkit.data.batches import batches
 from toolkit.data.views import Indices
 from toolkit.distill import distributed
-from toolkit.distill.features import TappedNetwork
+from toolkit.distill.checkpoint import StepState
 from toolkit.distill.memory import free_cache, is_out_of_memory
-from toolkit.distill.objective import NetworkOutput, Objective
-from toolkit.distill.plan import Plan
+from toolkit.distill.objective import NetworkOutput
+from toolkit.distill.optimization import Optimization
 from toolkit.distill.precision import autocast
 from toolkit.distill.step_graph import StepGraph
-from toolkit.distill.teachers import Teacher
+from toolkit.distill.training import Training
 from toolkit.errors import TrainingError, one_line
 
 Forward = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 
 
 class Stepper:
-    """Takes steps with one network, its objective, optimiser and schedule."""
+    """Takes a training's steps."""
 
-    def __init__(
-        self,
-        learner: TappedNetwork,
-        objective: Objective,
-        views: TrainingViews,
-        teaching: Teacher | None,
-        plan: Plan,
-        optimizer: torch.optim.Optimizer,
-        scheduler: LRScheduler,
-        average: AveragedModel | None,
-    ) -> None:
-        self._learner, self._objective, self._views, self._teaching = learner, objective, views, teaching
-        self._plan, self._optimizer, self._scheduler, self._average = plan, optimizer, scheduler, average
+    def __init__(self, training: Training, optimization: Optimization) -> None:
+        plan, learner = training.plan, training.learner
+        self._learner, self._objective, self._views = learner, training.objective, training.views
+        self._teacher, self._plan, self._optimization = training.teacher, plan, optimization
         self._replica = distributed.replicate(learner, plan.device)
         self._compiled: Forward | None = None
         if plan.compile != "off":
@@ -58,11 +46,7 @@ class Stepper:
             if sums is not None:
                 break
             self._make_room()
-        self._optimizer.step()
-        if self._average is not None:
-            update = AveragedModel.update_parameters if self._plan.device == "cpu" else update_average
-            update(self._average, self._learner.classifier.network)
-        self._scheduler.step()
+        self._optimization.step()
         return sums
 
     def _gradients_or_none(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor] | None:
@@ -71,8 +55,8 @@ class Stepper:
             if self._graph is None or not isinstance(indices, Tensor):
                 return self._compute_gradients(indices, view, side)
             self._views.show(view)
-            if self._teaching:
-                self._teaching.show(view)
+            if self._teacher:
+                self._teacher.show(view)
             return self._graph.run(self._compute_gradients, indices, view, side)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -81,13 +65,13 @@ class Stepper:
 
     def _compute_gradients(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor]:
         """Leave the batch's mean gradient in the parameters."""
-        self._optimizer.zero_grad()
+        self._optimization.optimizer.zero_grad()
         loss_sum = torch.zeros((), device=self._plan.device)
         hits = torch.zeros((), device=self._plan.device, dtype=torch.int64)
         parts = self._parts(indices)
         for number, part in enumerate(parts, start=1):
             images = self._views.render(part, view, side)
-            teacher = self._teaching.answer(part, view, images) if self._teaching else None
+            teacher = self._teacher.answer(part, view, images) if self._teacher else None
             with self._without_exchange(last=number == len(parts)):
                 with autocast(self._plan.device, self._plan.precision):
                     logits, features = self._forward(images)
@@ -130,7 +114,7 @@ class Stepper:
                 raise
             raise TrainingError(
                 f"torch.compile cannot be used here: {one_line(error)}",
-                "use --set distill.compile=off, or install what it needs (a C++ compiler; triton on a GPU)",
+                "use --set training.compile=off, or install what it needs (a C++ compiler; triton on a GPU)",
             ) from error
 
     @contextlib.contextmanager
@@ -146,7 +130,8 @@ class Stepper:
         """After memory ran out: go on without the graph, or where there is none with smaller parts."""
         if self._graph is None or not self._graph.release():
             self._halve()
-        self._optimizer.zero_grad()  # gradients that a graph left lie in its memory, which goes with the last of them
+        # gradients that a graph left lie in its memory, which goes with the last of them
+        self._optimization.optimizer.zero_grad()
         free_cache(self._plan.device)
 
     def _halve(self) -> None:
@@ -161,35 +146,23 @@ class Stepper:
             f" {self._plan.section.batch_size}, batch statistics are of the parts"
         )
 
-    def state(self) -> dict[str, Any]:
-        """What a step depends on and changes, for a checkpoint."""
-        return {
-            "learner": self._learner.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
-            "average": self._average.state_dict() if self._average else None,
-            "part_size": self.part_size if self.part_size < self._share_size else None,
-        }
+    def state(self) -> StepState:
+        """For a checkpoint."""
+        optimization = self._optimization
+        return StepState(
+            learner=self._learner.state_dict(),
+            optimizer=optimization.optimizer.state_dict(),
+            scheduler=optimization.scheduler.state_dict(),
+            average=optimization.average.state_dict() if optimization.average else None,
+            part_size=self.part_size if self.part_size < self._share_size else None,
+        )
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self._learner.load_state_dict(state["learner"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._scheduler.load_state_dict(state["scheduler"])
-        if self._average:
-            self._average.load_state_dict(state["average"])
-        if state["part_size"] and distributed.world_size() == 1:
-            self.part_size = min(state["part_size"], self._share_size)
-
-
-@torch.no_grad()
-def update_average(average: AveragedModel, network: nn.Module) -> None:
-    """`average.update_parameters(network)`, which on a GPU waits at every step for its count to get there."""
-    own, other = ([*module.parameters(), *module.buffers()] for module in (average.module, network))
-    if not average.n_averaged:
-        average.update_parameters(network)
-        return
-    assert average.multi_avg_fn is not None
-    for dtype in {values.dtype for values in own}:
-        alike = [number for number, values in enumerate(own) if values.dtype == dtype]
-        average.multi_avg_fn([own[i] for i in alike], [other[i].detach() for i in alike], average.n_averaged)
-    average.n_averaged += 1
+    def restore(self, state: StepState) -> None:
+        optimization = self._optimization
+        self._learner.load_state_dict(state.learner)
+        optimization.optimizer.load_state_dict(state.optimizer)
+        optimization.scheduler.load_state_dict(state.scheduler)
+        if optimization.average and state.average:
+            optimization.average.load_state_dict(state.average)
+        if state.part_size and distributed.world_size() == 1:
+            self.part_size = min(state.part_size, self._share_size)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork, default_tap, tap_channels
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile, prove_size
-from toolkit.distill.logit_store import find_stored, open_store
-from toolkit.distill.objective import learn_from_labels, learn_from_teacher
+from toolkit.distill.logit_store import LogitStore
+from toolkit.distill.objective import FEATURE_METHODS, learn_from_labels, learn_from_teacher
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import Arithmetic
 from toolkit.distill.provenance import require_same_classes
-from toolkit.distill.quantized import choose_teacher
+from toolkit.distill.quantized import choose_teacher, teacher_in
 from toolkit.distill.teachers import LiveTeacher, Teacher
+from toolkit.distill.training import Training
 from toolkit.files import sha256_file
 from toolkit.modeldir import ModelDir, Role
 from toolkit.networks.classifier import Classifier
@@ -56,25 +58,15 @@ def distill_student(
     if kept := job.kept():
         return kept
     state = job.saved_state()
-    teacher, teacher_info = load_model(teacher_file)
-    require_same_classes(teacher_info.classes, data.dataset, teacher_file.name, OTHER_CLASSES)
-    _require_same_size(teacher, teacher_info, recipe.data.image_size, teacher_file.name)
-    teacher.requires_grad_(False)
+    teacher = _load_teacher(job, teacher_file)
     learner, tapped_teacher = _tap(recipe, _new_student(job), teacher)
-    precision = state["precision"] if state else job.choose_precision(learner.classifier)
+    precision = state.precision if state else job.choose_precision(learner.classifier)
     views = job.views()
-    chosen = state["teacher_precision"] if state else None
-    teacher_precision = find_stored_answers(job, views, chosen)
-    if teacher_precision is None:
-        answering, teacher_precision = choose_teacher(
-            recipe.distill, lambda: job.choose_precision(teacher, training=False), teacher, views, chosen=chosen
-        )
-        if answering is not teacher:
-            tapped_teacher = TappedNetwork(answering)
-    teaching = _open_teaching(job, tapped_teacher, views, teacher_precision)
+    answering, teacher_precision = _open_teacher(job, tapped_teacher, views, state.teacher_precision if state else None)
     plan = _plan(job, "student", precision, teacher_precision)
+    training = Training(learner, learn_from_teacher(recipe.distill), views, data.valid, plan, answering)
     with beside(precision):
-        extra = job.train(learner, learn_from_teacher(recipe.distill), views, plan, state, teaching)
+        extra = job.train(training, state)
         return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
 
 
@@ -99,10 +91,10 @@ def train_control(
     if state is None and precision is None and student.is_file():
         precision = read_info(student).extra.get("precision")
     # the student's arithmetic, so that the teacher is all that tells the two apart
-    precision = state["precision"] if state else precision or job.choose_precision(learner.classifier)
+    precision = state.precision if state else precision or job.choose_precision(learner.classifier)
     plan = _plan(job, "control", precision)
     objective = learn_from_labels(recipe.distill.label_smoothing)
-    extra = job.train(learner, objective, job.views(), plan, state)
+    extra = job.train(Training(learner, objective, job.views(), data.valid, plan), state)
     return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
 
 
@@ -137,16 +129,16 @@ def _plan(job: TrainingJob, role: Role, precision: Arithmetic, teacher_precision
         image_size=job.recipe.data.image_size,
         precision=precision,
         teacher_precision=teacher_precision,
-        seed=section.seed,
+        seed=job.recipe.training.seed,
         device=job.options.device,
-        compile=section.compile,
+        compile=job.recipe.training.compile,
         teacher_views=section.teacher_views,
     )
 
 
 def _new_student(job: TrainingJob) -> Classifier:
     recipe = job.recipe
-    torch.manual_seed(recipe.distill.seed)
+    torch.manual_seed(recipe.training.seed)
     network = NetworkSpec.of(recipe.student).build(job.data.num_classes, recipe.data.image_size)
     network = distributed.synchronize_batch_norms(network, job.options.device)
     return Classifier(network, recipe.data.mean, recipe.data.std)
@@ -162,34 +154,55 @@ def _tap(recipe: Recipe, student: Classifier, teacher: Classifier) -> tuple[Tapp
     console.say(f"{section.feature_method}: {', '.join(teacher_taps)} of the teacher → {', '.join(student_taps)}")
     tapped_teacher = TappedNetwork(teacher, teacher_taps, setting="distill.teacher_taps")
     channels = None
-    if section.feature_method == "fitnets":
+    if FEATURE_METHODS[section.feature_method].projected:
         channels = tap_channels(teacher.network, teacher_taps, size)
     return TappedNetwork(
         student, student_taps, project_to=channels, image_size=size, setting="distill.student_taps"
     ), tapped_teacher
 
 
-def _open_teaching(job: TrainingJob, teacher: TappedNetwork, views: TrainingViews, precision: Arithmetic) -> Teacher:
-    valid = job.data.valid
-    if num_views := job.recipe.distill.stored_views:
-        return open_store(teacher, *_shas(job), views, valid, num_views, precision)
-    if job.recipe.distill.teacher_views:
+def _load_teacher(job: TrainingJob, path: Path) -> Classifier:
+    """The network in `path`, frozen. Raises WeightsError unless it knows the data's classes."""
+    teacher, info = load_model(path)
+    require_same_classes(info.classes, job.data.dataset, path.name, OTHER_CLASSES)
+    _require_same_size(teacher, info, job.recipe.data.image_size, path.name)
+    return teacher.requires_grad_(False)
+
+
+def _open_teacher(
+    job: TrainingJob, tapped: TappedNetwork, views: TrainingViews, chosen: Arithmetic | None
+) -> tuple[Teacher, Arithmetic]:
+    """The teacher, stored or live, and the arithmetic of its answers: `chosen` by an interrupted run, or else now."""
+    recipe, teacher = job.recipe, tapped.classifier
+    precision = find_stored_answers(job, views, chosen)
+    if precision is None:
+        if chosen is not None:
+            answering, precision = teacher_in(chosen, teacher, views), chosen
+        else:
+            choose_float = partial(job.choose_precision, teacher, training=False)
+            answering, precision = choose_teacher(recipe, choose_float, teacher, views)
+        if answering is not teacher:
+            tapped = TappedNetwork(answering)
+    if recipe.distill.stored_views:
+        return _store(job, views).open(tapped, precision), precision
+    if recipe.distill.teacher_views:
         console.say("a teacher's layers are not stored: it runs live, on the same views")
-    return LiveTeacher(teacher, views, valid, precision)
+    return LiveTeacher(tapped, views, job.data.valid, precision), precision
 
 
 def find_stored_answers(job: TrainingJob, views: TrainingViews, chosen: Arithmetic | None) -> Arithmetic | None:
     """The arithmetic of stored logits that may be replayed: that spares choosing one, and filling another store."""
-    section, num_views = job.recipe.distill, job.recipe.distill.stored_views
-    if not num_views:
+    section = job.recipe.distill
+    if not section.stored_views:
         return None
-    wishes = (chosen, section.teacher_precision, section.precision)
+    wishes = (chosen, section.teacher_precision, job.recipe.training.precision)
     precisions: list[Arithmetic] = [wish for wish in wishes if wish is not None and wish != "auto"][:1]
-    return find_stored(*_shas(job), views, job.data.valid, num_views, precisions or ("bf16", "int8", "fp32"))
+    return _store(job, views).find(precisions or ("bf16", "int8", "fp32"))
 
 
-def _shas(job: TrainingJob) -> tuple[str, str]:
-    return job.settings["teacher_sha256"], job.settings["dataset_sha256"]
+def _store(job: TrainingJob, views: TrainingViews) -> LogitStore:
+    shas = job.settings["teacher_sha256"], job.settings["dataset_sha256"]
+    return LogitStore(*shas, views, job.data.valid, job.recipe.distill.stored_views)
 
 
 def _require_same_size(teacher: Classifier, info: ModelInfo, image_size: int, file_name: str) -> None:

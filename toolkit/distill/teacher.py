@@ -15,6 +15,7 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
+from toolkit.distill.training import Training
 from toolkit.errors import WeightsError, one_line
 from toolkit.files import sha256_file
 from toolkit.modeldir import ModelDir
@@ -26,7 +27,7 @@ from toolkit.recipe import IMAGENET, Recipe
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-TRAINED_BY = ("teacher", "distill.seed", "distill.precision")
+TRAINED_BY = ("teacher", "training.seed", "training.precision")
 """Settings, beside the data's, that decide what a teacher is that is trained here..."""
 IMPORTED_BY = ("teacher.architecture", "teacher.mean", "teacher.std", "teacher.enlarge")
 """...and one that is imported; the file itself is known by its SHA-256."""
@@ -71,12 +72,13 @@ def _fit(learner: TappedNetwork, job: TrainingJob) -> dict[str, Any]:
         role="teacher",
         section=section,
         image_size=job.recipe.data.image_size,
-        precision=state["precision"] if state else job.choose_precision(learner.classifier),
-        seed=job.recipe.distill.seed,
+        precision=state.precision if state else job.choose_precision(learner.classifier),
+        seed=job.recipe.training.seed,
         device=job.options.device,
-        compile=job.recipe.distill.compile,
+        compile=job.recipe.training.compile,
     )
-    return job.train(learner, learn_from_labels(section.label_smoothing), job.views(), plan, state)
+    objective = learn_from_labels(section.label_smoothing)
+    return job.train(Training(learner, objective, job.views(), job.data.valid, plan), state)
 
 
 def _judge_import(source: Path, classifier: Classifier, job: TrainingJob) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def _new_network(
 ) -> tuple[nn.Module, tuple[float, float, float], tuple[float, float, float]]:
     """An untrained network, or torchvision's ImageNet one with a new head; with the normalisation that goes with it."""
     section = recipe.teacher
-    torch.manual_seed(recipe.distill.seed)
+    torch.manual_seed(recipe.training.seed)
     imagenet = section.weights == IMAGENET
     network = teacher_spec(recipe, None).build(num_classes, recipe.data.image_size)
     if imagenet:

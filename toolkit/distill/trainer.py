@@ -6,36 +6,33 @@ everything else that matters is in the checkpoint.
 
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from toolkit import console
-from toolkit.data.batches import TrainingViews, batches
-from toolkit.data.pixels import Pixels
+from toolkit.data.batches import batches
 from toolkit.distill import distributed
-from toolkit.distill.checkpoint import Checkpoint
+from toolkit.distill.checkpoint import Checkpoint, TrainingProgress, TrainingState
 from toolkit.distill.constant_channels import keep_constant
 from toolkit.distill.evaluation import compute_logits
-from toolkit.distill.features import TappedNetwork
 from toolkit.distill.interruption import StopRequest, stop_request
-from toolkit.distill.metrics import EpochMetrics, MetricsLog, from_values, to_values
-from toolkit.distill.objective import NetworkOutput, Objective
-from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
-from toolkit.distill.plan import Plan
+from toolkit.distill.metrics import EpochMetrics, MetricsLog
+from toolkit.distill.objective import NetworkOutput
+from toolkit.distill.optimization import Optimization
 from toolkit.distill.step import Stepper
-from toolkit.distill.teachers import Teacher
+from toolkit.distill.training import Training
 from toolkit.errors import Interrupted, TrainingError
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingResult:
     """What a training run gave: the weights of the best epoch by validation accuracy, and what it took."""
 
     state_dict: dict[str, Tensor]
@@ -73,74 +70,42 @@ class Records:
 
     metrics: Path
     checkpoint: Checkpoint
-    state: dict[str, Any] | None = None
+    state: TrainingState | None = None
     tensorboard: Path | None = None
+    on_epoch: Callable[[EpochMetrics], object] | None = None
 
 
-def train(
-    learner: TappedNetwork,
-    objective: Objective,
-    views: TrainingViews,
-    valid_pixels: Pixels,
-    plan: Plan,
-    records: Records,
-    teaching: Teacher | None = None,
-) -> Training:
-    """Train `learner` in place and return its best epoch; teacher and network always see the same views.
+def train(training: Training, records: Records) -> TrainingResult:
+    """Train the learner in place and return its best epoch; teacher and learner always see the same views.
 
     Every epoch is a line on stderr and in metrics.jsonl. Raises TrainingError where the loss stops being finite,
     Interrupted after Ctrl-C or SIGTERM, with the state saved.
     """
     with stop_request() as request:
         distributed.barrier()  # from here on no process ends at a signal on its own, while others ask it
-        return _Run(learner, objective, views, valid_pixels, plan, records, teaching, request).to_end()
+        return _Run(training, records, request).to_end()
 
 
 StepSums = tuple[Tensor, Tensor, float]
 """Of one step: this process's share of the loss's sum and of the hits, and the learning rate."""
 
 
-@dataclass
-class _Progress:
-    """Where a run is: the next step, and the sums of the epoch so far."""
-
-    epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    hits: int = 0
-    epoch_s: float = 0.0
-    seconds: float = 0.0
-    training_s: float = 0.0
-    images_seen: int = 0
-
-
 class _Run:
-    def __init__(
-        self,
-        learner: TappedNetwork,
-        objective: Objective,
-        views: TrainingViews,
-        valid_pixels: Pixels,
-        plan: Plan,
-        records: Records,
-        teaching: Teacher | None,
-        request: StopRequest,
-    ) -> None:
+    def __init__(self, training: Training, records: Records, request: StopRequest) -> None:
+        plan = training.plan
         torch.manual_seed(plan.seed)
-        place(learner, plan.device)
-        self._learner, self._objective, self._views, self._valid_pixels = learner, objective, views, valid_pixels
-        self._plan, self._records, self._request = plan, records, request
-        self._valid_teacher = NetworkOutput(teaching.valid_logits()) if teaching else None
-        self._optimizer = make_optimizer(learner, plan.section)
+        place(training.learner, plan.device)
+        self._learner, self._views, self._plan = training.learner, training.views, plan
+        self._training, self._records, self._request = training, records, request
+        self._valid_teacher = NetworkOutput(training.teacher.valid_logits()) if training.teacher else None
         self._last_step = self._steps_an_epoch()
-        scheduler = make_scheduler(self._optimizer, plan.section, plan.section.epochs * self._last_step)
-        self._average = make_average(learner.classifier.network, plan.section)
-        self._stepper = Stepper(learner, objective, views, teaching, plan, self._optimizer, scheduler, self._average)
-        self._progress = _Progress()
+        self._optimization = Optimization.of(training.learner, plan.section, plan.section.epochs * self._last_step)
+        self._stepper = Stepper(training, self._optimization)
+        self._progress = TrainingProgress()
         self._history: list[EpochMetrics] = []
         self._best: EpochMetrics | None = None
         self._best_state: dict[str, Tensor] = {}
-        self._first_rate = self._rate()
+        self._first_rate = self._optimization.learning_rate
         if records.state is not None:
             self._restore(records.state)
         self._log = None
@@ -150,17 +115,18 @@ class _Run:
         self._clock = self._saved_at = time.perf_counter()
         self._is_saved = True
 
-    def to_end(self) -> Training:
+    def to_end(self) -> TrainingResult:
         while self._progress.epoch < self._plan.section.epochs and not self._out_of_patience():
             self._train_epoch()
             self._finish_epoch()
             self._stop_if_asked([])  # a signal that came with the last step or later
         if not self._is_saved:
             self._save()
-        self._optimizer.zero_grad()  # the network, and the optimiser until it is collected, would keep a graph's memory
+        # the network, and the optimiser until it is collected, would keep a graph's memory
+        self._optimization.optimizer.zero_grad()
         assert self._best is not None
         progress = self._progress
-        return Training(
+        return TrainingResult(
             self._best_state,
             self._best,
             progress.epoch,
@@ -184,8 +150,8 @@ class _Run:
                 if step < progress.step:
                     continue
                 if step == 0:
-                    self._first_rate = self._rate()
-                rate = self._rate()
+                    self._first_rate = self._optimization.learning_rate
+                rate = self._optimization.learning_rate
                 self._stepper.expect(steps[step : step + 2], view)
                 sums.append((*self._stepper.take(indices, view, side), rate))
                 self._is_saved = False
@@ -200,7 +166,7 @@ class _Run:
         """Validate, tell, keep the best and save."""
         plan, progress = self._plan, self._progress
         progress.training_s += progress.epoch_s
-        keep_constant(self._shipped(), plan.precision)
+        keep_constant(self._optimization.shipped, plan.precision)
         valid_loss, valid_accuracy = self._validate()
         self._tick(training=False)
         if not math.isfinite(valid_loss):  # the last step broke the weights: they are not to be saved as good ones
@@ -219,7 +185,7 @@ class _Run:
         )
         if self._best is None or valid_accuracy > self._best.valid_accuracy:
             self._best = metrics
-            self._best_state = {name: value.clone() for name, value in self._shipped().state_dict().items()}
+            self._best_state = {name: value.clone() for name, value in self._optimization.shipped.state_dict().items()}
         self._history.append(metrics)
         self._is_saved = False
         self._progress = replace(progress, epoch=progress.epoch + 1, step=0, loss_sum=0.0, hits=0, epoch_s=0.0)
@@ -227,21 +193,21 @@ class _Run:
             self._save()
         if self._log is not None:
             self._log.add(metrics)
+            if self._records.on_epoch is not None:
+                self._records.on_epoch(metrics)
+                self._tick(training=False)  # its time is no part of the next epoch's
 
     def _validate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation images, in fp32 as weights ship; of averaged ones where there are any."""
         classifier = self._learner.classifier
-        if self._average is not None:
+        if self._optimization.average is not None:
             mean, std = (values.flatten().tolist() for values in (classifier.mean, classifier.std))
-            classifier = Classifier(self._average.module, mean, std).to(self._plan.device)
-        logits = compute_logits(classifier, self._valid_pixels, "fp32", self._plan.device)
-        labels = torch.from_numpy(self._valid_pixels.labels).to(self._plan.device)
+            classifier = Classifier(self._optimization.shipped, mean, std).to(self._plan.device)
+        valid = self._training.valid
+        logits = compute_logits(classifier, valid, "fp32", self._plan.device)
+        labels = torch.from_numpy(valid.labels).to(self._plan.device)
         accuracy = (logits.argmax(1) == labels).float().mean().item()
-        return self._objective(NetworkOutput(logits), labels, self._valid_teacher).item(), accuracy
-
-    def _shipped(self) -> torch.nn.Module:
-        network: torch.nn.Module = self._average.module if self._average else self._learner.classifier.network
-        return network
+        return self._training.objective(NetworkOutput(logits), labels, self._valid_teacher).item(), accuracy
 
     def _add_up(self, sums: list[StepSums]) -> None:
         """Move what `sums` hold of all processes into the progress; TrainingError where a loss is not finite."""
@@ -265,7 +231,7 @@ class _Run:
             f"{plan.role}: the {what} is not finite at epoch {self._progress.epoch + 1}, step {step}"
             f" (learning rate {rate:.3g}); {kept}",
             f"begin anew with --force and --set {plan.section_name}.learning_rate={section.learning_rate / 3:.2g},"
-            " or --set distill.precision=fp32",
+            " or --set training.precision=fp32",
         )
 
     def _stop_if_asked(self, sums: list[StepSums]) -> None:
@@ -283,7 +249,7 @@ class _Run:
         if not self._is_saved and (asked or late):
             self._add_up(sums)
             if not self._weights_are_finite():  # the step after the last loss broke them: they are no good state
-                self._stop_not_finite("weight", step, self._rate())
+                self._stop_not_finite("weight", step, self._optimization.learning_rate)
             self._save()
         if asked:
             self._request.obeyed = True
@@ -307,37 +273,35 @@ class _Run:
     def _save(self) -> None:
         """Write the checkpoint; the epoch so far must have been added up."""
         if distributed.is_main():
-            self._records.checkpoint.save(
-                self._stepper.state()
-                | {
-                    "epoch": self._progress.epoch,
-                    "progress": asdict(self._progress),
-                    "first_rate": self._first_rate,
-                    "history": [to_values(metrics) for metrics in self._history],
-                    "best": to_values(self._best) if self._best else None,
-                    "best_state": self._best_state,
-                    "rng": torch.get_rng_state(),
-                    "gpu_rng": torch.cuda.get_rng_state(self._plan.device) if self._plan.device != "cpu" else None,
-                    "precision": self._plan.precision,
-                    "teacher_precision": self._plan.teacher_precision,
-                }
-            )
+            self._records.checkpoint.save(self._state())
         self._saved_at = time.perf_counter()
         self._is_saved = True
 
     def _saves_every_epoch(self) -> bool:
         return self._plan.device == "cpu"
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self._stepper.restore(state)
-        self._progress = _Progress(**state["progress"])
-        self._first_rate = state["first_rate"]
-        self._history = [from_values(values) for values in state["history"]]
-        self._best = from_values(state["best"]) if state["best"] else None
-        self._best_state = state["best_state"]
-        torch.set_rng_state(state["rng"])
-        if state["gpu_rng"] is not None and self._plan.device != "cpu":
-            torch.cuda.set_rng_state(state["gpu_rng"], self._plan.device)
+    def _state(self) -> TrainingState:
+        plan = self._plan
+        return TrainingState(
+            steps=self._stepper.state(),
+            progress=self._progress,
+            first_rate=self._first_rate,
+            history=self._history,
+            best=self._best,
+            best_state=self._best_state,
+            rng=torch.get_rng_state(),
+            gpu_rng=torch.cuda.get_rng_state(plan.device) if plan.device != "cpu" else None,
+            precision=plan.precision,
+            teacher_precision=plan.teacher_precision,
+        )
+
+    def _restore(self, state: TrainingState) -> None:
+        self._stepper.restore(state.steps)
+        self._progress, self._first_rate = replace(state.progress), state.first_rate
+        self._history, self._best, self._best_state = list(state.history), state.best, state.best_state
+        torch.set_rng_state(state.rng)
+        if state.gpu_rng is not None and self._plan.device != "cpu":
+            torch.cuda.set_rng_state(state.gpu_rng, self._plan.device)
         console.say(f"{self._plan.role}: going on at epoch {self._progress.epoch + 1}, step {self._progress.step + 1}")
 
     def _tick(self, *, training: bool) -> None:
@@ -346,9 +310,6 @@ class _Run:
         if training:
             self._progress.epoch_s += now - self._clock
         self._clock = now
-
-    def _rate(self) -> float:
-        return float(self._optimizer.param_groups[0]["lr"])
 
     def _least_batch(self) -> int:
         return 2 * distributed.world_size()

@@ -1,6 +1,6 @@
-"""What a device does at best: products of matrices, copies in its memory, copies from the host.
+"""The peak speeds of a device: products of matrices, copies in its memory, copies from the host.
 
-The best of some runs counts: what it can do when nothing is in the way.
+The best of some runs counts: the speed that the device reaches if nothing disturbs it.
 """
 
 import operator
@@ -14,14 +14,14 @@ from toolkit.distill.precision import FloatArithmetic, has_fast_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIDES = {"cpu": (256, 512, 1024, 2048), "gpu": (1024, 2048, 4096, 8192)}
-"""Of the square matrices that are multiplied to find the peak."""
+"""Sides of the square matrices whose products give the peak."""
 PEAK_SECONDS = 3.0
-"""s after which no larger matrices are tried"""
+"""s after which no larger matrix is tried"""
 COPY_BYTES = {"cpu": 2**28, "gpu": 2**30}
-"""Of what is copied: far more than caches hold, an H100's 50 MB and a server's 300 MB of them"""
+"""Bytes of a copy: far more than the caches of an H100 (50 MB) and of a server (300 MB)"""
 BUS_BYTES = 2**26
 QUEUED = 8
-"""copies on a GPU from one look at the clock to the next: none of them then waits for its launch"""
+"""copies on a GPU between two readings of the clock, so that none waits for its launch"""
 RUNS = 5
 
 Clock = Callable[[], float]
@@ -30,9 +30,9 @@ Clock = Callable[[], float]
 def product_flop_s(
     device: str, precision: FloatArithmetic, clock: Clock = time.perf_counter, limit_s: float = PEAK_SECONDS
 ) -> float:
-    """The best of matrix products of growing size, in `precision`, or in fp32 where the device has no bfloat16.
+    """The best of matrix products of growing size, in `precision`, or in fp32 if the device has no bfloat16.
 
-    No product is begun that would not end within `limit_s`, as far as the last one tells.
+    A product is skipped if it would not end within `limit_s`, judged by the one before it.
     """
     dtype = DTYPES[precision if has_fast_bf16(device) else "fp32"]
     end, best = clock() + limit_s, 0.0
@@ -46,7 +46,7 @@ def product_flop_s(
 
 
 def copy_bytes_s(device: str) -> float:
-    """Bytes a second that a copy in the device's memory reads and writes, together."""
+    """Bytes per second that a copy in the device's memory reads and writes, together."""
     source = torch.empty(COPY_BYTES[_kind(device)], dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
     calls = 1 if device == "cpu" else QUEUED
@@ -54,20 +54,20 @@ def copy_bytes_s(device: str) -> float:
 
 
 def bus_bytes_s(device: str, *, pinned: bool) -> float:
-    """Bytes a second from the host's memory to a GPU's; faster from `pinned` pages, which stay where they are."""
+    """Bytes per second from the host's memory to a GPU's; faster from `pinned` pages, which the system never moves."""
     host = torch.empty(BUS_BYTES, dtype=torch.uint8, pin_memory=pinned).fill_(1)
     target = torch.empty_like(host, device=device)
     return host.nbytes / least_seconds(lambda: target.copy_(host, non_blocking=pinned), device, QUEUED)
 
 
 def launch_seconds(device: str) -> float:
-    """s from one small kernel to the next, which is the least that a kernel costs."""
+    """s from one small kernel to the next: the least cost of a kernel."""
     tiny = torch.zeros(1, device=device)
     return least_seconds(lambda: tiny.add_(1), device, calls=500)
 
 
 def least_seconds(work: Callable[[], object], device: str, calls: int = 1, clock: Clock = time.perf_counter) -> float:
-    """The least time of a call in some runs after a warm-up, each of `calls` calls that the device has finished."""
+    """The least time of a call in some runs after a warm-up; each run waits until the device has done `calls` calls."""
     times = []
     for _ in range(RUNS + 1):
         start = clock()

@@ -1,6 +1,6 @@
-"""`toolkit doctor`: what this machine can really do, what is wrong with it and how to mend that.
+"""The checks of `toolkit doctor`: what works on this machine, what does not, and the remedy.
 
-A machine without a GPU is in order. One whose NVIDIA GPU is visible and cannot be used is not.
+A machine without a GPU is fine. A machine with a visible NVIDIA GPU that cannot be used has a problem.
 """
 
 import ctypes
@@ -20,15 +20,15 @@ from toolkit.runtimes import providers
 
 DISTRIBUTION = "kd-toolkit"
 TORCH = "torch "
-"""What the name of a check of one of torch's devices begins with."""
+"""The start of the name of each check of a torch device."""
 LITTLE_DISK_BYTES = 2 * hardware.GIB
 LITTLE_SHARED_MEMORY_BYTES = hardware.GIB // 16
-"""What containers get where nobody asks for more."""
+"""The size in containers, unless somebody asks for more."""
 
 MEND_CUDA_PROVIDER = "reinstall it with: pip install --force-reinstall torch 'onnxruntime-gpu[cuda,cudnn]'"
-"""torch brings cuBLAS, which the provider is linked to and its package does not ask for."""
+"""torch brings cuBLAS: the provider is linked to it, but its package does not require it."""
 MEND_TORCH = "reinstall it with: pip install --force-reinstall torch"
-MEND_DRIVER = "look at what nvidia-smi says; update the NVIDIA driver, and start containers with --gpus all"
+MEND_DRIVER = "read the output of nvidia-smi, update the NVIDIA driver, and start containers with --gpus all"
 
 
 def check_python() -> Check:
@@ -36,9 +36,9 @@ def check_python() -> Check:
 
 
 def check_packages() -> Check:
-    """Every package that the installed toolkit asks for is there, and not too old.
+    """Every package that the installed toolkit requires is there, and not too old.
 
-    onnxruntime counts for onnxruntime-gpu: all but the CUDA provider is in it, and check_providers looks at that.
+    onnxruntime counts as onnxruntime-gpu: it lacks only the CUDA provider, and check_providers checks that.
     """
     from packaging.requirements import Requirement
 
@@ -59,14 +59,14 @@ def check_packages() -> Check:
         if requirement.specifier.contains(version, prereleases=True):
             found.append(f"{name} {version}")
         else:
-            wrong.append(f"{name} is {version}, needed is {requirement.specifier}")
+            wrong.append(f"{name} is {version}, but {requirement.specifier} is required")
     if wrong:
-        return Check("packages", "problem", "; ".join(wrong), f"mend it with: pip install --upgrade {DISTRIBUTION}")
+        return Check("packages", "problem", "; ".join(wrong), f"repair it with: pip install --upgrade {DISTRIBUTION}")
     return Check("packages", "ok", ", ".join(found))
 
 
 def check_twin_runtimes(has_gpu: bool) -> Iterator[Check]:
-    """Both packages unpack into one folder: the later one overwrites the other, and the CUDA provider may be lost."""
+    """Both packages unpack into one folder. The later one overwrites the other, and the CUDA provider may get lost."""
     versions = hardware.installed_versions(("onnxruntime", "onnxruntime-gpu"))
     if len(versions) == 2:
         yield Check(
@@ -81,15 +81,15 @@ def check_cores() -> Check:
     usable, machine = limits.available_cores(), os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal() and int(threads) > usable:
-        told = f"OMP_NUM_THREADS is {threads} and this process may use {usable} cores"
-        return Check("cores", "note", told, "unset OMP_NUM_THREADS, more threads than cores are slower")
+        finding = f"OMP_NUM_THREADS is {threads}, but this process may use only {usable} cores"
+        return Check("cores", "note", finding, "unset OMP_NUM_THREADS: more threads than cores are slower")
     limit = "" if usable == machine else f" of the machine's {machine} (affinity mask or cgroup quota)"
     return Check("cores", "ok", f"{usable}{limit}, {hardware.cpu_name()}")
 
 
 def check_memory() -> Check:
     size_bytes = limits.memory_bytes()
-    finding = f"{size_bytes / hardware.GIB:.1f} GiB that this process may use"
+    finding = f"this process may use {size_bytes / hardware.GIB:.1f} GiB"
     if size_bytes < limits.LITTLE_MEMORY_BYTES:
         return Check("memory", "note", finding, "training may be killed; give it 2 GiB or more")
     return Check("memory", "ok", finding)
@@ -98,19 +98,19 @@ def check_memory() -> Check:
 def check_shared_memory() -> Check:
     size_bytes = limits.shared_memory_bytes()
     if size_bytes is None:
-        return Check("/dev/shm", "ok", "not here, and not needed: images are decoded by threads")
+        return Check("/dev/shm", "ok", "missing, and not needed: threads decode the images")
     finding = f"{size_bytes / hardware.GIB:.2f} GiB"
     if size_bytes < LITTLE_SHARED_MEMORY_BYTES:
-        remedy = "one process does not need it; for torchrun on several GPUs start the container with --shm-size=1g"
+        remedy = "one process does not need more; for torchrun on several GPUs start the container with --shm-size=1g"
         return Check("/dev/shm", "note", finding, remedy)
     return Check("/dev/shm", "ok", finding)
 
 
 def check_devices(gpus: list[str]) -> Iterator[Check]:
-    """torch on the CPU and on every GPU: a small product really ran there."""
+    """torch on the CPU and on every GPU: it really computed a small product there."""
     try:
         found = devices.torch_devices()
-    except (ImportError, OSError) as error:  # a broken or half-installed torch raises either while it loads
+    except (ImportError, OSError) as error:  # a broken torch raises either of them while it loads
         yield Check("torch", "problem", f"cannot be imported: {one_line(error)}", MEND_TORCH)
         return
     for device, reason in found.items():
@@ -126,30 +126,30 @@ def check_devices(gpus: list[str]) -> Iterator[Check]:
 
 
 def check_cuda() -> Iterator[Check]:
-    """The driver's CUDA against the one that torch was built for; nothing where there is no driver."""
+    """The driver's CUDA against the one that torch was built for; nothing if there is no driver."""
     try:
         import torch
-    except (ImportError, OSError):  # check_devices has told
+    except (ImportError, OSError):  # check_devices reports this
         return
     driver = driver_cuda()
     if driver is None or torch.version.cuda is None:
         return
     major, minor = (int(part) for part in torch.version.cuda.split(".")[:2])
-    told = f"the driver's is {driver[0]}.{driver[1]}, torch was built for {major}.{minor}"
+    finding = f"the driver has {driver[0]}.{driver[1]}, torch was built for {major}.{minor}"
     if driver >= (major, minor):
-        yield Check("cuda", "ok", told)
+        yield Check("cuda", "ok", finding)
     elif driver[0] == major:
         remedy = (
-            f"update the driver to one for CUDA {major}.{minor} if a kernel fails: with this one, kernels that are"
-            " compiled already run, and those that are compiled when first called may not"
+            f"if a kernel fails, update the driver to one for CUDA {major}.{minor}: with this driver, compiled kernels"
+            " run, but kernels that are compiled at their first call may fail"
         )
-        yield Check("cuda", "note", told, remedy)
+        yield Check("cuda", "note", finding, remedy)
     else:
-        yield Check("cuda", "problem", told, f"update the NVIDIA driver to one for CUDA {major}.{minor}")
+        yield Check("cuda", "problem", finding, f"update the NVIDIA driver to one for CUDA {major}.{minor}")
 
 
 def driver_cuda() -> tuple[int, int] | None:
-    """The newest CUDA that the NVIDIA driver knows, as (major, minor); None where there is no driver."""
+    """The newest CUDA that the NVIDIA driver supports, as (major, minor); None if there is no driver."""
     version = ctypes.c_int()
     try:
         failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -159,7 +159,7 @@ def driver_cuda() -> tuple[int, int] | None:
 
 
 def check_providers(has_gpu: bool) -> Iterator[Check]:
-    """onnxruntime's execution providers: a small model really ran there, whatever the list says."""
+    """onnxruntime's execution providers: each really ran a small model, whatever the list says."""
     try:
         found = providers.working_providers()
     except (ImportError, OSError) as error:
@@ -172,7 +172,7 @@ def check_providers(has_gpu: bool) -> Iterator[Check]:
         elif provider == providers.PROVIDERS["cpu"] or has_gpu:
             yield Check(name, "problem", f"listed, but does not run: {reason}", MEND_CUDA_PROVIDER)
         else:
-            yield Check(name, "note", f"listed, but does not run: {reason}", "nothing to mend: it needs a GPU")
+            yield Check(name, "note", f"listed, but does not run: {reason}", "nothing to do: it needs a GPU")
     if has_gpu and providers.PROVIDERS["cuda"] not in found:
         yield Check("onnxruntime cuda", "problem", "this onnxruntime is built without CUDA", MEND_CUDA_PROVIDER)
 
@@ -186,16 +186,18 @@ def check_cache() -> Check:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"written")
     except OSError as error:
-        remedy = "set KD_TOOLKIT_CACHE to a folder you may write to"
+        remedy = "set KD_TOOLKIT_CACHE to a writable folder"
         return Check("cache", "problem", f"{folder} cannot be written: {error.strerror}", remedy)
     return Check("cache", "ok", f"{folder} can be written")
 
 
 def check_disk() -> Check:
-    """Free space where decoded images and model directories go."""
+    """Free space for decoded images and model directories."""
     from toolkit.data.cache import cache_folder
 
-    folders = {folder.stat().st_dev: folder for folder in (Path.cwd(), _existing(cache_folder()))}  # one a file system
+    folders = {
+        folder.stat().st_dev: folder for folder in (Path.cwd(), _existing(cache_folder()))
+    }  # one per file system
     free = {folder: shutil.disk_usage(folder).free for folder in folders.values()}
     finding = ", ".join(f"{size / hardware.GIB:.1f} GiB free at {folder}" for folder, size in free.items())
     if min(free.values()) < LITTLE_DISK_BYTES:
@@ -212,9 +214,7 @@ def check_default_data() -> Check:
     for folder in (own, own / "FashionMNIST" / "raw", FASHION_MNIST_SYSTEM_FOLDER):
         if os.access(folder, os.R_OK | os.X_OK) and find_idx_files(folder):
             return Check("fashion-mnist", "ok", f"in {folder}")
-    remedy = (
-        "it is downloaded when it is first needed; without a network: make data, or apt install dataset-fashion-mnist"
-    )
+    remedy = "the first use downloads it; without a network: make data, or apt install dataset-fashion-mnist"
     return Check("fashion-mnist", "note", "not on this machine", remedy)
 
 

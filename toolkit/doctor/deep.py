@@ -1,6 +1,6 @@
-"""`toolkit doctor --deep`: this machine at work for some 20 s, on its first GPU that works, else on its CPU.
+"""`toolkit doctor --deep`: this machine at work for some 20 s, on the first GPU that works, else on the CPU.
 
-What it computes is compared with the CPU; how fast it is, is said, and noted where something must be in the way.
+Results are compared with the CPU's. Speeds are reported, with a note if something must be slowing them down.
 """
 
 import contextlib
@@ -39,11 +39,11 @@ Found = TypeVar("Found")
 IMAGE_SIZE = 160
 """px, of training and of the exported graph"""
 BATCHES = {"cpu": (32, 2), "gpu": (64, 40)}
-"""images a step, and steps an epoch"""
+"""images per step, and steps per epoch"""
 SLOW_BUS_BYTES_S = 3e9
-"""from pinned memory: less than four lanes of PCIe 3.0, where a GPU has sixteen of 4.0 or newer"""
+"""from pinned memory: less than four lanes of PCIe 3.0; a GPU has sixteen of 4.0 or newer"""
 LITTLE_FREE = 0.5
-"""share of a GPU's memory: where less is free, others use it too"""
+"""share of a GPU's memory; if less is free, others use the GPU too"""
 PRODUCT_SIDE = 256
 PRODUCT_ERROR = 0.02
 """relative; bfloat16 rounds each number by up to 0.004"""
@@ -52,7 +52,7 @@ LOGITS_ERROR = 0.01
 ALL_REDUCE_BYTES = 2**26
 ALL_REDUCE_CALLS = 5
 ALL_REDUCE_S = 90.0
-"""s after which processes that do not find one another are ended"""
+"""s after which processes that do not find one another are killed"""
 
 MEND_EXPORT = "reinstall them with: pip install --force-reinstall torch onnx onnxscript"
 MEND_ONNXRUNTIME = "reinstall it with: pip install --force-reinstall onnxruntime"
@@ -60,13 +60,13 @@ MEND_GPU_CODE = (
     "use a newer GPU, or a torch that was built for this one: https://pytorch.org/get-started/previous-versions"
 )
 MEND_NCCL = (
-    "in a container, start it with --shm-size=1g; NCCL_DEBUG=INFO says what it tries, NCCL_P2P_DISABLE=1 sends it by"
-    " way of the host; or train on one GPU, without torchrun"
+    "start a container with --shm-size=1g; NCCL_DEBUG=INFO says what NCCL tries, NCCL_P2P_DISABLE=1 goes through the"
+    " host; or train on one GPU, without torchrun"
 )
 
 
 def examine_at_work(devices: Sequence[str]) -> Iterator[Check]:
-    """`devices` are torch's that work, as devices.torch_devices names them, `cpu` among them."""
+    """`devices` are torch's working devices, as devices.torch_devices names them, including `cpu`."""
     import torch
 
     torch.set_num_threads(available_cores())
@@ -85,13 +85,13 @@ def examine_at_work(devices: Sequence[str]) -> Iterator[Check]:
 
 
 def tried(name: str, look: Callable[[], Check], remedy: str) -> Check:
-    """What `look` finds, or that it failed."""
+    """The finding of `look`, or its failure as a problem."""
     found = _attempt(look)
     return Check(name, "problem", f"failed: {found}", remedy) if isinstance(found, str) else found
 
 
 def _attempt(work: Callable[[], Found]) -> Found | str:
-    """What `work` returns, or why it failed: drivers raise errors of their own, so all count. Nothing is printed."""
+    """The result of `work`, or why it failed: drivers raise errors of their own, so all count. Prints nothing."""
     with providers.captured_output(), contextlib.redirect_stderr(io.StringIO()):
         try:
             return work()
@@ -106,20 +106,20 @@ def check_code(gpu: str) -> Check:
     name, (major, minor) = torch.cuda.get_device_name(gpu), torch.cuda.get_device_capability(gpu)
     built = torch.cuda.get_arch_list()
     found = find_code(major, minor, built)
-    told = f"{name} is sm_{major}{minor}; this torch has code for {', '.join(built)}"
+    finding = f"{name} is sm_{major}{minor}; this torch has code for {', '.join(built)}"
     if found.startswith("sm_"):
-        return Check(f"code for {gpu}", "ok", told)
+        return Check(f"code for {gpu}", "ok", finding)
     if found:
-        remedy = "the first run of each kernel takes long, and fails where the driver is older than torch's CUDA"
-        return Check(f"code for {gpu}", "note", f"{told}: the driver compiles it from {found}", remedy)
-    return Check(f"code for {gpu}", "problem", f"{told}, and none that runs there", MEND_GPU_CODE)
+        remedy = "the first run of each kernel takes long, and fails if the driver is older than torch's CUDA"
+        return Check(f"code for {gpu}", "note", f"{finding}: the driver compiles it from {found}", remedy)
+    return Check(f"code for {gpu}", "problem", f"{finding}, but none that runs there", MEND_GPU_CODE)
 
 
 def find_code(major: int, minor: int, built: Sequence[str]) -> str:
-    """What of `built` (sm_80, compute_90, ...) runs on a GPU of that compute capability; "" for nothing.
+    """The entry of `built` (sm_80, compute_90, ...) that runs on a GPU of that compute capability; "" if none does.
 
-    Machine code runs on its own generation from its own minor version on; with the letter a on that version alone.
-    Text (PTX, compute_..) can be compiled for any newer GPU.
+    Machine code runs on its own generation, from its own minor version on; with the letter a, on that version alone.
+    PTX text (compute_..) can be compiled for any newer GPU.
     """
     best = ""
     for name in built:
@@ -139,10 +139,10 @@ def check_free_memory(gpu: str) -> Check:
     import torch
 
     free, total = torch.cuda.mem_get_info(gpu)
-    told = f"{free / hardware.GIB:.1f} of {total / hardware.GIB:.1f} GiB are free"
+    finding = f"{free / hardware.GIB:.1f} of {total / hardware.GIB:.1f} GiB are free"
     if free < LITTLE_FREE * total:
-        return Check(f"memory of {gpu}", "note", told, "nvidia-smi lists who uses the rest")
-    return Check(f"memory of {gpu}", "ok", told)
+        return Check(f"memory of {gpu}", "note", finding, "nvidia-smi lists the processes that use the rest")
+    return Check(f"memory of {gpu}", "ok", finding)
 
 
 def check_copies(device: str) -> Check:
@@ -150,15 +150,15 @@ def check_copies(device: str) -> Check:
     if device == "cpu":
         return Check(name, "ok", inside)
     pageable, pinned = (bus_bytes_s(device, pinned=pinned) for pinned in (False, True))
-    told = f"{inside}, {pageable / 1e9:.1f} GB/s from the host, {pinned / 1e9:.1f} from pinned memory"
+    finding = f"{inside}, {pageable / 1e9:.1f} GB/s from the host, {pinned / 1e9:.1f} from pinned memory"
     if pinned < SLOW_BUS_BYTES_S:
-        remedy = "look at the link: nvidia-smi --query-gpu=pcie.link.gen.current,pcie.link.width.current --format=csv"
-        return Check(name, "note", told, remedy)
-    return Check(name, "ok", told)
+        remedy = "check the link: nvidia-smi --query-gpu=pcie.link.gen.current,pcie.link.width.current --format=csv"
+        return Check(name, "note", finding, remedy)
+    return Check(name, "ok", finding)
 
 
 def check_products(device: str) -> Check:
-    """Products of matrices: how fast, and against the same in float64 on the CPU."""
+    """Products of matrices: their speed, and their error against float64 on the CPU."""
     import torch
 
     from toolkit.distill.precision import FloatArithmetic, has_fast_bf16
@@ -181,30 +181,30 @@ def check_products(device: str) -> Check:
 
 
 def check_training(device: str) -> Check:
-    """The student of the default settings, from the engine that trains, with stored logits."""
+    """A short training of the default student with stored logits, by the real engine."""
     import torch
 
     from toolkit.distill.rehearsal import COUNTED_STEPS, Rehearsal
 
     batch, steps = BATCHES["cpu" if device == "cpu" else "gpu"]
     rehearsal = Rehearsal(device, IMAGE_SIZE, batch, steps)
-    told = (
-        f"{rehearsal.images_a_second():,.0f} images a second (student, {IMAGE_SIZE} px, {rehearsal.precision}, stored"
+    finding = (
+        f"{rehearsal.images_a_second():,.0f} images per second (student, {IMAGE_SIZE} px, {rehearsal.precision}, stored"
         f" logits, batches of {batch})"
     )
     if launches := replace(rehearsal, steps=COUNTED_STEPS).count_launches():
-        told += f"; a step takes {launches.kernels:.0f} kernels and {launches.sent:.0f} copies from the host"
+        finding += f"; a step takes {launches.kernels:.0f} kernels and {launches.sent:.0f} copies from the host"
     elif device != "cpu":
-        told += "; kernels were not counted, as CUDA's profiling interface shows none"
+        finding += "; kernels were not counted, because CUDA's profiling interface shows none"
     if device != "cpu":
         cudnn: Any = torch.backends.cudnn
         version = cudnn.version() or 0
-        told += f"; cuDNN {version // 10_000}.{version % 10_000 // 100}"
-    return Check(f"training on {device}", "ok", told)
+        finding += f"; cuDNN {version // 10_000}.{version % 10_000 // 100}"
+    return Check(f"training on {device}", "ok", finding)
 
 
 def check_graph() -> Iterator[Check]:
-    """The student as `toolkit export` writes it, through every provider of onnxruntime that works."""
+    """The student as `toolkit export` writes it, through every working provider of onnxruntime."""
     working = providers.working_providers()
     names = [name for name, provider in providers.PROVIDERS.items() if working.get(provider) == ""]
     with tempfile.TemporaryDirectory(prefix="doctor.") as folder:
@@ -219,7 +219,7 @@ def check_graph() -> Iterator[Check]:
 
 
 def write_graph(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Write the student, untrained, to `path`; images uint8 (N, S, S, 3) and torch's logits of them on the CPU."""
+    """Write the untrained student to `path`; return images uint8 (N, S, S, 3) and torch's logits on the CPU."""
     import onnx
     import torch
 
@@ -245,7 +245,7 @@ def write_graph(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def settle(classifier: "Classifier", images: Any) -> None:
-    """Take the batch norms' statistics from `images`, so that an untrained network's logits are not all the same."""
+    """Take the batch norms' statistics from `images`, so that the logits of an untrained network differ."""
     import torch
 
     for module in classifier.modules():
@@ -264,17 +264,17 @@ def compare(path: Path, provider: str, images: np.ndarray, expected: np.ndarray)
     difference = float(np.abs(predictor.logits(images) - expected).max())
     largest = float(np.abs(expected).max())
     placed = Placement.of(predictor._session).nodes
-    told = (
-        f"largest difference from torch on the CPU {difference:.1g}, of logits up to {largest:.2g};"
+    finding = (
+        f"largest difference from torch on the CPU {difference:.1g}, logits up to {largest:.2g};"
         f" {' and '.join(f'{len(nodes)} operators on {name}' for name, nodes in placed.items())}"
     )
     if not difference <= LOGITS_ERROR * largest:
-        return Check(f"onnx graph {provider}", "problem", told, "take another --provider, and report this")
-    return Check(f"onnx graph {provider}", "ok", told)
+        return Check(f"onnx graph {provider}", "problem", finding, "choose another --provider, and report this")
+    return Check(f"onnx graph {provider}", "ok", finding)
 
 
 def check_all_reduce(devices: Sequence[str]) -> Check:
-    """A sum over one process on each of `devices`, as torchrun would have it: nccl between GPUs, gloo between CPUs."""
+    """A sum over one process per device, as torchrun would compute it: nccl between GPUs, gloo between CPUs."""
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     with tempfile.TemporaryDirectory(prefix="doctor.") as folder:
@@ -292,12 +292,12 @@ def check_all_reduce(devices: Sequence[str]) -> Check:
     if not all(right for _, right in answers):
         raise RuntimeError("the sum is wrong")
     seconds = max(took for took, _ in answers)
-    told = f"{len(devices)} processes added up {ALL_REDUCE_BYTES / 1e6:.0f} MB in {seconds * 1e3:.1f} ms"
-    return Check("nccl" if devices[0] != "cpu" else "gloo", "ok", told)
+    finding = f"{len(devices)} processes added up {ALL_REDUCE_BYTES / 1e6:.0f} MB in {seconds * 1e3:.1f} ms"
+    return Check("nccl" if devices[0] != "cpu" else "gloo", "ok", finding)
 
 
 def _wait_for(processes: Sequence[BaseProcess]) -> None:
-    """RuntimeError unless all end well, and soon; those that are left are ended."""
+    """RuntimeError unless all end well within ALL_REDUCE_S; the rest are killed."""
     end = time.monotonic() + ALL_REDUCE_S
     while (left := [process for process in processes if process.is_alive()]) and time.monotonic() < end:
         if any(process.exitcode for process in processes):
@@ -309,11 +309,11 @@ def _wait_for(processes: Sequence[BaseProcess]) -> None:
     if failed := [process.exitcode for process in processes if process.exitcode and process not in left]:
         raise RuntimeError(f"{len(failed)} of {len(processes)} processes failed, exit code {failed[0]}")
     if left:
-        raise RuntimeError(f"{len(left)} of {len(processes)} processes were not through after {ALL_REDUCE_S:.0f} s")
+        raise RuntimeError(f"{len(left)} of {len(processes)} processes did not end within {ALL_REDUCE_S:.0f} s")
 
 
 def _add_up(rank: int, devices: list[str], meeting: str, timeout_s: float, results: Any) -> None:
-    """One of the processes: s that a sum took, and whether it was right, into `results`."""
+    """One of the processes: it puts the s of a sum, and whether it was right, into `results`."""
     import torch
     import torch.distributed as dist
 

@@ -1,4 +1,4 @@
-"""What the doctor found: checks with remedies, as a table and as JSON."""
+"""The doctor's findings: checks with remedies, as a table and as JSON."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -14,7 +14,7 @@ STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, what was found, and for a note or a problem what to do about it."""
+    """One line: the subject, the finding, and for a note or a problem the remedy."""
 
     name: str
     status: Status
@@ -47,5 +47,5 @@ class Diagnosis:
             if check.remedy:
                 console.out.print(Text(f"{'':<8}{'':<{width}}  → {check.remedy}", style="dim"))
         problems = sum(check.status == "problem" for check in self.checks)
-        verdict = {0: "no problem found", 1: "1 problem to mend"}.get(problems, f"{problems} problems to mend")
+        verdict = {0: "no problem found", 1: "1 problem found"}.get(problems, f"{problems} problems found")
         console.out.print(Text(verdict, style="bold"))

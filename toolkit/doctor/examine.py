@@ -20,9 +20,9 @@ from toolkit.machine import hardware
 
 
 def examine(*, deep: bool = False) -> Diagnosis:
-    """Look at everything; takes a few seconds, because devices and providers are tried, not asked.
+    """Run all checks. This takes a few seconds, because devices and providers really compute.
 
-    `deep` puts the devices that work to work, for some 20 s more.
+    `deep` makes the working devices do more, for another 20 s or so.
     """
     gpus = hardware.visible_gpus()
     checks: tuple[Check, ...] = (

@@ -1,11 +1,15 @@
 """What an ONNX file answers in a fresh process, which knows nothing but the file: the proof compares with that.
 
-N images, S px their side, C classes. The process imports numpy and onnxruntime, not torch.
+The process is `python -m toolkit.export.replay FILE THREADS`: images come through its stdin, answers go to its stdout.
+It imports numpy and onnxruntime, not torch, and nothing of the program that started it: that may be a plain script.
+N images, S px their side, C classes.
 """
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,13 +19,11 @@ from numpy.typing import NDArray
 
 from toolkit.errors import GateError
 from toolkit.graphs.session import open_session, why_refused
+from toolkit.machine.devices import same_imports
 from toolkit.machine.limits import available_cores
 
 FileOutput = tuple[NDArray[np.float32], NDArray[np.float32]]
 """logits (N, C) and probabilities (N, C)"""
-
-_session: Any = None
-"""The process's one session: a process answers for one file."""
 
 
 class Replay:
@@ -31,42 +33,53 @@ class Replay:
         self._path, self._title = path, title
 
     def __enter__(self) -> Self:
-        fresh = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, fresh, initializer=_open, initargs=(self._path, available_cores()))
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "toolkit.export.replay", str(self._path), str(available_cores())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | same_imports(),
+        )
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown()
+        self._process.kill()
+        self._process.communicate()
 
     def answer(self, images: NDArray[np.uint8]) -> FileOutput:
         """uint8 (N, S, S, 3) → what the file says. GateError where onnxruntime cannot open or run it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
-            return self._pool.submit(_run, images).result()
-        except BrokenProcessPool:
+            pickle.dump(images, self._process.stdin)
+            self._process.stdin.flush()
+            answer: FileOutput | str = pickle.load(self._process.stdout)  # noqa: S301 - of our own process
+        except (BrokenPipeError, EOFError):
             raise _failed(self._title, "the process that opened it died") from None
-        except _Unusable as error:
-            raise _failed(self._title, str(error)) from None
+        if isinstance(answer, str):
+            raise _failed(self._title, answer)
+        return answer
 
 
-class _Unusable(Exception):  # noqa: N818 - told as a GateError by the process that asked
-    """onnxruntime's refusal, as a picklable exception."""
-
-
-def _open(path: Path, threads: int) -> None:
-    global _session
+def main() -> None:
+    """The process: answer images with the file's output, or the reason why there is none, until stdin ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
     try:
-        _session = open_session(path, threads)
-    except Exception as error:  # told at the first question: what fails here would only break the pool
-        _session = _Unusable(why_refused(error))
+        session = open_session(Path(sys.argv[1]), int(sys.argv[2]))
+    except Exception as error:  # said at the first question
+        session = why_refused(error)
+    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        while True:
+            images = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started this
+            pickle.dump(session if isinstance(session, str) else _run(session, images), answers)
+            answers.flush()
 
 
-def _run(images: NDArray[np.uint8]) -> FileOutput:
-    if isinstance(_session, _Unusable):
-        raise _session
+def _run(session: Any, images: NDArray[np.uint8]) -> FileOutput | str:
     try:
-        logits, probabilities = _session.run(["logits", "probabilities"], {"image": images})
+        logits, probabilities = session.run(["logits", "probabilities"], {"image": images})
     except Exception as error:  # onnxruntime's classes cannot be pickled
-        raise _Unusable(why_refused(error)) from None
+        return why_refused(error)
     return logits, probabilities
 
 
@@ -75,3 +88,7 @@ def _failed(title: str, reason: str) -> GateError:
         f"{title} cannot be used by onnxruntime {onnxruntime.__version__}: {reason}",
         "the file was not kept; try another --set export.opset=18 (to 23)",
     )
+
+
+if __name__ == "__main__":
+    main()

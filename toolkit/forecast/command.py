@@ -1,4 +1,4 @@
-"""What a command is about to do, stage by stage, and how long each takes."""
+"""The plan of a command, stage by stage, with the time of each."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from toolkit.workspace import Workspace
 
 
 def forecast_command(workspace: Workspace, command: "Command") -> "Forecast":
-    """What `command` is about to do in the workspace, stage by stage, from a few steps that are measured now."""
+    """The plan of `command` in the workspace, stage by stage, from a few steps that are measured now."""
     from toolkit.forecast.estimate import estimate
     from toolkit.forecast.facts import find_facts
     from toolkit.forecast.speeds import MeasuredSpeeds
@@ -22,7 +22,7 @@ def forecast_command(workspace: Workspace, command: "Command") -> "Forecast":
 
 
 def warn_of_given_teacher(workspace: Workspace, planned: "Forecast") -> None:
-    """Where the plan imports one: what the import will say of its size and of the images it has seen."""
+    """If the plan imports a teacher, print the import's warnings about its size and about the images it has seen."""
     from toolkit.distill import provenance
     from toolkit.forecast.estimate import GIVEN
 

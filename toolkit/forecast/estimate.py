@@ -1,7 +1,7 @@
-"""How long every stage takes, by adding up: how often what is done, times how long one takes.
+"""The time of every stage, as a sum: the number of operations times the time of one.
 
-Training is measured (speeds.py). Export and benchmark are modelled from measured forward passes, their own structure,
-and what processes and libraries take to start.
+Training is measured (speeds.py). Export and benchmark are modelled from measured forward passes, from their own
+structure, and from the start-up times of processes and libraries.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,26 +19,26 @@ from toolkit.distill.quantized import INT8_SHARE, WORTH_S, may_answer_in_int8, v
 from toolkit.forecast.facts import Facts
 from toolkit.forecast.forecast import Forecast, ForecastStage
 from toolkit.modeldir import Role
-from toolkit.recipe import Recipe, TrainingRecipe
+from toolkit.recipe import Recipe, StageRecipe
 from toolkit.runtimes.opening import RUNTIMES
 
 MEASURED_SIZES = 3
-"""Sizes of growing images that are measured at most; between them time grows with the number of pixels."""
+"""Most sizes of growing images that are measured; between them time grows with the number of pixels."""
 
 ONNX_SHARE, ONNX_SHARE_OF_ONE = 0.6, 0.3
-"""of torch's time that onnxruntime takes in fp32 for a batch (0.3 to 0.7 was seen), and for one image (0.1 to 0.3)"""
+"""onnxruntime's share of torch's time in fp32, for a batch (0.3 to 0.7 was seen) and for one image (0.1 to 0.3)"""
 ONNX_START_S, TORCH_START_S, COMPILE_S = 0.6, 2.5, 60.0
-"""s of a core until a process of its own has imported the runtime; until torch.compile has compiled a network"""
+"""s of a core until a new process has imported the runtime; until torch.compile has compiled a network"""
 GRAPH_S = 2.0
 """s to turn a network into a graph, and to check it"""
 REPORT_S = 3.0
 """s of a benchmark that are not measurement: opening files, counting, drawing, writing"""
 QUIET_S = 0.05
-"""s that a turn waits until the threads of the one before are quiet"""
+"""s that a turn waits until the threads of the previous one are quiet"""
 IMPORT_S = 0.5
-"""s to read a given teacher and to write it as this directory's"""
+"""s to read a given teacher and to write it into the model directory"""
 INT8_MAKING_IMAGES, INT8_MAKING_S = 600, 4.0
-"""A teacher in int8 takes as long to make as so many answers of the float one, and so many seconds."""
+"""Making a teacher in int8 takes as long as so many answers of the float one, plus so many seconds."""
 
 CONTROL_START_S = 3.5
 """s until a control beside the student takes its first step (3.1 s of CPU time, default recipe, AMD EPYC)"""
@@ -49,7 +49,7 @@ BESIDE = "beside the student"
 
 
 class Speeds(Protocol):
-    """s an image in this process, by a recipe: sizes, networks, batches and arithmetic are its own."""
+    """s per image in this process, by a recipe: sizes, networks, batches and arithmetic come from it."""
 
     def decode_s(self, recipe: Recipe) -> float:
         """Decoding and resizing, on one core."""
@@ -64,10 +64,10 @@ class Speeds(Protocol):
         """Forward at full size in fp32, with the threads and batches of `role`'s training."""
 
     def teach_s(self, recipe: Recipe) -> float:
-        """The teacher's forward at full size, in the float arithmetic that it answers the student in."""
+        """The teacher's forward at full size, in the float arithmetic of its answers to the student."""
 
     def answer_s(self, recipe: Recipe, role: Role, batch: int) -> float:
-        """Forward at full size in fp32, as benchmark and export ask."""
+        """Forward at full size in fp32, as benchmark and export use it."""
 
     def save_s(self, recipe: Recipe, role: Role) -> float:
         """An epoch's checkpoint, in s."""
@@ -89,7 +89,7 @@ def estimate(recipe: Recipe, facts: Facts, speeds: Speeds, measured: str = "") -
 
 
 class _Adder:
-    """Each method is one stage; None where the recipe has no such stage."""
+    """Each method is one stage; None if the recipe has no such stage."""
 
     def __init__(self, recipe: Recipe, facts: Facts, speeds: Speeds) -> None:
         self._recipe, self._facts, self._speeds = recipe, facts, speeds
@@ -139,7 +139,7 @@ class _Adder:
         return self._training(role, self._recipe.distill, seeds, size_bytes)
 
     def control(self) -> ForecastStage:
-        """Side by side with the student, only what it takes longer counts; its process has to start first."""
+        """Beside the student, only the time that the control takes longer counts; its process has to start first."""
         stage, done = self.student("control"), self._facts.epochs_done
         if not (paired := self._facts.paired(self._recipe)):
             return stage
@@ -195,15 +195,15 @@ class _Adder:
                 elif number < 2:  # the control is not exported
                     yield role, True, ONNX_START_S
 
-    def _training(self, role: Role, section: TrainingRecipe, seeds: Sequence[int], size_bytes: int) -> ForecastStage:
+    def _training(self, role: Role, section: StageRecipe, seeds: Sequence[int], size_bytes: int) -> ForecastStage:
         done = [self._facts.epochs_done.get((role, seed), 0) for seed in seeds]
         seconds = sum(self._epochs_s(role, section, range(first, section.epochs)) for first in done)
         sizes = (image_size_of(0, section, self._full), self._full)
         stage = ForecastStage(role, self._train, sizes, section.epochs)
         stage = _of_seeds(stage, len(seeds), seconds, size_bytes * len(seeds))
-        return replace(stage, note=f"going on after epoch {done[0]}") if done[0] else stage
+        return replace(stage, note=f"resumes after epoch {done[0]}") if done[0] else stage
 
-    def _epochs_s(self, role: Role, section: TrainingRecipe, epochs: range) -> float:
+    def _epochs_s(self, role: Role, section: StageRecipe, epochs: range) -> float:
         recipe, speeds = self._recipe, self._speeds
         sides = [image_size_of(epoch, section, self._full) for epoch in epochs]
         train_s = interpolate(sides, lambda side: speeds.train_s(recipe, role, side))
@@ -211,19 +211,19 @@ class _Adder:
         seconds += len(sides) * self._valid * speeds.validate_s(recipe, role) / self._facts.processes
         seconds += len(sides) * speeds.save_s(recipe, role)
         if role == "student" and not self._recipe.distill.stored_views:
-            grown = sum(side != self._full for side in sides)  # for these the teacher has a view of its own rendered
+            grown = sum(side != self._full for side in sides)  # for these the teacher needs a view of its own
             seconds += grown * self._train * speeds.view_s(recipe, "student") / self._facts.processes
             seconds += self._asked_s(len(sides) * self._train + self._valid) / self._facts.processes
         return seconds
 
     def _asked_s(self, answers: int) -> float:
-        """s that the teacher needs for so many answers, in int8 where that is likely."""
+        """s that the teacher needs for so many answers, in int8 if that is likely."""
         one = self._speeds.teach_s(self._recipe)
         distill = self._recipe.distill
         if distill.teacher_precision == "int8":
             return answers * one * INT8_SHARE + INT8_MAKING_IMAGES * one + INT8_MAKING_S
         device = "cuda" if self._facts.on_gpu else "cpu"
-        if may_answer_in_int8(distill, device) and self._train * views_to_answer(distill) * one >= WORTH_S:
+        if may_answer_in_int8(self._recipe, device) and self._train * views_to_answer(distill) * one >= WORTH_S:
             return answers * one * INT8_SHARE + INT8_MAKING_IMAGES * one + INT8_MAKING_S
         return answers * one
 
@@ -241,7 +241,7 @@ def timed_s(run_s: float, samples: int, seconds: float) -> float:
 
 
 def interpolate(sides: Sequence[int], measure: Callable[[int], float]) -> dict[int, float]:
-    """`measure(side)` for each of `sides` (px): measured for at most 3 of them, in between linear in the pixels."""
+    """`measure(side)` for each of `sides` (px): measured for at most 3 of them, linear in the pixels in between."""
     different = sorted(set(sides))
     if not different:
         return {}

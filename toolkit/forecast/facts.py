@@ -1,4 +1,4 @@
-"""What there is to do, and what is there already: all that a forecast needs to know besides speeds."""
+"""The work that is to do and the work that is done: all facts that a forecast needs besides speeds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,17 +19,17 @@ from toolkit.workspace import Workspace, with_control
 
 Command = Literal["teacher", "distill", "run"]
 SeededRole = tuple[Role, int]
-"""Whose role, from which seed."""
+"""A role and its seed."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one command on one data set and model directory.
+    """Facts of one command on one data set and model directory.
 
-    `known_accuracy`: a given teacher's file tells it. `cores`: those that this process may use. `to_decode` holds bytes
-    of the splits that are not in the cache yet, and `decoders` threads decode them; `there` is what is up to date
-    already, `stored` the seeds whose teacher's logits are, `epochs_done` what an interrupted run has behind it.
-    `room_for_two`: student and control may train side by side (beside.py).
+    `known_accuracy`: a given teacher's file states its accuracy. `cores`: those that this process may use. `to_decode`
+    holds bytes of the splits that are not in the cache yet; `decoders` threads decode them. `there` are the networks
+    that are up to date, `stored` the seeds whose teacher logits are stored, `epochs_done` the epochs of an interrupted
+    run. `room_for_two`: student and control may train side by side (control_process.py).
     """
 
     command: Command
@@ -56,19 +56,19 @@ class Facts:
         return tuple(seed for seed in self.seeds if not self.there & {("student", seed), ("control", seed)})
 
     def with_nothing_done(self) -> "Facts":
-        """The same work by another recipe for the student: what was made by this one is of no use, but the teacher."""
+        """The same work by another recipe for the student: of the work that is done, only the teacher stays."""
         kept = frozenset(network for network in self.there if network[0] == "teacher")
         return replace(self, there=kept, stored=frozenset(), epochs_done={})
 
 
 def find_facts(workspace: Workspace, command: Command) -> Facts:
-    """Look at data, cache and model directory; nothing is made, and no image is decoded.
+    """Look at data, cache and model directory; make nothing, decode no image.
 
-    Raises WeightsError where the teacher that is to be imported does not know the data's classes.
+    Raises WeightsError if the teacher to be imported does not know the classes of the data.
     """
     recipe, splits = workspace.recipe, workspace.dataset.splits
     if command == "teacher" or not workspace.model_dir.weights("teacher").exists():
-        provenance.require_fitting(recipe, workspace.dataset)  # looking for its file may be a download
+        provenance.require_fitting(recipe, workspace.dataset)  # to find its file may need a download
     wanted: tuple[Split, ...] = ("train", "valid", "test") if command == "run" else ("train", "valid")
     preprocess = Preprocess.from_recipe(recipe.data)
     sizes = {split: bytes_to_decode(workspace.dataset, split, preprocess) for split in wanted}
@@ -76,10 +76,10 @@ def find_facts(workspace: Workspace, command: Command) -> Facts:
         command=command,
         images={split: len(images) for split, images in splits.items()},
         num_classes=len(workspace.dataset.classes),
-        seeds=tuple(range(recipe.distill.seed, recipe.distill.seed + workspace.seeds)),
+        seeds=tuple(range(recipe.training.seed, recipe.training.seed + workspace.seeds)),
         control=with_control(workspace, by_default=command == "run"),
         given_teacher=provenance.is_given(recipe),
-        known_accuracy=_tells_accuracy(workspace),
+        known_accuracy=_states_accuracy(workspace),
         processes=distributed.world_size(),
         decoders=recipe.data.workers or available_cores(),
         cores=available_cores(),
@@ -88,7 +88,7 @@ def find_facts(workspace: Workspace, command: Command) -> Facts:
         to_decode={split: size for split, size in sizes.items() if size},
     )
     there, done = _look_at_teacher(workspace, command)
-    if command == "teacher" or ("teacher", recipe.distill.seed) not in there:
+    if command == "teacher" or ("teacher", recipe.training.seed) not in there:
         return replace(facts, there=there, epochs_done=done)
     stored: set[int] = set()
     for seed in facts.seeds:
@@ -98,8 +98,8 @@ def find_facts(workspace: Workspace, command: Command) -> Facts:
     return replace(facts, there=there, epochs_done=done, stored=frozenset(stored))
 
 
-def _tells_accuracy(workspace: Workspace) -> bool:
-    """Whether the given teacher's accuracy need not be measured; nothing is downloaded to find that out."""
+def _states_accuracy(workspace: Workspace) -> bool:
+    """Whether the given teacher states its accuracy, so that nobody has to measure it; downloads nothing."""
     recipe = workspace.recipe
     if not provenance.is_given(recipe) or recipe.teacher.weights == FOOD_11:
         return False
@@ -112,9 +112,9 @@ Progress = tuple[frozenset[SeededRole], dict[SeededRole, int]]
 
 def _look_at_teacher(workspace: Workspace, command: Command) -> Progress:
     recipe = workspace.recipe
-    network: SeededRole = ("teacher", recipe.distill.seed)
+    network: SeededRole = ("teacher", recipe.training.seed)
     if command == "distill" and workspace.model_dir.weights("teacher").exists():
-        return frozenset({network}), {}  # it teaches, whatever it was made from
+        return frozenset({network}), {}  # it teaches, whatever its settings were
     _, settings = teacher_settings(recipe, workspace.dataset)
     return _look_at(network, _training_job(workspace, recipe, workspace.model_dir, network, settings))
 
@@ -122,9 +122,9 @@ def _look_at_teacher(workspace: Workspace, command: Command) -> Progress:
 def _look_at_seed(
     workspace: Workspace, seed: int, *, decoded: bool
 ) -> tuple[frozenset[SeededRole], dict[SeededRole, int], bool]:
-    """What is there of a seed's student and control, and whether its teacher's logits are stored."""
-    recipe = workspace.recipe.with_overrides([f"distill.seed={seed}"])
-    directory = workspace.model_dir if seed == workspace.recipe.distill.seed else workspace.model_dir.of_seed(seed)
+    """The networks of a seed that are there, their epochs, and whether the teacher's logits are stored."""
+    recipe = workspace.recipe.with_overrides([f"training.seed={seed}"])
+    directory = workspace.model_dir if seed == workspace.recipe.training.seed else workspace.model_dir.of_seed(seed)
     teacher_file = workspace.model_dir.weights("teacher")
     student: SeededRole = ("student", seed)
     control: SeededRole = ("control", seed)
@@ -144,7 +144,7 @@ def _look_at_seed(
 def _training_job(
     workspace: Workspace, recipe: Recipe, directory: ModelDir, network: SeededRole, settings: dict[str, object]
 ) -> TrainingJob:
-    """The stage's own view of it; its images are not decoded yet."""
+    """The job as the stage itself sees it; its images are not decoded yet."""
     options = TrainingOptions(workspace.device, workspace.force, workspace.resume)
     unread: TrainingData = TrainingData(workspace.dataset, None, None)  # type: ignore[arg-type]
     return TrainingJob(network[0], recipe, directory, unread, settings, options)

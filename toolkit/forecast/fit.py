@@ -1,7 +1,7 @@
-"""A recipe that fits into so many minutes: epochs are given up first, then views, then sizes, then training images.
+"""A recipe that fits into so many minutes: it gives up epochs first, then views, then sizes, then training images.
 
-Epochs stay in the recipe's proportion between teacher and student, and every schedule goes to its end in those that
-are left. Only where fewer than FEWEST_EPOCHS would be left, the next thing is given up too, one after another.
+Epochs keep the recipe's proportion between teacher and student, and every schedule runs to its end. Only if fewer than
+FEWEST_EPOCHS would be left, the next thing is given up too, one after another.
 """
 
 import json
@@ -20,13 +20,13 @@ from toolkit.modeldir import Role
 from toolkit.recipe import Recipe
 
 AIM = 0.9
-"""share of the minutes that is aimed at: no forecast is exact"""
+"""share of the minutes that the plan fills: no forecast is exact"""
 FEWEST_EPOCHS = 5
-"""or the recipe's own, where that has fewer: with less, other things are given up too"""
+"""or the recipe's own, if that has fewer; with less, other things are given up too"""
 
 STORED_VIEWS = 4
 START_SHARE = 0.6
-"""of the full size, that training begins with"""
+"""share of the full size at which training begins"""
 SIZE_SHARES = (0.75, 0.5)
 SMALLEST_SIZE, SIZE_STEP = 32, 16
 """px; the student halves its images four times"""
@@ -38,7 +38,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RecipeChoice:
-    """`recipe` with `overrides` applied, as --set takes them; `gave_up` says in words what they are instead of."""
+    """`recipe` with `overrides` applied, as --set takes them; `gave_up` says in words what they replace."""
 
     recipe: Recipe
     overrides: tuple[str, ...]
@@ -49,10 +49,10 @@ class RecipeChoice:
 def fit(
     recipe: Recipe, facts: Facts, speeds: Speeds, minutes: float, spent_s: Callable[[], float] = lambda: 0.0
 ) -> RecipeChoice:
-    """The recipe that takes AIM of `minutes`, of which `spent_s` are gone; unchanged where it does so already.
+    """The recipe that takes AIM of `minutes`, of which `spent_s` are gone; unchanged if it fits already.
 
-    What has to be given up is looked for with speeds of other sizes reckoned from those of the recipe's own; only what
-    is found is measured. Raises RecipeError where not even one epoch fits, naming the least time that would do.
+    The search estimates speeds of other sizes from those of the recipe's own size; only its result is measured. Raises
+    RecipeError if not even one epoch fits; it names the shortest time that is enough.
     """
 
     def left_s() -> float:
@@ -78,21 +78,21 @@ def fit(
     trial, gave_up = best
     settings = trial.settings_of(best_epochs)
     overrides = tuple(f"{name}={json.dumps(value)}" for name, value in settings.items())
-    told = (*_tell_epochs(recipe, settings), *gave_up)
-    return RecipeChoice(recipe.with_overrides(overrides), overrides, told, trial.at(best_epochs))
+    sentences = (*_describe_epochs(recipe, settings), *gave_up)
+    return RecipeChoice(recipe.with_overrides(overrides), overrides, sentences, trial.at(best_epochs))
 
 
 def _too_little(minutes: float, left_s: float, least_s: float) -> RecipeError:
     least = math.ceil((least_s + minutes * 60 * AIM - left_s) / AIM / 6) / 10
     return RecipeError(
-        f"--minutes {minutes:g}: {console.duration(max(left_s, 0))} are left for the work, and one epoch of each takes"
-        f" {console.duration(least_s)} with the smallest images, the fewest views and images that are tried",
+        f"--minutes {minutes:g}: {console.duration(max(left_s, 0))} are left for the work, but one epoch of each takes"
+        f" {console.duration(least_s)} even with the smallest images, fewest views and fewest images",
         f"give at least --minutes {least:g}, or a smaller network",
     )
 
 
 def _find_first(trials: "Sequence[_Trial]", seconds: float) -> int:
-    """The first that leaves enough epochs, or else the one that leaves most, or else the last."""
+    """The first trial that leaves enough epochs, else the one that leaves most, else the last."""
     epochs = [trial.most_epochs(seconds) for trial in trials]
     enough = (number for number, trial in enumerate(trials) if epochs[number] and trial.are_enough(epochs[number]))
     return next(enough, epochs.index(max(epochs)) if any(epochs) else len(trials) - 1)
@@ -136,7 +136,7 @@ class _Trial:
         """The epochs that are counted: the student's, and the teacher's in proportion."""
 
     def most_epochs(self, seconds: float) -> int:
-        """The most that fit, 0 where none does; by bisection, as each takes longer."""
+        """The most epochs that fit, 0 if none does; by bisection, because each adds time."""
         low, high = 0, self._main
         while low < high:
             middle = (low + high + 1) // 2
@@ -165,20 +165,22 @@ class _Trial:
 
 
 def trains_teacher(facts: Facts) -> bool:
-    """Whether the command trains one: it is neither given nor there."""
+    """Whether the command trains a teacher: none is given, and none is up to date."""
     return not facts.given_teacher and ("teacher", facts.seeds[0]) not in facts.there
 
 
 def _give_up(recipe: Recipe, facts: Facts) -> Iterator[tuple[Settings, tuple[str, ...]]]:
-    """Ever more settings, the dearest last, with a sentence for each."""
+    """More and more settings, the most costly last, with a sentence for each."""
     settings: dict[str, Any] = {}
-    told: list[str] = []
-    yield dict(settings), tuple(told)
+    sentences: list[str] = []
+    yield dict(settings), tuple(sentences)
     for more, sentence in _steps(recipe, facts):
         settings |= more
-        # of one kind only the last holds
-        told = [earlier for earlier in told if earlier.partition(":")[0] != sentence.partition(":")[0]] + [sentence]
-        yield dict(settings), tuple(told)
+        # of one kind, only the last one holds
+        sentences = [earlier for earlier in sentences if earlier.partition(":")[0] != sentence.partition(":")[0]] + [
+            sentence
+        ]
+        yield dict(settings), tuple(sentences)
 
 
 def _steps(recipe: Recipe, facts: Facts) -> Iterator[tuple[Settings, str]]:
@@ -195,10 +197,12 @@ def _steps(recipe: Recipe, facts: Facts) -> Iterator[tuple[Settings, str]]:
         growing = {f"{name}.start_image_size": start for name in names if not getattr(recipe, name).start_image_size}
         if growing:
             yield growing, f"first sizes: images grow from {start} px"
-    if trains_teacher(facts):  # another one was trained at its size
+    if trains_teacher(facts):  # another teacher was trained at its own size
         yield from _smaller_sizes(recipe, student)
     is_there = ("teacher", facts.seeds[0]) in facts.there
-    for share in IMAGE_SHARES if facts.command == "distill" or not is_there else ():  # a teacher knows its images
+    for share in (
+        IMAGE_SHARES if facts.command == "distill" or not is_there else ()
+    ):  # an existing teacher keeps its images
         if share < recipe.data.share:
             yield {"data.share": share}, f"images: {share:.0%} of the training images"
 
@@ -221,7 +225,7 @@ def _round_size(side: float) -> int:
 
 
 def _facts_of(recipe: Recipe, facts: Facts, settings: Settings) -> Facts:
-    """What there is to do by those settings: what other ones have made is made again, but for the teacher."""
+    """The work by those settings: results of other settings are made again, except the teacher."""
     changed = facts.with_nothing_done()
     images, decode = dict(facts.images), dict(facts.to_decode)
     if (share := settings.get("data.share")) is not None:
@@ -234,7 +238,7 @@ def _facts_of(recipe: Recipe, facts: Facts, settings: Settings) -> Facts:
     return replace(changed, images=images, to_decode={split: size for split, size in decode.items() if size})
 
 
-def _tell_epochs(recipe: Recipe, settings: Settings) -> Iterator[str]:
+def _describe_epochs(recipe: Recipe, settings: Settings) -> Iterator[str]:
     for name, whose in (("teacher", "the teacher"), ("distill", "student and control")):
         epochs, had = settings.get(f"{name}.epochs"), getattr(recipe, name).epochs
         if epochs is not None and epochs != had:

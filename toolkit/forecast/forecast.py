@@ -1,4 +1,4 @@
-"""What is about to happen, before it does: stages with their images, sizes, epochs, time and disk, as a value."""
+"""The plan of a command, as a value: stages with their images, sizes, epochs, time and disk space."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,10 +14,10 @@ HEADS = ("stage", "images", "px", "epochs", "time", "disk")
 
 @dataclass(frozen=True)
 class ForecastStage:
-    """One kind of work. `images` are those of one epoch, or of the whole stage where it has no epochs.
+    """One kind of work. `images` are those of one epoch, or of the whole stage if it has no epochs.
 
-    `sizes_px` are the first and the last side of the images, None where there is none; `seconds` and `disk_bytes` are
-    of all seeds together; `note` says what is not to be seen in the figures (`is there already`, `3 seeds`).
+    `sizes_px` are the first and the last side of the images, None if there is none; `seconds` and `disk_bytes` are of
+    all seeds together; `note` adds what the figures do not show (`is there already`, `3 seeds`).
     """
 
     name: str
@@ -29,7 +29,7 @@ class ForecastStage:
     note: str = ""
 
     def cells(self) -> tuple[str, ...]:
-        """Texts under HEADS, and the note."""
+        """The texts under HEADS, and the note."""
         sizes = "" if self.sizes_px is None else "–".join(map(str, dict.fromkeys(self.sizes_px)))
         return (
             self.name,
@@ -44,7 +44,7 @@ class ForecastStage:
 
 @dataclass(frozen=True)
 class Forecast:
-    """All stages of a command, in order, and how the times were found: `measured` is one sentence."""
+    """All stages of a command, in order; `measured` is one sentence on how the times were found."""
 
     stages: tuple[ForecastStage, ...]
     measured: str = ""
@@ -77,7 +77,7 @@ class Forecast:
 
     @property
     def _total(self) -> tuple[str, ...]:
-        return ("in all", "", "", "", console.duration(self.seconds), console.size(self.disk_bytes), "")
+        return ("total", "", "", "", console.duration(self.seconds), console.size(self.disk_bytes), "")
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, show_footer=True)
@@ -93,4 +93,4 @@ class Forecast:
             parts = [f"{images} images", *([f"{sizes} px"] if sizes else [])]
             parts += [console.count(stage.epochs, "epoch")] if epochs else []
             yield f"plan: {name}: {', '.join([*parts, *(part for part in (time, disk, note) if part)])}"
-        yield f"plan: in all {self._total[4]}, {self._total[5]}"
+        yield f"plan: total {self._total[4]}, {self._total[5]}"

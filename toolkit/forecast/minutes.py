@@ -1,4 +1,4 @@
-"""--minutes: a recipe that fits; what was chosen is kept in the model directory, for --resume and for a second call."""
+"""--minutes: a recipe that fits. The model directory keeps the choice, for --resume and for a second call."""
 
 import hashlib
 import json
@@ -26,15 +26,15 @@ def fit_job(
 ) -> tuple[Workspace, Forecast]:
     """The workspace with a recipe by which `command` ends within `minutes` of `started`, and its forecast.
 
-    `started` is of time.perf_counter.
+    `started` is a time of time.perf_counter.
 
-    What is chosen, and what is given up for it, is said; where the same was asked before, that choice holds. Raises
-    RecipeError where not even one epoch fits.
+    It prints what it chooses and what it gives up. If the same was asked before, the earlier choice holds. Raises
+    RecipeError if not even one epoch fits.
     """
     choice = KeptChoice(workspace, command, minutes)
     if (kept := choice.read()) is not None:
-        told = f"as chosen before: {_as_flags(kept)}" if kept else f"the recipe fits into {minutes:g}, as found before"
-        console.say(f"minutes: {told} ({workspace.model_dir.minutes}; --force chooses anew)")
+        message = f"as chosen before: {_as_flags(kept)}" if kept else f"the recipe fits into {minutes:g}, as before"
+        console.say(f"minutes: {message} ({workspace.model_dir.minutes}; --force chooses again)")
         workspace = with_settings(workspace, kept)
         return workspace, forecast_command(workspace, command)
     facts = find_facts(workspace, command)
@@ -44,19 +44,19 @@ def fit_job(
     overrides = [*fitted.overrides, *_followed_settings(fitted)]
     if overrides:
         console.say(
-            f"minutes: {minutes:g}, of which {AIM:.0%} are aimed at; the recipe as it is takes"
+            f"minutes: {minutes:g}, of which the plan fills {AIM:.0%}; the unchanged recipe takes"
             f" {console.duration(whole.seconds)}; gave up {'; '.join(fitted.gave_up)}"
         )
         console.say(f"minutes: the same without --minutes: {_as_flags(overrides)}")
     else:
-        console.say(f"minutes: the recipe fits into {minutes:g} as it is")
+        console.say(f"minutes: the unchanged recipe fits into {minutes:g}")
     if writes:
         choice.write(overrides)
     return with_settings(workspace, overrides), replace(fitted.forecast, measured=speeds.describe())
 
 
 def _followed_settings(fitted: RecipeChoice) -> list[str]:
-    """Settings that would follow the pictures otherwise than they did, where another share or size of them is set."""
+    """Settings that would follow the pictures in another way, because another share or size of them is set."""
     changed = {setting.partition("=")[0] for setting in fitted.overrides}
     if not any(setting.startswith("data.") for setting in changed):
         return []
@@ -85,14 +85,14 @@ class KeptChoice:
         ]
         self._path: Path = workspace.model_dir.minutes
         self._key = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-        self._anew = workspace.force and not workspace.resume
+        self._chooses_again = workspace.force and not workspace.resume
 
     def read(self) -> list[str] | None:
-        """Settings as --set takes them; None where nothing was chosen yet, or --force chooses again.
+        """Settings as --set takes them; None if nothing was chosen yet, or if --force chooses again.
 
-        Raises ArtifactError where the file is not what `write` wrote.
+        Raises ArtifactError if the file is not one that `write` wrote.
         """
-        found = None if self._anew else self._all().get(self._key)
+        found = None if self._chooses_again else self._all().get(self._key)
         return distributed.agree(found)
 
     def write(self, overrides: list[str]) -> None:
@@ -110,12 +110,13 @@ class KeptChoice:
             return {str(key): [str(setting) for setting in value] for key, value in choices.items()}
         except (OSError, ValueError, AttributeError, TypeError):
             raise ArtifactError(
-                f"{self._path} cannot be read", "delete it, and --minutes chooses again; --resume needs the same choice"
+                f"{self._path} cannot be read",
+                "delete it, then --minutes chooses again; --resume needs the same choice",
             ) from None
 
 
 def with_settings(workspace: Workspace, overrides: list[str]) -> Workspace:
-    """The workspace with those settings in its recipe; the data set is read again only where they change it."""
+    """The workspace with those settings in its recipe; the data set is read again only if they change it."""
     changed = replace(workspace, recipe=workspace.recipe.with_overrides(overrides))
     if changed.recipe.data.share == workspace.recipe.data.share:
         vars(changed)["dataset"] = workspace.dataset

@@ -1,8 +1,8 @@
-"""How fast this machine is at what a recipe asks for: real steps on few images, each kind measured once.
+"""The speed of this machine with a recipe: real steps on few images, each kind measured once.
 
-The steps are those that the choice of an arithmetic times (precision.py), so that neither measures what the other has;
-on a GPU whole steps are taken, as training replays them from a CUDA graph, several times as fast as their kernels.
-No measurement takes more than a few seconds, nor more than 2 % of what it stands for.
+The steps are those that the choice of an arithmetic times (precision.py), so that nothing is measured twice. On a GPU
+whole steps are timed, because training replays them from a CUDA graph, several times as fast as their kernels. No
+measurement takes more than a few seconds or 2 % of the work that it stands for.
 """
 
 import contextlib
@@ -22,31 +22,32 @@ from toolkit.data.preprocess import UNREADABLE, Preprocess, decode_rgb
 from toolkit.distill import distributed, provenance
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import learn_from_labels
-from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
+from toolkit.distill.optimization import Optimization
 from toolkit.distill.plan import Plan
-from toolkit.distill.precision import FloatArithmetic, choose_precision, step_seconds
+from toolkit.distill.precision import FloatArithmetic, NetworkStep, choose_precision, step_seconds
 from toolkit.distill.quantized import views_to_answer
 from toolkit.distill.step import Stepper
 from toolkit.distill.step_graph import WARM_UP
+from toolkit.distill.training import Training
 from toolkit.errors import DataError
 from toolkit.forecast.facts import Facts
 from toolkit.modeldir import Role
 from toolkit.networks import small_maps
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.registry import NetworkSpec
-from toolkit.recipe import DataRecipe, Recipe, TrainingRecipe
+from toolkit.recipe import DataRecipe, Recipe, StageRecipe
 
 SAMPLED_IMAGES = 24
 """training images that are decoded, and whose views are rendered"""
 SAMPLE_S = 1.0
-"""s after which no more of them are decoded"""
+"""s after which no further image is decoded"""
 VIEW_BATCH = 32
 UNTIMED_STEPS = WARM_UP + 1
-"""after which a GPU replays: the last of them is captured"""
+"""steps before a GPU replays: the last of them is captured"""
 LEAST_OF = 3
-"""calls of what is timed, the first of which warms up"""
+"""timed calls; the first one warms up"""
 WRITE_BYTES_S = 3e8
-"""bytes a second of a checkpoint on its way through memory to a disk"""
+"""bytes per second of a checkpoint on its way through memory to a disk"""
 
 
 NetworkKey = tuple[NetworkSpec, int]
@@ -54,7 +55,7 @@ NetworkKey = tuple[NetworkSpec, int]
 
 
 class MeasuredSpeeds:
-    """Speeds (estimate.py) of this process on `device`; measured when asked for, remembered by what was asked."""
+    """Speeds (estimate.py) of this process on `device`; each is measured at its first use and then remembered."""
 
     def __init__(
         self, dataset: Dataset, facts: Facts, device: str, clock: Callable[[], float] = time.perf_counter
@@ -64,16 +65,16 @@ class MeasuredSpeeds:
         self.decode_s = functools.cache(self._decode_s)
         self._sample = functools.cache(self._make_sample)
         self._render_s = functools.cache(self._time_views)
-        self._key = functools.cache(_key)  # a given teacher's file is looked into once for each recipe
+        self._key = functools.cache(_key)  # reads a given teacher's file once per recipe
         self._build = functools.cache(self._build_network)
-        self._build_plain = functools.cache(self._build_network)  # as a benchmark has it, not as training
+        self._build_plain = functools.cache(self._build_network)  # as in a benchmark, not as in training
         self._optimizer_s = functools.cache(self._time_optimizer)
         self._replay_s = functools.cache(self._time_replays)
 
     def describe(self) -> str:
-        """How long all that was measured so far took, and on what."""
+        """The time that all measurements took so far, and the device."""
         seconds = self._clock() - self._started
-        more = "; export and bench are reckoned from that" if self._facts.command == "run" else ""
+        more = "; export and bench are estimated from that" if self._facts.command == "run" else ""
         return f"measured here in {console.duration(seconds)}, by single steps on {self._device}{more}"
 
     def train_s(self, recipe: Recipe, role: Role, side: int) -> float:
@@ -82,11 +83,12 @@ class MeasuredSpeeds:
         with self._own_threads(recipe, role) as threads:
             batch, precision = section.batch_size, self._precision(recipe, role)
             if self._is_replayed(recipe, role):
-                alike = section.model_copy(update={"epochs": 1})  # how many there are changes no step
+                alike = section.model_copy(update={"epochs": 1})  # their number changes no step
                 return self._replay_s(self._key(recipe, role), recipe.data, alike, precision, side)
-            step = step_seconds(network, precision, batch, side, self._device, images=images, clock=self._clock)
+            step = NetworkStep(network, batch, side, self._device)
+            step_s = step_seconds(step, precision, images=images, clock=self._clock)
             of_batch = self._optimizer_s(self._key(recipe, role), section) / self._batch(section)
-            return step + of_batch + self._render_s(recipe.data, section.mixup, side, threads)
+            return step_s + of_batch + self._render_s(recipe.data, section.mixup, side, threads)
 
     def view_s(self, recipe: Recipe, role: Role) -> float:
         mixup, side = _section(recipe, role).mixup, recipe.data.image_size
@@ -104,7 +106,7 @@ class MeasuredSpeeds:
         if batch == 1:
             plain = self._build_plain(*self._key(recipe, role))
             return self._forward_s(recipe, plain, "fp32", 1, as_trained=False)
-        # near enough, and measured already where the teacher answers in fp32
+        # near enough, and already measured if the teacher answers in fp32
         return self._forward_s(recipe, self._network(recipe, role), "fp32", recipe.distill.batch_size)
 
     def save_s(self, recipe: Recipe, role: Role) -> float:
@@ -118,7 +120,7 @@ class MeasuredSpeeds:
 
     @contextlib.contextmanager
     def _own_threads(self, recipe: Recipe, role: Role) -> Iterator[int]:
-        """While it is measured, so many threads as `role` will train with."""
+        """During the measurement, as many threads as `role` will train with."""
         threads = torch.get_num_threads()
         own = threads // 2 if role != "teacher" and self._facts.paired(recipe) else threads
         torch.set_num_threads(own)
@@ -131,93 +133,71 @@ class MeasuredSpeeds:
         self, recipe: Recipe, network: Classifier, precision: FloatArithmetic, batch: int, *, as_trained: bool = True
     ) -> float:
         size, images = recipe.data.image_size, self._facts.images["valid"] + self._facts.images["test"]
-        return step_seconds(
-            *(network, precision, batch, size, self._device),
-            training=False,
-            as_trained=as_trained,
-            images=images,
-            clock=self._clock,
-        )
+        step = NetworkStep(network, batch, size, self._device, training=False)
+        return step_seconds(step, precision, as_trained=as_trained, images=images, clock=self._clock)
 
     def _precision(self, recipe: Recipe, role: Role) -> FloatArithmetic:
-        """What a stage of training will choose, by the very same question."""
+        """The choice that the training stage will make, by the same function."""
         section = _section(recipe, role)
         return self._choose(recipe, role, section.batch_size, self._share(section.epochs), training=True)
 
     def _answering(self, recipe: Recipe) -> FloatArithmetic:
-        """The float arithmetic that the teacher answers in; int8 is up to the estimate."""
+        """The float arithmetic of the teacher's answers; the estimate decides about int8."""
         if recipe.distill.teacher_precision in ("fp32", "bf16"):
             return "fp32" if recipe.distill.teacher_precision == "fp32" else "bf16"
         images = self._share(views_to_answer(recipe.distill))
         return self._choose(recipe, "teacher", recipe.distill.batch_size, images, training=False)
 
     def _choose(self, recipe: Recipe, role: Role, batch: int, images: float, *, training: bool) -> FloatArithmetic:
-        network, size = self._network(recipe, role), recipe.data.image_size
-        return choose_precision(
-            recipe.distill.precision,
-            network,
-            batch,
-            size,
-            self._device,
-            training=training,
-            images=images,
-            clock=self._clock,
-            say=False,
-        )
+        step = NetworkStep(self._network(recipe, role), batch, recipe.data.image_size, self._device, training)
+        return choose_precision(recipe.training.precision, step, images=images, clock=self._clock, say=False)
 
     def _share(self, epochs: int) -> float:
         """Images that this process sees in so many epochs."""
         return self._facts.images["train"] * epochs / self._facts.processes
 
-    def _batch(self, section: TrainingRecipe) -> int:
+    def _batch(self, section: StageRecipe) -> int:
         return min(section.batch_size, self._facts.images["train"])
 
     def _network(self, recipe: Recipe, role: Role) -> Classifier:
         return self._build(*self._key(recipe, role))
 
     def _build_network(self, spec: NetworkSpec, image_size: int) -> Classifier:
-        """As the stages build it, on its device; nothing of it is trained."""
+        """The untrained network, as the stages build it, on its device."""
         network = spec.build(self._facts.num_classes, image_size)
         network = distributed.synchronize_batch_norms(network, self._device)
         return Classifier(network, (0.5,) * 3, (0.5,) * 3).to(self._device)
 
-    def _time_optimizer(self, key: NetworkKey, section: TrainingRecipe) -> float:
-        """s of an optimiser's step, and of its average's."""
-        network = self._build(*key).network
+    def _time_optimizer(self, key: NetworkKey, section: StageRecipe) -> float:
+        """s of a step of the optimiser and of its average."""
+        network = self._build(*key)
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        optimizer, average = make_optimizer(network, section), make_average(network, section)
+        optimization = Optimization.of(TappedNetwork(network), section, steps=LEAST_OF)
         state = {name: value.clone() for name, value in network.state_dict().items()}
-
-        def step() -> None:
-            optimizer.step()
-            if average is not None:
-                average.update_parameters(network)
-
-        seconds = self._least(step)
+        seconds = self._least(optimization.step)
         network.load_state_dict(state)
         network.zero_grad(set_to_none=True)
         return seconds
 
     def _is_replayed(self, recipe: Recipe, role: Role) -> bool:
-        """Whether a GPU that has room for the pixels takes the steps as CUDA graphs, as Stepper decides."""
+        """Whether a GPU with room for the pixels runs the steps as CUDA graphs, as Stepper decides."""
         has_hooks = role == "student" and recipe.distill.feature_method is not None
         return self._device != "cpu" and distributed.world_size() == 1 and not has_hooks
 
     def _time_replays(
-        self, key: NetworkKey, data: DataRecipe, section: TrainingRecipe, precision: FloatArithmetic, side: int
+        self, key: NetworkKey, data: DataRecipe, section: StageRecipe, precision: FloatArithmetic, side: int
     ) -> float:
-        """s an image of a whole step at `side` px, without a teacher, once the first steps have led to a graph."""
+        """s per image of a whole step at `side` px, without a teacher, after the first steps have led to a graph."""
         sample, _ = self._sample(*_cut(Recipe(data=data)))
         views = TrainingViews(sample, data, self._facts.num_classes, seed=0, mixup=section.mixup, device=self._device)
         network = self._build(*key)
         learner = TappedNetwork(network).train()
         small_maps.place(learner, self._device)
         state = {name: value.clone() for name, value in network.state_dict().items()}
-        optimizer, average = make_optimizer(learner, section), make_average(network.network, section)
         plan = Plan("teacher", section, data.image_size, precision, 0, self._device)
-        scheduler = make_scheduler(optimizer, section, UNTIMED_STEPS + LEAST_OF)
-        stepper = Stepper(learner, learn_from_labels(0.0), views, None, plan, optimizer, scheduler, average)
+        training = Training(learner, learn_from_labels(0.0), views, sample, plan)
+        stepper = Stepper(training, Optimization.of(learner, section, UNTIMED_STEPS + LEAST_OF))
         indices = np.arange(self._batch(section)) % len(sample)
         for _ in range(UNTIMED_STEPS):
             stepper.take(indices, 0, side)
@@ -227,7 +207,7 @@ class MeasuredSpeeds:
         return seconds
 
     def _time_views(self, data: object, mixup: float, side: int, threads: int) -> float:
-        """s a view at `side` px, with the `threads` that are set."""
+        """s per view at `side` px, with the `threads` that are set."""
         recipe = Recipe.model_validate({"data": data})
         sample, _ = self._sample(*_cut(recipe))
         views = TrainingViews(sample, recipe.data, self._facts.num_classes, seed=0, mixup=mixup, device=self._device)
@@ -238,9 +218,9 @@ class MeasuredSpeeds:
         return self._sample(*_cut(recipe))[1]
 
     def _make_sample(self, image_size: int, resize: int) -> tuple[Pixels, float]:
-        """Some training images as `load_pixels` would give them, and s that one took on one core.
+        """Some training images as `load_pixels` would give them, and s per image on one core.
 
-        Raises DataError where none of them can be read.
+        Raises DataError if none of them can be read.
         """
         preprocess = Preprocess(image_size, resize, (0.0,) * 3, (1.0,) * 3)
         images, pictures, took = self._dataset.train, [], []
@@ -265,7 +245,7 @@ class MeasuredSpeeds:
         return Pixels(names, labels, sizes[:, 0], sizes[:, 1], data, starts, preprocess), seconds
 
     def _least(self, work: Callable[[], object]) -> float:
-        """s that `work` takes, the least of LEAST_OF calls but the first."""
+        """s that `work` takes: the least of LEAST_OF calls, without the first."""
         took = []
         for _ in range(LEAST_OF):
             start = self._clock()
@@ -276,7 +256,7 @@ class MeasuredSpeeds:
         return distributed.agree(min(took[1:]))
 
 
-def _section(recipe: Recipe, role: Role) -> TrainingRecipe:
+def _section(recipe: Recipe, role: Role) -> StageRecipe:
     return recipe.teacher if role == "teacher" else recipe.distill
 
 

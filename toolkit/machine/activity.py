@@ -1,4 +1,4 @@
-"""What the processor is doing right now: its clock, the load, and how much of that is other processes'."""
+"""The present activity of the processor: its clock, the load, and the share of other processes."""
 
 import contextlib
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 from toolkit.machine.limits import ROOT
 
 COUNTED = (0, 1, 2, 5, 6, 7)
-"""Columns of /proc/stat that are work: user, nice, system, irq, softirq, steal (proc(5))."""
+"""Columns of /proc/stat that count as work: user, nice, system, irq, softirq, steal (proc(5))."""
 
 
 def clock_mhz(root: Path = ROOT) -> int | None:
-    """MHz, the mean of all cores at this moment; None where the system does not tell."""
+    """MHz, the mean of all cores at this moment; None if the system does not say."""
     try:
         text = (root / "proc" / "cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -25,7 +25,7 @@ def clock_mhz(root: Path = ROOT) -> int | None:
 
 
 def load_1m() -> float | None:
-    """The system's load average over the last minute, this process's own work included; None on Windows."""
+    """The system's load average over the last minute, including this process's own work; None on Windows."""
     with contextlib.suppress(OSError, AttributeError):
         return round(os.getloadavg()[0], 2)
     return None
@@ -38,7 +38,7 @@ def other_load_cores(
     clock: Callable[[], float] = time.perf_counter,
     own_clock: Callable[[], float] = time.process_time,
 ) -> float | None:
-    """How many cores other processes keep busy, measured over `seconds`; None where the system does not tell."""
+    """Cores that other processes keep busy, measured over `seconds`; None if the system does not say."""
     before, start, own = _busy_s(root), clock(), own_clock()
     sleep(seconds)
     after, end = _busy_s(root), clock()

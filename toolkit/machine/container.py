@@ -1,17 +1,17 @@
-"""What the image tells of the container: where a volume belongs, and whether one is there."""
+"""Facts about the container that the image knows: where a volume belongs, and whether one is mounted."""
 
 import os
 from pathlib import Path
 
 VOLUME = "KD_TOOLKIT_VOLUME"
-"""The environment variable by which the image names the folder where a volume belongs."""
+"""Environment variable of the image: the folder where a volume belongs."""
 
 MOUNTS = Path("/proc/self/mountinfo")
-"""Linux's list of mounts; the fifth field of a line is where (proc_pid_mountinfo(5))."""
+"""Linux's list of mounts; the fifth field of a line is the mount point (proc_pid_mountinfo(5))."""
 
 
 def missing_volume(path: Path) -> str | None:
-    """In the image, the folder where a volume would keep `path`, if nothing is mounted on the way to it; else None."""
+    """In the image: the folder where a volume would keep `path`, if none of its folders is a mount; else None."""
     volume = os.environ.get(VOLUME)
     if not volume or not MOUNTS.is_file():
         return None

@@ -1,4 +1,4 @@
-"""torch's devices: a list is not believed, a device counts once a small product has run on it."""
+"""torch's devices. A list proves nothing: a device counts after a small product has run on it."""
 
 import contextlib
 import ctypes
@@ -22,14 +22,14 @@ from toolkit.machine.hardware import MIB
 MALLOPT_TRIM_THRESHOLD, MALLOPT_TOP_PAD, MALLOPT_MMAP_MAX = -1, -2, -4
 """Parameters of mallopt(3)."""
 NEVER = -1
-"""Value of MALLOPT_TRIM_THRESHOLD: freed memory never goes back, however much it is (a step may need over 2 GiB)."""
+"""Value of MALLOPT_TRIM_THRESHOLD: freed memory never goes back, whatever its size (a step may need over 2 GiB)."""
 
 
 def pick_device(name: str) -> str:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a torch device that a small product has really run on.
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a torch device on which a small product has really run.
 
-    Only the GPU that was asked for is touched. `auto` takes the first GPU that works, else the CPU; a GPU that is there
-    and does not work is told on stderr. Raises DeviceError for anything that was asked for and cannot run.
+    Only the requested GPU is touched. `auto` takes the first GPU that works, else the CPU; stderr names a GPU that does
+    not work. Raises DeviceError for a requested device that cannot run.
     """
     if name == "cpu":
         return "cpu"
@@ -43,16 +43,16 @@ def pick_device(name: str) -> str:
     if reason:
         here = ", ".join(["cpu", *gpus])
         raise DeviceError(
-            f"device {name} cannot be used: {reason}; here are: {here}",
-            "take another of these, or see toolkit doctor, which tries them all",
+            f"device {name} cannot be used: {reason}; available: {here}",
+            "choose another of these, or run toolkit doctor, which tries them all",
         )
     return wanted
 
 
 def torch_devices() -> dict[str, str]:
-    """What `probe_devices` finds in a process of its own: the memory that it takes on every GPU goes with it.
+    """The result of `probe_devices` in a separate process, whose memory on every GPU is freed when it ends.
 
-    Raises ImportError where that process fails, as it does if torch cannot be imported.
+    Raises ImportError if that process fails, for example because torch cannot be imported.
     """
     code = "import json; from toolkit.machine import devices; print(json.dumps(devices.probe_devices()))"
     environment = os.environ | same_imports()
@@ -64,10 +64,10 @@ def torch_devices() -> dict[str, str]:
 
 
 def probe_devices() -> dict[str, str]:
-    """Every torch device (`cpu`, `cuda:0`, ...) → "" if it allocated and multiplied, else the reason it does not.
+    """Every torch device (`cpu`, `cuda:0`, ...) → "" if it allocated and multiplied, else the reason why not.
 
-    Each GPU gives some 0.4 GB to this process for good. A GPU that the machine shows (visible_gpus) and torch cannot
-    count stands as `cuda:0` with the reason.
+    Each GPU gives some 0.4 GB to this process until it ends. If the machine shows a GPU (visible_gpus) that torch does
+    not count, it stands as `cuda:0` with the reason.
     """
     gpus, reason = _list_gpus()
     return {device: probe_device(device) for device in ("cpu", *gpus)} | ({"cuda:0": reason} if reason else {})
@@ -75,15 +75,15 @@ def probe_devices() -> dict[str, str]:
 
 @functools.cache
 def probe_device(device: str) -> str:
-    """Multiply on one torch device; "" if it did, else the reason in words. No other GPU is touched."""
+    """Multiply on one torch device; "" if that worked, else the reason in words. No other GPU is touched."""
     return _failure(lambda: _multiply_on(device))
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's allocator keep what training frees, so that every step takes the same pages again.
+    """Let glibc's allocator keep memory that training frees, so that every step uses the same pages again.
 
-    By default a tensor of more than a few MB is mapped anew, and cleared page by page by the kernel, each time it is
-    allocated: that was half of a training step on the CPU. Does nothing where the C library is another.
+    By default, each allocation of more than a few MB maps new memory, and the kernel clears it page by page: that
+    was half of a training step on the CPU. Does nothing with another C library.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -94,9 +94,9 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def fp32_products_in(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
-    """While it lasts, a GPU multiplies float32 as it is (ieee), or rounded to 10 bits (tf32).
+    """Inside this context a GPU multiplies float32 exactly (ieee), or rounded to 10 bits (tf32).
 
-    That goes for convolutions and matrices; by default torch rounds for convolutions alone.
+    This applies to convolutions and matrices; by default torch rounds only in convolutions.
     """
     import torch
 
@@ -112,7 +112,7 @@ def fp32_products_in(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
 
 
 def same_imports() -> dict[str, str]:
-    """Environment variables with which another Python (-P) finds its modules where this one does."""
+    """Environment variables with which another Python (-P) finds the same modules as this one."""
     return {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
 
 
@@ -125,7 +125,7 @@ def _multiply_on(device: str) -> None:
 
 
 def _first_working_gpu() -> str | None:
-    """Tells on stderr why it is None where there are GPUs."""
+    """If there are GPUs and none works, stderr says why."""
     gpus, reason = _list_gpus()
     broken = {"cuda:0": reason} if reason else {}
     for gpu in gpus:
@@ -133,13 +133,13 @@ def _first_working_gpu() -> str | None:
             return gpu
         broken[gpu] = reason
     if broken:
-        told = "; ".join(f"{device}: {reason}" for device, reason in broken.items())
-        console.say(f"running on the CPU, the GPU here does not work ({told}); see toolkit doctor")
+        reasons = "; ".join(f"{device}: {reason}" for device, reason in broken.items())
+        console.say(f"running on the CPU, because the GPU does not work ({reasons}); see toolkit doctor")
     return None
 
 
 def _list_gpus() -> tuple[list[str], str]:
-    """The GPUs that torch counts, untouched; and, where it counts none of those that the machine shows, its reason."""
+    """The GPUs that torch counts, untouched; and torch's reason if it counts none of those that the machine shows."""
     import torch
 
     with warnings.catch_warnings(record=True) as caught:
@@ -153,7 +153,7 @@ def _list_gpus() -> tuple[list[str], str]:
 
 
 def _failure(action: Callable[[], None]) -> str:
-    """The message of whatever `action` raises, "" if it ends well. Drivers raise types of their own: all count."""
+    """The message of any exception of `action`, "" if there is none. Drivers raise types of their own: all count."""
     try:
         action()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a report says of the machine: its processor, GPUs, drivers, and the versions of the packages."""
+"""A report's facts about the machine: its processor, GPUs, drivers, and the versions of the packages."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ PACKAGES = (
     "torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "onnxscript", "numpy", "pillow",
     "pydantic", "safetensors", "torchmetrics", "gradio", "typer", "rich", "matplotlib",
 )  # fmt: skip
-"""Distributions whose versions decide what a run does."""
+"""Distributions whose versions influence a run."""
 
 MIB = 2**20
 
@@ -27,7 +27,7 @@ GIB = 2**30
 def visible_gpus(root: Path = ROOT) -> list[str]:
     """NVIDIA GPUs that the machine shows, working or not: names from nvidia-smi, else the device files.
 
-    None where CUDA_VISIBLE_DEVICES hides them all: then nobody means to use them.
+    An empty list if CUDA_VISIBLE_DEVICES hides them all: then nobody wants to use them.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
         return []
@@ -36,12 +36,11 @@ def visible_gpus(root: Path = ROOT) -> list[str]:
 
 
 def describe_hardware(device: str | None = None) -> dict[str, object]:
-    """What a report says about the machine: cpu, cores, memory_gib, gpu and driver (None where there is no GPU).
+    """A report's facts about the machine: cpu, cores, memory_gib, gpu and driver (None if there is no GPU).
 
-    `gpu` names every GPU that the machine shows; `device` is the torch device that is used, `cpu`, or `cuda:1` with the
-    GPU's name, None if none is given. And what the machine is doing at this moment, None where it does not tell:
-    clock_mhz, load_1m (the load average, this process's own work included) and other_load_cores (how many cores other
-    processes keep busy).
+    `gpu` names every GPU that the machine shows; `device` is the torch device in use, `cpu`, or `cuda:1` with the GPU's
+    name, None if none is given. Also its present activity, None if the system does not say: clock_mhz, load_1m (the
+    load average, including this process's own work) and other_load_cores (cores that other processes keep busy).
     """
     gpus = visible_gpus()
     drivers = _ask_nvidia_smi("driver_version")
@@ -69,7 +68,7 @@ def describe_versions() -> dict[str, str]:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Those of `packages` that are installed here, with their versions."""
+    """The installed ones of `packages`, with their versions."""
     versions = {}
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):

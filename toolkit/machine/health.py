@@ -1,7 +1,7 @@
-"""`python -m toolkit.machine.health`, what a container engine asks a container now and then: exit code 0, it is well.
+"""`python -m toolkit.machine.health`: a container engine's regular health check; exit code 0 means healthy.
 
-A demo is well when its /healthz answers 200. Any other command ends by itself, and its exit code says how: as long as
-it runs it is well, and nothing is printed.
+A demo is healthy if its /healthz answers 200. Any other command ends by itself with an exit code of its own; while it
+runs, it counts as healthy. A healthy check prints nothing.
 """
 
 import http.client
@@ -16,7 +16,7 @@ TIMEOUT_S = 4.0
 
 
 def examine(arguments: Sequence[str], port: int = PORT) -> str:
-    """What is wrong with the process of those arguments, "" if nothing. `port` is a demo's where they give none."""
+    """The problem of the process with those arguments, "" if none. `port` is a demo's port, unless they give one."""
     commands = [after for before, after in pairwise(arguments) if Path(before).name == "toolkit"]
     if commands[:1] != ["demo"]:
         return ""

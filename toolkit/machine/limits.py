@@ -1,4 +1,4 @@
-"""How many cores and how much memory this process may use: what containers and schedulers leave of the machine."""
+"""The cores and the memory that this process may use, under the limits of containers and schedulers."""
 
 import contextlib
 import math
@@ -9,16 +9,16 @@ from pathlib import Path
 
 ROOT = Path("/")
 UNLIMITED_BYTES = 2**60
-"""Memory limits of cgroup v1 above this mean: none."""
+"""A memory limit of cgroup v1 above this means no limit."""
 
 LITTLE_MEMORY_BYTES = 2 * 2**30
 """With less than this the kernel may end a training: the default one took more than 1 GiB."""
 
 
 def available_cores(root: Path = ROOT) -> int:
-    """Cores this process may use: the affinity mask, and any CPU quota of its cgroups (v1 and v2), rounded up.
+    """Cores that this process may use: the affinity mask, and any CPU quota of its cgroups (v1 and v2), rounded up.
 
-    `root` is where /proc and /sys/fs/cgroup are looked for.
+    `root` is the folder of /proc and /sys/fs/cgroup.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [*_cpu_quotas_v2(root), *_cpu_quotas_v1(root)]
@@ -26,7 +26,7 @@ def available_cores(root: Path = ROOT) -> int:
 
 
 def memory_bytes(root: Path = ROOT) -> int:
-    """Bytes of memory this process may use: the machine's, or the least limit of its cgroups."""
+    """Bytes of memory that this process may use: the machine's, or the smallest limit of its cgroups."""
     machine = _physical_memory_bytes(root)
     limits = [_number(folder / "memory.max") for folder in _folders(root, "")]
     limits += [_number(folder / "memory.limit_in_bytes") for folder in _folders(root, "memory")]
@@ -34,7 +34,7 @@ def memory_bytes(root: Path = ROOT) -> int:
 
 
 def shared_memory_bytes(root: Path = ROOT) -> int | None:
-    """Size of /dev/shm in bytes, None where there is none."""
+    """Size of /dev/shm in bytes, None if there is none."""
     folder = root / "dev" / "shm"
     return shutil.disk_usage(folder).total if folder.is_dir() else None
 
@@ -50,7 +50,7 @@ def _folders(root: Path, controller: str) -> list[Path]:
         if controller in controllers.split(","):
             own = Path(path.strip("/"))
             base = root / "sys" / "fs" / "cgroup" / controller
-            # Inside a container without its own cgroup namespace `path` is the host's and only `base` exists.
+            # In a container without a cgroup namespace of its own, `path` is the host's and only `base` exists.
             return [base / ancestor for ancestor in (own, *own.parents)]
     return []
 

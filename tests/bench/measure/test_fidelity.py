@@ -28,7 +28,9 @@ def test_hand_worked() -> None:
 def test_perfect_and_certain() -> None:
     labels = np.array([0, 1, 2, 1])
     logits = (np.eye(3)[labels] * 1000).astype(np.float32)
-    assert measure_fidelity(logits, labels, logits) == Fidelity(1.0, 1.0, 1.0, pytest.approx(0.0, abs=1e-7), 1.0)
+    found = measure_fidelity(logits, labels, logits)
+    assert found == Fidelity(accuracy_top1=1.0, accuracy_top5=1.0, macro_f1=1.0, ece=found.ece, teacher_agreement=1.0)
+    assert found.ece == pytest.approx(0.0, abs=1e-7)
 
 
 @pytest.mark.parametrize("num_classes", [2, 4, 5, 6, 11, 100])

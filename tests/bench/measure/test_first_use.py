@@ -1,10 +1,13 @@
 """First use: measured in a process of its own, against sizes that are known."""
 
 import importlib.util
+import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,8 +40,9 @@ def row(tmp_path: Path) -> Row:
 
 
 def test_a_small_file_is_opened_and_answers(row: Row) -> None:
+    start = time.perf_counter()
     first_use = measure_first_use(row, 4)
-    assert 0 < first_use.first_call_ms < 10_000
+    assert 0 < first_use.first_call_ms < 1e3 * (time.perf_counter() - start)
     assert first_use.peak_memory_mib is not None
     assert 0 < first_use.peak_memory_mib < 100
 
@@ -115,7 +119,8 @@ def test_a_file_that_cannot_be_opened_again_names_the_row(row: Row) -> None:
 
 
 def test_a_bug_in_the_process_is_told_in_one_line(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_use.json, "dumps", lambda *_: '{"path": "/nowhere"}')
+    question = SimpleNamespace(dumps=lambda *_: '{"path": "/nowhere"}', loads=json.loads)
+    monkeypatch.setattr(first_use, "json", question)
     with pytest.raises(DeviceError, match="fails in a process of its own: KeyError: ") as caught:
         measure_first_use(row, 1)
     assert "\n" not in str(caught.value)
@@ -152,6 +157,11 @@ class MadeUpProcess:
         self.events.append("is ended")
 
 
+def start_instead(monkeypatch: pytest.MonkeyPatch, process: MadeUpProcess) -> None:
+    """Of this one module alone: other threads and modules start processes of their own."""
+    monkeypatch.setattr(first_use, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": process}))
+
+
 ANSWER = 'noise\n{"first_call_ms": 1.5, "peak_memory_mib": null}\n'
 
 
@@ -168,7 +178,7 @@ ANSWER = 'noise\n{"first_call_ms": 1.5, "peak_memory_mib": null}\n'
 def test_how_the_process_ended_is_told(
     row: Row, monkeypatch: pytest.MonkeyPatch, process: MadeUpProcess, reason: str
 ) -> None:
-    monkeypatch.setattr(first_use.subprocess, "Popen", process)
+    start_instead(monkeypatch, process)
     with pytest.raises(DeviceError) as caught:
         measure_first_use(row, 1)
     assert f"student fp32 (onnxruntime) fails in a process of its own: {reason}; see" in str(caught.value)
@@ -177,9 +187,9 @@ def test_how_the_process_ended_is_told(
 
 def test_the_process_is_asked_about_the_row(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     process = MadeUpProcess([], ANSWER)
-    monkeypatch.setattr(first_use.subprocess, "Popen", process)
+    start_instead(monkeypatch, process)
     assert measure_first_use(row, 32) == FirstUse(1.5, None)
-    assert first_use.json.loads(process.commands[0][-1]) == {
+    assert json.loads(process.commands[0][-1]) == {
         "runtime": "onnxruntime",
         "path": str(row.path),
         "place": "cpu",
@@ -196,7 +206,7 @@ class TestSideBySide:
 
     def events(self, rows: list[Row], gib: float, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         process = MadeUpProcess([], ANSWER)
-        monkeypatch.setattr(first_use.subprocess, "Popen", process)
+        start_instead(monkeypatch, process)
         monkeypatch.setattr(first_use, "memory_bytes", lambda: round(gib * 2**30))
         done: list[int] = []
         assert measure_first_uses(rows, 1, done.append) == [FirstUse(1.5, None)] * len(rows)
@@ -227,7 +237,7 @@ class TestSideBySide:
             process.wait_until_ready()
             assert process._process.stdin is not None
             process._process.stdin.close()
-            assert process._process.wait(60) == 1
+            assert process._process.wait(600) == 1
             process._process.stdin = None
 
 

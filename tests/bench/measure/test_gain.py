@@ -30,7 +30,7 @@ PREPROCESS = Preprocess.from_recipe(RECIPE.data)
 
 
 def save(directory: ModelDir, role: Role, seed: int, recipe: Recipe = RECIPE) -> None:
-    recipe = recipe.with_overrides([f"distill.seed={seed}"])
+    recipe = recipe.with_overrides([f"training.seed={seed}"])
     sha = recipe.control_fingerprint() if role == "control" else recipe.fingerprint("data", "student", "distill")
     info = ModelInfo(
         role=role,

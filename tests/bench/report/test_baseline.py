@@ -64,7 +64,11 @@ def test_a_less_accurate_row_fails(report: dict[str, Any], baseline: dict[str, A
 
 def test_a_drop_of_exactly_the_bound_passes(report: dict[str, Any], baseline: dict[str, Any]) -> None:
     baseline["rows"][2]["accuracy_top1"], report["rows"][2]["accuracy_top1"] = 0.91, 0.9
-    check_against_baseline(report, baseline, 1.2, 0.01)
+    found = check_against_baseline(report, baseline, 1.2, 0.01)
+    assert found[2].name == "student in torch on cpu"
+    assert found[2].drop == pytest.approx(0.01)
+    with pytest.raises(GateError, match=r"student in torch on cpu lost 1\.00 points of top-1"):
+        check_against_baseline(report, baseline, 1.2, 0.00999)
 
 
 def test_every_failure_is_named(report: dict[str, Any], baseline: dict[str, Any]) -> None:

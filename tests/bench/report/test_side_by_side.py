@@ -103,6 +103,14 @@ def test_what_differs_besides_is_said(changed: Any, told: str, capsys: pytest.Ca
     assert told in capsys.readouterr().out
 
 
+def test_settings_that_have_moved_since_are_compared_where_they_stand_now() -> None:
+    def write_as_once(report: dict[str, Any]) -> None:
+        report["recipe"]["distill"] |= report["recipe"].pop("training") | {"seed": 3}
+
+    comparison = compare_reports(make_report(), change(make_report(), write_as_once), NAMES)
+    assert comparison.differences == ["recipe: training.seed 0 in A, 3 in B"]
+
+
 def test_the_load_of_the_moment_makes_no_other_machine() -> None:
     second = change(
         make_report(), lambda report: report["hardware"].update(clock_mhz=3000, load_1m=1.5, other_load_cores=0.7)

@@ -76,7 +76,7 @@ def _belongs(directory: ModelDir, student: ModelInfo) -> bool:
         return False
     other = read_info(files[0])
     recipes = [
-        Recipe.model_validate(info.recipe).with_overrides(["distill.seed=0"]).fingerprint("data", "student", "distill")
+        Recipe.model_validate(info.recipe).with_overrides(["training.seed=0"]).fingerprint("data", "student", "distill")
         for info in (student, other)
     ]
     same_source = (other.dataset_sha256, other.teacher_sha256) == (student.dataset_sha256, student.teacher_sha256)

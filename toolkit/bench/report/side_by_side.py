@@ -12,6 +12,7 @@ from toolkit import console
 from toolkit.bench.report.markdown import percent
 from toolkit.bench.report.verdict import name_model
 from toolkit.bench.schema import Report, ReportRow, short_provider
+from toolkit.recipe import move_settings
 
 HEADINGS = ("model", "runtime", "top-1 A", "top-1 B", "points", "ms A", "ms B", "×", "size A", "size B", "×")
 LEFT = (0, 1)
@@ -144,7 +145,7 @@ def _find_differences(first: Report, second: Report) -> list[str]:
     tables: tuple[tuple[str, Sequence[Mapping[str, Any]], str], ...] = (
         ("hardware", machines, ": times are not of the same machine"),
         ("versions", [first.versions, second.versions], ""),
-        ("recipe", [first.recipe, second.recipe], ""),
+        ("recipe", [move_settings(report.recipe) for report in (first, second)], ""),
     )
     for title, both, remark in tables:
         flat = [_flatten(one) for one in both]

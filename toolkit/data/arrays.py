@@ -1,0 +1,190 @@
+"""Images in memory → a folder of image files in the cache, which every stage reads as any other folder.
+
+N images, H W pixels.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from toolkit import console
+from toolkit.data.cache import REMEDY, cache_folder
+from toolkit.data.dataset import Split
+from toolkit.data.parallel import run_in_blocks
+from toolkit.data.preprocess import UNREADABLE, decode_rgb, why_unreadable
+from toolkit.errors import DataError
+
+SomeImages = np.ndarray | Sequence[np.ndarray | Image.Image]
+"""uint8 (N, H, W, 3) or grey (N, H, W); or N arrays and PIL images of any sizes."""
+Labels = np.ndarray | Sequence[int] | Sequence[str]
+"""N class numbers from 0, or N class names."""
+
+
+def from_arrays(
+    train: tuple[SomeImages, Labels],
+    valid: tuple[SomeImages, Labels] | None = None,
+    test: tuple[SomeImages, Labels] | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    name: str = "arrays",
+) -> Path:
+    """Write images with their labels as PNG files, once, and return the folder; `data=` takes it.
+
+    `classes` are the class names in the order of the labels' numbers; absent, names that are labels are sorted, and
+    numbers are names. Splits that are absent are drawn from `train`, as for any folder. `name` is what the report calls
+    the data set. The folder lies in the cache under the SHA-256 of all this. Raises DataError.
+    """
+    given = {"train": train, "valid": valid, "test": test}
+    splits = {split: pair for split, pair in given.items() if pair is not None}
+    names = _name_classes([labels for _, labels in splits.values()]) if classes is None else [*classes]
+    _check_names(names, name)
+    parts = [_Part.of(split, images, labels, names) for split, (images, labels) in splits.items()]
+    folder = cache_folder("arrays", _fingerprint(parts, names, name))
+    if not folder.is_dir():
+        _write(folder, parts, names, name)
+    return folder / name
+
+
+def to_image(value: object, where: str) -> Image.Image:
+    """uint8 (H, W, 3), (H, W, 1) or (H, W), or a PIL image of any mode, as an image; DataError names `where`."""
+    if isinstance(value, Image.Image):
+        return value
+    pixels = np.asarray(value)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        what = f"{pixels.dtype} {pixels.shape}" if pixels.dtype != object else f"a {type(value).__name__}"
+        raise DataError(
+            f"{where} is {what}, not uint8 (H, W, 3) or (H, W)",
+            "give PIL images, or arrays with values of 0 to 255 and the channels last",
+        )
+    if pixels.size == 0:
+        raise DataError(f"{where} has no pixels: {pixels.shape}", "leave it out")
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One split: what was given, and a number for each label."""
+
+    split: Split
+    images: SomeImages
+    labels: list[int]
+
+    @classmethod
+    def of(cls, split: Any, images: SomeImages, labels: Labels, names: list[str]) -> Self:
+        if len(images) != len(labels):
+            raise DataError(f"{split} has {len(images)} images and {len(labels)} labels", "give one label per image")
+        numbers = [_number_of(label, names, f"{split} label {i}") for i, label in enumerate(labels)]
+        if missing := sorted(set(range(len(names))) - set(numbers)):
+            raise DataError(
+                f"class {names[missing[0]]!r} ({missing[0]}) has no images in {split}",
+                "every split that is given needs images of every class",
+            )
+        return cls(split, images, numbers)
+
+    def read(self, index: int) -> Image.Image:
+        """RGB, or grey where the array is."""
+        where = f"{self.split} image {index}"
+        image = to_image(self.images[index], where)
+        try:
+            return image if image.mode == "L" else decode_rgb(image)
+        except UNREADABLE as error:
+            raise DataError(f"{where} cannot be read: {why_unreadable(error)}", "leave it out, or mend it") from None
+
+
+def _name_classes(labels: Sequence[Labels]) -> list[str]:
+    everything = [label for part in labels for label in part]
+    if all(isinstance(label, str) for label in everything):
+        return sorted({str(label) for label in everything})
+    numbers = [_to_number(label, "a label") for label in everything]
+    return [str(number) for number in range(max(numbers, default=-1) + 1)]
+
+
+def _number_of(label: object, names: list[str], where: str) -> int:
+    if isinstance(label, str):
+        if label not in names:
+            raise DataError(f"{where} is {str(label)!r}, which is no class", f"known are: {', '.join(names)}")
+        return names.index(label)
+    number = _to_number(label, where)
+    if not 0 <= number < len(names):
+        raise DataError(f"{where} is {number}, and there are {len(names)} classes", f"give 0 to {len(names) - 1}")
+    return number
+
+
+def _to_number(label: object, where: str) -> int:
+    if isinstance(label, (int, np.integer)):
+        return int(label)
+    raise DataError(
+        f"{where} is {label!r}: neither a class number nor a class name", "give whole numbers from 0, or names"
+    )
+
+
+def _check_names(classes: list[str], name: str) -> None:
+    if len(classes) < 2:
+        raise DataError(f"there is one class only ({', '.join(classes)})", "a classifier needs at least two")
+    for line in classes:
+        if not isinstance(line, str) or not line or line != " ".join(line.splitlines()).strip():
+            raise DataError(
+                f"class name {line!r} is not allowed", "give one line of text, without spaces at either end"
+            )
+    if twice := next((line for line in classes if classes.count(line) > 1), None):
+        raise DataError(f"two classes are called {twice!r}", "give each class a name of its own")
+    if not name or Path(name).name != name or name.startswith("."):
+        raise DataError(f"name = {name!r} cannot be a folder's", "give a name without slashes")
+
+
+def _fingerprint(parts: list[_Part], classes: list[str], name: str) -> str:
+    """Of names, labels, shapes and pixels; 32 hexadecimal digits of a SHA-256."""
+    total = sha256("\n".join((name, *classes)).encode())
+    for part in parts:
+        for index, label in enumerate(part.labels):
+            pixels = np.asarray(part.read(index))
+            total.update(f"\n{part.split}\t{label}\t{pixels.shape}\t".encode())
+            total.update(pixels.tobytes())
+    return total.hexdigest()[:32]
+
+
+def _write(folder: Path, parts: list[_Part], classes: list[str], name: str) -> None:
+    """All files or none; two processes may do it at once."""
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
+        root = temporary / name
+        for part in parts:
+            _write_split(root / part.split, part, _folders_of(classes))
+        (root / "classes.txt").write_text("".join(f"{line}\n" for line in classes), encoding="utf-8")
+        temporary.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():  # another process was faster otherwise
+            raise DataError(f"cannot keep images in the cache, {folder.parent}: {error.strerror}", REMEDY) from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _folders_of(classes: list[str]) -> list[str]:
+    """The numbers of the classes, as their names may hold a slash; unless the names are those very numbers, mixed."""
+    numbers = [str(number) for number in range(len(classes))]
+    return classes if set(classes) == set(numbers) else numbers
+
+
+def _write_split(root: Path, part: _Part, folders: list[str]) -> None:
+    """`root`/<folder of the class>/<index>.png; classes.txt beside the splits has the folders' names."""
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+
+    def write(index: int) -> None:
+        part.read(index).save(root / folders[part.labels[index]] / f"{index:06d}.png", compress_level=1)
+
+    with console.progress(f"write {part.split}", len(part.labels)) as advance:
+        for block in run_in_blocks(write, len(part.labels), 0):
+            advance(len(block))
