@@ -82,6 +82,7 @@ def test_every_block_runs(
     assert run.finished
     assert [line["epoch"] for line in run.lines] == [0, 1, 0, 1]
     assert "student/valid_loss" in run.lines[-1]
+    assert namespace["tiny"].recipe.student.settings == {"channels": 32}
     assert namespace["pets"].recipe.data.source.endswith("pets")
 
 

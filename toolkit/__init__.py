@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toolkit.api import Model, Options, TrainingResult, Workspace, load, open
+    from toolkit.architectures import NetworkSettings
     from toolkit.bench.schema import Report
     from toolkit.data.arrays import from_arrays
     from toolkit.distill.metrics import EpochMetrics
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     )
     from toolkit.export.export import ExportResult
     from toolkit.machine.devices import keep_freed_memory
+    from toolkit.networks.registry import register as register_network
     from toolkit.predict import Prediction
     from toolkit.recipe import Recipe
 
@@ -35,6 +37,7 @@ __all__ = [
     "GateError",
     "Interrupted",
     "Model",
+    "NetworkSettings",
     "Options",
     "Prediction",
     "Recipe",
@@ -50,6 +53,7 @@ __all__ = [
     "keep_freed_memory",
     "load",
     "open",
+    "register_network",
 ]
 
 __version__ = "0.1.0"
@@ -60,20 +64,23 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _MODULE_OF = {
     "EpochMetrics": "distill.metrics",
     "ExportResult": "export.export",
+    "NetworkSettings": "architectures",
     "Prediction": "predict",
     "Report": "bench.schema",
     "Recipe": "recipe",
     "from_arrays": "data.arrays",
     "keep_freed_memory": "machine.devices",
+    "register_network": "networks.registry:register",
     **dict.fromkeys(("Model", "Options", "TrainingResult", "Workspace", "load", "open"), "api"),
 }
-"""Public name → its module, imported when the name is first used; the others are errors."""
+"""Public name → its module, imported when the name is first used; the others are errors. `:` another name there."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF.get(name, 'errors')}"), name)
+    module, _, own_name = _MODULE_OF.get(name, "errors").partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), own_name or name)
 
 
 def __dir__() -> list[str]:

@@ -427,8 +427,8 @@ class Recipe(Section):
         """A copy with every override applied; what was left to its default stays so.
 
         An override is the text `section.key=value`, whose value is read as TOML, a bare word as a string; or the path
-        `section.key` with a value of Python's, in a mapping. Another architecture leaves the
-        settings of the former behind.
+        `section.key` with a value of Python's, in a mapping. Another architecture leaves the settings of the former
+        behind.
         """
         given = isinstance(overrides, Mapping)
         pairs = overrides.items() if isinstance(overrides, Mapping) else map(_read_override, overrides)
@@ -438,10 +438,19 @@ class Recipe(Section):
             _tell_of_moved([path])
             section, _, key = MOVED.get(path, path).partition(".")
             values.setdefault(section, {})[key] = value
-            stated.add(f"{section}.{key}")
-        for name, network in (("student", self.student), ("teacher", self.teacher)):
-            _leave_behind(values.get(name, {}), network, {path for path in stated if path.startswith(f"{name}.")})
+            stated.add(path)
+        self._leave_behind(values, stated)
         return self.from_dict(values, "settings" if given else "--set")
+
+    def _leave_behind(self, values: dict[str, Any], stated: set[str]) -> None:
+        """Take settings of networks out of `values` that nobody has stated, or that another architecture replaces."""
+        for name, network in (("student", self.student), ("teacher", self.teacher)):
+            table = values.get(name, {})
+            stays = table.get("architecture", network.architecture) == network.architecture
+            kept = network.stated_settings if stays else {}
+            for key in network.settings.keys() - kept.keys():
+                if f"{name}.{key}" not in stated:
+                    table.pop(key, None)
 
     def fingerprint(self, *parts: str) -> str:
         """SHA-256 of the named sections and `section.key`s, without what cannot change a result (paths, workers).
@@ -451,14 +460,14 @@ class Recipe(Section):
         """
         first_places = {new: old for old, new in MOVED.items()}
         values = {}
+        if "student" in parts:
+            values = {f"student.{key}": value for key, value in StudentRecipe.once_for_all.items()}
         for section, table in self.model_dump(mode="json").items():
             for key, value in table.items():
                 setting = f"{section}.{key}"
                 place = first_places.get(setting, setting)
                 if {section, setting, place.partition(".")[0]} & {*parts} and setting not in NOT_IN_FINGERPRINT:
                     values[place] = value
-        if "student" in parts:
-            values = {f"student.{key}": value for key, value in StudentRecipe.once_for_all.items()} | values
         for setting, unused in NEWER_SETTINGS.items():
             if values.get(setting, ...) == unused:
                 del values[setting]  # the setting did not exist then
@@ -518,15 +527,6 @@ def _tell_of_moved(settings: Iterable[str]) -> None:
         names = ", ".join(f"{setting} is {MOVED[setting]} now" for setting in found)
         console.say(f"recipe: {names}, as teacher and student share it; the old name still works")
         _told_of_moved.update(found)
-
-
-def _leave_behind(table: dict[str, Any], network: NetworkRecipe, stated: set[str]) -> None:
-    """Drop from a section's values the settings of an architecture that it no longer has, and mere defaults."""
-    stays = table.get("architecture", network.architecture) == network.architecture
-    kept = network.stated_settings if stays else {}
-    names = {path.partition(".")[2] for path in stated}
-    for key in network.settings.keys() - kept.keys() - names:
-        table.pop(key, None)
 
 
 def _read_override(text: str) -> tuple[str, Any]:

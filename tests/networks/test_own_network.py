@@ -1,7 +1,9 @@
 """A network of one's own: this file registers it, and nothing else of the toolkit knows it."""
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -190,6 +192,17 @@ class TestBuild:
         register("odd")(broken)
         with pytest.raises(ValueError, match=r"^channels must be even$"):
             build("odd", 2, image_size=16)
+
+
+def test_the_document_s_network(registering: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
+    code = re.search(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert code is not None
+    (tmp_path / "tiny_of_the_document.py").write_text(code[1], encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("tiny_of_the_document")
+    assert spec_of(build("tiny", 2, image_size=16)).settings == {"channels": 16}
+    assert registry.modules_to_import("tiny") == ["tiny_of_the_document"]
 
 
 def test_an_unknown_architecture_is_said_before_any_work(tmp_path: Path) -> None:
