@@ -26,6 +26,7 @@ from toolkit_process import start_toolkit
 from toolkit import control_process, pipeline, workspace
 from toolkit.distill.checkpoint import Checkpoint, TrainingState
 from toolkit.distill.metrics import EpochMetrics, read_metrics
+from toolkit.distill.precision import NetworkStep
 from toolkit.distill.step import Stepper
 from toolkit.errors import Interrupted, ToolkitError, TrainingError
 from toolkit.forecast.command import forecast_command
@@ -434,9 +435,9 @@ def test_the_plan_says_so_and_measures_with_the_threads_that_each_will_have(
     threads: dict[bool, set[int]] = {}
     measure = speeds.step_seconds
 
-    def noting(network: Any, *arguments: Any, training: bool = True, **options: Any) -> float:
-        threads.setdefault(training, set()).add(torch.get_num_threads())
-        return measure(network, *arguments, training=training, **options)
+    def noting(step: NetworkStep, *arguments: Any, **options: Any) -> float:
+        threads.setdefault(step.training, set()).add(torch.get_num_threads())
+        return measure(step, *arguments, **options)
 
     monkeypatch.setattr(speeds, "step_seconds", noting)
     job = open_job(class_folders, out, "training.seed=5")  # its logits are not stored
