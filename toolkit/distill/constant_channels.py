@@ -1,4 +1,4 @@
-"""Channels that were constant in training. A dead ReLU leaves such ones, above all at high learning rates.
+"""Channels that were constant in training. A dead ReLU leaves such channels, above all at high learning rates.
 
 Their variance is 0, so batch norm multiplies by 1/√ε (316) whatever differs from the running mean. In training nothing
 differs. But a constant that bfloat16 rounded, by up to 0.4 %, is another one in float32, fp16 or int8: one student lost

@@ -1,4 +1,4 @@
-"""Several processes that train one network together, started by torchrun; alone, every function here does nothing.
+"""Several processes, started by torchrun, that train one network together; in one alone, functions here do nothing.
 
 R processes, N images of a split. Collectives run over nccl between GPUs and over gloo between CPUs.
 """
@@ -70,10 +70,10 @@ def join(device: str) -> None:
 
 
 def part() -> None:
-    """The last thing before a process ends as all of them do: wait for the others, so that none asks one that is gone.
+    """Wait for the others, at the normal end of a process, so that none of them asks a process that is gone.
 
     Those that are through may be gone while this one still waits: from here on that is no error. They meet in the store
-    and not in a barrier: where nccl's times out, its watchdog ends the process with SIGABRT, and torch keeps a kernel
+    and not in a barrier: if nccl's times out, its watchdog ends the process with SIGABRT, and torch keeps a kernel
     that nobody answers.
     """
     if (group := dist.group.WORLD) is not None:
@@ -86,7 +86,7 @@ def part() -> None:
 
 
 def is_peer_lost(error: BaseException) -> bool:
-    """Whether a collective failed since another process has ended, as far as gloo and nccl tell."""
+    """Whether a collective failed because another process has ended, as far as gloo and nccl report it."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
@@ -195,7 +195,7 @@ class _BatchNormOverProcesses(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         values, channels = input.to(torch.promote_types(input.dtype, torch.float32)), input.shape[1]
-        # float64, as the variance is the small difference of large numbers where the mean is far from 0
+        # float64, as the variance is the small difference of large numbers if the mean is far from 0
         sums = [part.sum((0, 2, 3), dtype=torch.float64) for part in (values, values.square())]
         count = sums[0].new_tensor([values.numel() / channels])
         total: Tensor = _SumOverProcesses.apply(torch.cat([*sums, count]))

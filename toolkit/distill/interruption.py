@@ -20,7 +20,7 @@ REPEAT_SECONDS = 5.0
 
 
 class StopRequest:
-    """Which signal asked to stop, 0 as long as none did; `obeyed` once the state is saved and all are to end."""
+    """The signal that asked to stop, 0 if none did; `obeyed` once the state is saved and all processes are to end."""
 
     def __init__(self) -> None:
         self.signal_number = 0
@@ -48,7 +48,7 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """Note Ctrl-C and SIGTERM instead of obeying them; what was in force before comes back at the end.
 
-    Then a signal is sent again that came too late for the body to obey, or when another process was gone already.
+    A signal that came too late for the body, or when another process was gone already, is then sent again.
     After a stop that was obeyed, one of several processes has only its end before it, and is not to be disturbed.
     A signal that was ignored (as a shell does for Ctrl-C in its background jobs) stays so, and what an outer request
     has noted already is this one's too. Only a process's main thread can do this; elsewhere nothing is noted.

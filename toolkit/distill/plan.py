@@ -1,4 +1,4 @@
-"""How a stage trains, and what came of it."""
+"""How a stage trains."""
 
 import math
 from dataclasses import dataclass

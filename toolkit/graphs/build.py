@@ -46,7 +46,7 @@ class DeployedGraph(nn.Module):
 def build_graph(classifier: Classifier, image_size: int, opset: int) -> onnx.ModelProto:
     """Trace the classifier, on the CPU and in evaluation mode, for any N ≥ 1 of images with S = `image_size` px.
 
-    Raises ArtifactError where torch's exporter cannot write this network in this opset, or it would not fit into one
+    Raises ArtifactError if torch's exporter cannot write this network in this opset, or it would not fit into one
     file. The graph carries no traces of this machine's paths.
     """
     size_bytes = sum(tensor.nbytes for tensor in classifier.state_dict().values())

@@ -168,7 +168,7 @@ class _DepthwiseProduct(torch.autograd.Function):
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """(N, I, H, W) → (N, H·W, I), without a copy where channels are last in memory."""
+    """(N, I, H, W) → (N, H·W, I), without a copy if channels are last in memory."""
     return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 
