@@ -217,7 +217,7 @@ def main() -> None:
     """The other process: train one control, and report how that ended."""
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever sends it to all means the other process, which passes it on
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a sender to all means the other process, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     modules, workspace, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of who started this
     for module in modules:

@@ -1,4 +1,4 @@
-"""What a command works in: its recipe, data, model directory and device."""
+"""The workspace of a command: its recipe, data, model directory and device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,7 +45,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Workspace:
-    """What every stage needs. `device` is a torch device that is proven to work.
+    """All that every stage needs. `device` is a torch device that is proven to work.
 
     `on_epoch` is called with the figures of every epoch that is trained.
     """

@@ -15,7 +15,7 @@ from toolkit.errors import ArtifactError, one_line
 from toolkit.files import write_atomically
 
 Settings = dict[str, Any]
-"""stage, recipe_sha256, dataset_sha256 and whatever else decides the result: only the same settings may go on."""
+"""stage, recipe_sha256, dataset_sha256 and all else that decides the result: only the same settings may go on."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class TrainingProgress:
 
 @dataclass(frozen=True)
 class StepState:
-    """What steps change and depend on.
+    """The state that steps change and depend on.
 
     `average` is None without averaged weights, `part_size` while memory is enough for whole batches.
     """
@@ -48,7 +48,7 @@ class StepState:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What an interrupted training goes on from.
+    """The state that an interrupted training goes on from.
 
     `best`, whose weights `best_state` holds, is None before the first validation, `gpu_rng` on a CPU.
     """
@@ -81,7 +81,7 @@ class TrainingState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Of what `to_dict` gave; LookupError, TypeError or ValueError for anything else."""
+        """The state from the values of `to_dict`; LookupError, TypeError or ValueError for anything else."""
         names = [field.name for of in (StepState, cls) for field in fields(of) if field.name != "steps"]
         if missing := [name for name in names if name not in values]:
             raise ValueError(f"it has no {', '.join(missing)}")

@@ -76,8 +76,8 @@ def match_spatial(student_features: Tensor, teacher_features: Tensor) -> tuple[T
 class Taps:
     """Reads the outputs of named submodules as a network runs: forward, then `take`. Ends with `close`.
 
-    An output is copied as it comes out, since later layers may work in place; of a submodule that runs more than once,
-    the last output counts. Raises RecipeError, which begins with `setting`, for a name that the network does not have
+    An output is copied as it comes out, because later layers may work in place. If a submodule runs more than once, its
+    last output counts. Raises RecipeError, which begins with `setting`, for a name that the network does not have
     and, in the forward pass, for an output that is not a tensor of 2 to 4 dimensions.
     """
 
@@ -155,8 +155,8 @@ def tap_channels(network: nn.Module, names: Sequence[str], image_size: int, *, s
 def default_tap(network: nn.Module, image_size: int) -> str:
     """The last layer that gives a map (1, D, H, W) with H·W > 1, or of any size if none does, for S = image_size.
 
-    Of nested modules it is the outermost; one inside a block, which is anything but nn.Sequential that gives a map too,
-    counts if nothing else does. Maps are square, as the image is: (N, H, W, D) is none. Adaptive pooling is left
+    Of nested modules it is the outermost. A block is any module but nn.Sequential that gives a map too; a layer inside
+    a block counts if no other does. Maps are square, as the image is: (N, H, W, D) is none. Adaptive pooling is left
     out, as it can blow a map up. Raises RecipeError if there is no such layer or tokens (N, L, D) follow it (ViT).
     """
     shapes = _output_shapes(network, image_size)

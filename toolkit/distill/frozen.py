@@ -33,10 +33,10 @@ class FrozenClassifier(Classifier):
 
 
 def freeze(classifier: Classifier, precision: Arithmetic, image_size: int) -> FrozenClassifier:
-    """The same answers, to be asked under `autocast` in `precision`; `classifier` is in evaluation mode and stays.
+    """A classifier with the same answers, for use under `autocast` in `precision`; `classifier` stays as it is.
 
-    Its batch norms are folded, unless answers to images of `image_size` px differ then, and for bfloat16 it holds the
-    weights of convolutions and linear layers in bfloat16.
+    `classifier` is in evaluation mode. Batch norms are folded, unless that changes the answers to images of
+    `image_size` px. For bfloat16, the weights of convolutions and linear layers are bfloat16.
     """
     device = classifier.mean.device
     folded = _fold_or_none(classifier.network)

@@ -208,7 +208,7 @@ class TrainingJob:
 
     def _draw_curves(self) -> None:
         if self.model_dir.metrics.exists():
-            with locked(self.model_dir.path):  # so that whoever draws last has the lines of both
+            with locked(self.model_dir.path):  # so that the last process to draw has the lines of both
                 picture = draw_learning_curves(self.model_dir.metrics)
                 with write_atomically(self.model_dir.plot("learning_curves")) as path:
                     path.write_bytes(picture)

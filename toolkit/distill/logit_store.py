@@ -97,7 +97,7 @@ class LogitStore:
         return next((precision for precision in precisions if self._is_everywhere(precision)), None)
 
     def open(self, network: TappedNetwork, precision: Arithmetic) -> StoredTeacher:
-        """From the cache, or else computed now with `network`. Raises DataError if the cache cannot be written."""
+        """From the cache, or computed now with `network`. Raises DataError if the cache cannot be written."""
         path, views, valid = self._path(precision), self.views, self.valid
         told = f"teacher logits: {console.count(self.num_views, 'view')} of {len(views):,} images"
         if self._is_everywhere(precision):

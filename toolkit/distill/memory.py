@@ -33,8 +33,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def free_cache(device: str) -> None:
     """Give the GPU back what torch's allocator keeps for later: libraries with allocators of their own may need it.
 
-    torch frees that by itself before it says that memory ran out. It refuses to while it takes a graph's capture for
-    unfinished, as one that failed may leave it to; then nothing is given back, which is no reason to stop.
+    torch frees that memory by itself before it reports that memory ran out. It refuses to while it considers a graph's
+    capture unfinished, as after a failed capture. Then nothing is given back, which is no reason to stop.
     """
     if device != "cpu":
         with contextlib.suppress(RuntimeError):

@@ -76,12 +76,12 @@ class NetworkStep:
     training: bool = True
 
     def key(self, *more: object) -> tuple[object, ...]:
-        """What its time depends on: of the network its layers and their sizes, not its weights; and what is given."""
+        """All that its time depends on: the network's layers and their sizes (not its weights), the step, `more`."""
         network = (repr(self.network), registry.enlargement(self.network.network))
         return (*network, self.batch_size, self.image_size, self.device, self.training, *more)
 
     def take(self, views: torch.Tensor, precision: FloatArithmetic) -> None:
-        """Once, to its end on the device."""
+        """Take the step once, to its end on the device."""
         with torch.set_grad_enabled(self.training), autocast(self.device, precision):
             logits = self.network(views)
         if self.training:
@@ -169,9 +169,9 @@ def least_times(
 ) -> dict[Name, float]:
     """s per image of each work, which is called with a number of images; works that were given up are left out.
 
-    Each is tried once on `few` images, which warms it up, then up to 3 times, in turns, on `many`; the least counts, as
-    other work on the machine can only add. A candidate is given up after one call that took more than twice the best,
-    and no call begins after CHOICE_S, or CHOICE_SHARE of the time that `images` to come will take. Several processes
+    Each is tried once on `few` images, which warms it up, then up to 3 times, in turns, on `many`. The least time
+    counts: other work on the machine can only add. A candidate is given up after one call that took more than twice the
+    best. No call begins after CHOICE_S, or CHOICE_SHARE of the time that `images` to come will take. Several processes
     see the main one's clock, and so make the same calls.
     """
     cold: dict[Name, float] = {}
@@ -197,7 +197,7 @@ def least_times(
 
 
 def _comparable(left: list[Name], cold: dict[Name, float], warm: dict[Name, float]) -> dict[Name, float]:
-    """Times of those that are left, of warm calls if all of them had one."""
+    """Times of the works that are left: of warm calls if every one had a warm call."""
     times = warm if all(name in warm for name in left) else cold
     return {name: times[name] for name in left if name in times}
 
@@ -208,7 +208,7 @@ _told: dict[tuple[object, ...], str] = {}
 _step_s: dict[tuple[object, ...], float] = {}
 """s per image of a step"""
 _calls: dict[tuple[object, ...], int] = {}
-"""How many warm calls that is the least of."""
+"""Number of warm calls; the time is the least of theirs."""
 
 
 def _describe(precision: FloatArithmetic, device: str) -> str:

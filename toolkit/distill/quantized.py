@@ -44,9 +44,9 @@ WORTH_S = 60.0
 class QuantizedClassifier(Classifier):
     """A classifier's stand-in on the CPU: float images (B, 3, S, S) in 0..1 → float32 logits (B, C), computed in int8.
 
-    Images are rounded to uint8 first, as the graph is the one that `toolkit export --int8` writes; weights (7 bits, so
-    that answers are alike on every CPU) and activations are quantized with ranges calibrated on view 0 of some training
-    images. It cannot be trained, and only takes images of the size it was made for.
+    Images are rounded to uint8 first: the graph is the one that `toolkit export --int8` writes. Weights (7 bits, so
+    that answers are the same on every CPU) and activations are quantized. Their ranges are calibrated on view 0 of some
+    training images. It cannot be trained, and only takes images of the size it was made for.
     """
 
     def __init__(self, classifier: Classifier, views: TrainingViews) -> None:
@@ -59,7 +59,7 @@ class QuantizedClassifier(Classifier):
 
     def forward(self, images: Tensor) -> Tensor:
         (logits,) = self._session.run([OUTPUTS[0]], {INPUT: _as_pixels(images)})
-        return torch.tensor(logits)  # a copy: what onnxruntime returned must not be needed after its session
+        return torch.tensor(logits)  # a copy: onnxruntime's array must not outlive its session
 
 
 def teacher_in(precision: Arithmetic, teacher: Classifier, views: TrainingViews) -> Classifier:
@@ -83,9 +83,9 @@ def choose_teacher(
 ) -> tuple[Classifier, Arithmetic]:
     """The teacher that answers, and its arithmetic: by `teacher_precision`.
 
-    `auto` takes what `choose_float` says, unless int8 is allowed (no wish for a precision, a method of logits, on the
-    CPU), worth its making, faster, and within FARTHEST of the float network's probabilities. Raises DeviceError for
-    int8 on a GPU.
+    `auto` takes the arithmetic of `choose_float`, unless int8 is allowed (no wish for a precision, a method of logits,
+    on the CPU) and better. It is better if it is worth its making, faster, and within FARTHEST of the float
+    probabilities. Raises DeviceError for int8 on a GPU.
     """
     if (wanted := recipe.distill.teacher_precision) != "auto":
         wished = teacher_in(wanted, teacher, views)
@@ -129,7 +129,7 @@ def forget() -> None:
 
 
 _in_int8: dict[tuple[object, ...], bool] = {}
-"""What was chosen for a teacher, the size and number of its images, its views and its float arithmetic."""
+"""The choice for a teacher, the size and number of its images, its views and its float arithmetic."""
 
 
 def _try_int8(

@@ -31,11 +31,11 @@ from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
 
 OTHER_CLASSES = "give the teacher's training data with --data, or train one here with `toolkit teacher --force`"
-"""What to do about a teacher with other classes than the data's."""
+"""The remedy for a teacher with other classes than the data's."""
 
 
 Beside = Callable[[Arithmetic], AbstractContextManager[object]]
-"""What else goes on while a student trains in that arithmetic, from its first step until its file is written."""
+"""Work beside the training of a student in that arithmetic, from its first step until its file is written."""
 
 
 def distill_student(

@@ -52,7 +52,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written and what its proof measured. Accuracies are None if there were no validation images.
+    """A written file and the figures of its proof. Accuracies are None if there were no validation images.
 
     `accuracy_reference` is torch's for fp32 and fp16, the fp32 file's for int8. `float_layers` stayed float32 in an
     int8 file; `times_faster` is one image's latency of fp32 over its own, on this machine's CPU, None for fp32.
@@ -100,8 +100,8 @@ class ExportResult:
 def export_onnx(weights: Path, destination: Path, options: ExportOptions) -> list[ExportResult]:
     """Export a .safetensors file of the toolkit as `destination`, and beside it its smaller precisions.
 
-    Raises ArtifactError if a destination holds an export of other weights and `force` is not given, DataError if
-    int8 lacks images, and GateError, leaving no file of that precision, if it does not answer as it should.
+    Raises ArtifactError if a destination holds an export of other weights and `force` is not given, and DataError if
+    int8 lacks images. Raises GateError, and leaves no file of that precision, if the file does not answer as it should.
     """
     check_destinations(weights, destination, options)
     start = time.perf_counter()
@@ -112,7 +112,7 @@ def export_onnx(weights: Path, destination: Path, options: ExportOptions) -> lis
 def export_model_dir(
     model_dir: ModelDir, options: ExportOptions, roles: Sequence[Role] = ("teacher", "student")
 ) -> list[ExportResult]:
-    """Export each role's weights of a model directory; whether all may be written is known before the first is."""
+    """Export each role's weights of a model directory; all destinations are checked before the first is written."""
     for role in roles:
         check_destinations(model_dir.require(model_dir.weights(role)), model_dir.onnx(role), options)
     return [result for role in roles for result in export_onnx(model_dir.weights(role), model_dir.onnx(role), options)]

@@ -64,7 +64,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Proof:
-    """What was measured; fractions, and logits in their own unit. Accuracies are None on synthetic images.
+    """The measurements: fractions, and logits in their own unit. Accuracies are None on synthetic images.
 
     `accuracy_reference` is the accuracy of the reference.
     """

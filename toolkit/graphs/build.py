@@ -24,7 +24,7 @@ OUTPUTS = ("logits", "probabilities")
 BATCH_AXIS = "N"
 
 LARGEST_BYTES = 2**31 - 2**20
-"""What a single ONNX file can hold: protobuf's 2 GiB, less room for the graph itself."""
+"""The weights that a single ONNX file can hold: protobuf's 2 GiB, less room for the graph itself."""
 
 
 class DeployedGraph(nn.Module):
@@ -116,7 +116,7 @@ def _faulty(problem: str) -> GateError:
 
 
 def _strip_traces(model: onnx.ModelProto) -> None:
-    """Remove what the exporter notes about source files and torch's internals; it is of no use to a runtime."""
+    """Remove the exporter's notes about source files and torch's internals, which no runtime needs."""
     model.doc_string = ""
     graph = model.graph
     graph.doc_string = ""

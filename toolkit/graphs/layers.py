@@ -1,4 +1,4 @@
-"""Which nodes of an ONNX graph have weights, and what stands before and between them."""
+"""The nodes of an ONNX graph that have weights, and the nodes before and between them."""
 
 import onnx
 

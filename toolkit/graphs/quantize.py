@@ -83,7 +83,7 @@ class Quantizer:
     def quantize(self, keep_float: Collection[str] = ()) -> onnx.ModelProto:
         """The int8 graph, of the same inputs, outputs and metadata; layers named in `keep_float` stay float32.
 
-        So does what follows such layers up to the next one, what stands before the first layer (normalisation), the
+        So do the nodes between such a layer and the next one, the nodes before the first layer (normalisation), the
         logits themselves and their softmax.
         """
         path = self._file("int8.onnx")

@@ -142,8 +142,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def load_into(network: nn.Module, state_dict: Mapping[str, Tensor], path: Path, num_classes: int) -> None:
     """Copy the weights into the network, which was built for `num_classes`.
 
-    Raises WeightsError that names both class counts if only the last layer does not fit, else the first key that is
-    missing, unexpected or of another shape, or that holds values which are not finite.
+    Raises WeightsError. It names both class counts if only the last layer does not fit. Otherwise it names the first
+    key that is missing, unexpected or of another shape, or that holds values which are not finite.
     """
     own = network.state_dict()
     counters = {

@@ -1,4 +1,4 @@
-"""Which execution provider runs which node of an onnxruntime session: a session on CUDA may leave nodes to the CPU."""
+"""The execution provider of each node of an onnxruntime session: a session on CUDA may leave nodes to the CPU."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

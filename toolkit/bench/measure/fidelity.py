@@ -1,4 +1,4 @@
-"""How good predictions are: accuracy, calibration, and agreement with the teacher.
+"""Quality of predictions: accuracy, calibration, and agreement with the teacher.
 
 N images, C classes.
 """

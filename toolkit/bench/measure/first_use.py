@@ -1,4 +1,4 @@
-"""What the first use of a model costs, measured in a process of its own: time to the first answer, and memory.
+"""The cost of a model's first use, measured in a process of its own: time to the first answer, and memory.
 
 A process that holds every row's network cannot measure either. So each row is opened once more, by
 
@@ -200,7 +200,7 @@ def main(argument: str) -> int:
         sys.stdout.write(READY + "\n")
         sys.stdout.flush()
         if not sys.stdin.readline():
-            return 1  # whoever asked is gone
+            return 1  # the process that asked is gone
         first_use = use_first(**question)
     except ToolkitError as error:
         console.say(str(error))

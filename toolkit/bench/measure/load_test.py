@@ -1,7 +1,7 @@
 """The load test of an ONNX file: many clients at once share one onnxruntime session. N images, S px their side.
 
-Each client is a thread that asks for one image and waits for the answer before it asks again (a closed loop), so that
-there are never more requests under way than clients.
+Each client is a thread that asks for one image and waits for the answer before it asks again (a closed loop). So there
+are never more requests under way than clients.
 
 The session has as many threads as this process may use cores, and all clients share them. More clients do not get more
 computing: the cores only never wait for the next request. Serving beyond one machine is another program's job.
@@ -154,7 +154,7 @@ def _ask(
         start = time.perf_counter_ns()
         try:
             predictor.logits(image)
-        except Exception as error:  # whatever a runtime raises under load is what is counted here
+        except Exception as error:  # under load, any exception of a runtime is counted
             tally.errors.append(error)
         else:
             tally.durations_ns.append(time.perf_counter_ns() - start)

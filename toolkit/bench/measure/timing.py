@@ -7,11 +7,11 @@ stops.
 The method, for each batch size:
 
 1. Warm-up. Each row runs until it is stable: the median of its last WINDOW runs is within TOLERANCE of the median of
-   the WINDOW runs before, or WARM_UP_RUNS are reached, or a tenth of the time limit. Its first run does not count.
+   the WINDOW runs before. It stops after WARM_UP_RUNS or a tenth of the time limit. Its first run does not count.
 2. Rounds. The rows take turns, ROUNDS times, in every other round in reverse order. So a machine that slows down or
-   heats up does so for all rows alike. At its turn a row waits until the process is quiet, because the threads of the
-   row before go on spinning for a while (onnxruntime's for some 50 ms) and would take a core away; it runs untimed for
-   SETTLE_MS, which brings its weights back into the caches; then it takes its share of the samples.
+   heats up does so for all rows alike. At its turn a row waits until the process is quiet: the threads of the row
+   before go on spinning for a while (onnxruntime's for some 50 ms) and would take a core away. Then it runs untimed for
+   SETTLE_MS, which brings its weights back into the caches, and then it takes its share of the samples.
 3. A row is done when it has its samples and MIN_SECONDS of timed runs, or when it has used up its time limit.
 
 end_to_end.py times whole answers, from a file's bytes on, by the same method.
@@ -112,9 +112,9 @@ def time_rows(
 ) -> list[Timing]:
     """Time every predictor on images (N, S, S, 3); one Timing each, in their order.
 
-    Latency is of batch 1 with at least `budget.samples` runs, throughput of every one of `batch_sizes` with at least as
-    many images, unless the budget's time limit ends it before. Every row gets one timed run at least. `advance` is
-    called with 1 after each turn; there are ROUNDS for each row and batch size.
+    Latency is of batch 1, with at least `budget.samples` runs. Throughput is of every one of `batch_sizes`, with at
+    least as many images, unless the budget's time limit ends it before. Every row gets one timed run at least.
+    `advance` is called with 1 after each turn; there are ROUNDS for each row and batch size.
     """
     results: dict[int, list[Rounds]] = {}
     for batch_size in sorted({1, *batch_sizes}):

@@ -13,8 +13,8 @@ def check_against_baseline(
 ) -> list[BaselineComparison]:
     """Every row of `baseline` against the same model, precision, runtime and provider in `report`, in its order.
 
-    Raises GateError naming all rows that are missing now, are more than `max_slowdown` times as slow (p50 of batch 1),
-    or lost more than `max_drop` of top-1 accuracy (a fraction); ArtifactError if the two were not measured on the
+    Raises GateError, which names all rows that are missing, are more than `max_slowdown` times as slow (p50 of batch
+    1), or lost more than `max_drop` of top-1 accuracy (a fraction); ArtifactError if the two were not measured on the
     same images. Another processor gets a warning: times are hardly comparable then. Rows that are new pass.
     """
     require_same_images(report.dataset, baseline.dataset)

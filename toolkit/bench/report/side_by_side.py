@@ -39,7 +39,7 @@ class RowPair:
     latency_ms_p50: list[float | None]
     """ms, of one image"""
     times_faster: float | None
-    """The first's p50 / the second's: what is gained by going from the first to the second. The same for sizes."""
+    """The first's p50 / the second's: the gain from the first to the second. `times_smaller` is the same for sizes."""
     size_bytes: list[int | None]
     times_smaller: float | None
 

@@ -1,4 +1,4 @@
-"""What a report says about the gain and about single classes, in sentences and tables."""
+"""Sentences and tables about the gain and about single classes."""
 
 import statistics
 from collections.abc import Sequence
