@@ -216,7 +216,7 @@ def _read_answer(code: int, answer: bytes) -> tuple[Exception | None, list[Epoch
 def main() -> None:
     """The other process: train one control, and report how that ended."""
     answer = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # a library's output must not go into the answer
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a sender to all means the other process, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     modules, workspace, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of who started this

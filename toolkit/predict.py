@@ -30,7 +30,7 @@ MAX_PIXELS = 120_000_000
 
 
 class PictureError(DataError):
-    """A file that is no picture, or too large a one."""
+    """A file that is not a picture, or that is too large."""
 
     def __init__(self, problem: str, remedy: str, reason: Literal["empty", "unreadable", "too_large"]) -> None:
         super().__init__(problem, remedy)
@@ -61,13 +61,13 @@ class FilePrediction:
 def predict_files(model: Path, images: Sequence[Path], k: int = 5, provider: str = "auto") -> list[FilePrediction]:
     """Ask `model`, an .onnx file or a model directory with student.onnx, about every file; directories are expanded.
 
-    A file that is missing or no image gets a Prediction with an error and does not stop the others. Raises
+    A file that is missing or not an image gets an error as its answer, and does not stop the others. Raises
     ArtifactError for a model that is not there, DataError for a directory without images, DeviceError.
     """
     predictor = OnnxPredictor(find_model(model), provider)
     paths = [path for image in images for path in _expand(image)]
     size = predictor.preprocess.image_size
-    predictor.logits(np.zeros((1, size, size, 3), np.uint8))  # the first run is slower: no picture gets it
+    predictor.logits(np.zeros((1, size, size, 3), np.uint8))  # the first run is slower than others
     return [_predict_file(predictor, path, k) for path in paths]
 
 

@@ -215,7 +215,7 @@ class TestBareWeights:
         with pytest.raises(WeightsError, match="does not fit ResNet"):
             self.export(tmp_path / "odd.bin")
         torch.save({"a.weight": torch.zeros(3, 2)}, tmp_path / "odd.bin")
-        with pytest.raises(WeightsError, match=r"its last tensor a\.weight is no bias"):
+        with pytest.raises(WeightsError, match=r"its last tensor a\.weight is not the bias"):
             self.export(tmp_path / "odd.bin")
 
     def test_files_that_describe_themselves_keep_their_description(

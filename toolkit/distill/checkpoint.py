@@ -169,7 +169,7 @@ class Checkpoint:
             # bytes first: a file that is being read must not be damaged by one that is written meanwhile
             content = torch.load(io.BytesIO(self.path.read_bytes()), map_location="cpu", weights_only=True)
             if not (isinstance(content, dict) and isinstance(content.get("settings"), dict)):
-                raise ValueError("it is no checkpoint")
+                raise ValueError("it is not a checkpoint")
             return content["settings"], TrainingState.from_dict(content)
         except (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, pickle.UnpicklingError) as error:
             raise ArtifactError(

@@ -121,8 +121,9 @@ class TappedNetwork(nn.Module):
     """images (N, 3, H, W) in 0..1 → the classifier's logits (N, C), and the features of its layers `names`.
 
     With `project_to`, the channels of the teacher's taps, features go through projectors that are trained along: 1×1
-    convolutions for (N, D, H, W), linear layers else, no bias, and nothing if widths are equal. Widths are found
-    with one image of `image_size` px. Hooks sit on modules: replace those before. Raises RecipeError as Taps does.
+    convolutions for (N, D, H, W), linear layers otherwise, without bias, and nothing if widths are equal. Widths are
+    found with one image of `image_size` px. Hooks sit on modules: replace those before. Raises RecipeError as Taps
+    does.
     """
 
     def __init__(
@@ -156,8 +157,8 @@ def default_tap(network: nn.Module, image_size: int) -> str:
     """The last layer that gives a map (1, D, H, W) with H·W > 1, or of any size if none does, for S = image_size.
 
     Of nested modules it is the outermost. A block is any module but nn.Sequential that gives a map too; a layer inside
-    a block counts if no other does. Maps are square, as the image is: (N, H, W, D) is none. Adaptive pooling is left
-    out, as it can blow a map up. Raises RecipeError if there is no such layer or tokens (N, L, D) follow it (ViT).
+    a block counts if no other does. Maps are square, as the image is: (N, H, W, D) is not a map. Adaptive pooling is
+    left out, as it can blow a map up. Raises RecipeError if there is no such layer or tokens (N, L, D) follow it (ViT).
     """
     shapes = _output_shapes(network, image_size)
     maps = [name for name, shape in shapes.items() if len(shape) == 4 and shape[2] == shape[3]]

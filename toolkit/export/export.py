@@ -138,7 +138,7 @@ def export_weights_file(
 def check_destinations(weights: Path, destination: Path, options: ExportOptions) -> None:
     """Raise before any work: ArtifactError if a file is in the way, DataError if int8 has no images.
 
-    A file is in the way if `force` is not given and it is no export of these weights.
+    A file is in the way if it is not an export of these weights and `force` is not given.
     """
     for path in (at_precision(destination, precision) for precision in options.precisions):
         if not options.force and path.exists() and _made_from(path) != sha256_file(weights):

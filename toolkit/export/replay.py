@@ -63,7 +63,7 @@ class Replay:
 def main() -> None:
     """The process: answer images with the file's output, or the reason why there is none, until stdin ends."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # a library's output must not go into the answers
     try:
         session = open_session(Path(sys.argv[1]), int(sys.argv[2]))
     except Exception as error:  # sent as the first answer

@@ -44,7 +44,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds for a file of one precision; None is no bound. `prefix` goes before the settings' names."""
+    """Bounds for a file of one precision; None means no bound. `prefix` goes before the settings' names."""
 
     max_logit_difference: float | None
     min_agreement: float | None

@@ -62,7 +62,7 @@ def _head_size(state_dict: dict[str, Any], path: Path) -> int:
     last = list(state_dict.values())[-1]
     if last.ndim != 1:
         raise WeightsError(
-            f"{path}: its last tensor {list(state_dict)[-1]} is no bias of a last layer",
+            f"{path}: its last tensor {list(state_dict)[-1]} is not the bias of a last layer",
             "give a state dict of the depthwise student or of the recipe's teacher",
         )
     return len(last)

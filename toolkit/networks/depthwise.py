@@ -51,7 +51,7 @@ def infer_student(state_dict: Mapping[str, Tensor]) -> tuple[int, int, float]:
     """num_classes, base and width_mult of the DepthwiseStudent that such a state dict belongs to.
 
     Of all width_mult that round to these widths it is the one with the fewest decimals. Raises WeightsError if the
-    keys or widths are no such network's.
+    keys or widths do not belong to such a network.
     """
     widths = []
     for block in range(len(MULTIPLES)):
@@ -76,7 +76,7 @@ def _shortest_multiplier(base: int, widths: tuple[int, ...]) -> float:
         for candidate in (lowest / unit, (lowest + 1) / unit):
             if candidate > 0 and block_widths(base, candidate) == widths:
                 return candidate
-    raise _not_a_student(f"the widths {widths} are no multiple of base {base}")
+    raise _not_a_student(f"the widths {widths} are not multiples of base {base}")
 
 
 def _not_a_student(reason: str) -> WeightsError:
