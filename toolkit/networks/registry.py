@@ -224,8 +224,9 @@ def _require_free(name: str, settings: type[NetworkSettings]) -> None:
     if name not in _modules and name in architectures():
         raise RecipeError(f"the toolkit has an architecture {name!r} already", "register yours under another name")
     if not issubclass(settings, NetworkSettings):
-        raise RecipeError(f"the settings of {name!r} are not NetworkSettings", "derive their class from
-        NetworkSettings")
+        raise RecipeError(
+            f"the settings of {name!r} are not NetworkSettings", "derive their class from NetworkSettings"
+        )
     taken = (StudentRecipe.model_fields | TeacherRecipe.model_fields).keys() & settings.model_fields.keys()
     if taken:
         raise RecipeError(
