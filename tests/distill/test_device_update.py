@@ -40,7 +40,7 @@ def test_every_step_is_torch_s_also_after_a_checkpoint(
         {"learning_rate": 0.05, "optimizer": optimizer, "weight_decay": decay, "schedule": schedule, "ema": 0.9}
     )
     expected, found = (make_optimization(section, device) for _ in range(2))
-    found.move_to(device, section)
+    found.tabulate(device, section)
     for step in range(STEPS):
         for optimization in (expected, found):
             give_gradients(optimization, step)
@@ -59,7 +59,7 @@ def test_every_step_is_torch_s_also_after_a_checkpoint(
 def resume(optimization: Optimization, section: DistillRecipe, device: str) -> Optimization:
     """Another one that goes on from its state."""
     other = make_optimization(section, device)
-    other.move_to(device, section)
+    other.tabulate(device, section)
     other.network.load_state_dict(optimization.network.state_dict())
     assert optimization.average is not None
     other.restore(

@@ -49,7 +49,8 @@ class DeviceUpdate:
     def _step_sgd(self, parameters: list[Tensor], gradients: list[Tensor], factors: Sequence[Tensor]) -> None:
         rate, momentum = factors
         buffers = self._state(parameters, "momentum_buffer")
-        gradients = _add(gradients, parameters, self._optimizer.param_groups[0]["weight_decay"])
+        if decay := self._optimizer.param_groups[0]["weight_decay"]:
+            gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, gradients)
         changes = torch._foreach_mul(buffers, momentum)
@@ -82,10 +83,6 @@ class DeviceUpdate:
             if name not in state:
                 state[name] = torch.zeros((), device=values.device) if name == "step" else torch.zeros_like(values)
         return [state[name] for state in states]
-
-
-def _add(gradients: list[Tensor], parameters: list[Tensor], decay: float) -> list[Tensor]:
-    return list(torch._foreach_add(gradients, parameters, alpha=decay)) if decay else gradients
 
 
 def _adamw_factors(group: dict[str, Any], rates: Rates) -> list[tuple[float, ...]]:

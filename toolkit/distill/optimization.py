@@ -49,8 +49,8 @@ class Optimization:
         shipped: nn.Module = self.average.module if self.average else self.network
         return shipped
 
-    def move_to(self, device: str, section: StageRecipe) -> None:
-        """Before the first step: let `update` need nothing of the host's, so that a CUDA graph can hold it."""
+    def tabulate(self, device: str, section: StageRecipe) -> None:
+        """Before the first step: have all rates in a table on `device`, so that a CUDA graph can hold `update`."""
         self.on_device = DeviceUpdate(self.optimizer, make_rates(section, self.steps), device)
 
     def step(self) -> None:

@@ -105,7 +105,7 @@ class Stepper:
         return alone and self._plan.device.startswith("cuda") and self._views.is_resident
 
     def _use_graph(self) -> None:
-        self._optimization.move_to(self._plan.device, self._plan.section)
+        self._optimization.tabulate(self._plan.device, self._plan.section)
         self._graph = StepGraph(self._optimization.update)
 
     def _forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -61,7 +61,7 @@ class Order:
 
 
 def _whole(indices: Tensor) -> Tensor:
-    """int64 (N,): the order that a batch is a slice of, or the batch itself."""
+    """int64 (N,): the order that a batch is a slice of, without gaps, or the batch itself."""
     return indices if indices._base is None else indices._base
 
 
