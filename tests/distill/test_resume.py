@@ -587,20 +587,20 @@ def test_what_an_interrupted_directory_refuses(toolkit: ToolkitCommands, class_f
     unasked = last_line(toolkit.run(*command, code=1))
     assert re.fullmatch(
         rf"error: an interrupted run lies in {stopped} \(student, epoch \d+\);"
-        r" go on with --resume, or begin anew with --force",
+        r" go on with --resume, or begin anew with --force \(in Python: resume=True, force=True\)",
         unasked,
     )
     others = last_line(toolkit.run(*command, "--resume", "--set", "distill.alpha=0.1", code=1))
     assert others == (
         f"error: {stopped}/checkpoint.pt was made with another recipe;"
-        " give the settings it was made with, or begin anew with --force"
+        " give the settings it was made with, or begin anew with --force (in Python: resume=True, force=True)"
     )
     teacher = last_line(
         toolkit.run("teacher", *command[1:], "--force", "--resume", "--set", "teacher.epochs=9", code=1)
     )
     assert teacher == (
         f"error: {stopped}/checkpoint.pt is of an interrupted student stage, not of teacher;"
-        " go on with toolkit distill --resume, or begin anew with --force"
+        " go on with toolkit distill --resume, or begin anew with --force (in Python: resume=True, force=True)"
     )
     assert (stopped / "checkpoint.pt").read_bytes() == before
 
