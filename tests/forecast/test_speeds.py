@@ -105,8 +105,7 @@ def test_what_follows_takes_as_long_as_was_forecast_within_a_quarter(
     class_folders: Path, tmp_path: Path, work: Work, overrides: tuple[str, ...]
 ) -> None:
     if "distill.start_image_size=16" in overrides:
-        # at 16 px, of these networks, only this one works
-        overrides = (*overrides, *(f"{role}.architecture=resnet18" for role in ("teacher", "student")))
+        overrides = (*overrides, "teacher.architecture=resnet18")  # SqueezeNet takes no images of 16 px
     job = open_job(class_folders, tmp_path, *overrides)
     planned = forecast(job, work)
     start = work.now
