@@ -187,7 +187,7 @@ class TestStages:
         assert isinstance(told.value, toolkit.ToolkitError)
         with pytest.raises(toolkit.ArtifactError, match="there is no model directory"):
             toolkit.open(tmp_path / "none").export()
-        with pytest.raises(toolkit.DataError, match="neither a folder that is there nor a data set"):
+        with pytest.raises(toolkit.DataError, match="is not an existing folder and not the name of a data set"):
             toolkit.open(tmp_path / "none", data="no such data").teacher()
         with pytest.raises(toolkit.DeviceError, match="unknown device 'gpu'"):
             open_small(tmp_path / "none", class_folders, device="gpu").teacher()

@@ -433,7 +433,7 @@ class Recipe(Section):
         given = isinstance(overrides, Mapping)
         pairs = overrides.items() if isinstance(overrides, Mapping) else map(_read_override, overrides)
         values = self.model_dump(mode="json", exclude_unset=True)
-        stated = set()
+        stated: set[str] = set()
         for path, value in pairs:
             _tell_of_moved([path])
             section, _, key = MOVED.get(path, path).partition(".")

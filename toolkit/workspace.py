@@ -112,14 +112,13 @@ def open_for_training(
     overrides: list[str],
     *,
     device: str = "auto",
-    writes: bool = True,
     **options: Any,
 ) -> Workspace:
-    """`training_workspace` for a command, which has its process to itself."""
+    """`training_workspace` for a command, which has its process to itself; it takes the `options`."""
     warn_of_little_memory()
     settle_process()
     choice = Choice(recipe_name, data, out, overrides)
-    return training_workspace(choice, device, writes=writes, **options)
+    return training_workspace(choice, device, **options)
 
 
 def open_finished(

@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +220,8 @@ def test_whole_answers_are_timed_for_files_that_serve(bench: Bench) -> None:
 
     bench.monkeypatch.setattr(end_to_end, "prepare_image", prepare_slowly)
     bench.monkeypatch.setattr(FakePredictor, "logits", answer_slowly)
-    timed = partial(end_to_end.time_end_to_end, clock=lambda: now_ns[0])
-    bench.monkeypatch.setattr(end_to_end, "time_end_to_end", timed)
+    budget = timing.Budget(RECIPE.bench.samples, RECIPE.bench.seconds, clock=lambda: now_ns[0])
+    bench.monkeypatch.setattr(speed, "_budget", lambda recipe: budget)
     report = bench.run()
     for row in report.rows:
         assert (row.end_to_end_ms is not None) == (row.runtime == "onnxruntime")

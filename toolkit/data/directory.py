@@ -1,4 +1,4 @@
-"""A folder of image files → a data set. It recognises three layouts:
+"""A folder of image files → a data set, in one of three layouts.
 
     training/3_17.jpg ...       flat: `<label>_<anything>.<ext>` files (labels count from 0)
     train/daisy/17.jpg ...      one folder per class, in each split

@@ -11,12 +11,14 @@ import secrets
 import signal
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from PIL import Image
 from starlette.middleware import Middleware
 
 from toolkit import console
@@ -50,6 +52,8 @@ def serve(
     """
     login = read_login(os.environ)
     _give_memory_back()
+    # predict.py checks sizes; its own filter holds in one thread at a time, and requests run in several.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends containers and services
     try:
         # The address first, so that its errors show before the models are loaded. Early requests wait.

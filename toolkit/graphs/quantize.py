@@ -22,7 +22,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from toolkit.graphs.layers import LAYERS, find_layers, find_sources
 from toolkit.recipe import Calibration
 
-METHODS = {
+CALIBRATIONS = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
@@ -65,7 +65,7 @@ class Quantizer:
         # the quantizer's own preparation, shapes and folded batch norms, is what the exporter has done already
         onnx.helper.set_model_props(self._model, {"onnx.quant.pre_process": "onnxruntime.quant"})
         self._metadata = {entry.key: entry.value for entry in model.metadata_props}
-        self._images, self._method = images, METHODS[method]
+        self._images, self._method = images, CALIBRATIONS[method]
         self.layers = find_layers(model.graph)
         """Names of the nodes with weights, in the order of the data."""
         if not self.layers:
