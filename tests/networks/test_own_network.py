@@ -150,7 +150,7 @@ class TestRegister:
             register("odd", Clashing)
 
     def test_settings_of_another_kind(self, registering: None) -> None:
-        with pytest.raises(RecipeError, match="the settings of 'odd' are no NetworkSettings; derive their class from"):
+        with pytest.raises(RecipeError, match="the settings of 'odd' are not NetworkSettings; derive their class from"):
             register("odd", dict)  # type: ignore[arg-type]
 
     def test_lists_are_settings_too(self, registering: None) -> None:
