@@ -164,7 +164,7 @@ class TestSaveAndLoad:
         path = tmp_path / "student.safetensors"
         save_model(path, student, info)
         assert read_info(path) == info
-        with pytest.raises(RecipeError, match=r"unknown architecture 'elsewhere'; .*must be registered first"):
+        with pytest.raises(RecipeError, match=r"unknown architecture 'elsewhere'; .*or a network that you registered"):
             load_model(path)
 
     def test_an_unwritable_place(self, student: DepthwiseStudent, tmp_path: Path) -> None:

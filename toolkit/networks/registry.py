@@ -236,6 +236,5 @@ def _require_free(name: str, settings: type[NetworkSettings]) -> None:
 
 def _unknown(architecture: str) -> RecipeError:
     guess = did_you_mean(architecture, architectures(), at_most=3)
-    allowed = ", ".join([*_builders, "or any classifier of torchvision"])
-    own = "a network of your own must be registered first: docs/networks.md"
-    return RecipeError(f"unknown architecture {architecture!r}", f"{guess}allowed: {allowed} ({own})")
+    allowed = "allowed: depthwise, any classifier of torchvision, or a network that you registered (docs/networks.md)"
+    return RecipeError(f"unknown architecture {architecture!r}", guess + allowed)
