@@ -207,7 +207,7 @@ def test_a_stop_before_the_control_trains_is_no_traceback(
 ) -> None:
     """The question is there and its end as well: what wakes the control finds it wherever it is."""
     hold_control(tmp_path / "patches", "__import__('time').sleep(1)", monkeypatch)
-    question = pickle.dumps((open_job(class_folders, out), "fp32", 1))
+    question = pickle.dumps(([], open_job(class_folders, out), "fp32", 1))
     command = [sys.executable, "-P", "-m", "toolkit.control_process"]
     done = subprocess.run(command, input=question, capture_output=True, env=os.environ | same_imports())
     assert (done.returncode, done.stderr) == (0, b"")

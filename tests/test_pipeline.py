@@ -251,7 +251,7 @@ def test_a_student_whose_teacher_knows_other_classes_is_refused(finished: tuple[
     out.mkdir()
     (out / "teacher.safetensors").symlink_to(finished[0] / "teacher.safetensors")
     result = toolkit("distill", "--data", data, "--out", out, *SMALL, code=1)
-    assert "teacher.safetensors calls class 2 'red', renamed 'scarlet'" in result.stderr
+    assert "class 2 of teacher.safetensors is 'red', of renamed 'scarlet'" in result.stderr
 
 
 def test_a_broken_image_is_named_and_left_out_or_refused(tmp_path: Path) -> None:

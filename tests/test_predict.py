@@ -168,7 +168,7 @@ def test_a_jpeg_of_as_many_passes_as_may_be_is_answered(model: Path, tmp_path: P
 def test_a_missing_file_and_an_empty_folder(model: Path, tmp_path: Path) -> None:
     (prediction,) = predict_files(model, [tmp_path / "nowhere.png"])
     assert str(prediction.error) == f"{tmp_path / 'nowhere.png'} is not there; check the path"
-    with pytest.raises(DataError, match=r"there is no image in .*; files that count end in \.bmp"):
+    with pytest.raises(DataError, match=r"there is no image in .*; image files end in \.bmp"):
         predict_files(model, [tmp_path])
     with pytest.raises(DataError, match="is a directory"):
         read_image(tmp_path)
@@ -227,9 +227,9 @@ def test_class_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("student.safetensors", "neither an .onnx file nor a model directory"),
+        ("student.safetensors", "not an .onnx file, and not a model directory"),
         ("gone.onnx", "there is no file"),
-        ("nowhere", "neither an .onnx file nor a model directory"),
+        ("nowhere", "not an .onnx file, and not a model directory"),
     ],
 )
 def test_a_model_that_is_not_one(tmp_path: Path, name: str, message: str) -> None:

@@ -66,6 +66,8 @@ def test_every_block_runs(
 
     def open_small(path: str, *, settings: dict[str, Any] | None = None, **options: Any) -> toolkit.Workspace:
         flat = SMALL | toolkit.api.flatten(settings or {})
+        if "student.architecture" in flat:
+            del flat["student.base"]
         return real(path, settings=flat, device="cpu", **options)
 
     monkeypatch.setattr(toolkit, "open", open_small, raising=False)

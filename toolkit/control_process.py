@@ -1,9 +1,9 @@
 """Student and control side by side: while this process trains the student, one of its own trains the control.
 
 Two processes with half of the cores each do more of such small networks' steps than one process with all of them. The
-other one is `python -m toolkit.control_process`. What it is to do comes through its stdin, which stays open as long as
-both go on. If that ends, as it does with the process that wrote to it, the control saves its state and ends. What it
-says goes to its stderr, and how it ended to its stdout.
+other one is `python -m toolkit.control_process`. Its task comes through its stdin, which stays open as long as both go
+on. If stdin ends, as it does with the process that writes to it, the control saves its state and ends. Its messages go
+to its stderr, and its result to its stdout.
 """
 
 import contextlib
@@ -46,11 +46,11 @@ ENOUGH_MEMORY_BYTES = 4 * GIB
 LOOK_S = 0.1
 """s between two looks at whether the control has ended, while nothing else is left to do"""
 FIRST_TO_END = "500"
-"""Of proc_pid_oom_score_adj(5): where memory runs out, the kernel ends the control, and the student goes on."""
+"""Of proc_pid_oom_score_adj(5): if memory runs out, the kernel ends the control, and the student goes on."""
 
 
 def has_room(device: str, *architectures: str) -> bool:
-    """Whether two trainings fit at once: on a CPU, if one process has cores and memory for both.
+    """Whether two trainings fit at the same time: on a CPU, if one process has cores and memory for both.
 
     `architectures` are those of the networks that the other process has to know.
     """
@@ -63,9 +63,9 @@ def control_beside(workspace: "Workspace", precision: Arithmetic) -> Iterator[No
     """While the body trains the student, train its control too, in the same arithmetic; ends when both have.
 
     Each keeps its share of the threads to the end, so that the weights do not depend on which of them is faster. A
-    stop, or an error, of the body stops the control, which saves its state. An error of the control is said at once and
-    raised when the body has ended: TrainingError if its process was killed, RuntimeError with the traceback for a bug.
-    The workspace's `on_epoch` gets the control's epochs here, one after another, when both have ended.
+    stop, or an error, of the body stops the control, which saves its state. An error of the control is printed at
+    once and raised when the body has ended: TrainingError if its process was killed, RuntimeError with the traceback
+    for a bug. The workspace's `on_epoch` gets the control's epochs here, one after another, when both have ended.
     """
     threads = torch.get_num_threads()
     share = threads // 2
@@ -127,7 +127,7 @@ def _suspended_together(control: "_Control") -> Iterator[None]:
 class _Control:
     """The process that trains the control.
 
-    `is_awaited`: nothing else is left to do, so that its error is raised as soon as it could be said.
+    `is_awaited`: nothing else is left to do, so its error is raised at once and need not be printed before.
     """
 
     def __init__(self, workspace: "Workspace", precision: Arithmetic, threads: int) -> None:
@@ -151,7 +151,7 @@ class _Control:
         self._speaker.start()
         self._listener = threading.Thread(target=self._hear_answer, daemon=True)
         self._listener.start()
-        with contextlib.suppress(BrokenPipeError):  # `ending` will tell
+        with contextlib.suppress(BrokenPipeError):  # `ending` gives the reason
             modules = modules_to_import(workspace.recipe.student.architecture)
             alone = replace(workspace, on_epoch=None)  # a function of this process's
             self._questions.write(pickle.dumps((modules, alone, precision, threads)))
@@ -170,7 +170,7 @@ class _Control:
         self._process.send_signal(signal.SIGCONT)
 
     def ending(self) -> Exception | None:
-        """Wait for its end: None where the control is there, Interrupted where it was stopped, or the error."""
+        """Wait for its end: None if the control is there, Interrupted if it was stopped, or the error."""
         self._listener.join()
         return self._ending
 
@@ -181,7 +181,7 @@ class _Control:
                 self._on_epoch(metrics)
 
     def end(self) -> None:
-        """At once, where it still runs."""
+        """End it at once, if it still runs."""
         self.is_awaited = True
         with self._process:
             self._process.kill()
@@ -200,24 +200,24 @@ class _Control:
 
 
 def _read_answer(code: int, answer: bytes) -> tuple[Exception | None, list[EpochMetrics]]:
-    """What `ending` returns and the epochs, from the process's exit code and what it answered."""
+    """What `ending` returns and the epochs, from the process's exit code and its answer."""
     if code == 0:
         told: tuple[Exception | None, list[EpochMetrics]] = pickle.loads(answer)  # noqa: S301 - of our own process
         return told
     if code > 0:
         return RuntimeError(f"the control's process ended with exit code {code}"), []
     killed = TrainingError(
-        f"control: its process was ended by {signal.Signals(-code).name}, which happens where memory runs out",
+        f"control: its process was ended by {signal.Signals(-code).name}, as happens if memory runs out",
         "go on with --resume, which trains it alone",
     )
     return killed, []
 
 
 def main() -> None:
-    """The other process: train one control, tell how it ended."""
+    """The other process: train one control, and report how that ended."""
     answer = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever sends it to all means the other process, which passes it on
+    os.dup2(2, 1)  # a library's output must not go into the answer
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a sender to all means the other process, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     modules, workspace, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of who started this
     for module in modules:
@@ -237,14 +237,14 @@ def main() -> None:
 def _watch() -> None:
     """Stop, as at Ctrl-C, once stdin ends."""
     os.read(0, 1)
-    console.err.quiet = True  # the other process has said so, or is gone
+    console.err.quiet = True  # the other process has reported it, or is gone
     os.kill(os.getpid(), signal.SIGINT)
 
 
 def _train(workspace: "Workspace", precision: Arithmetic) -> Exception | None:
     try:
         threading.Thread(target=_watch, daemon=True).start()  # here, as it may interrupt whatever comes next
-        console.err.quiet = True  # the other process has said all there is to say of the data
+        console.err.quiet = True  # the other process has printed everything about the data
         data = workspace.training_data
         console.err.quiet = False
         train_control(workspace.recipe, workspace.model_dir, data, workspace.options, precision)

@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend. Anything else that is raised is a bug and keeps its traceback.
+"""Errors that a user can cause and fix. Any other exception is a bug and keeps its traceback.
 
 ToolkitError                 exit code 1: one line on stderr, what is wrong and what to do next
 ├── UsageError               exit code 2: an option's value that is not allowed
@@ -18,14 +18,14 @@ import re
 from collections.abc import Iterable
 
 LONGEST_REASON = 200
-"""characters of what another library says that fit into one of our lines"""
+"""characters of another library's message that fit into one of our lines"""
 
 NEAR = 0.6
 """How alike two names must be (difflib's ratio, 0 to 1) for one to be taken for a misspelling of the other."""
 
 
 def one_line(error: BaseException | str, *, last: bool = False) -> str:
-    """What an error, or the output of a process, says: the first sentence of its first line, without its full stop.
+    """The first sentence of the first line of an error, or of a process's output, without its full stop.
 
     With `last` it is the last line, where some libraries put the cause. Blank lines do not count, and a line that ends
     in a colon goes on in the next one. An error without a message gives the name of its class, an empty text "".
@@ -58,7 +58,7 @@ def _letters_and_digits(name: str) -> str:
 
 
 class ToolkitError(Exception):
-    """A user's mistake or a fact of their machine, told in one line.
+    """A user's mistake or a fact of their machine, in one line.
 
     `problem` says what is wrong and where, with what is allowed; `remedy` says what to do next.
     """
@@ -111,7 +111,7 @@ class GateError(ToolkitError):
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: what was asked for
-    """Training stopped because a signal asked for it; `where` says at which epoch and step, and what was saved."""
+    """Training stopped because of a signal; `where` says at which epoch and step, and what was saved."""
 
     def __init__(self, where: str, signal_number: int) -> None:
         super().__init__(where, signal_number)  # both, so that it can be pickled

@@ -15,7 +15,7 @@ from toolkit.errors import ArtifactError, one_line
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it is renamed to `path`, otherwise nothing is left.
 
-    Folders on the way are made. Raises ArtifactError where the place cannot be written or the disk is full.
+    Folders on the way are made. Raises ArtifactError if the place cannot be written or the disk is full.
     """
     temporary = None
     path = path.absolute()
@@ -40,7 +40,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with its process. Nothing where the system cannot lock a folder."""
+    """One process at a time; the lock goes with its process. Nothing if the system cannot lock a folder."""
     handle = None
     try:
         with contextlib.suppress(ImportError, OSError):  # Windows has no fcntl, some network file systems no such lock
@@ -61,7 +61,7 @@ def sha256_file(path: Path) -> str:
 
 
 def unwritable(path: Path, error: OSError) -> ArtifactError:
-    """The error to raise where `path` could not be written."""
+    """The error to raise if `path` cannot be written."""
     if isinstance(error, FileExistsError | NotADirectoryError):
         reason = "a file lies where a folder should be"
     else:

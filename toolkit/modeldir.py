@@ -1,4 +1,4 @@
-"""The model directory: which artifact lies where.
+"""The model directory: the names of all artifacts in it.
 
 Every stage reads and writes one directory. This is the only module that knows the names in it.
 """
@@ -36,7 +36,7 @@ MADE_BY = {
 
 @dataclass(frozen=True)
 class ModelDir:
-    """A directory `models/<name>/` and the names of what stages put there."""
+    """A directory `models/<name>/` and the names of the files that stages write there."""
 
     path: Path
 
@@ -77,7 +77,7 @@ class ModelDir:
         return ModelDir(self.path / "seeds" / str(seed))
 
     def seeds(self) -> list[int]:
-        """Seeds that `of_seed` has directories of, ascending."""
+        """Seeds that have a directory (`of_seed`), ascending."""
         return sorted(int(path.name) for path in self.path.glob("seeds/*") if path.name.isdigit())
 
     @property
@@ -102,7 +102,7 @@ class ModelDir:
         return self.path / f"{name}.png"
 
     def make(self) -> None:
-        """Make the directory where it is not there and prove that it can be written to, before hours of work."""
+        """Make the directory if it is not there and prove that it can be written to, before hours of work."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -111,9 +111,9 @@ class ModelDir:
             raise unwritable(self.path, error) from None
 
     def claim(self) -> Callable[[], None]:
-        """Keep every other process that trains out of the directory until this one ends, or calls what is returned.
+        """Keep every other training process out of the directory until this one ends, or calls the returned function.
 
-        Raises ArtifactError where another one is at work here already. Does nothing where the system has no such lock.
+        Raises ArtifactError if another one is training there already. Does nothing if the system has no such lock.
         """
         lock = (self.path / ".lock").absolute()
         release = contextlib.ExitStack()

@@ -25,13 +25,13 @@ def refuse_several_processes() -> None:
 
     if launched():
         raise DeviceError(
-            "toolkit run is one process's work, and torchrun started several",
-            "share out training alone: torchrun ... -m toolkit distill; then toolkit export and toolkit bench",
+            "toolkit run works in one process, and torchrun started several",
+            "use torchrun for training alone: torchrun ... -m toolkit distill; then toolkit export and toolkit bench",
         )
 
 
 def require_runtimes(workspace: Workspace) -> None:
-    """DeviceError where a runtime of the benchmark is not installed: before hours of training, and not after them."""
+    """DeviceError if a runtime of the benchmark is not installed: before hours of training, and not after them."""
     from toolkit.runtimes.opening import RUNTIMES
 
     for name in workspace.recipe.bench.runtimes:
@@ -48,15 +48,15 @@ def make_teacher(workspace: Workspace) -> "WeightsFile":
 def distill_student(workspace: Workspace, *, control: bool = False) -> "WeightsFile":
     """Distil the student; a directory without a teacher gets one first.
 
-    The control is trained too where the recipe says so; where it says nothing, `control` decides, and several seeds
-    always want it: side by side with the student where that is faster. More seeds than one go into directories of their
-    own below the workspace's.
+    The control is trained too if the recipe says so. If the recipe leaves it open, `control` decides, and several seeds
+    always have one. Both train side by side if that is faster. Further seeds go into directories of their own below the
+    workspace's.
     """
     from toolkit import control_process
     from toolkit.distill import student
 
     if not workspace.model_dir.weights("teacher").exists():
-        console.say(f"{workspace.model_dir.path} has no teacher yet: making it first")
+        console.say(f"{workspace.model_dir.path} has no teacher yet: making one first")
         _make_teacher_first(workspace)
     also_control = with_control(workspace, by_default=control)
     first = workspace.recipe.training.seed
@@ -104,8 +104,8 @@ def export_weights(
 ) -> "list[ExportResult]":
     """Export one weights file into the workspace's directory; `open_weights_file` makes such a workspace.
 
-    Its data, where `with_images` says that it is of these weights, gives a bare file its class names, and images to
-    check its accuracy on.
+    If the workspace's data belongs to these weights (`with_images`), it gives a bare file its class names, and images
+    to check its accuracy on.
     """
     from toolkit.export.export import export_weights_file
 
@@ -132,7 +132,7 @@ def _export_options(workspace: Workspace, smaller: tuple[FilePrecision, ...], *,
 
 
 def bench_models(workspace: Workspace, provider: str = "auto", baseline: "Report | None" = None) -> "Report":
-    """The report, which is written too; with a `baseline`, how the rows compare to that one's is in it."""
+    """Write the report and return it; with a `baseline`, it compares the rows with the baseline's."""
     from toolkit.bench.bench import run_bench
     from toolkit.bench.measure.images import BenchImages
 

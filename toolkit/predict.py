@@ -30,7 +30,7 @@ MAX_PIXELS = 120_000_000
 
 
 class PictureError(DataError):
-    """A file that is no picture, or too large a one."""
+    """A file that is not a picture, or that is too large."""
 
     def __init__(self, problem: str, remedy: str, reason: Literal["empty", "unreadable", "too_large"]) -> None:
         super().__init__(problem, remedy)
@@ -39,19 +39,19 @@ class PictureError(DataError):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says about one picture."""
+    """A network's answer for one picture."""
 
     top: tuple[tuple[str, float], ...]
     """Class and probability, most probable first."""
     latency_ms: float
-    """Of the network alone: reading and preprocessing the picture are not in it."""
+    """Of the network alone, without reading and preprocessing the picture."""
     logits: NDArray[np.float32] = field(compare=False, repr=False)
     """(C,)"""
 
 
 @dataclass(frozen=True)
 class FilePrediction:
-    """One file's answer, or the reason there is none."""
+    """One file's answer, or the reason why there is none."""
 
     path: Path
     answer: Prediction | None
@@ -61,13 +61,13 @@ class FilePrediction:
 def predict_files(model: Path, images: Sequence[Path], k: int = 5, provider: str = "auto") -> list[FilePrediction]:
     """Ask `model`, an .onnx file or a model directory with student.onnx, about every file; directories are expanded.
 
-    A file that is missing or no image gets a Prediction with an error and does not stop the others. Raises
+    A file that is missing or not an image gets an error as its answer, and does not stop the others. Raises
     ArtifactError for a model that is not there, DataError for a directory without images, DeviceError.
     """
     predictor = OnnxPredictor(find_model(model), provider)
     paths = [path for image in images for path in _expand(image)]
     size = predictor.preprocess.image_size
-    predictor.logits(np.zeros((1, size, size, 3), np.uint8))  # the first run is slower: it is no picture's latency
+    predictor.logits(np.zeros((1, size, size, 3), np.uint8))  # the first run is slower than others
     return [_predict_file(predictor, path, k) for path in paths]
 
 
@@ -78,7 +78,7 @@ def find_model(model: Path) -> Path:
         return model_dir.require(model_dir.onnx("student"))
     if model.suffix != ".onnx":
         raise ArtifactError(
-            f"{model} is neither an .onnx file nor a model directory",
+            f"{model} is not an .onnx file, and not a model directory",
             "give one of these; toolkit export --onnx makes the file",
         )
     if not model.is_file():
@@ -120,7 +120,7 @@ def _read(path: Path, name: str) -> Image.Image:
 
 
 def ask(predictor: Predictor, pixels: NDArray[np.uint8], k: int) -> Prediction:
-    """The k most probable classes of one preprocessed picture (S, S, 3), fewer where there are fewer classes."""
+    """The k most probable classes of one preprocessed picture (S, S, 3), fewer if there are fewer classes."""
     batch = np.ascontiguousarray(pixels[np.newaxis])
     start = time.perf_counter_ns()
     logits = predictor.logits(batch)
@@ -129,7 +129,7 @@ def ask(predictor: Predictor, pixels: NDArray[np.uint8], k: int) -> Prediction:
 
 
 def print_predictions(predictions: Sequence[FilePrediction], *, as_json: bool = False) -> None:
-    """Answers on stdout, as a table or as JSON; then DataError where a file had none, naming the first."""
+    """Print the answers on stdout, as a table or as JSON; then DataError if a file had none, naming the first."""
     if as_json:
         console.out.print(json.dumps(to_json(predictions), indent=2, ensure_ascii=False), markup=False)
     else:
@@ -170,7 +170,7 @@ def _expand(path: Path) -> list[Path]:
         return [path]
     found = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_ENDINGS and file.is_file())
     if not found:
-        raise DataError(f"there is no image in {path}", f"files that count end in {', '.join(sorted(PICTURE_ENDINGS))}")
+        raise DataError(f"there is no image in {path}", f"image files end in {', '.join(sorted(PICTURE_ENDINGS))}")
     return found
 
 

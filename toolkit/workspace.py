@@ -1,4 +1,4 @@
-"""What a command works in: its recipe, data, model directory and device."""
+"""The workspace of a command: its recipe, data, model directory and device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ MODELS = Path("models")
 
 @dataclass(frozen=True)
 class Choice:
-    """What a caller chose; what is None is found.
+    """What a caller chose; the toolkit chooses what is None.
 
     `recipe` is a recipe, a TOML file or a built-in one by name, `data` a named data set or a folder, `out` a model
     directory.
@@ -45,7 +45,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Workspace:
-    """What every stage needs. `device` is a torch device that is proven to work.
+    """All that every stage needs. `device` is a torch device that is proven to work.
 
     `on_epoch` is called with the figures of every epoch that is trained.
     """
@@ -139,9 +139,9 @@ def open_finished(
 def training_workspace(choice: Choice, device: str = "auto", *, writes: bool = True, **options: Any) -> Workspace:
     """A workspace for teacher, distill and run. Recipe: the choice's, its data's, OUT's, OUT's teacher's, the default.
 
-    What that and the overrides leave to the pictures is chosen, said and from then on stated in its recipe. `options`
-    are the workspace's: force, strict, resume, tensorboard, seeds, on_epoch. Without `writes` no model directory is
-    made.
+    Settings that the recipe and the overrides leave open follow the pictures: a line on stderr names them, and the
+    workspace's recipe states them. `options` are the workspace's: force, strict, resume, tensorboard, seeds, on_epoch.
+    Without `writes` no model directory is made.
     """
     from toolkit.distill.compilation import require_few_sizes
     from toolkit.distill.distributed import join
@@ -177,9 +177,9 @@ def finished_workspace(choice: Choice, device: str = "auto", *, force: bool = Fa
 
 
 def open_weights_file(weights: Path, choice: Choice, *, force: bool = False) -> Workspace:
-    """A workspace to export one weights file in; its images follow only where the choice has data.
+    """A workspace to export one weights file in; it has images only if the choice has data.
 
-    A bare state dict without a recipe is taken for the notebook's: what is published beside it has its settings.
+    A bare state dict without a recipe is taken for the notebook's: the weights published beside it have its settings.
     """
     from toolkit.networks.weights import carries_info
 
@@ -200,7 +200,7 @@ def with_control(workspace: Workspace, *, by_default: bool) -> bool:
 
 
 def training_recipe(choice: Choice) -> tuple[Recipe, Path | None]:
-    """The recipe to train by and, where it has one, its own model directory; no image is looked at."""
+    """The recipe to train by and, if it has one, its own model directory; no image is read."""
     recipe, own_dir = _find_recipe(choice)
     return choice.applied_to(recipe), own_dir
 
@@ -247,7 +247,7 @@ def named_recipe(recipe: str | Recipe) -> Recipe:
 
 
 def _follow_images(workspace: Workspace) -> Workspace:
-    """The workspace with all that its recipe leaves to the images chosen, and said; only for that is the data read."""
+    """The workspace with every setting that its recipe leaves to the images; the data is read only if there are any."""
     from toolkit.data.defaults import follow_pictures, left_to_pictures
 
     if not left_to_pictures(workspace.recipe):
@@ -261,17 +261,17 @@ def _follow_images(workspace: Workspace) -> Workspace:
 
 
 def warn_of_little_memory() -> None:
-    """Before anything is loaded: where memory runs out, the kernel ends the process, and nobody is told why."""
+    """Warn before anything is loaded: if memory runs out, the kernel ends the process without a reason."""
     size_bytes = memory_bytes()
     if size_bytes < LITTLE_MEMORY_BYTES:
         console.say(
-            f"warning: {size_bytes / 2**30:.1f} GiB of memory for this process; if it ends without a word, or with exit"
-            " code 137, that was too little: give it 2 GiB, in a container with --memory 2g"
+            f"warning: {size_bytes / 2**30:.1f} GiB of memory for this process; if it ends without a message, or with"
+            " exit code 137, that was too little: give it 2 GiB, in a container with --memory 2g"
         )
 
 
 def _warn_of_no_volume(path: Path) -> None:
-    """Before hours of work, whose results nobody could reach."""
+    """Warn before hours of work if nobody could reach the results."""
     if volume := missing_volume(path):
         console.say(
             f"warning: {path} lies in this container and is deleted with it; to keep it, mount a volume:"
@@ -292,7 +292,7 @@ def settle_process() -> None:
 
 
 def _pick_device(name: str) -> str:
-    """The device, of several processes here each its own GPU."""
+    """The device; of several processes on this machine, each gets a GPU of its own."""
     import torch
 
     from toolkit.distill import distributed

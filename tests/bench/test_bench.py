@@ -320,7 +320,7 @@ def test_a_control_gets_its_row_and_the_gain(bench: Bench) -> None:
 def test_rows_that_should_agree_and_do_not_are_flagged(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     report = bench.run(FOUR | {("student", "onnxruntime"): 3})
     (warning,) = report.warnings
-    assert warning.startswith("student.onnx and student.safetensors should agree and do not: top-1 is 0.6667")
+    assert warning.startswith("student.onnx and student.safetensors should agree, but do not: top-1 is 0.6667")
     assert warning in capsys.readouterr().err
     assert warning in (bench.folder / "report.md").read_text(encoding="utf-8")
     assert bench.run().warnings == ()
@@ -553,7 +553,7 @@ def test_images_that_do_not_fit_the_model_are_refused(bench: Bench) -> None:
     model_dir = ModelDir(bench.folder)
     with pytest.raises(DataError, match=r"not trained on the classes of colours \(3 and 2\)"):
         run_bench(model_dir, RECIPE, replace(images, dataset=replace(dataset, classes=("a", "b"))), device="cpu")
-    with pytest.raises(DataError, match="the same number, other names"):
+    with pytest.raises(DataError, match="the same number, but other names"):
         run_bench(model_dir, RECIPE, replace(images, dataset=replace(dataset, classes=("a", "b", "c"))), device="cpu")
     with pytest.raises(DataError, match="has no readable test image"):
         run_bench(model_dir, RECIPE, BenchImages.choose(dataset, replace(pixels, names=()), 0), device="cpu")

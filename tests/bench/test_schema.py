@@ -27,7 +27,7 @@ TITLES = {
     "BaselineComparison": "`baseline`",
 }
 """Model → heading, in the order of the document."""
-UNITS = ("ms", "s", "MHz", "GiB", "MiB", "bytes", "cores", "processes", "images a second", "times", "fraction")
+UNITS = ("ms", "s", "MHz", "GiB", "MiB", "bytes", "cores", "processes", "images per second", "times", "fraction")
 """What a description may start with."""
 LONGEST = 60
 """characters of an example"""

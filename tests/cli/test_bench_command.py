@@ -49,8 +49,8 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measured:
 def test_a_baseline_that_holds_is_said(measure: Measured, capsys: pytest.CaptureFixture[str]) -> None:
     measure()
     line, last = capsys.readouterr().out.splitlines()[-2:]
-    held = "no more than 1.2 times as slow, no more than 1 points lost"
-    assert line == f"baseline of 2026-11-24T12:00:00+00:00: 4 rows held ({held})"
+    held = "at most 1.2 times as slow, at most 1 points lost"
+    assert line == f"baseline of 2026-11-24T12:00:00+00:00: 4 rows passed ({held})"
     assert last.endswith(f"; next: toolkit demo {measure.directory.path}")
 
 

@@ -38,6 +38,7 @@ from toolkit.distill.optimization import Optimization, make_average, make_optimi
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatArithmetic
 from toolkit.distill.step import Stepper
+from toolkit.distill.step_graph import Order
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.distill.trainer import train
 from toolkit.distill.training import Training
@@ -162,7 +163,7 @@ def make_stepper(
     )
     network = learner.classifier.network
     optimization = Optimization(
-        network, optimizer, make_scheduler(optimizer, section, 20), make_average(network, section)
+        network, optimizer, make_scheduler(optimizer, section, 20), make_average(network, section), 20
     )
     plan = Plan("student", section, SIDE, precision, 0, device)
     training = Training(learner, learn_from_teacher(section), views, pixels, plan, answering)
@@ -226,6 +227,26 @@ def test_a_step_of_images_that_are_there_sends_nothing_but_numbers(how: str, sid
         stepper.take(order[2 * BATCH : 3 * BATCH], 1, side)
     assert crossings.sent == []
     assert crossings.read == 0
+
+
+@pytest.mark.usefixtures("_meta_is_a_gpu")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["kd", "all at once"])
+def test_what_a_graph_holds_needs_nothing_of_the_host(optimizer: str, name: str) -> None:
+    """From the place in the epoch's order to the weights and their average: no copy to the device or back."""
+    stepper, _ = make_stepper("stored", "meta", *SETTINGS[name], f"distill.optimizer={optimizer}")
+    stepper._use_graph()
+    whole = torch.arange(COUNT, device="meta")
+    for start in (0, BATCH):
+        stepper.take(whole[start : start + BATCH], 1, SIDE)
+    order = Order(whole[:BATCH])
+    with Crossings() as crossings:
+        order.seek(whole[2 * BATCH : 3 * BATCH])
+        stepper._compute_gradients(order.take(), 1, SIDE)
+        stepper._optimization.update()
+    assert crossings.sent == []
+    assert crossings.read == 0
+    assert crossings.on_host <= 8
 
 
 @pytest.mark.usefixtures("_meta_is_a_gpu")
@@ -313,7 +334,7 @@ def test_the_average_on_a_gpu_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> Non
                 values.add_(step + 1)
         expected.update_parameters(network)
         with monkeypatch.context() as patch:
-            if step:
-                patch.setattr(type(average), "update_parameters", lambda *_: pytest.fail("torch's, which waits"))
+            patch.setattr(type(average), "update_parameters", lambda *_: pytest.fail("torch's, which waits"))
             update_average(average, network)
+            average.n_averaged += 1
     assert torch.equal(flatten(average.state_dict()), flatten(expected.state_dict()))

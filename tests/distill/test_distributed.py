@@ -475,7 +475,7 @@ def test_what_torchrun_cannot_share_is_refused_in_one_line(
     command = ["run", "--data", class_folders, "--out", tmp_path / "m"]
     main, other = start_two(toolkit, command, other=wait_for_torchrun)
     assert main.end(1, timeout_s=HANG_S).splitlines() == [
-        "error: toolkit run is one process's work, and torchrun started several; share out training alone:"
+        "error: toolkit run works in one process, and torchrun started several; use torchrun for training alone:"
         " torchrun ... -m toolkit distill; then toolkit export and toolkit bench"
     ]
     other.send(signal.SIGTERM)  # as torchrun does

@@ -81,7 +81,7 @@ def test_bfloat16_is_not_tried_where_there_are_no_instructions_for_it(
     monkeypatch.setattr(NetworkStep, "take", never)
     for training in (True, False):
         assert choose_precision("auto", NetworkStep(network(), 4, 32, "cpu", training)) == "fp32"
-    assert capsys.readouterr().err == "precision: fp32, as the cpu has no instructions for bfloat16\n"
+    assert capsys.readouterr().err == "precision: fp32, because the cpu has no instructions for bfloat16\n"
 
 
 def test_a_candidate_is_given_up_after_one_call_on_few_images(

@@ -145,11 +145,11 @@ class TestRequireFitting:
         self.require("food-11", *food11.CLASSES)
         self.require("food-11", *map(str, range(11)))
         self.require("food-11", *(name.replace("/", "-") for name in food11.CLASSES))
-        told = 'teacher.weights = "food-11" knows 11 classes, other has 2; '
+        told = 'teacher.weights = "food-11" has 11 classes, other has 2; '
         with pytest.raises(WeightsError) as caught:
             self.require("food-11", "cat", "dog")
         assert str(caught.value) == told + WAY_OUT
-        with pytest.raises(WeightsError, match="calls class 1 'Dairy product', other 'Rose'"):
+        with pytest.raises(WeightsError, match=r"class 1 of .* is 'Dairy product', of other 'Rose'"):
             self.require("food-11", "Bread", "Rose", *food11.CLASSES[2:])
 
     def test_a_shipped_one_and_a_file_name_theirs(self, shipped_teacher: Path) -> None:
@@ -158,7 +158,7 @@ class TestRequireFitting:
             with pytest.raises(WeightsError) as caught:
                 self.require(weights, "blue", "green", "scarlet")
             assert str(caught.value) == (
-                f"teacher.weights = \"{weights}\" calls class 2 'red', other 'scarlet'; {WAY_OUT}"
+                f"class 2 of teacher.weights = \"{weights}\" is 'red', of other 'scarlet'; {WAY_OUT}"
             )
 
     def test_what_names_no_classes_or_gets_a_new_head_is_not_refused(self, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ class TestRequireFitting:
 
     def test_the_command_refuses_before_it_downloads_or_decodes(self, class_folders: Path, tmp_path: Path) -> None:
         job = workspace.open_for_training("food11-fast", str(class_folders), tmp_path / "m", [], device="cpu")
-        with pytest.raises(WeightsError, match=r"knows 11 classes, .* has 3; train a teacher here: --set"):
+        with pytest.raises(WeightsError, match=r"has 11 classes, .* has 3; train a teacher here: --set"):
             pipeline.distill_student(job)
         assert not {"train_pixels", "valid_pixels"} & set(vars(job))
         assert list((tmp_path / "m").iterdir()) == []
@@ -254,7 +254,7 @@ class TestKnownAccuracy:
         made = self.make(telling, class_folders, tmp_path)
         assert made.info.extra["valid_accuracy"] == 0.123
         assert SHIPPED_ACCURACY not in made.info.extra, "what is imported is not what ships"
-        told = f"teacher: imported {telling}; its file tells its accuracy on these very validation images\n"
+        told = f"teacher: imported {telling}; its file has its accuracy on the same validation images\n"
         said = capsys.readouterr().err
         assert told in said
         assert "0.1230" not in said, "the command ends with it"
@@ -337,7 +337,7 @@ class TestSeenImages:
         teacher = save_teacher(tmp_path / "teacher.safetensors", dataset, recipe)
         data = DataRecipe(source=str(make_class_folders(tmp_path / "other", (5, 3, 3))))
         self.warn(teacher, recipe, load_dataset(data))
-        told = "warning: it was trained on other images; whether it has seen any of these is not known\n"
+        told = "warning: it was trained on other images; it is not known whether it has seen any of these\n"
         assert capsys.readouterr().err == told
 
     def test_an_import_of_an_import_knows_what_the_first_knew(

@@ -224,7 +224,7 @@ def test_auto_stays_in_float_where_int8_cannot_be_made(
 
     monkeypatch.setattr(quantized, "QuantizedClassifier", fail)
     assert choose() == (choose.teacher, "bf16")
-    assert "answers in float, as it cannot be had in int8: no such operator\n" in capsys.readouterr().err
+    assert "answers in float, because it cannot be made in int8: no such operator\n" in capsys.readouterr().err
 
 
 def test_the_distance_of_a_wanted_int8_is_told(choose: Chooser, capsys: pytest.CaptureFixture[str]) -> None:

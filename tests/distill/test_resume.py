@@ -363,7 +363,7 @@ class TestRefusals:
     def test_other_settings_are_named(self, tmp_path: Path) -> None:
         make_records(tmp_path).checkpoint.save(make_state())
         settings = {"stage": "student", "recipe_sha256": "other", "dataset_sha256": "d", "teacher_sha256": "t"}
-        message = "was made with another recipe and teacher; give the settings it was made with, or begin anew with --f"
+        message = "was made with another recipe and teacher; give the settings it was made with, or start over with --f"
         for resume in (True, False):
             with pytest.raises(ArtifactError, match=message):
                 Checkpoint(tmp_path / "checkpoint.pt", settings).open(resume=resume, force=False)
@@ -392,7 +392,7 @@ class TestRefusals:
         else:
             checkpoint.path.write_bytes(whole[: len(whole) // 2] if content == b"cut" else content)
         with pytest.raises(
-            ArtifactError, match=r"checkpoint.pt cannot be read \(.+\); delete it, or begin anew"
+            ArtifactError, match=r"checkpoint.pt cannot be read \(.+\); delete it, or start over"
         ) as caught:
             checkpoint.open(resume=True, force=False)
         assert "\n" not in str(caught.value)
@@ -587,20 +587,20 @@ def test_what_an_interrupted_directory_refuses(toolkit: ToolkitCommands, class_f
     unasked = last_line(toolkit.run(*command, code=1))
     assert re.fullmatch(
         rf"error: an interrupted run lies in {stopped} \(student, epoch \d+\);"
-        r" go on with --resume, or begin anew with --force \(in Python: resume=True, force=True\)",
+        r" go on with --resume, or start over with --force \(in Python: resume=True, force=True\)",
         unasked,
     )
     others = last_line(toolkit.run(*command, "--resume", "--set", "distill.alpha=0.1", code=1))
     assert others == (
         f"error: {stopped}/checkpoint.pt was made with another recipe;"
-        " give the settings it was made with, or begin anew with --force (in Python: resume=True, force=True)"
+        " give the settings it was made with, or start over with --force (in Python: resume=True, force=True)"
     )
     teacher = last_line(
         toolkit.run("teacher", *command[1:], "--force", "--resume", "--set", "teacher.epochs=9", code=1)
     )
     assert teacher == (
         f"error: {stopped}/checkpoint.pt is of an interrupted student stage, not of teacher;"
-        " go on with toolkit distill --resume, or begin anew with --force (in Python: resume=True, force=True)"
+        " go on with toolkit distill --resume, or start over with --force (in Python: resume=True, force=True)"
     )
     assert (stopped / "checkpoint.pt").read_bytes() == before
 
@@ -613,7 +613,7 @@ def test_a_damaged_checkpoint_is_refused_and_force_begins_anew(
     command = ["distill", "--data", class_folders, "--out", tmp_path, *SMALL, "--set", "distill.epochs=2"]
     damaged = last_line(toolkit.run(*command, "--resume", code=1))
     assert damaged.startswith(f"error: {tmp_path}/checkpoint.pt cannot be read (")
-    assert damaged.endswith("); delete it, or begin anew with --force")
+    assert damaged.endswith("); delete it, or start over with --force")
     anew = toolkit.run(*command, "--force")
     assert "going on" not in anew
     assert [line["epoch"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0, 1]
@@ -627,7 +627,7 @@ def test_a_forced_run_that_was_stopped_goes_on_with_the_line_it_says(
 ) -> None:
     """Though the file that it is to replace was made from the very same settings."""
     command = ["teacher", "--data", class_folders, "--out", tmp_path, *SMALL, "--set", f"teacher.epochs={EPOCHS}"]
-    assert "teacher: no state was saved, beginning anew" in toolkit.run(*command, "--resume")
+    assert "teacher: no state was saved, starting over" in toolkit.run(*command, "--resume")
     first = (tmp_path / "teacher.safetensors").stat().st_mtime_ns
     running = toolkit.start(*command, "--force", prepare=TEACHER_HELD)
     running.wait_for(f"teacher    2/{EPOCHS}")

@@ -202,5 +202,5 @@ def test_where_one_is_killed_the_other_says_so_in_one_line(job: Job) -> None:
     assert "Traceback" not in said
     last = said.splitlines()[-1]
     assert last.startswith("error: another of the 2 processes has ended ("), said
-    assert re.search(r"; see what it said, then go on with: torchrun --nproc-per-node 2 .* --resume$", last)
+    assert re.search(r"; see its messages, then go on with: torchrun --nproc-per-node 2 .* --resume$", last)
     assert "teacher: going on at epoch 2, step 1" in job.toolkit.run(*job.command)

@@ -195,7 +195,7 @@ class TestBareWeights:
     def test_a_narrow_student_with_class_names(self, tmp_path: Path) -> None:
         torch.manual_seed(1)
         torch.save(DepthwiseStudent(3, base=4, width_mult=0.5).state_dict(), tmp_path / "narrow.v2.bin")
-        with pytest.raises(WeightsError, match=r"narrow\.v2\.bin knows 3 classes, the data has 2"):
+        with pytest.raises(WeightsError, match=r"narrow\.v2\.bin has 3 classes, the data has 2"):
             self.export(tmp_path / "narrow.v2.bin", classes=("a", "b"))
         result = self.export(tmp_path / "narrow.v2.bin", classes=("a", "b", "c"))
         assert result.path.name == "narrow.v2.onnx"
@@ -215,7 +215,7 @@ class TestBareWeights:
         with pytest.raises(WeightsError, match="does not fit ResNet"):
             self.export(tmp_path / "odd.bin")
         torch.save({"a.weight": torch.zeros(3, 2)}, tmp_path / "odd.bin")
-        with pytest.raises(WeightsError, match=r"its last tensor a\.weight is no bias"):
+        with pytest.raises(WeightsError, match=r"its last tensor a\.weight is not the bias"):
             self.export(tmp_path / "odd.bin")
 
     def test_files_that_describe_themselves_keep_their_description(
@@ -236,7 +236,7 @@ class TestExistingFiles:
         before = destination.read_bytes()
         student = exports["depthwise"]
         with pytest.raises(
-            ArtifactError, match=r"student\.onnx is there and was not exported from .*; replace it with --force"
+            ArtifactError, match=r"student\.onnx exists and was not exported from .*; replace it with --force"
         ):
             export_onnx(student.weights, destination, ExportOptions(RECIPE))
         assert destination.read_bytes() == before
@@ -268,7 +268,7 @@ class TestModelDir:
         assert (metadata["role"], metadata["teacher_sha256"]) == ("teacher", "")
         monkeypatch.setattr(stage, "build_graph", lambda *_: pytest.fail("a file was made before all were checked"))
         save_weights(model_dir.weights("student"), "depthwise", seed=2)
-        with pytest.raises(ArtifactError, match=r"student\.onnx is there and was not exported from"):
+        with pytest.raises(ArtifactError, match=r"student\.onnx exists and was not exported from"):
             export_model_dir(model_dir, ExportOptions(RECIPE))
 
 
@@ -300,7 +300,7 @@ class TestFaults:
         worst = np.abs((logits - bias) * (1.0 if zero else 0.05)).max(1).argmax()
         message = str(info.value)
         assert message.startswith("student.onnx does not answer as its weights do: its logits are off by ")
-        assert f"on valid/{worst}.jpg (in batches of 64), allowed is 0.001 (export.max_logit_difference)" in message
+        assert f"on valid/{worst}.jpg (in batches of 64), 0.001 is allowed (export.max_logit_difference)" in message
         assert list((tmp_path / "out").iterdir()) == []
 
     def test_the_accuracy_gate_alone_catches_a_ruined_network(
@@ -337,7 +337,7 @@ class TestFaults:
 class TestWrongImages:
     def test_of_another_size(self, student: Exported, tmp_path: Path) -> None:
         pixels = make_pixels(np.zeros(4), replace(PREPROCESS, image_size=32))
-        with pytest.raises(ArtifactError, match="prepared at 32 px, the weights want 40 px"):
+        with pytest.raises(ArtifactError, match="prepared at 32 px, but the weights need 40 px"):
             export_onnx(student.weights, tmp_path / "student.onnx", ExportOptions(RECIPE, pixels))
 
     def test_of_more_classes(self, student: Exported, tmp_path: Path) -> None:

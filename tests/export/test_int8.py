@@ -106,7 +106,7 @@ class TestExport:
             export_onnx(weights, tmp_path / "student.onnx", wanted)
         assert refused.value.exit_code == 3
         assert str(refused.value).startswith("student.int8.onnx cannot keep its accuracy: in int8 throughout it loses")
-        assert "allowed is 0.2 (export.max_drop); nothing was kept; try --set export.calibration=" in str(refused.value)
+        assert "0.2 is allowed (export.max_drop); nothing was kept; try --set export.calibration=" in str(refused.value)
         assert [path.name for path in tmp_path.iterdir()] == ["student.onnx"]
 
 

@@ -47,7 +47,7 @@ def test_a_process_that_dies(tmp_path: Path) -> None:
     with Replay(save_colour_model(tmp_path / "m.onnx"), "m.onnx") as replay:
         os.kill(replay._process.pid, signal.SIGKILL)
         replay._process.wait()
-        with pytest.raises(GateError, match="the process that opened it died"):
+        with pytest.raises(GateError, match="the process that opened it has ended"):
             replay.answer(IMAGES)
 
 

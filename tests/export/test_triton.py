@@ -72,7 +72,7 @@ def test_another_model_is_not_overwritten(exported: Path, tmp_path: Path) -> Non
     write_triton_model(tmp_path / "repo", "mine", exported)
     write_triton_model(tmp_path / "repo", "mine", exported)  # the same again is no harm
     other = save_colour_model(tmp_path / "other.onnx", ("x", "y", "z"))
-    with pytest.raises(ArtifactError, match=r"model\.onnx is there and is another model; replace it with --force"):
+    with pytest.raises(ArtifactError, match=r"model\.onnx exists and is another model; replace it with --force"):
         write_triton_model(tmp_path / "repo", "mine", other)
     assert (tmp_path / "repo" / "mine" / "1" / "model.onnx").read_bytes() == exported.read_bytes()
     folder = write_triton_model(tmp_path / "repo", "mine", other, force=True)

@@ -94,7 +94,7 @@ def test_the_difference_is_the_largest_one(write: MeanColours) -> None:
 
 def test_closeness(write: MeanColours) -> None:
     worst = int((true_logits() * 0.1).max(1).argmax())
-    told = rf"means\.onnx .* off by .* on synthetic image {worst} \(in batches of 64\), allowed is 0\.001"
+    told = rf"means\.onnx .* off by .* on synthetic image {worst} \(in batches of 64\), 0\.001 is allowed"
     with pytest.raises(GateError, match=told):
         prove(write(scale=1.1), samples())
 
@@ -116,7 +116,7 @@ def test_agreement(write: MeanColours) -> None:
     offset = (0.05, 0.0, 0.0)
     same = true_logits().argmax(1) == (true_logits() + offset).argmax(1)
     assert 0.6 < same.mean() < 1
-    told = rf"on {same.sum()} of 20 images, not on synthetic image {same.argmin()}; wanted is 0\.999"
+    told = rf"on {same.sum()} of 20 images, but not on synthetic image {same.argmin()}; 0\.999 is required"
     with pytest.raises(GateError, match=told):
         prove(write(offset=offset), samples(), max_logit_difference=1.0)
     proof = prove(write(offset=offset), samples(), max_logit_difference=1.0, min_agreement=0.6)
@@ -127,7 +127,7 @@ def test_accuracy(write: MeanColours) -> None:
     offset = (0.05, 0.0, 0.0)
     labels = true_logits().argmax(1)
     after = ((true_logits() + offset).argmax(1) == labels).mean()
-    told = rf"its accuracy is {after:.4f}, the network's 1\.0000 on 20 validation images .* allowed is a drop of 0\.001"
+    told = rf"its accuracy is {after:.4f}, the network's 1\.0000 on 20 validation images .* a drop of 0\.001 is allowed"
     with pytest.raises(GateError, match=told):
         prove(write(offset=offset), samples(labels), max_logit_difference=1.0, min_agreement=0.0)
 
@@ -143,22 +143,22 @@ def test_a_drop_of_just_the_bound_is_allowed(write: MeanColours) -> None:
 
 def test_fp16_has_bounds_of_its_own(write: MeanColours) -> None:
     path = write(scale=1.02)
-    with pytest.raises(GateError, match=r"allowed is 0\.001 \(export\.max_logit_difference\)"):
+    with pytest.raises(GateError, match=r"0\.001 is allowed \(export\.max_logit_difference\)"):
         prove(path, samples())
     assert 0.001 < prove(path, samples(), "fp16").max_logit_difference < 0.1
-    with pytest.raises(GateError, match=r"allowed is 0\.005 \(export\.fp16_max_logit_difference\)"):
+    with pytest.raises(GateError, match=r"0\.005 is allowed \(export\.fp16_max_logit_difference\)"):
         prove(path, samples(), "fp16", fp16_max_logit_difference=0.005)
     path = write(offset=(0.05, 0.0, 0.0))
-    with pytest.raises(GateError, match=r"wanted is 0\.99 \(export\.fp16_min_agreement\)"):
+    with pytest.raises(GateError, match=r"0\.99 is required \(export\.fp16_min_agreement\)"):
         prove(path, samples(), "fp16")
     labelled = samples(true_logits().argmax(1))
-    with pytest.raises(GateError, match=r"allowed is a drop of 0\.005 \(export\.fp16_max_accuracy_drop\)"):
+    with pytest.raises(GateError, match=r"a drop of 0\.005 is allowed \(export\.fp16_max_accuracy_drop\)"):
         prove(path, labelled, "fp16", fp16_min_agreement=0.0)
 
 
 def test_of_int8_only_accuracy_is_asked(write: MeanColours) -> None:
     path, labelled = write(offset=(0.05, 0.0, 0.0)), samples(true_logits().argmax(1))
-    with pytest.raises(GateError, match=r"allowed is a drop of 0\.01 \(export\.max_drop\)"):
+    with pytest.raises(GateError, match=r"a drop of 0\.01 is allowed \(export\.max_drop\)"):
         prove(path, labelled, "int8")
     assert prove(path, labelled, "int8", max_drop=0.5).agreement < 1
     assert prove(write(scale=3.0), labelled, "int8").max_logit_difference > 1

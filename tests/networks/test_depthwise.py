@@ -80,5 +80,5 @@ def test_other_networks_are_not_taken_for_students() -> None:
     with pytest.raises(WeightsError, match=r"there is no linear layer fc\.0"):
         infer_student({name: value for name, value in weights.items() if not name.startswith("fc.")})
     weights["cnn.3.3.weight"] = torch.zeros(5, 8, 1, 1)
-    with pytest.raises(WeightsError, match=r"the widths \(2, 4, 8, 5, .*\) are no multiple of base 2"):
+    with pytest.raises(WeightsError, match=r"the widths \(2, 4, 8, 5, .*\) are not multiples of base 2"):
         infer_student(weights)

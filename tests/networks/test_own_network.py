@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from toolkit import architectures, control_process, pipeline, workspace
 from toolkit.bench.measure import first_use
 from toolkit.bench.measure.rows import Row
+from toolkit.bench.schema import Report
 from toolkit.errors import RecipeError
 from toolkit.machine.devices import same_imports
 from toolkit.networks import registry
@@ -63,7 +63,7 @@ def registering(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def finished(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """The model directory and the report of a `toolkit run` with the network as student and teacher."""
     out = tmp_path_factory.mktemp("own")
     job = workspace.open_for_training(None, str(class_folders), out, [*SMALL, *OWN], device="cpu")
@@ -72,16 +72,16 @@ def finished(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 
 @pytest.mark.slow
 class TestFromEndToEnd:
-    def test_the_report_has_its_rows(self, finished: tuple[Path, dict[str, Any]]) -> None:
+    def test_the_report_has_its_rows(self, finished: tuple[Path, Report]) -> None:
         out, report = finished
         parameters = sum(parameter.numel() for parameter in Plain(3, 5).parameters())
-        rows = {(row["model"], row["runtime"]): row for row in report["rows"]}
-        assert rows["student", "torch"]["params"] == rows["student", "onnxruntime"]["params"] == parameters
-        assert rows["student", "torch"]["first_call_ms"] > 0, "a process of its own has imported this module"
-        assert report["recipe"]["student"] == {"architecture": "plain", "channels": 5}
+        rows = {(row.model, row.runtime): row for row in report.rows}
+        assert rows["student", "torch"].params == rows["student", "onnxruntime"].params == parameters
+        assert rows["student", "torch"].peak_memory_mib is not None, "a process of its own has imported this module"
+        assert report.recipe["student"] == {"architecture": "plain", "channels": 5}
         assert (out / "student.onnx").is_file()
 
-    def test_its_file_says_what_it_is(self, finished: tuple[Path, dict[str, Any]]) -> None:
+    def test_its_file_says_what_it_is(self, finished: tuple[Path, Report]) -> None:
         classifier, info = load_model(finished[0] / "student.safetensors")
         assert isinstance(classifier.network, Plain)
         assert info.network == spec_of(classifier.network) == NetworkSpec("plain", {"channels": 5})
@@ -89,7 +89,7 @@ class TestFromEndToEnd:
         assert read_info(finished[0] / "teacher.safetensors").network == NetworkSpec("plain", {"channels": 6})
 
     def test_it_is_up_to_date_until_its_settings_change(
-        self, finished: tuple[Path, dict[str, Any]], class_folders: Path
+        self, finished: tuple[Path, Report], class_folders: Path
     ) -> None:
         from toolkit.distill.student import student_settings
 
@@ -150,7 +150,7 @@ class TestRegister:
             register("odd", Clashing)
 
     def test_settings_of_another_kind(self, registering: None) -> None:
-        with pytest.raises(RecipeError, match="the settings of 'odd' are no NetworkSettings; derive their class from"):
+        with pytest.raises(RecipeError, match="the settings of 'odd' are not NetworkSettings; derive their class from"):
             register("odd", dict)  # type: ignore[arg-type]
 
     def test_lists_are_settings_too(self, registering: None) -> None:

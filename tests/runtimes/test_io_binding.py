@@ -87,7 +87,7 @@ OPENING = (
             OnCuda(error="CUDA failure 900: operation not permitted when stream is capturing ; GPU=1\nmore"),
             "CUDA failure 900: operation not permitted when stream is capturing ; GPU=1",
         ),
-        (OnCuda(wrong=0.1), "it answers otherwise than without"),
+        (OnCuda(wrong=0.1), "its answers differ from those without"),
     ],
 )
 def test_where_a_graph_does_not_hold_it_goes_without_and_says_so(

@@ -161,7 +161,7 @@ class TestOnnx:
 
     def test_a_class_list_that_does_not_fit_the_logits(self, onnx_file: Path, tmp_path: Path) -> None:
         path = self.rewritten(onnx_file, tmp_path, classes='["a", "b"]')
-        assert "names 2 classes, its logits are for 3" in self.fails(path)
+        assert "names 2 classes, but its logits are for 3" in self.fails(path)
 
     def test_files_with_other_inputs(self, onnx_file: Path, tmp_path: Path) -> None:
         model = onnx.load(str(onnx_file))
@@ -239,8 +239,8 @@ class TestOnnx:
         with pytest.raises(DeviceError) as info:
             OnnxPredictor(onnx_file, "cuda")
         assert str(info.value) == (
-            f"student.onnx is not wholly on {CUDA}: 2 of its 4 operators run on {CPU} (Cast, Gemm);"
-            " use the CPU with --provider cpu, or auto to run it like that"
+            f"student.onnx does not run wholly on {CUDA}: 2 of its 4 operators run on {CPU} (Cast, Gemm);"
+            " use the CPU with --provider cpu, or accept that with --provider auto"
         )
 
     @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ class TestOnnx:
     ) -> None:
         self.placed(onnx_file, monkeypatch, *nodes)
         assert OnnxPredictor(onnx_file, "auto:0").provider == ran
-        assert f"warning: student.onnx is not wholly on {CUDA}: " in capsys.readouterr().err
+        assert f"warning: student.onnx does not run wholly on {CUDA}: " in capsys.readouterr().err
 
     @pytest.mark.parametrize(("wish", "provider", "gpu"), [("cuda", CUDA, "0"), ("cuda:1", f"{CUDA}:1", "1")])
     def test_cuda_s_options(
@@ -367,7 +367,7 @@ class TestOpenVino:
         model = onnx.load(str(onnx_file))
         next(entry for entry in model.metadata_props if entry.key == "classes").value = '["a", "b"]'
         onnx.save(model, str(tmp_path / "other.onnx"))
-        with pytest.raises(ArtifactError, match="names 2 classes, its logits are for 3"):
+        with pytest.raises(ArtifactError, match="names 2 classes, but its logits are for 3"):
             OpenVinoPredictor(tmp_path / "other.onnx")
 
     def test_an_operator_that_openvino_does_not_have(self, onnx_file: Path, tmp_path: Path) -> None:

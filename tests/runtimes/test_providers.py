@@ -246,8 +246,8 @@ def test_auto_says_so_when_onnxruntime_leaves_the_gpu_alone(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cuda", "onnxruntime cannot run on cuda: no driver; take cpu or auto, or see toolkit doctor"),
-        ("cuda:1", "onnxruntime cannot run on cuda:1: no such GPU; take cpu or auto, or see toolkit doctor"),
+        ("cuda", "onnxruntime cannot run on cuda: no driver; use cpu or auto, or see toolkit doctor"),
+        ("cuda:1", "onnxruntime cannot run on cuda:1: no such GPU; use cpu or auto, or see toolkit doctor"),
         *(
             (name, f"unknown provider '{name}'; give auto, cpu, cuda or cuda:N")
             for name in ("tensorrt", "tpu", "cpu:1", "cuda:", "cuda:x", "")

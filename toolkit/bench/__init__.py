@@ -1,1 +1,1 @@
-"""The benchmark of teacher against student."""
+"""The benchmark of teacher and student."""

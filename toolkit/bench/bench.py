@@ -1,4 +1,4 @@
-"""The benchmark: what is lost and what is won by shipping the student. Writes the report, its pictures and the card."""
+"""The benchmark: what the student loses and gains against the teacher. It writes report, pictures and model card."""
 
 import json
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from toolkit.recipe import Recipe
 __all__ = ["print_table", "run_bench"]
 
 SHOWN_WARNINGS = 4
-"""of those about speed, on the terminal; report.md has all"""
+"""warnings about speed on the terminal; report.md has all"""
 
 Logits = NDArray[np.float32]
 
@@ -52,7 +52,7 @@ def run_bench(
     """Measure teacher and student (and the control, if there is one) in every runtime of `recipe.bench.runtimes`.
 
     torch runs on `device`, and onnxruntime on the same GPU, unless `provider` says otherwise. Returns the report that
-    is written to report.json. Given a `baseline` of the same images, it also holds how the rows compare to that one's,
+    is written to report.json. Given a `baseline` of the same images, it also compares the rows with the baseline's,
     whatever the figures are. Raises ArtifactError if weights or ONNX files are missing, DataError if the images are not
     of the model's classes, DeviceError.
     """
@@ -95,7 +95,7 @@ def run_bench(
 
 
 def written_files(model_dir: ModelDir) -> list[Path]:
-    """What `run_bench` wrote; a README.md of somebody's own is not among it."""
+    """The files that `run_bench` wrote; a README.md of the user's own is not among them."""
     pictures = [model_dir.plot(name) for name in BENCH_PLOTS]
     card = [model_dir.card] if MADE_BY in model_dir.card.read_text(encoding="utf-8", errors="replace") else []
     return [model_dir.report_json, model_dir.report_markdown, *pictures, model_dir.examples, *card]
@@ -138,7 +138,7 @@ def _require_fitting_images(rows: Sequence[Row], images: BenchImages) -> None:
         raise DataError(f"{dataset.name} has no readable test image", "add some, or give another set with --data")
     known, given = rows[0].predictor.classes, dataset.classes
     if known != given:
-        detail = f"{len(known)} and {len(given)}" if len(known) != len(given) else "the same number, other names"
+        detail = f"{len(known)} and {len(given)}" if len(known) != len(given) else "the same number, but other names"
         raise DataError(
             f"{rows[0].path} was not trained on the classes of {dataset.name} ({detail})",
             "give the data it was trained on with --data",
@@ -153,7 +153,7 @@ def _require_fitting_images(rows: Sequence[Row], images: BenchImages) -> None:
 
 
 def _write(model_dir: ModelDir, report: Report, pictures: dict[str, bytes]) -> None:
-    """Pictures first, report.json last: where it is new, all is."""
+    """Write the pictures first and report.json last: if that is new, all is new."""
     for name, picture in pictures.items():
         with write_atomically(model_dir.plot(name)) as path:
             path.write_bytes(picture)
@@ -167,10 +167,10 @@ def _write(model_dir: ModelDir, report: Report, pictures: dict[str, bytes]) -> N
 
 
 def _may_replace(card: Path) -> bool:
-    """Whether there is no README.md, or one that an earlier benchmark wrote."""
+    """Whether there is no README.md, or an earlier benchmark wrote it."""
     if not card.exists() or MADE_BY in card.read_text(encoding="utf-8", errors="replace"):
         return True
     console.say(
-        f"{card} was not written by toolkit bench and stays as it is; without it, a model card is written there"
+        f"{card} was not written by toolkit bench and stays as it is; move it away to have a model card written there"
     )
     return False

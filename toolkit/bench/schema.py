@@ -2,7 +2,7 @@
 
 Schema 1: fields may be added, never renamed. Fractions are fractions (0.91), not percents. A description starts with
 the unit, if there is one: "ms; ...". A field with a default came later than the first reports, or is
-absent if there is nothing to say. docs/report.md is written from these models.
+absent if there is nothing to say. docs/report.md is generated from these models.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Hardware(Part):
     """The machine, and what it was doing when the benchmark began."""
 
     cpu: str = Field(description="name of the processor")
-    cores: AtLeastOne = Field(description="cores; how many the benchmark may use, under cgroups too")
+    cores: AtLeastOne = Field(description="cores; how many the benchmark may use, cgroups included")
     memory_gib: Positive = Field(description="GiB; memory that the benchmark may use")
     gpu: str | None = Field(description="names of all GPUs that the machine shows; null if there is none")
     driver: str | None = Field(description="version of the GPUs' driver; null if there is none")
@@ -72,10 +72,10 @@ class Latency(Part):
     n: AtLeastOne = Field(description="how many runs were timed")
     round_p50_min: Positive = Field(
         default_factory=lambda latency: latency["p50"],
-        description="ms; least of the rounds' medians: what another measurement here might have found",
+        description="ms; smallest of the rounds' medians: another measurement might find this",
     )
     round_p50_max: Positive = Field(
-        default_factory=lambda latency: latency["p50"], description="ms; greatest of the rounds' medians"
+        default_factory=lambda latency: latency["p50"], description="ms; largest of the rounds' medians"
     )
 
 
@@ -96,7 +96,7 @@ class RowFacts(Part):
         description="`torch`, `torch.compile`, `onnxruntime`, `onnxruntime.io_binding` (images and logits stay on the "
         "GPU) or `openvino`"
     )
-    provider: str = Field(description="what computes: a torch device, or an execution provider of the runtime")
+    provider: str = Field(description="where the row runs: a torch device, or an execution provider of the runtime")
     threads: AtLeastOne | None = Field(None, description="threads that the runtime may use on the CPU")
     params: Count = Field(description="parameters of the network")
     macs: Count = Field(description="multiply-adds of convolutions and matrix products for one image")
@@ -108,7 +108,7 @@ class RowFacts(Part):
 class Fidelity(Part):
     """How good a row's answers are."""
 
-    accuracy_top1: Fraction = Field(description="fraction; images that get their own class")
+    accuracy_top1: Fraction = Field(description="fraction; images whose predicted class is the true one")
     accuracy_top5: Fraction = Field(
         description="fraction; images whose class is among the five likeliest, or among all if there are fewer"
     )
@@ -117,7 +117,7 @@ class Fidelity(Part):
         description="fraction; expected calibration error, the gap between confidence and accuracy: 0 is best"
     )
     teacher_agreement: Fraction = Field(
-        description="fraction; images with the class that the teacher's first row gives, right or wrong"
+        description="fraction; images with the same predicted class as in the teacher's first row, right or wrong"
     )
 
 
@@ -125,7 +125,7 @@ class RowSpeed(Part):
     """How fast a row answers, and what its first use costs."""
 
     latency_ms: Latency = Field(description="ms; one image, from uint8 pixels to logits")
-    throughput_img_s: dict[BatchSize, Positive] = Field(description="images a second; by batch size")
+    throughput_img_s: dict[BatchSize, Positive] = Field(description="images per second; by batch size")
     end_to_end_ms: Duration | None = Field(
         None, description="ms; one image, from the file's bytes to probabilities; null for torch and I/O binding"
     )
@@ -133,7 +133,7 @@ class RowSpeed(Part):
         None, description="ms; from opening the file to the first answer, in a process of its own; imports not counted"
     )
     peak_memory_mib: NotNegative | None = Field(
-        None, description="MiB; what that process grew by at its peak; null if not known"
+        None, description="MiB; how much that process grew at its peak; null if not known"
     )
 
 
@@ -155,7 +155,7 @@ class ReportRow(RowSpeed, Fidelity, RowFacts):
 
 
 class ClassRecall(Part):
-    """One class. Recall is the fraction of a class's images that get its name."""
+    """One class. Recall is the fraction of a class's images whose predicted class it is."""
 
     name: str = Field(description="name of the class")
     images: Count = Field(description="test images of the class")
@@ -173,7 +173,7 @@ class SeedGain(Part):
 
     seed: int = Field(description="seed of both trainings")
     student_accuracy_top1: Fraction = Field(description="fraction; top-1 accuracy with the teacher")
-    control_accuracy_top1: Fraction = Field(description="fraction; top-1 accuracy without it")
+    control_accuracy_top1: Fraction = Field(description="fraction; top-1 accuracy without the teacher")
     gain_top1: Difference = Field(description="fraction; the student's accuracy less the control's")
 
 
@@ -195,7 +195,7 @@ class Distillation(Part):
     epochs: Count | None = Field(None, description="epochs that the student was trained")
     images_seen: Count | None = Field(None, description="images that the student was shown, repeats included")
     seconds: NotNegative | None = Field(None, description="s; how long the student was trained")
-    train_img_s: NotNegative | None = Field(None, description="images a second; in training")
+    train_img_s: NotNegative | None = Field(None, description="images per second; in training")
 
 
 class BaselineComparison(Part):
@@ -227,8 +227,8 @@ class Report(Part):
         Distillation(), description="what the teacher was worth"
     )
     verdict: str = Field(description="which row to ship, in a sentence")
-    warnings: tuple[str, ...] = Field(description="sentences on rows that should agree and do not")
-    timing_warnings: tuple[str, ...] = Field((), description="sentences on what makes the times doubtful")
+    warnings: tuple[str, ...] = Field(description="warnings about rows that should agree, but do not")
+    timing_warnings: tuple[str, ...] = Field((), description="warnings about what makes the times doubtful")
     license: str = Field("", description="licence of the weights; empty if none was given")
     baseline: tuple[BaselineComparison, ...] | None = Field(
         None, description="the rows of `--baseline` that were measured again; absent without it"
@@ -243,7 +243,7 @@ class _SchemaOnly(Part):
 
 
 def read_report(path: Path) -> Report:
-    """A report.json of this or an earlier run. Raises ArtifactError if it is missing or something else."""
+    """The report in a report.json. Raises ArtifactError if the file is missing or something else."""
     remedy = "make it with toolkit bench, and give the path of its report.json"
     try:
         text = path.read_bytes()
@@ -256,7 +256,7 @@ def read_report(path: Path) -> Report:
         if schema == SCHEMA:
             return Report.model_validate_json(text)
     except ValidationError as error:
-        raise ArtifactError(f"{path} is no report of toolkit bench: {first_reason(error)}", remedy) from None
+        raise ArtifactError(f"{path} is not a report of toolkit bench: {first_reason(error)}", remedy) from None
     raise ArtifactError(
         f"{path} has schema {schema}, and this toolkit reads schema {SCHEMA}",
         "make it again with this version's toolkit bench",

@@ -56,7 +56,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     epilog="All stages on the built-in data: toolkit run. "
-    "Exit codes: 0 done, 1 an error you can mend, 2 wrong usage, 3 a gate not met.",
+    "Exit codes: 0 done, 1 an error you can fix, 2 wrong usage, 3 a gate not met.",
 )
 
 for _panel, _functions in PANELS.items():
@@ -79,7 +79,7 @@ def _options(
 
 
 def _require_temporary_folder() -> None:
-    """Half of what is imported later fails without one, and with a traceback."""
+    """ToolkitError if there is none: much of what is imported later would fail with a traceback."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Benchmarks: measure (and hold against a baseline), compare two reports, put a file under load."""
+"""Benchmarks: measure (and compare with a baseline), compare two reports, put a file under load."""
 
 import time
 from pathlib import Path
@@ -29,7 +29,7 @@ def measure(
     baseline: Path | None,
     as_json: bool,
 ) -> None:
-    """Benchmark a model directory; GateError where it is worse than the report at `baseline` allows."""
+    """Benchmark a model directory; GateError if it is worse than the report at `baseline` allows."""
     start = time.perf_counter()
     before = _read_baseline(baseline, ModelDir(model)) if baseline else None
     workspace = open_finished(model, recipe, data, overrides, device=device)
@@ -43,7 +43,7 @@ def measure(
     else:
         print_table(report)
         print_written(written_files(workspace.model_dir))
-    # After the figures are shown: a gate that fails is no reason to keep them back.
+    # The gate comes after the figures: they are shown even if it fails.
     held = _hold_against(report, before, workspace.recipe.bench) if before is not None else None
     if not as_json:
         if held is not None:
@@ -84,5 +84,5 @@ def _read_baseline(path: Path, model_dir: ModelDir) -> Report:
 def _hold_against(report: Report, before: Report, bounds: BenchRecipe) -> str:
     """A line for the terminal; GateError if the report is worse than `before`."""
     rows = check_against_baseline(report, before, bounds.max_slowdown, bounds.max_drop)
-    told = f"no more than {bounds.max_slowdown:g} times as slow, no more than {100 * bounds.max_drop:g} points lost"
-    return f"baseline of {before.created}: {console.count(len(rows), 'row')} held ({told})"
+    told = f"at most {bounds.max_slowdown:g} times as slow, at most {100 * bounds.max_drop:g} points lost"
+    return f"baseline of {before.created}: {console.count(len(rows), 'row')} passed ({told})"

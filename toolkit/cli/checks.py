@@ -1,4 +1,4 @@
-"""Commands that make nothing: doctor, data and plan; and what a stage of training says before it begins."""
+"""Commands that write no model: doctor, data and plan; and the plan that a training stage prints at its start."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def doctor(deep: DeepOption = False, as_json: JsonOption = False) -> None:
-    """Check this machine: what it can really do, what is wrong and how to mend it."""
+    """Check this machine: what it can really do, what is wrong and how to fix it."""
     from toolkit.doctor.examine import examine
 
     report = examine(deep=deep)
@@ -75,7 +75,7 @@ def data(
         raise DataError(
             f"{console.count(len(report.unreadable), 'unreadable image')} in {source}, "
             f"the first is {first.name}: {first.reason}",
-            "mend or delete them, or leave out --strict to train without them",
+            "repair or delete them, or leave out --strict to train without them",
         )
 
 
@@ -118,7 +118,7 @@ def plan(
 
 
 def say_plan(workspace: "Workspace", name: "Command", minutes: float | None, start: float) -> "Workspace":
-    """Before the first image is decoded: what is about to happen, on stderr; the workspace, fitted into `minutes`.
+    """Print the plan on stderr, before the first image is decoded; returns the workspace, fitted into `minutes`.
 
     Raises ArtifactError if another process trains in the same directory.
     """

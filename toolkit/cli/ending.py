@@ -1,4 +1,4 @@
-"""How the command ends: its exit code, errors in one line, signals, and one of several processes that speaks for all.
+"""The end of a command: its exit code, errors in one line, signals; one of several processes prints for all.
 
 0 done · 1 a user's error · 2 wrong usage · 3 a gate not met · 130 Ctrl-C · 143 SIGTERM
 """
@@ -26,7 +26,7 @@ OTHERS_WAIT_S = 30.0
 
 def main() -> None:
     """Entry point: a ToolkitError is one line on stderr and its exit code; a bug keeps its traceback."""
-    if os.environ.get("RANK", "0") != "0":  # one of several processes speaks for all
+    if os.environ.get("RANK", "0") != "0":  # one of several processes prints for all
         console.out.quiet = console.err.quiet = True
     signal.signal(signal.SIGTERM, _end)
     try:
@@ -76,7 +76,7 @@ def _raise_if_peer_lost(error: RuntimeError) -> None:
         time.sleep(OTHERS_WAIT_S)
     raise TrainingError(
         f"another of the {distributed.world_size()} processes has ended ({one_line(error)})",
-        f"see what it said, then go on with: {resume_command()}",
+        f"see its messages, then go on with: {resume_command()}",
     ) from None
 
 

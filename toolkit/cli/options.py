@@ -16,7 +16,7 @@ RECIPE, WHERE, HOW, OUTPUT = "Recipe and data", "Where", "How", "Output"
 """Panels of --help that several commands have."""
 
 Flags = dict[str, Any]
-"""What open_for_training passes on to the workspace."""
+"""Options that open_for_training passes on to the workspace."""
 
 
 def add_seed(seed: int | None, overrides: list[str] | None) -> list[str]:
@@ -30,7 +30,7 @@ def flag(name: str, panel: str, help: str) -> Any:
 
 
 def _check_place(value: str) -> str:
-    """Before anything is looked for; whether the place works on this machine shows where it is used."""
+    """A check before anything is read; whether the place works on this machine shows when it is used."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
         raise typer.BadParameter(f"{value!r} is not one of auto, cpu, cuda, cuda:N")
     return value
@@ -134,7 +134,7 @@ HiddenCompareOption = Annotated[Path | None, typer.Option("--compare", metavar="
 LOAD = "Load"
 _load = partial(typer.Option, rich_help_panel=LOAD)
 _clients = partial(_load, "--clients", min=1, max=1024, metavar="N", help="Threads; each asks for one image at a time.")
-_seconds = partial(_load, "--seconds", min=0.1, max=3600, metavar="S", help="How long they ask.")
+_seconds = partial(_load, "--seconds", min=0.1, max=3600, metavar="S", help="For how long they ask.")
 _role = partial(_load, "--model", help="Whose ONNX file.")
 _precision = partial(_load, "--precision", help="In which precision.")
 

@@ -1,4 +1,4 @@
-"""What a command says at its end: what it wrote, how long it took, and the exact next command; or JSON alone."""
+"""The output at the end of a command: files, duration and the exact next command; or JSON alone."""
 
 import json
 import shlex
@@ -11,7 +11,7 @@ from toolkit import console
 
 
 def command(*words: str | Path) -> str:
-    """A `toolkit` command line that a shell takes as it is printed."""
+    """A `toolkit` command line, quoted for a shell."""
     return shlex.join(["toolkit", *map(str, words)])
 
 

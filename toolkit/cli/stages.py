@@ -161,7 +161,7 @@ def export(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL_DIR", help="A directory that distill wrote, or one weights file.")
     ] = DEFAULT_MODEL_DIR,
-    onnx: OnnxOption = False,  # the only format: nobody has to name it
+    onnx: OnnxOption = False,  # the only format, so the flag changes nothing
     fp16: Fp16Option = False,
     int8: Int8Option = False,
     max_drop: Int8DropOption = None,
@@ -254,12 +254,12 @@ def bench(
     names = json.dumps([name.strip() for name in runtimes.split(",")]) if runtimes else None
     given = {"runtimes": names, "max_slowdown": max_slowdown, "max_drop": max_drop}
     settings = [f"bench.{key}={value}" for key, value in given.items() if value is not None]
-    Recipe().with_overrides(settings)  # an error in them comes first, before the model is looked for
+    Recipe().with_overrides(settings)  # an error in them comes first, before the model is read
     bench.measure(model, recipe, data, device, provider, [*(overrides or []), *settings], baseline, as_json)
 
 
 def _require_clients(clients: int | None, of_load: Flags) -> None:
-    """UsageError for options of the load test without --clients: a benchmark would pass over them in silence."""
+    """UsageError for options of the load test without --clients: a benchmark would ignore them."""
     given = [f"--{'model' if name == 'role' else name}" for name, value in of_load.items() if value is not None]
     if given and clients is None:
         verb = "is an option" if len(given) == 1 else "are options"

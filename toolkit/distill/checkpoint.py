@@ -15,7 +15,7 @@ from toolkit.errors import ArtifactError, one_line
 from toolkit.files import write_atomically
 
 Settings = dict[str, Any]
-"""stage, recipe_sha256, dataset_sha256 and whatever else decides the result: only the same settings may go on."""
+"""stage, recipe_sha256, dataset_sha256 and all else that decides the result: only the same settings may go on."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class TrainingProgress:
 
 @dataclass(frozen=True)
 class StepState:
-    """What steps change and depend on.
+    """The state that steps change and depend on.
 
     `average` is None without averaged weights, `part_size` while memory is enough for whole batches.
     """
@@ -48,7 +48,7 @@ class StepState:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What an interrupted training goes on from.
+    """The state that an interrupted training goes on from.
 
     `best`, whose weights `best_state` holds, is None before the first validation, `gpu_rng` on a CPU.
     """
@@ -66,7 +66,7 @@ class TrainingState:
 
     @property
     def epoch(self) -> int:
-        """Whole epochs that lie behind it."""
+        """Whole epochs that are done."""
         return self.progress.epoch
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class TrainingState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Of what `to_dict` gave; LookupError, TypeError or ValueError for anything else."""
+        """The state from the values of `to_dict`; LookupError, TypeError or ValueError for anything else."""
         names = [field.name for of in (StepState, cls) for field in fields(of) if field.name != "steps"]
         if missing := [name for name in names if name not in values]:
             raise ValueError(f"it has no {', '.join(missing)}")
@@ -102,17 +102,17 @@ class Checkpoint:
         self.settings = settings
 
     def open(self, *, resume: bool, force: bool) -> TrainingState | None:
-        """The state to go on from, None to begin anew.
+        """The state to go on from, None to start over.
 
-        Raises ArtifactError where another run's state lies here, where this one's does and neither --resume nor --force
-        was given, or where it cannot be read.
+        Raises ArtifactError if another run's state lies here, if this run's does without --resume and --force, or if it
+        cannot be read.
         """
         if not self.path.exists():
             return None
         if force and not resume:
             self.discard()
             return None
-        begin_anew = "or begin anew with --force (in Python: resume=True, force=True)"
+        begin_anew = "or start over with --force (in Python: resume=True, force=True)"
         theirs, state = self._read()
         stage = theirs.get("stage")
         if stage != self.settings["stage"]:
@@ -135,8 +135,8 @@ class Checkpoint:
         return state
 
     def save(self, state: TrainingState) -> None:
-        """Write the state, whole or not at all. Raises ArtifactError where it cannot be written."""
-        content = io.BytesIO()  # torch's own writer does not tell a full disk from a bug
+        """Write the state, whole or not at all. Raises ArtifactError if it cannot be written."""
+        content = io.BytesIO()  # torch's own writer does not distinguish a full disk from a bug
         torch.save(state.to_dict() | {"settings": self.settings}, content)
         with write_atomically(self.path) as temporary:
             temporary.write_bytes(content.getbuffer())
@@ -155,7 +155,7 @@ class Checkpoint:
             return False
 
     def epochs_done(self) -> int:
-        """Whole epochs that a state of this very stage and settings has behind it; 0 where there is none."""
+        """Whole epochs that are done in a state of this very stage and settings; 0 if there is none."""
         return self._read()[1].epoch if self.is_own() else 0
 
     def discard_own(self) -> None:
@@ -164,14 +164,14 @@ class Checkpoint:
             self.discard()
 
     def _read(self) -> tuple[Settings, TrainingState]:
-        """The file's content; ArtifactError where it is damaged or something else."""
+        """The file's content; ArtifactError if it is damaged or something else."""
         try:
             # bytes first: a file that is being read must not be damaged by one that is written meanwhile
             content = torch.load(io.BytesIO(self.path.read_bytes()), map_location="cpu", weights_only=True)
             if not (isinstance(content, dict) and isinstance(content.get("settings"), dict)):
-                raise ValueError("it is no checkpoint")
+                raise ValueError("it is not a checkpoint")
             return content["settings"], TrainingState.from_dict(content)
         except (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, pickle.UnpicklingError) as error:
             raise ArtifactError(
-                f"{self.path} cannot be read ({one_line(error)})", "delete it, or begin anew with --force"
+                f"{self.path} cannot be read ({one_line(error)})", "delete it, or start over with --force"
             ) from None

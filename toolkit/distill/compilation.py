@@ -10,7 +10,7 @@ MOST_SIZES = 8
 
 
 def require_few_sizes(recipe: Recipe) -> None:
-    """RecipeError where torch.compile would have to compile a network that is trained for more than 8 image sizes."""
+    """RecipeError if torch.compile would have to compile a network that is trained for more than 8 image sizes."""
     if recipe.training.compile == "off":
         return
     trained: dict[str, StageRecipe] = {"distill": recipe.distill}
@@ -28,8 +28,8 @@ def require_few_sizes(recipe: Recipe) -> None:
 def make_room(plan: Plan) -> None:
     """Let torch compile every size of `plan`.
 
-    It counts what it compiles for teacher and student together; from the ninth on they run uncompiled, and only a line
-    in its log tells.
+    torch counts the sizes of teacher and student together. From the ninth on they run uncompiled, and only its log has
+    a line about it.
     """
     if plan.compile == "off":
         return

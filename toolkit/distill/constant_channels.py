@@ -1,7 +1,7 @@
-"""Channels that were constant in training. A dead ReLU leaves such ones, above all at high learning rates.
+"""Channels that were constant in training. A dead ReLU leaves such channels, above all at high learning rates.
 
-Their variance is 0, so batch norm multiplies by 1/√ε (316) whatever differs from the running mean. In training nothing
-differs. But a constant that bfloat16 rounded, by up to 0.4 %, is another one in float32, fp16 or int8: one student lost
+Their variance is 0, so batch norm multiplies any difference from the running mean by 1/√ε (316). In training nothing
+differs. But a constant that bfloat16 rounded, by up to 0.4 %, is another one in float32, fp16 or int8. One student lost
 3.7 points of accuracy between the arithmetic that it was trained in and the one that it ships in.
 """
 
@@ -15,15 +15,15 @@ RESOLUTION: dict[Arithmetic, float] = {
     "fp32": torch.finfo(torch.float32).eps,
     "bf16": torch.finfo(torch.bfloat16).eps,
 }
-"""Distance of neighbouring numbers as a fraction of them: what varies less is constant in this arithmetic."""
+"""Distance of neighbouring numbers as a fraction of them; a value that varies less is constant in this arithmetic."""
 
 
 @torch.no_grad()
 def keep_constant(network: nn.Module, precision: Arithmetic) -> None:
     """Let every channel that was constant in training, in `precision`, stay so: its running variance becomes 1.
 
-    A small difference from its running mean is a small one in the answer then. Further training measures the variance
-    again. Other channels stay as they are.
+    Then a small difference from its running mean makes a small one in the answer. Further training measures the
+    variance again. Other channels stay as they are.
     """
     for module in network.modules():
         if isinstance(module, _BatchNorm) and module.running_var is not None and module.running_mean is not None:

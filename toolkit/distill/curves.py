@@ -1,4 +1,4 @@
-"""The picture of a training run: accuracy and loss over the epochs, from metrics.jsonl."""
+"""The plot of a training run: accuracy and loss over the epochs, from metrics.jsonl."""
 
 from pathlib import Path
 

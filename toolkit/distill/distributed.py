@@ -1,4 +1,4 @@
-"""Several processes that train one network together, started by torchrun; alone, every function here does nothing.
+"""Several processes, started by torchrun, that train one network together; in one alone, functions here do nothing.
 
 R processes, N images of a split. Collectives run over nccl between GPUs and over gloo between CPUs.
 """
@@ -22,13 +22,13 @@ from toolkit.data.batches import Items
 Value = TypeVar("Value")
 
 WAIT = timedelta(hours=12)
-"""of waiting in a collective: one process may decode a whole data set while the others wait, and a large set takes
-longer than nccl's default of ten minutes. torchrun ends those that wait for a process that has failed."""
+"""limit of a wait in a collective: one process may decode a whole data set while the others wait, and a large set takes
+longer than nccl's default of ten minutes. torchrun ends the processes that wait for one that has failed."""
 PART_SECONDS = 30.0
 """s that a process waits for the others before it ends; as long as torchrun waits before it kills"""
 
 _all_at_the_end = threading.Event()
-"""Set once every process has come to its end, as `part` found."""
+"""Set once `part` has found that every process is at its end."""
 
 
 def launched() -> bool:
@@ -41,7 +41,7 @@ def local_rank() -> int:
 
 
 def processes_here() -> int:
-    """How many processes share this machine's cores."""
+    """The number of processes that share this machine's cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else 1
 
 
@@ -54,7 +54,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """The one process that writes and prints."""
+    """Whether this is the one process that writes and prints."""
     return rank() == 0
 
 
@@ -70,11 +70,11 @@ def join(device: str) -> None:
 
 
 def part() -> None:
-    """The last thing before a process ends as all of them do: wait for the others, so that none asks one that is gone.
+    """Wait for the others, at the normal end of a process, so that none of them asks a process that is gone.
 
-    Those that are through may be gone while this one still waits: from here on that is no error. They meet in the store
-    and not in a barrier: where nccl's times out, its watchdog ends the process with SIGABRT, and torch keeps a kernel
-    that nobody answers.
+    Processes that are through may be gone while this one still waits: from here on that is no error. They meet in the
+    store and not in a barrier. If nccl's barrier times out, its watchdog ends the process with SIGABRT, and torch keeps
+    a kernel without an answer.
     """
     if (group := dist.group.WORLD) is not None:
         with contextlib.suppress(RuntimeError):
@@ -86,12 +86,12 @@ def part() -> None:
 
 
 def is_peer_lost(error: BaseException) -> bool:
-    """Whether a collective failed since another process has ended, as far as gloo and nccl tell."""
+    """Whether a collective failed because another process has ended, as far as gloo and nccl report it."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _leave() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # torchrun ends those that are left as soon as one has failed
+    for number in (signal.SIGINT, signal.SIGTERM):  # torchrun ends the remaining processes as soon as one has failed
         signal.signal(number, signal.SIG_IGN)
     gc.collect()  # DistributedDataParallel is part of cycles and holds on to the group, whose threads must end first
     group = dist.group.WORLD
@@ -195,7 +195,7 @@ class _BatchNormOverProcesses(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         values, channels = input.to(torch.promote_types(input.dtype, torch.float32)), input.shape[1]
-        # float64, as the variance is the small difference of large numbers where the mean is far from 0
+        # float64, as the variance is the small difference of large numbers if the mean is far from 0
         sums = [part.sum((0, 2, 3), dtype=torch.float64) for part in (values, values.square())]
         count = sums[0].new_tensor([values.numel() / channels])
         total: Tensor = _SumOverProcesses.apply(torch.cat([*sums, count]))

@@ -27,13 +27,13 @@ LARGEST_BATCH, GPU_LARGEST_BATCH = 250, 1024
 def compute_logits(network: Classifier, pixels: Pixels, precision: Arithmetic, device: str) -> Tensor:
     """Logits float32 (N, C) of the evaluation view of every image, on `device`, where the network is.
 
-    Where memory runs out, smaller batches are tried. TrainingError where one image is too much.
+    If memory runs out, smaller batches are tried. TrainingError if one image is too much.
     """
     network.eval()
     most_pixels, most = (BATCH_PIXELS, LARGEST_BATCH) if device == "cpu" else (GPU_BATCH_PIXELS, GPU_LARGEST_BATCH)
     batch_size = max(1, min(most, most_pixels // pixels.preprocess.image_size**2))
     share = distributed.own_share(np.arange(len(pixels)))
-    # a process without a share, where there are fewer images than processes, still has to know C
+    # if there are fewer images than processes, a process without a share still has to know C
     asked = share if len(share) else np.zeros(1, np.int64)
 
     def answer() -> Tensor | None:
@@ -53,7 +53,7 @@ def compute_logits(network: Classifier, pixels: Pixels, precision: Arithmetic, d
 
 
 def _logits_or_none(network: Classifier, views: Iterator[Tensor], precision: Arithmetic, device: str) -> Tensor | None:
-    """None where memory ran out; what was allocated is free again by then."""
+    """None if memory ran out; what was allocated is free again by then."""
     parts = []
     try:
         for images in views:
@@ -67,9 +67,9 @@ def _logits_or_none(network: Classifier, views: Iterator[Tensor], precision: Ari
 
 
 def _evaluation_views(pixels: Pixels, chosen: list[np.ndarray], device: str) -> Iterator[Tensor]:
-    """float32 (B, 3, S, S) in 0..1 on `device`, batch by batch; cut out there where the pixels lie on a GPU.
+    """float32 (B, 3, S, S) in 0..1 on `device`, batch by batch; they are cut out there if the pixels lie on a GPU.
 
-    Where a GPU has no room for them, threads cut the next batch while it computes.
+    If a GPU has no room for them, threads cut the next batch while it computes.
     """
     if device == "cpu":
         yield from (centre_views(torch.from_numpy(pixels.centre(batch))) for batch in chosen)

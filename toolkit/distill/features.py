@@ -76,8 +76,8 @@ def match_spatial(student_features: Tensor, teacher_features: Tensor) -> tuple[T
 class Taps:
     """Reads the outputs of named submodules as a network runs: forward, then `take`. Ends with `close`.
 
-    An output is copied as it comes out, since later layers may work in place; of a submodule that runs more than once,
-    the last output counts. Raises RecipeError, which begins with `setting`, for a name that the network does not have
+    An output is copied as it comes out, because later layers may work in place. If a submodule runs more than once, its
+    last output counts. Raises RecipeError, which begins with `setting`, for a name that the network does not have
     and, in the forward pass, for an output that is not a tensor of 2 to 4 dimensions.
     """
 
@@ -92,7 +92,7 @@ class Taps:
         self._handles = [layers[name].register_forward_hook(functools.partial(self._keep, name)) for name in names]
 
     def take(self) -> tuple[Tensor, ...]:
-        """The latest outputs in the order of the names, which are then forgotten; RecipeError where one is missing."""
+        """The latest outputs in the order of the names, which are then forgotten; RecipeError if one is missing."""
         outputs, self._outputs = self._outputs, {}
         for name in self._names:
             if name not in outputs:
@@ -121,8 +121,9 @@ class TappedNetwork(nn.Module):
     """images (N, 3, H, W) in 0..1 → the classifier's logits (N, C), and the features of its layers `names`.
 
     With `project_to`, the channels of the teacher's taps, features go through projectors that are trained along: 1×1
-    convolutions for (N, D, H, W), linear layers else, no bias, and nothing where widths are equal. Widths are found
-    with one image of `image_size` px. Hooks sit on modules: replace those before. Raises RecipeError as Taps does.
+    convolutions for (N, D, H, W), linear layers otherwise, without bias, and nothing if widths are equal. Widths are
+    found with one image of `image_size` px. Hooks sit on modules: replace those before. Raises RecipeError as Taps
+    does.
     """
 
     def __init__(
@@ -155,9 +156,9 @@ def tap_channels(network: nn.Module, names: Sequence[str], image_size: int, *, s
 def default_tap(network: nn.Module, image_size: int) -> str:
     """The last layer that gives a map (1, D, H, W) with H·W > 1, or of any size if none does, for S = image_size.
 
-    Of nested modules it is the outermost; one inside a block, which is anything but nn.Sequential that gives a map too,
-    counts where nothing else does. Maps are square, as the image is: (N, H, W, D) is none. Adaptive pooling is left
-    out, as it can blow a map up. Raises RecipeError where there is no such layer or tokens (N, L, D) follow it (ViT).
+    Of nested modules it is the outermost. A block is any module but nn.Sequential that gives a map too; a layer inside
+    a block counts if no other does. Maps are square, as the image is: (N, H, W, D) is not a map. Adaptive pooling is
+    left out, as it can blow a map up. Raises RecipeError if there is no such layer or tokens (N, L, D) follow it (ViT).
     """
     shapes = _output_shapes(network, image_size)
     maps = [name for name, shape in shapes.items() if len(shape) == 4 and shape[2] == shape[3]]

@@ -1,6 +1,6 @@
-"""A teacher that only answers, made ready for a GPU: fewer passes over memory a call, and no weight cast twice.
+"""A teacher that is not trained, made ready for a GPU: fewer passes over memory per call, and no weight cast twice.
 
-Under autocast, weights that want no gradient are cast to bfloat16 at every call. A batch norm in evaluation mode is a
+Under autocast, weights without gradient are cast to bfloat16 at every call. A batch norm in evaluation mode is a
 factor and a summand of each channel, which the convolution before it can take on.
 """
 
@@ -33,10 +33,10 @@ class FrozenClassifier(Classifier):
 
 
 def freeze(classifier: Classifier, precision: Arithmetic, image_size: int) -> FrozenClassifier:
-    """The same answers, to be asked under `autocast` in `precision`; `classifier` is in evaluation mode and stays.
+    """A classifier with the same answers, for use under `autocast` in `precision`; `classifier` stays as it is.
 
-    Its batch norms are folded, unless answers to images of `image_size` px differ then, and for bfloat16 it holds the
-    weights of convolutions and linear layers in bfloat16.
+    `classifier` is in evaluation mode. Batch norms are folded, unless that changes the answers to images of
+    `image_size` px. For bfloat16, the weights of convolutions and linear layers are bfloat16.
     """
     device = classifier.mean.device
     folded = _fold_or_none(classifier.network)
@@ -51,7 +51,7 @@ def freeze(classifier: Classifier, precision: Arithmetic, image_size: int) -> Fr
 
 
 def _fold_or_none(network: nn.Module) -> nn.Module | None:
-    """None where torch cannot follow the network's way through its layers."""
+    """None if torch cannot trace the network."""
     from torch.fx.experimental.optimization import fuse
 
     try:
@@ -62,7 +62,7 @@ def _fold_or_none(network: nn.Module) -> nn.Module | None:
 
 @torch.no_grad()
 def _is_same(network: nn.Module, folded: nn.Module, image_size: int, device: torch.device) -> bool:
-    """Whether both answer alike; torch specialises what depends on an image, and folds a layer for all who use it."""
+    """Whether both give the same answers: torch may specialise to an image, and folds a layer for all its users."""
     images = torch.randn(2, 3, image_size, image_size, device=device, generator=torch.Generator(device).manual_seed(0))
     answers, others = network(images), folded(images)
     return bool((answers - others).abs().max() <= FARTHEST * answers.abs().max())

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM while a network trains: the step is finished and saved before the process ends.
 
-One of several processes may be sent one signal twice: by whoever stops them all, and by torchrun, which passes on what
-it was sent. torchrun also ends those that are left as soon as one has ended.
+One of several processes may get one signal twice: from the sender that stops them all, and from torchrun, which passes
+on its own signals. torchrun also ends the remaining processes as soon as one has ended.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ REPEAT_SECONDS = 5.0
 
 
 class StopRequest:
-    """Which signal asked to stop, 0 as long as none did; `obeyed` once the state is saved and all are to end."""
+    """The signal that asked to stop, 0 if none did; `obeyed` once the state is saved and all processes are to end."""
 
     def __init__(self) -> None:
         self.signal_number = 0
@@ -48,10 +48,10 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """Note Ctrl-C and SIGTERM instead of obeying them; what was in force before comes back at the end.
 
-    Then a signal is sent again that came too late for the body to obey, or when another process was gone already.
+    A signal that came too late for the body, or when another process was gone already, is then sent again.
     After a stop that was obeyed, one of several processes has only its end before it, and is not to be disturbed.
-    A signal that was ignored (as a shell does for Ctrl-C in its background jobs) stays so, and what an outer request
-    has noted already is this one's too. Only a process's main thread can do this; elsewhere nothing is noted.
+    A signal that was ignored (as a shell does for Ctrl-C in its background jobs) stays ignored. A signal that an outer
+    request has noted counts here too. Only a process's main thread can do this; elsewhere nothing is noted.
     """
     request = StopRequest()
     before = {}

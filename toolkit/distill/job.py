@@ -1,4 +1,4 @@
-"""What every training stage shares: what may be kept or replaced, where to go on, training, and the file at the end."""
+"""What every training stage shares: keeping or replacing a file, going on, training, and the file at the end."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class TrainingData:
 class TrainingOptions:
     """How a command was called. `device` is a torch device that is proven to work.
 
-    `on_epoch` is called with the figures of every epoch that is trained, after it was saved where every epoch is.
+    `on_epoch` is called with the figures of every epoch, after the epoch was saved if every epoch is saved.
     """
 
     device: str = "cpu"
@@ -61,7 +61,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file of the model directory; `new` is False where an up-to-date one was kept."""
+    """A weights file of the model directory; `new` is False if an up-to-date one was kept."""
 
     path: Path
     new: bool
@@ -70,7 +70,7 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One network to be made: who it is, where it goes and what decides the result.
+    """One network to be trained or imported: its role, its place and what decides the result.
 
     `settings` are recipe_sha256, dataset_sha256 and whatever else must be the same for an existing file to stay.
     """
@@ -96,9 +96,9 @@ class TrainingJob:
         return Checkpoint(self.model_dir.checkpoint(self.role), settings)
 
     def kept(self) -> WeightsFile | None:
-        """None where the stage has to run; the file that is there, where it came from these very settings.
+        """The file that is there, if it came from these very settings; None if the stage has to run.
 
-        Raises ArtifactError where another run's file lies there and --force was not given. With --force everything is
+        Raises ArtifactError if another run's file lies there and --force was not given. With --force everything is
         made again, except while an interrupted --force is being resumed.
         """
         if self._is_made_anew():
@@ -116,7 +116,7 @@ class TrainingJob:
         )
 
     def is_up_to_date(self) -> bool:
-        """Whether `kept` will find the file that is there good enough; nothing is said or raised."""
+        """Whether `kept` will return the file that is there; this prints and raises nothing."""
         return not self._is_made_anew() and not self._differing(read_info(self.destination))
 
     def _is_made_anew(self) -> bool:
@@ -124,7 +124,7 @@ class TrainingJob:
         return anew or not self.destination.exists()
 
     def _differing(self, info: ModelInfo) -> list[str]:
-        """What the file was made from that is not what it would be made from now."""
+        """Settings of the file that are not the present ones."""
         known = {
             "recipe_sha256": info.recipe_sha256,
             "dataset_sha256": info.dataset_sha256,
@@ -134,10 +134,10 @@ class TrainingJob:
         return [name.removesuffix("_sha256") for name, value in self.settings.items() if known.get(name) != value]
 
     def saved_state(self) -> TrainingState | None:
-        """What an interrupted run of this very stage left to go on from."""
+        """The state to go on from, of an interrupted run of this very stage."""
         state = self.checkpoint.open(resume=self.options.resume, force=self.options.force)
         if self.options.resume and state is None:
-            console.say(f"{self.role}: no state was saved, beginning anew")
+            console.say(f"{self.role}: no state was saved, starting over")
         return state
 
     @property
@@ -145,7 +145,7 @@ class TrainingJob:
         return self.recipe.teacher if self.role == "teacher" else self.recipe.distill
 
     def choose_precision(self, classifier: Classifier, *, training: bool = True) -> FloatArithmetic:
-        """Measured with `classifier`, where the recipe does not say."""
+        """Measured with `classifier`, if the recipe does not say."""
         shown = self.section.epochs if training else views_to_answer(self.recipe.distill)
         return choose_precision(
             self.recipe.training.precision,
@@ -208,7 +208,7 @@ class TrainingJob:
 
     def _draw_curves(self) -> None:
         if self.model_dir.metrics.exists():
-            with locked(self.model_dir.path):  # so that whoever draws last has the lines of both
+            with locked(self.model_dir.path):  # so that the last process to draw has the lines of both
                 picture = draw_learning_curves(self.model_dir.metrics)
                 with write_atomically(self.model_dir.plot("learning_curves")) as path:
                     path.write_bytes(picture)
@@ -227,5 +227,5 @@ def prove_size(classifier: Classifier, size: int, problem: str, remedy: str) -> 
     try:
         with torch.no_grad():
             classifier.eval()(torch.zeros(1, 3, size, size, device=classifier.mean.device))
-    except (AssertionError, RuntimeError, ValueError) as error:  # whatever torchvision's networks say no with
+    except (AssertionError, RuntimeError, ValueError) as error:  # whatever torchvision's networks raise
         raise RecipeError(f"{problem}: {one_line(error)}", remedy) from None

@@ -33,7 +33,7 @@ from toolkit.errors import ArtifactError, DataError
 from toolkit.files import write_atomically
 
 LAYOUT_VERSION = 1
-"""Goes into the store's key; raised whenever the meaning of what is kept changes."""
+"""A part of the store's key; raised whenever the meaning of the content changes."""
 
 ELEMENT_BYTES = 4
 """float32"""
@@ -42,14 +42,14 @@ FILL_BATCH_PIXELS = 2**22
 """px in a batch of the filling pass: 64 images of 256 px, 256 of 128 px"""
 
 WRITE_BYTES = 2**26
-"""of logits that gather, where they were computed, before they are written: no batch waits for a GPU or a disk"""
+"""bytes of logits that gather where they were computed, before they are written: no batch waits for GPU or disk"""
 
 NOT_IN_VIEWS = {"source", "workers", "validation_fraction", "test_fraction", "split_seed", "share", "mean", "std"}
 """[data] settings that do not change a view; which images there are is in the key by itself."""
 
 
 class StoredTeacher:
-    """Replays what a LogitStore kept: view v is stored view v mod K."""
+    """Replays the logits of a LogitStore: view v is stored view v mod K."""
 
     def __init__(self, train_logits: np.ndarray, valid_logits: np.ndarray, device: str) -> None:
         self._train_logits = train_logits
@@ -97,7 +97,7 @@ class LogitStore:
         return next((precision for precision in precisions if self._is_everywhere(precision)), None)
 
     def open(self, network: TappedNetwork, precision: Arithmetic) -> StoredTeacher:
-        """From the cache, or else computed now with `network`. Raises DataError where the cache cannot be written."""
+        """From the cache, or computed now with `network`. Raises DataError if the cache cannot be written."""
         path, views, valid = self._path(precision), self.views, self.valid
         told = f"teacher logits: {console.count(self.num_views, 'view')} of {len(views):,} images"
         if self._is_everywhere(precision):

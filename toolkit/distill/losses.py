@@ -1,7 +1,7 @@
 """Distillation losses: pure functions of logits. N images, C classes.
 
 Student and teacher logits are (N, C) of any float type; everything is computed in float32 or wider and every loss is a
-scalar. Temperatures T are > 0, weights ≥ 0. Nothing is detached: hand in a teacher's logits without gradient.
+scalar. Temperatures T are > 0, weights ≥ 0. Nothing is detached: pass a teacher's logits without gradient.
 """
 
 import math
@@ -30,7 +30,7 @@ def kd_term(student_logits: Tensor, teacher_logits: Tensor, *, temperature: floa
     """T²·KL(softmax(teacher/T) ‖ softmax(student/T)), summed over classes, averaged over images.
 
     Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 2: T² keeps the gradient at one scale as T changes. Range
-    0 to ∞; 0 where student equals teacher up to a constant an image.
+    0 to ∞; 0 if student equals teacher up to a constant per image.
     """
     student_logits, teacher_logits = at_least_float32(student_logits), at_least_float32(teacher_logits)
     divergence = _kl(
@@ -53,7 +53,7 @@ def dkd_term(
     Zhao et al. 2022, "Decoupled Knowledge Distillation" (arXiv:2203.08679), equation 7 with α and β as the two weights.
     TCKD is the KL divergence of (p_t, 1−p_t), the label's probability and its complement; NCKD that of the softmax over
     the C−1 other classes. KL = TCKD + (1−p_t)·NCKD with the teacher's p_t, so `kd_term` is the case where target_weight
-    is 1 and other_weight is 1−p_t. labels int64 (N,), C ≥ 2. Range 0 to ∞; 0 where student equals teacher.
+    is 1 and other_weight is 1−p_t. labels int64 (N,), C ≥ 2. Range 0 to ∞; 0 if student equals teacher.
     """
     student = _split_target(at_least_float32(student_logits) / temperature, labels)
     teacher = _split_target(at_least_float32(teacher_logits) / temperature, labels)
@@ -69,7 +69,7 @@ def dist_term(
     Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher" (arXiv:2205.10536), equations 8 to 10 without
     the classification loss. ρ is Pearson's correlation of student and teacher: over the classes of an image, and over
     the images of a class. T² is not in the paper but in its authors' code. Range 0 to 2·T²·(inter_weight +
-    intra_weight). A constant row or column, as every column is where N is 1, correlates with nothing: ρ and its
+    intra_weight). A constant row or column, as every column is if N is 1, correlates with nothing: ρ and its
     gradient are 0.
     """
     student = F.softmax(at_least_float32(student_logits) / temperature, dim=1)
@@ -104,7 +104,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def unit_vectors(vectors: Tensor, dim: int, floor: Tensor | float = 1e-12) -> Tensor:
-    """Vectors along `dim` at Euclidean length 1; where the length is `floor` or less, 0 with gradient 0."""
+    """Vectors along `dim` at Euclidean length 1; if the length is `floor` or less, 0 with gradient 0."""
     length: Tensor = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     return vectors / length.masked_fill(length <= floor, torch.inf)
 

@@ -1,4 +1,4 @@
-"""Telling that memory ran out from every other error, and giving back what nobody uses."""
+"""Errors that mean that memory ran out, and giving unused memory back."""
 
 import contextlib
 
@@ -9,8 +9,8 @@ WORDS = (
     "could not create a primitive",  # oneDNN, for whose workspace there was no room
     "could not create a memory object",
     "Failed to allocate memory",  # onnxruntime's arena
-    "Available memory of ",  # the same, where a limit is set: "... is smaller than requested bytes of ..."
-    "CUDA error: out of memory",  # torch, where something other than its allocator asked (AcceleratorError)
+    "Available memory of ",  # the same, if a limit is set: "... is smaller than requested bytes of ..."
+    "CUDA error: out of memory",  # torch, if something other than its allocator asked (AcceleratorError)
     "CUDA ran out of memory outside PyTorch's allocator",  # torch, of cuDNN's kernels
     "CUDA failure 2: out of memory",  # onnxruntime
     "Cuda failure 2 'out of memory'",  # NCCL
@@ -22,7 +22,7 @@ WORDS = (
     "bad_alloc",
     "bad allocation",
 )
-"""What libraries say that have no class of error for it."""
+"""Words of libraries that have no class of error for it."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -33,8 +33,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def free_cache(device: str) -> None:
     """Give the GPU back what torch's allocator keeps for later: libraries with allocators of their own may need it.
 
-    torch frees that by itself before it says that memory ran out. It refuses to while it takes a graph's capture for
-    unfinished, as one that failed may leave it to; then nothing is given back, which is no reason to stop.
+    torch frees that memory by itself before it reports that memory ran out. It refuses to while it considers a graph's
+    capture unfinished, as after a failed capture. Then nothing is given back, which is no reason to stop.
     """
     if device != "cpu":
         with contextlib.suppress(RuntimeError):

@@ -1,4 +1,4 @@
-"""What is written while a network trains: metrics.jsonl always, a line on stderr, TensorBoard where asked for."""
+"""Figures while a network trains: metrics.jsonl, a line on stderr, and TensorBoard if requested."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ ROLES = {stage: role for role, stage in STAGES.items()}
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """A line of metrics.jsonl. Losses are means over images, accuracies fractions; `seconds` since its training began.
+    """A line of metrics.jsonl. Losses are means over images, accuracies fractions; `seconds` since the training began.
 
     `learning_rate` is that of the epoch's first step; `image_size` in px.
     """
@@ -60,7 +60,7 @@ class MetricsLog:
                 self._path.unlink(missing_ok=True)
 
     def add(self, metrics: EpochMetrics) -> None:
-        """Append a line, and tell it with the time left. Raises ArtifactError where it cannot be written."""
+        """Append a line, and print it with the time left. Raises ArtifactError if it cannot be written."""
         try:
             with locked(self._path.parent), self._path.open("a") as file:
                 file.write(_to_json(metrics) + "\n")
@@ -103,7 +103,7 @@ def _to_json(metrics: EpochMetrics) -> str:
 
 
 def _role_of(line: str) -> Role | None:
-    """None for a line that was torn as it was written: the checkpoint knows better."""
+    """None for a line that was cut off as it was written: the checkpoint has its figures."""
     try:
         return ROLES[json.loads(line)["stage"]]
     except (ValueError, TypeError, KeyError):
@@ -111,7 +111,7 @@ def _role_of(line: str) -> Role | None:
 
 
 def require_tensorboard() -> None:
-    """TrainingError where --tensorboard lacks its package."""
+    """TrainingError if --tensorboard lacks its package."""
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What training minimises, from the recipe: labels alone, or labels and a teacher. N images, C classes."""
+"""The loss that training minimises, from the recipe: labels alone, or labels and a teacher. N images, C classes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ class FeatureMethod:
     projected: bool = False
 
     def __call__(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
-        """The sum over the pairs of layers; RecipeError where the method cannot compare a pair."""
+        """The sum over the pairs of layers; RecipeError if the method cannot compare a pair."""
         pairs: Iterator[tuple[Tensor, Tensor]] = zip(student_features, teacher_features, strict=True)
         if self.same_size:
             pairs = (match_spatial(at_least_float32(student), at_least_float32(teacher)) for student, teacher in pairs)
@@ -96,7 +96,7 @@ FEATURE_METHODS = {
     "similarity": FeatureMethod(similarity_term, 3000.0, same_size=False),
 }
 METHODS: Mapping[str, LogitMethod | FeatureMethod] = {**LOGIT_METHODS, **FEATURE_METHODS}
-"""Every way to learn from a teacher: a new one is a function, its line here and its name in toolkit/recipe.py."""
+"""Every way to learn from a teacher; a new one is a function, a line here and a name in toolkit/recipe.py."""
 
 
 class Objective(Protocol):

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from toolkit.distill.device_update import DeviceUpdate, Rates
 from toolkit.distill.features import TappedNetwork
 from toolkit.recipe import StageRecipe
 
@@ -19,20 +20,23 @@ MOMENTUM = 0.9
 class Optimization:
     """What a network's gradients become: a step of the optimiser, of the schedule, and of the average if there is one.
 
-    `network` is what is averaged, the network without its projectors.
+    `network` is what is averaged, the network without its projectors. `steps` is how many steps there are in all.
     """
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     average: AveragedModel | None = None
+    steps: int = 0
+    on_device: DeviceUpdate | None = None
+    """takes the optimiser's steps where CUDA graphs hold them"""
 
     @classmethod
     def of(cls, learner: TappedNetwork, section: StageRecipe, steps: int) -> Self:
         """By the settings of `section`, for `steps` steps in all."""
         network = learner.classifier.network
         optimizer = make_optimizer(learner, section)
-        return cls(network, optimizer, make_scheduler(optimizer, section, steps), make_average(network, section))
+        return cls(network, optimizer, make_scheduler(optimizer, section, steps), make_average(network, section), steps)
 
     @property
     def learning_rate(self) -> float:
@@ -45,14 +49,35 @@ class Optimization:
         shipped: nn.Module = self.average.module if self.average else self.network
         return shipped
 
+    def tabulate(self, device: str, section: StageRecipe) -> None:
+        """Before the first step: have all rates in a table on `device`, so that a CUDA graph can hold `update`."""
+        self.on_device = DeviceUpdate(self.optimizer, make_rates(section, self.steps), device)
+
     def step(self) -> None:
         """By the gradients that lie in the parameters."""
-        self.optimizer.step()
+        self.update()
+        self.count()
+
+    def update(self) -> None:
+        """The part of a step that is the device's: weights, their average, and the optimiser's state."""
+        (self.on_device or self.optimizer).step()
         if self.average is not None:
-            on_cpu = next(self.network.parameters()).device.type == "cpu"
-            update = AveragedModel.update_parameters if on_cpu else update_average
-            update(self.average, self.network)
+            update_average(self.average, self.network)
+
+    def count(self) -> None:
+        """The part of a step that is the host's: what a checkpoint knows of the schedule and of the average."""
+        if self.average is not None:
+            self.average.n_averaged += 1
         self.scheduler.step()
+
+    def restore(self, optimizer: dict[str, Any], scheduler: dict[str, Any], average: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint's states."""
+        self.optimizer.load_state_dict(optimizer)
+        self.scheduler.load_state_dict(scheduler)
+        if self.average and average:
+            self.average.load_state_dict(average)
+        if self.on_device:
+            self.on_device.seek(self.scheduler.last_epoch)
 
 
 def make_optimizer(network: nn.Module, section: StageRecipe) -> torch.optim.Optimizer:
@@ -74,7 +99,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, section: StageRecipe, steps
 
     `one-cycle` moves the momentum, or AdamW's β1, against the learning rate, as the paper and torch's OneCycleLR have
     it: from 0.95 to 0.85 at the peak and back. Both are Python numbers in the optimiser's groups, set anew after each
-    step: a CUDA graph of a step would keep those that it was captured with.
+    step: a CUDA graph of a step would keep those that it was captured with, and reads a table instead (make_rates).
     """
     if section.schedule == "one-cycle":
         steps = max(steps, 2)
@@ -93,6 +118,18 @@ def make_scheduler(optimizer: torch.optim.Optimizer, section: StageRecipe, steps
     return LambdaLR(optimizer, factor)
 
 
+def make_rates(section: StageRecipe, steps: int) -> Rates:
+    """What the schedule sets at each of `steps` steps, all ahead."""
+    optimizer = make_optimizer(nn.ParameterList([torch.zeros(1)]), section)  # draws nothing at random
+    scheduler = make_scheduler(optimizer, section, steps)
+    optimizer.step()  # without gradients; the schedule warns where it was never called
+    group, rates = optimizer.param_groups[0], []
+    for _ in range(steps):
+        rates.append((group["lr"], group["betas"][0] if "betas" in group else group["momentum"]))
+        scheduler.step()
+    return rates
+
+
 def make_average(network: nn.Module, section: StageRecipe) -> AveragedModel | None:
     """The exponential moving average of weights and batch statistics, None where the recipe asks for none."""
     if section.ema == 0:
@@ -104,13 +141,13 @@ def make_average(network: nn.Module, section: StageRecipe) -> AveragedModel | No
 
 @torch.no_grad()
 def update_average(average: AveragedModel, network: nn.Module) -> None:
-    """`average.update_parameters(network)`, which on a GPU waits at every step for its count to get there."""
+    """`average.update_parameters(network)` but for its count, for which a GPU would wait at every step."""
     own, other = ([*module.parameters(), *module.buffers()] for module in (average.module, network))
     if not average.n_averaged:
-        average.update_parameters(network)
+        for values, new in zip(own, other, strict=True):
+            values.copy_(new)
         return
     assert average.multi_avg_fn is not None
     for dtype in {values.dtype for values in own}:
         alike = [number for number, values in enumerate(own) if values.dtype == dtype]
         average.multi_avg_fn([own[i] for i in alike], [other[i].detach() for i in alike], average.n_averaged)
-    average.n_averaged += 1

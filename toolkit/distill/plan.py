@@ -1,4 +1,4 @@
-"""How a stage trains, and what came of it."""
+"""The plan of a training stage: its section of the recipe, sizes, arithmetic, seed and device."""
 
 import math
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from toolkit.recipe import StageRecipe
 def image_size_of(epoch: int, section: StageRecipe, full_size: int) -> int:
     """px; side of the training images in `epoch` (from 0).
 
-    Grows in a straight line from `start_image_size` to `full_size`, reached after `grow_until` of the epochs, in steps
-    of 16 px (8 below 64 px, so that small pictures can grow too).
+    It grows in a straight line from `start_image_size` to `full_size`, in steps of 16 px (8 below 64 px, so that small
+    pictures can grow too). It reaches the full size after `grow_until` of the epochs.
     """
     start = section.start_image_size or full_size
     growing = max(1, math.floor(section.epochs * section.grow_until))

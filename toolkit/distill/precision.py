@@ -1,4 +1,4 @@
-"""fp32 or bfloat16: measured on this device with this network, not assumed (int8: quantized.py).
+"""The choice of fp32 or bfloat16: measured on this device with this network, not assumed (int8: quantized.py).
 
 What was measured is remembered for the rest of the process: no stage, no seed and no forecast measures it again.
 """
@@ -23,21 +23,21 @@ from toolkit.networks.small_maps import place
 ROUNDS = 3
 """timed calls of a candidate, at most"""
 ENOUGH_CALLS = 2
-"""timed calls of a step whose time others reckon with"""
+"""timed calls of a step whose time a forecast uses"""
 GIVE_UP = 2.0
-"""times the best candidate's time an image; one call that takes longer is a candidate's last"""
+"""times the best candidate's time per image; a candidate gets no further call after one that took longer"""
 CHOICE_S, CHOICE_SHARE = 3.0, 0.02
-"""s that a choice may take, and share of the work that it is for: no call begins where either is spent"""
+"""s that a choice may take, and share of the work that it is for: no call begins once either is spent"""
 
 MAX_BATCH = 128
 BATCH_PIXELS, GPU_BATCH_PIXELS = 2**19, 2**21
-"""px in the timed batch, 8 or 32 images of 256 px: no fewer are as fast an image, and no more are needed"""
+"""px in the timed batch, 8 or 32 images of 256 px: fewer are slower per image, and more are not needed"""
 FIRST_PIXELS = 2**17
 """px in the first try, 2 images of 256 px: a candidate that takes fifteen times as long as the other costs seconds"""
 
 FloatArithmetic = Literal["fp32", "bf16"]
 Arithmetic = Literal["fp32", "bf16", "int8"]
-"""int8 is a teacher's alone."""
+"""int8 is for teachers alone."""
 
 
 Name = TypeVar("Name", bound=str)
@@ -64,7 +64,7 @@ def autocast(device: str, precision: Arithmetic) -> AbstractContextManager[None]
 
 @dataclass(frozen=True)
 class NetworkStep:
-    """One kind of step: `network`, on a device, forward through a batch, and backward where it is `training`.
+    """One kind of step: `network`, on a device, forward through a batch, and backward if it is `training`.
 
     `image_size`: px.
     """
@@ -76,12 +76,12 @@ class NetworkStep:
     training: bool = True
 
     def key(self, *more: object) -> tuple[object, ...]:
-        """What its time depends on: of the network its layers and their sizes, not its weights; and what is given."""
+        """All that its time depends on: the network's layers and their sizes (not its weights), the step, `more`."""
         network = (repr(self.network), registry.enlargement(self.network.network))
         return (*network, self.batch_size, self.image_size, self.device, self.training, *more)
 
     def take(self, views: torch.Tensor, precision: FloatArithmetic) -> None:
-        """Once, to its end on the device."""
+        """Take the step once, to its end on the device."""
         with torch.set_grad_enabled(self.training), autocast(self.device, precision):
             logits = self.network(views)
         if self.training:
@@ -100,9 +100,9 @@ def choose_precision(
 ) -> FloatArithmetic:
     """`wanted`, or for `auto` the one of the two in which `step` is faster.
 
-    bfloat16 is only tried where the device has instructions for it. `images` is how many are to come: what is chosen
-    for few is chosen quickly (`least_times`). Several processes take the main one's choice. The network's weights and
-    statistics are left as they were. What was measured is said once, to the first who wants to hear it (`say`).
+    bfloat16 is only tried if the device has instructions for it. `images` is how many are to come: for few
+    images, the choice is quick (`least_times`). Several processes take the main one's choice. The network's weights and
+    statistics are left as they were. The measurement is printed once, for the first caller with `say`.
     """
     device = step.device
     if wanted != "auto":
@@ -111,7 +111,7 @@ def choose_precision(
         return wanted
     if not has_fast_bf16(device):
         if say:
-            _say_once(f"precision: fp32, as the {device} has no instructions for bfloat16")
+            _say_once(f"precision: fp32, because the {device} has no instructions for bfloat16")
         return "fp32"
     place(step.network, device)
     key = step.key()
@@ -135,9 +135,10 @@ def step_seconds(
     images: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """s an image of `step` in `precision`: as `choose_precision` measured it, or else measured now.
+    """s per image of `step` in `precision`: as `choose_precision` measured it, or else measured now.
 
-    What a choice called only once is called again: that is enough to choose by, but not to reckon with. `as_trained`
+    A step that a choice called only once is called again: one call is enough for a choice, but not for a forecast.
+    `as_trained`
     places the network as training does (small_maps.py); otherwise it is called as it is, on the step's device.
     """
     if as_trained:
@@ -150,7 +151,7 @@ def step_seconds(
 
 
 def forget() -> None:
-    """Forget what was measured and said: for tests, which have clocks of their own."""
+    """Forget all measurements and messages: for tests, which have clocks of their own."""
     _chosen.clear()
     _told.clear()
     _step_s.clear()
@@ -166,11 +167,11 @@ def least_times(
     images: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Name, float]:
-    """s an image of each work, which is called with a number of images; those that were given up are not in it.
+    """s per image of each work, which is called with a number of images; works that were given up are left out.
 
-    Each is tried once on `few` images, which warms it up, then up to 3 times, in turns, on `many`; the least counts, as
-    other work on the machine can only add. A candidate is given up after one call that took more than twice the best,
-    and no call begins after CHOICE_S, or CHOICE_SHARE of the time that `images` to come will take. Several processes
+    Each is tried once on `few` images, which warms it up, then up to 3 times, in turns, on `many`. The least time
+    counts: other work on the machine can only add. A candidate is given up after one call that took more than twice the
+    best. No call begins after CHOICE_S, or CHOICE_SHARE of the time that `images` to come will take. Several processes
     see the main one's clock, and so make the same calls.
     """
     cold: dict[Name, float] = {}
@@ -196,18 +197,18 @@ def least_times(
 
 
 def _comparable(left: list[Name], cold: dict[Name, float], warm: dict[Name, float]) -> dict[Name, float]:
-    """Times of those that are left, of warm calls if all of them had one."""
+    """Times of the works that are left: of warm calls if every one had a warm call."""
     times = warm if all(name in warm for name in left) else cold
     return {name: times[name] for name in left if name in times}
 
 
 _chosen: dict[tuple[object, ...], FloatArithmetic] = {}
 _told: dict[tuple[object, ...], str] = {}
-"""What was measured and nobody has heard of yet."""
+"""Messages about measurements that were not printed yet."""
 _step_s: dict[tuple[object, ...], float] = {}
-"""s an image of a step"""
+"""s per image of a step"""
 _calls: dict[tuple[object, ...], int] = {}
-"""How many warm calls that is the least of."""
+"""Number of warm calls; the time is the least of theirs."""
 
 
 def _describe(precision: FloatArithmetic, device: str) -> str:
@@ -217,7 +218,7 @@ def _describe(precision: FloatArithmetic, device: str) -> str:
 def _time_steps(
     step: NetworkStep, choices: tuple[FloatArithmetic, ...], images: float, clock: Callable[[], float]
 ) -> dict[FloatArithmetic, float]:
-    """s an image in each of `choices` that was not given up, remembered; the network is left as it was."""
+    """s per image in each of `choices` that was not given up, remembered; the network stays as it was."""
     network, size = step.network, step.image_size
     state = {name: value.clone() for name, value in network.state_dict().items()}
     most_pixels = BATCH_PIXELS if step.device == "cpu" else GPU_BATCH_PIXELS

@@ -1,7 +1,7 @@
-"""Where a given teacher's weights lie, which images they have seen, and whether they fit the data they are to teach on.
+"""A given teacher: where its weights lie, which images it was trained on, and whether it fits the data.
 
-Given is what is not trained here: a file, a teacher that ships with the toolkit, or the notebook's. `imagenet` is not:
-its head is new.
+A given teacher is not trained here: a file, a teacher that ships with the toolkit, or the notebook's. `imagenet` is not
+given: its head is new.
 """
 
 import json
@@ -28,14 +28,14 @@ TRAIN_ONE = "train a teacher here: --set 'teacher.weights=\"\"', or give the dat
 
 
 def is_given(recipe: Recipe) -> bool:
-    """Whether the teacher is imported and not trained here; nothing is looked for."""
+    """Whether the teacher is imported and not trained here; no file is read."""
     return recipe.teacher.weights not in ("", IMAGENET)
 
 
 def find_weights(recipe: Recipe) -> Path | None:
-    """The file that `teacher.weights` names; None where the teacher is to be trained here.
+    """The file that `teacher.weights` names; None if the teacher is to be trained here.
 
-    The notebook's is downloaded where it is not in the cache. Raises WeightsError where there is no such file.
+    The notebook's is downloaded if it is not in the cache. Raises WeightsError if there is no such file.
     """
     weights = recipe.teacher.weights
     if not is_given(recipe):
@@ -60,12 +60,12 @@ def teacher_network(recipe: Recipe) -> NetworkSpec:
 
 
 def describe(path: Path) -> ModelInfo | None:
-    """What a weights file says about itself; None where it says nothing. Raises WeightsError if it is damaged."""
+    """What a weights file says about itself; None if it says nothing. Raises WeightsError if it is damaged."""
     return read_info(path) if carries_info(path) else None
 
 
 def require_fitting(recipe: Recipe, dataset: Dataset) -> None:
-    """WeightsError where the given teacher's classes are known and are not the data's; nothing is downloaded for that.
+    """WeightsError if the given teacher's classes are known and are not the data's; nothing is downloaded for that.
 
     A file that does not name its classes is left to the import, which counts them.
     """
@@ -81,18 +81,18 @@ def require_fitting(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def require_same_classes(classes: tuple[str, ...], dataset: Dataset, who: str, remedy: str) -> None:
-    """WeightsError unless `classes`, which the teacher `who` knows, are the data's, in their order."""
+    """WeightsError unless `classes`, those of the teacher `who`, are the data's, in their order."""
     if len(classes) != len(dataset.classes):
-        raise WeightsError(f"{who} knows {len(classes)} classes, {dataset.name} has {len(dataset.classes)}", remedy)
+        raise WeightsError(f"{who} has {len(classes)} classes, {dataset.name} has {len(dataset.classes)}", remedy)
     for number, (theirs, ours) in enumerate(zip(classes, dataset.classes, strict=True)):
         if theirs != ours:
-            raise WeightsError(f"{who} calls class {number} {theirs!r}, {dataset.name} {ours!r}", remedy)
+            raise WeightsError(f"class {number} of {who} is {theirs!r}, of {dataset.name} {ours!r}", remedy)
 
 
 def find_training_images(info: ModelInfo) -> dict[str, Any] | None:
-    """`dataset_sha256`, SPLIT_SETTINGS and `share` of the images that weights were trained on; None where nobody knows.
+    """`dataset_sha256`, SPLIT_SETTINGS and `share` of the images that weights were trained on; None if not known.
 
-    A file that was imported says of itself what it was imported for; what was known of it then is passed on.
+    An imported file describes what it was imported for; what was known about it then is passed on.
     """
     if "trained_on" in info.extra:
         passed_on: dict[str, Any] | None = info.extra["trained_on"]
@@ -105,10 +105,10 @@ def find_training_images(info: ModelInfo) -> dict[str, Any] | None:
 
 
 def known_accuracy(path: Path, recipe: Recipe, dataset: Dataset) -> float | None:
-    """The validation accuracy (a fraction) that a teacher which ships tells of itself, if it is asked the same here.
+    """The validation accuracy (a fraction) in the file of a teacher that ships, if it holds here too.
 
     That is so for the same images in the same split, at the same size, normalised and enlarged in the same way. None
-    otherwise, and for files that tell none: their accuracy is to be measured.
+    otherwise, and for files without one: their accuracy is to be measured.
     """
     info, section = describe(path), recipe.teacher
     if info is None or SHIPPED_ACCURACY not in info.extra:
@@ -123,7 +123,7 @@ def known_accuracy(path: Path, recipe: Recipe, dataset: Dataset) -> float | None
 
 
 def warn_of_differences(source: Path, recipe: Recipe, dataset: Dataset) -> None:
-    """Say where the teacher in `source` was trained at another size than it teaches at, and what it has seen here."""
+    """Warn if the teacher in `source` was trained at another size than it teaches at, or has seen held-out images."""
     if (info := describe(source)) is None:
         return
     if (info.preprocess.image_size, info.preprocess.resize) != (recipe.data.image_size, recipe.data.resize):
@@ -134,9 +134,9 @@ def warn_of_differences(source: Path, recipe: Recipe, dataset: Dataset) -> None:
 
 
 def warn_of_seen_images(who: str, trained_on: dict[str, Any], recipe: Recipe, dataset: Dataset) -> None:
-    """Say how many validation and test images the teacher was trained on, where another split was held out then."""
+    """Warn how many validation and test images the teacher was trained on, if another split was held out then."""
     if trained_on["dataset_sha256"] != dataset.sha256:
-        console.say(f"warning: {who} was trained on other images; whether it has seen any of these is not known")
+        console.say(f"warning: {who} was trained on other images; it is not known whether it has seen any of these")
         return
     theirs = {key: trained_on[key] for key in SPLIT_SETTINGS}
     if theirs == {key: getattr(recipe.data, key) for key in SPLIT_SETTINGS}:

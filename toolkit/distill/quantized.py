@@ -26,27 +26,27 @@ from toolkit.recipe import DistillRecipe, Recipe
 
 OPSET = 20
 CALIBRATION_IMAGES = 64
-"""images, spread over the training split; their view 0 calibrates, their view 1 is what the answers are compared on"""
+"""images, spread over the training split; their view 0 calibrates, on their view 1 the answers are compared"""
 
 FARTHEST = 0.03
-"""Mean total variation distance of int8's probabilities from the float network's that `auto` puts up with."""
+"""Mean total variation distance of int8's probabilities from the float network's that `auto` accepts."""
 
 INT8_SHARE = 0.5
-"""of the float teacher's time that it takes in int8, for a forecast: 0.3 to 0.6 was seen"""
+"""share of the float teacher's time that int8 takes, for a forecast: 0.3 to 0.6 was measured"""
 
 FEW, MANY = 2, 32
 """images of the batches that both are timed on"""
 
 WORTH_S = 60.0
-"""s of a float teacher's work below which `auto` does not try int8, as making it takes some seconds itself"""
+"""s of a float teacher's work below which `auto` does not try int8: making it takes some seconds itself"""
 
 
 class QuantizedClassifier(Classifier):
     """A classifier's stand-in on the CPU: float images (B, 3, S, S) in 0..1 → float32 logits (B, C), computed in int8.
 
-    Images are rounded to uint8 first, as the graph is the one that `toolkit export --int8` writes; weights (7 bits, so
-    that answers are alike on every CPU) and activations are quantized with ranges calibrated on view 0 of some training
-    images. It cannot be trained, and only takes images of the size it was made for.
+    Images are rounded to uint8 first: the graph is the one that `toolkit export --int8` writes. Weights (7 bits, so
+    that answers are the same on every CPU) and activations are quantized. Their ranges are calibrated on view 0 of some
+    training images. It cannot be trained, and only takes images of the size it was made for.
     """
 
     def __init__(self, classifier: Classifier, views: TrainingViews) -> None:
@@ -59,7 +59,7 @@ class QuantizedClassifier(Classifier):
 
     def forward(self, images: Tensor) -> Tensor:
         (logits,) = self._session.run([OUTPUTS[0]], {INPUT: _as_pixels(images)})
-        return torch.tensor(logits)  # a copy: what onnxruntime returned must not be needed after its session
+        return torch.tensor(logits)  # a copy: onnxruntime's array must not outlive its session
 
 
 def teacher_in(precision: Arithmetic, teacher: Classifier, views: TrainingViews) -> Classifier:
@@ -83,15 +83,15 @@ def choose_teacher(
 ) -> tuple[Classifier, Arithmetic]:
     """The teacher that answers, and its arithmetic: by `teacher_precision`.
 
-    `auto` takes what `choose_float` says, unless int8 is allowed (no wish for a precision, a method of logits, on the
-    CPU), worth its making, faster, and within FARTHEST of the float network's probabilities. Raises DeviceError for
-    int8 on a GPU.
+    `auto` takes the arithmetic of `choose_float`, unless int8 is allowed (no wish for a precision, a method of logits,
+    on the CPU) and better. It is better if it is worth its making, faster, and within FARTHEST of the float
+    probabilities. Raises DeviceError for int8 on a GPU.
     """
     if (wanted := recipe.distill.teacher_precision) != "auto":
         wished = teacher_in(wanted, teacher, views)
         if wanted == "int8":
             distance = _distance(wished, teacher, views.render(_some_images(views), view=1), "fp32")
-            console.say(f"teacher in int8: its probabilities are {distance:.1%} away")
+            console.say(f"teacher in int8: its probabilities are {distance:.1%} off the float network's")
         return wished, wanted
     precision = choose_float()
     if not may_answer_in_int8(recipe, views.device):
@@ -114,7 +114,7 @@ def may_answer_in_int8(recipe: Recipe, device: str) -> bool:
 
 
 def views_to_answer(section: DistillRecipe) -> int:
-    """How many views of each image the teacher is asked about."""
+    """How many views of each image the teacher answers."""
     return min(section.teacher_views or section.epochs, section.epochs)
 
 
@@ -124,12 +124,12 @@ def mean_distance(logits: Tensor, other_logits: Tensor) -> float:
 
 
 def forget() -> None:
-    """Forget what was chosen: for tests, which have clocks of their own."""
+    """Forget all choices: for tests, which have clocks of their own."""
     _in_int8.clear()
 
 
 _in_int8: dict[tuple[object, ...], bool] = {}
-"""What was chosen for a teacher, the size and number of its images, its views and its float arithmetic."""
+"""The choice for a teacher, the size and number of its images, its views and its float arithmetic."""
 
 
 def _try_int8(
@@ -139,7 +139,7 @@ def _try_int8(
     precision: FloatArithmetic,
     clock: Callable[[], float],
 ) -> QuantizedClassifier | None:
-    """The teacher in int8 if that is worth its making, faster and near enough; said, if it was made."""
+    """The teacher in int8 if that is worth its making, faster and near enough; a line compares both, if it was made."""
     work_s = _work_s(section, teacher, views, precision, clock)
     if not distributed.agree(work_s >= WORTH_S):
         return None
@@ -160,17 +160,17 @@ def _try_int8(
     ]
     console.say(
         f"teacher in {'int8' if taken else precision}: an image takes {', '.join(told)}; in int8 its probabilities are"
-        f" {distance:.1%} away"
+        f" {distance:.1%} off the float network's"
     )
     return made if taken else None
 
 
 def _quantize_or_none(teacher: Classifier, views: TrainingViews) -> QuantizedClassifier | None:
-    """None where this network cannot be had in int8: that is told, and no reason not to train."""
+    """None if this network cannot be made in int8: a line says so, and training goes on in float."""
     try:
         return QuantizedClassifier(teacher, views)
     except Exception as error:  # of torch's exporter, onnxruntime's quantizer or the disk
-        console.say(f"the teacher answers in float, as it cannot be had in int8: {one_line(error)}")
+        console.say(f"the teacher answers in float, because it cannot be made in int8: {one_line(error)}")
         return None
 
 
@@ -185,7 +185,7 @@ def _work_s(
     precision: FloatArithmetic,
     clock: Callable[[], float],
 ) -> float:
-    """s that the float teacher will take for all that this process is going to ask it."""
+    """s that the float teacher will take for all images of this process."""
     images = views.render(_some_images(views)[: 4 * FEW], view=1)
     share = len(views) / distributed.world_size() * views_to_answer(section)
     works = {"float": partial(_answer_some, teacher, images, precision)}

@@ -1,4 +1,4 @@
-"""A training on noise: how fast this device trains, and how many kernels a step launches. Needs no data and no teacher.
+"""A training on noise: this device's training speed, and the kernels that a step launches. It needs no data.
 
 N images, C classes.
 """
@@ -34,9 +34,9 @@ from toolkit.recipe import Recipe
 
 CLASSES = 10
 EPOCHS = 3
-"""The first warms up: it chooses algorithms, and captures what is captured."""
+"""The first one warms up: it chooses algorithms, and captures the graph."""
 COUNTED_STEPS = 8
-"""an epoch, enough where launches are counted: a profiler keeps every one of them"""
+"""steps per epoch, enough to count launches: a profiler keeps every one of them"""
 DISTINCT = 64
 """images; more are copies of them"""
 VALID = 8
@@ -51,7 +51,7 @@ class Rehearsal:
     """px; images are an eighth larger before they are cropped"""
     batch_size: int
     steps: int
-    """an epoch"""
+    """per epoch"""
     live: bool = False
     settings: tuple[str, ...] = ()
     """of the recipe, as --set takes them"""
@@ -67,7 +67,7 @@ class Rehearsal:
     def count_launches(self) -> "Launches | None":
         """What one step asks of the GPU: the difference of two trainings, one of which takes twice as many steps.
 
-        None on a CPU, and where nobody counts: CUDA's profiling interface may be missing.
+        None on a CPU, and if nothing was counted: CUDA's profiling interface may be missing.
         """
         if self.device == "cpu":
             return None
@@ -157,7 +157,7 @@ class Launches:
 
     @classmethod
     def among(cls, events: Iterable[Any]) -> "Launches":
-        """Count those among a profiler's `events`; what only names a part of the program is none."""
+        """Count them among a profiler's `events`; an event that only names a part of the program does not count."""
         names = [
             event.name for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation
         ]

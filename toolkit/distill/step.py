@@ -15,7 +15,7 @@ from toolkit.distill.memory import free_cache, is_out_of_memory
 from toolkit.distill.objective import NetworkOutput
 from toolkit.distill.optimization import Optimization
 from toolkit.distill.precision import autocast
-from toolkit.distill.step_graph import StepGraph
+from toolkit.distill.step_graph import StepGraph, Sums
 from toolkit.distill.training import Training
 from toolkit.errors import TrainingError, one_line
 
@@ -36,24 +36,26 @@ class Stepper:
         self._share_size = -(-plan.section.batch_size // distributed.world_size())
         self.part_size = self._share_size
         """images that go through the network at once, in this process; halved where memory runs out"""
-        self._graph = StepGraph(learner) if self._is_capturable() else None
+        self._graph: StepGraph | None = None
+        if self._is_capturable():
+            self._use_graph()
 
-    def take(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor]:
+    def take(self, indices: Indices, view: int, side: int) -> Sums:
         """Step on the images at `indices`, rendered at `side` px; this process's share of the loss's sum and hits."""
         indices = self._views.upload(indices)
-        while True:
-            sums = self._gradients_or_none(indices, view, side)
-            if sums is not None:
-                break
+        while (taken := self._take_or_none(indices, view, side)) is None:
             self._make_room()
-        self._optimization.step()
+        sums, is_updated = taken
+        if not is_updated:
+            self._optimization.update()
+        self._optimization.count()
         return sums
 
-    def _gradients_or_none(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor] | None:
-        """None where memory ran out; what was allocated is free again by then."""
+    def _take_or_none(self, indices: Indices, view: int, side: int) -> tuple[Sums, bool] | None:
+        """The sums, and whether the weights are new too; None where memory ran out, and what was allocated is free."""
         try:
             if self._graph is None or not isinstance(indices, Tensor):
-                return self._compute_gradients(indices, view, side)
+                return self._compute_gradients(indices, view, side), False
             self._views.show(view)
             if self._teacher:
                 self._teacher.show(view)
@@ -63,7 +65,7 @@ class Stepper:
                 raise
             return None
 
-    def _compute_gradients(self, indices: Indices, view: int, side: int) -> tuple[Tensor, Tensor]:
+    def _compute_gradients(self, indices: Indices, view: int, side: int) -> Sums:
         """Leave the batch's mean gradient in the parameters."""
         self._optimization.optimizer.zero_grad()
         loss_sum = torch.zeros((), device=self._plan.device)
@@ -102,6 +104,10 @@ class Stepper:
         alone = distributed.world_size() == 1 and self._compiled is None and not self._learner.projectors
         return alone and self._plan.device.startswith("cuda") and self._views.is_resident
 
+    def _use_graph(self) -> None:
+        self._optimization.tabulate(self._plan.device, self._plan.section)
+        self._graph = StepGraph(self._optimization.update)
+
     def _forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Through torch.compile where it is on; odd sizes of batch go without, as each would be compiled anew."""
         if self._compiled is None or len(images) != self._share_size:
@@ -130,7 +136,6 @@ class Stepper:
         """After memory ran out: go on without the graph, or where there is none with smaller parts."""
         if self._graph is None or not self._graph.release():
             self._halve()
-        # gradients that a graph left lie in its memory, which goes with the last of them
         self._optimization.optimizer.zero_grad()
         free_cache(self._plan.device)
 
@@ -158,11 +163,7 @@ class Stepper:
         )
 
     def restore(self, state: StepState) -> None:
-        optimization = self._optimization
         self._learner.load_state_dict(state.learner)
-        optimization.optimizer.load_state_dict(state.optimizer)
-        optimization.scheduler.load_state_dict(state.scheduler)
-        if optimization.average and state.average:
-            optimization.average.load_state_dict(state.average)
+        self._optimization.restore(state.optimizer, state.scheduler, state.average)
         if state.part_size and distributed.world_size() == 1:
             self.part_size = min(state.part_size, self._share_size)

@@ -1,10 +1,10 @@
-"""A step's gradients as one CUDA graph: the host launches some 300 kernels with one call, instead of one by one.
+"""A step as one CUDA graph: the host launches some 300 kernels with one call, instead of one by one.
 
 The first steps of a kind run kernel by kernel, in which libraries choose and allocate what they need. Then one is
 captured: it computes nothing, and what it launches is written down, with all addresses. A replay launches that again:
-it reads the numbers of its images, and the draws of their view, where the captured step did, and leaves gradients and
-sums where that one would have. The optimiser is not captured, as its learning rate and momentum are numbers of the
-host that change with every step; it takes a handful of launches.
+it takes the next images of the epoch's order, reads the draws of their view, and leaves new weights, optimiser's state
+and average, and sums, where the captured step would have. Counters on the GPU say which images and which learning rate
+come next.
 """
 
 import functools
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit import console
 from toolkit.errors import one_line
@@ -23,11 +23,46 @@ WARM_UP = 3
 MOST_RELEASES = 2
 """times that memory runs out and a graph goes, before steps do without one"""
 
-Kind = tuple[int, int]
-"""Number of images, and px of their side."""
+Kind = tuple[int, int, int]
+"""Number of images, of those in the order that they are taken from, and px of their side."""
 Sums = tuple[Tensor, Tensor]
 Body = Callable[[Tensor, int, int], Sums]
 """(indices int64 (B,) on the GPU, view, side in px) → sums of that batch; leaves its gradients in the parameters."""
+
+
+class Order:
+    """The order that a captured step takes B images from, at addresses that stay, and the place that it has come to.
+
+    `source` is what was last copied there; it is kept, so that no other tensor can be taken for it.
+    """
+
+    def __init__(self, indices: Tensor) -> None:
+        self._source = _whole(indices)
+        self._images = self._source.clone()
+        self._next = indices.storage_offset()
+        self._place = torch.full((1,), self._next, device=indices.device)
+        self._offsets = torch.arange(len(indices), device=indices.device)
+
+    def take(self) -> Tensor:
+        """int64 (B,), the next images, found by the GPU alone."""
+        chosen = self._images.index_select(0, self._place + self._offsets)
+        self._place.add_(len(self._offsets))
+        return chosen
+
+    def seek(self, indices: Tensor) -> None:
+        """Have `indices` come next: nothing to do where they follow the last ones, in the order that is there."""
+        whole, place = _whole(indices), indices.storage_offset()
+        if whole is not self._source:
+            self._images.copy_(whole)
+            self._source = whole
+        if place != self._next:
+            self._place.fill_(place)
+        self._next = place + len(indices)
+
+
+def _whole(indices: Tensor) -> Tensor:
+    """int64 (N,): the order that a batch is a slice of, without gaps, or the batch itself."""
+    return indices if indices._base is None else indices._base
 
 
 @dataclass(frozen=True)
@@ -35,20 +70,20 @@ class _Capture:
     """A step, and the tensors that it reads or leaves."""
 
     kind: Kind
-    indices: Tensor
+    order: Order
     sums: Sums
-    gradients: list[Tensor | None]
     replay: Callable[[], None]
 
 
 class StepGraph:
-    """Computes gradients by the graph of the last kind of step that came often enough.
+    """Takes steps by the graph of the last kind that came often enough.
 
-    What comes in between, like an epoch's last and smaller batch, runs kernel by kernel.
+    What comes in between, like an epoch's last and smaller batch, runs kernel by kernel. `update` is what a step does
+    with its gradients; it reads nothing of the host's that changes.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self._parameters = list(network.parameters())
+    def __init__(self, update: Callable[[], None]) -> None:
+        self._update = update
         self._captured: _Capture | None = None
         self._last: Kind | None = None
         self._alike = 0
@@ -56,21 +91,24 @@ class StepGraph:
         self._releases = 0
         self._gave_up = False
 
-    def run(self, body: Body, indices: Tensor, view: int, side: int) -> Sums:
-        """What `body` gives and leaves: by a replay, where a step of this kind was captured."""
-        kind = len(indices), side
+    def run(self, body: Body, indices: Tensor, view: int, side: int) -> tuple[Sums, bool]:
+        """What `body` gives and leaves, and False; or where a step of this kind was captured, a replay's and True.
+
+        A replay is the update too; otherwise the caller's turn has come, as memory may run out in the body alone.
+        """
+        kind = len(indices), len(_whole(indices)), side
         self._alike = self._alike + 1 if kind == self._last else 1
         self._last = kind
         if self._captured is None or kind != self._captured.kind:
             if self._gave_up or self._alike < WARM_UP:
-                return body(indices, view, side)
+                return body(indices, view, side), False
             if kind != self._watched:
-                return self._run_watched(body, indices, view, side)
+                return self._run_watched(body, indices, view, side), False
             self._captured = None  # first, as there may be no memory for two
-            self._captured = self._capture_or_none(body, indices, view, side)
+            self._captured = self._capture_or_none(kind, body, indices, view)
             if self._captured is None:
-                return body(indices, view, side)
-        return self._replay(self._captured, indices)
+                return body(indices, view, side), False
+        return self._replay(self._captured, indices), True
 
     def release(self) -> bool:
         """After memory ran out: let go of what was captured; whether there was anything.
@@ -96,22 +134,26 @@ class StepGraph:
             self._give_up("the host waits for the GPU within a step")
         return sums
 
-    def _capture_or_none(self, body: Body, indices: Tensor, view: int, side: int) -> _Capture | None:
-        own = indices.clone()
+    def _capture_or_none(self, kind: Kind, body: Body, indices: Tensor, view: int) -> _Capture | None:
+        order, side = Order(indices), kind[-1]
+        update = self._update
+
+        def step() -> Sums:
+            sums = body(order.take(), view, side)
+            update()
+            return sums
+
         try:
-            sums, replay = capture(lambda: body(own, view, side), own.device)
+            sums, replay = capture(step, indices.device)
         except Exception as error:
             # the end of a capture that failed fails too; a name for the first error would keep all in its frames
             self._give_up(one_line(error.__context__ or error))
             return None
-        gradients = [parameter.grad for parameter in self._parameters]
-        return _Capture((len(indices), side), own, sums, gradients, replay)
+        return _Capture(kind, order, sums, replay)
 
     def _replay(self, captured: _Capture, indices: Tensor) -> Sums:
-        captured.indices.copy_(indices)
+        captured.order.seek(indices)
         captured.replay()
-        for parameter, gradient in zip(self._parameters, captured.gradients, strict=True):
-            parameter.grad = gradient  # a step in between left others
         loss_sum, hits = captured.sums
         return loss_sum.clone(), hits.clone()  # the next replay leaves its own in their place
 

@@ -30,12 +30,12 @@ from toolkit.networks.registry import NetworkSpec
 from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
 
-OTHER_CLASSES = "give --data what the teacher was trained on, or train one here with `toolkit teacher --force`"
-"""What to do about a teacher that knows other classes than the data."""
+OTHER_CLASSES = "give the teacher's training data with --data, or train one here with `toolkit teacher --force`"
+"""The remedy for a teacher with other classes than the data's."""
 
 
 Beside = Callable[[Arithmetic], AbstractContextManager[object]]
-"""What else goes on while a student trains in that arithmetic, from its first step until its file is written."""
+"""Work beside the training of a student in that arithmetic, from its first step until its file is written."""
 
 
 def distill_student(
@@ -49,7 +49,7 @@ def distill_student(
     """Write student.safetensors, taught by teacher.safetensors of `teacher_dir` (default: the same directory).
 
     The epoch that is best on validation images is kept. An existing student from the same settings, data and teacher
-    stays as it is. Raises WeightsError where the teacher's classes are not the data's.
+    stays as it is. Raises WeightsError if the teacher's classes are not the data's.
     """
     teachers = teacher_dir or model_dir
     teacher_file = teachers.require(teachers.weights("teacher"))
@@ -79,8 +79,8 @@ def train_control(
 ) -> WeightsFile:
     """Write control.safetensors: the same student, seed, views, epochs and schedule, from labels alone.
 
-    What its accuracy lacks to the student's is what the teacher was worth. `precision` is the student's arithmetic,
-    absent: that of its file.
+    The student's accuracy less the control's is what the teacher was worth. `precision` is the student's arithmetic;
+    without it, that of the student's file.
     """
     job = _control_job(recipe, model_dir, data, options)
     if kept := job.kept():
@@ -90,7 +90,7 @@ def train_control(
     student = model_dir.weights("student")
     if state is None and precision is None and student.is_file():
         precision = read_info(student).extra.get("precision")
-    # the student's arithmetic, so that the teacher is all that tells the two apart
+    # the student's arithmetic, so that the two differ in the teacher alone
     precision = state.precision if state else precision or job.choose_precision(learner.classifier)
     plan = _plan(job, "control", precision)
     objective = learn_from_labels(recipe.distill.label_smoothing)
@@ -104,7 +104,7 @@ def has_control(recipe: Recipe, model_dir: ModelDir, data: TrainingData, options
 
 
 def student_settings(recipe: Recipe, dataset: Dataset, teacher_file: Path) -> dict[str, Any]:
-    """What decides the student: the same settings make the same one."""
+    """What decides the result: the same settings make the same student."""
     return {
         "recipe_sha256": recipe.fingerprint("data", "student", "distill"),
         "dataset_sha256": dataset.sha256,
@@ -162,7 +162,7 @@ def _tap(recipe: Recipe, student: Classifier, teacher: Classifier) -> tuple[Tapp
 
 
 def _load_teacher(job: TrainingJob, path: Path) -> Classifier:
-    """The network in `path`, frozen. Raises WeightsError unless it knows the data's classes."""
+    """The network in `path`, frozen. Raises WeightsError unless its classes are the data's."""
     teacher, info = load_model(path)
     require_same_classes(info.classes, job.data.dataset, path.name, OTHER_CLASSES)
     _require_same_size(teacher, info, job.recipe.data.image_size, path.name)
@@ -191,7 +191,7 @@ def _open_teacher(
 
 
 def find_stored_answers(job: TrainingJob, views: TrainingViews, chosen: Arithmetic | None) -> Arithmetic | None:
-    """The arithmetic of stored logits that may be replayed: that spares choosing one, and filling another store."""
+    """The arithmetic of stored logits that may be replayed: with it, nothing is chosen and no other store is filled."""
     section = job.recipe.distill
     if not section.stored_views:
         return None
@@ -206,7 +206,7 @@ def _store(job: TrainingJob, views: TrainingViews) -> LogitStore:
 
 
 def _require_same_size(teacher: Classifier, info: ModelInfo, image_size: int, file_name: str) -> None:
-    """Say where the teacher will see other images than it was trained on. RecipeError where it cannot take them."""
+    """Warn if the teacher will see images of another size than in training. RecipeError if it cannot take them."""
     trained = info.preprocess.image_size
     if trained == image_size:
         return

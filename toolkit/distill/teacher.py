@@ -28,16 +28,16 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 TRAINED_BY = ("teacher", "training.seed", "training.precision")
-"""Settings, beside the data's, that decide what a teacher is that is trained here..."""
+"""Settings, beside the data's, that decide the result for a teacher that is trained here..."""
 IMPORTED_BY = ("teacher.architecture", "teacher.mean", "teacher.std", "teacher.enlarge")
 """...and one that is imported; the file itself is known by its SHA-256."""
 
 
 def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, options: TrainingOptions) -> WeightsFile:
-    """Write teacher.safetensors; an existing one from the same settings and data is kept as it is.
+    """Write teacher.safetensors; an existing one from the same settings and data stays as it is.
 
     `recipe.teacher.weights` decides: empty trains from scratch, `imagenet` fine-tunes torchvision's weights, anything
-    else names a file, which is imported without training (its normalisation comes along). Raises WeightsError where
+    else names a file, which is imported without training (its normalisation comes along). Raises WeightsError if
     weights do not fit.
     """
     source, settings = teacher_settings(recipe, data.dataset)
@@ -56,7 +56,7 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, option
 
 
 def teacher_settings(recipe: Recipe, dataset: Dataset) -> tuple[Path | None, dict[str, Any]]:
-    """The file that is imported, None to train; and what decides the teacher: the same settings make the same one."""
+    """The file to import, None to train; and what decides the result: the same settings make the same teacher."""
     source = provenance.find_weights(recipe)
     return source, {
         "recipe_sha256": recipe.fingerprint("data", *(IMPORTED_BY if source else TRAINED_BY)),
@@ -82,14 +82,14 @@ def _fit(learner: TappedNetwork, job: TrainingJob) -> dict[str, Any]:
 
 
 def _judge_import(source: Path, classifier: Classifier, job: TrainingJob) -> dict[str, Any]:
-    """Its accuracy on this job's validation images, and what is known of those that it was trained on."""
+    """The accuracy on this job's validation images, and what is known about the training images."""
     recipe = job.recipe
     info = provenance.describe(source)
     trained_on = provenance.find_training_images(info) if info else None
     provenance.warn_of_differences(source, recipe, job.data.dataset)
     known = provenance.known_accuracy(source, recipe, job.data.dataset)
     accuracy = _measure_accuracy(classifier, job) if known is None else known
-    told = "" if known is None else "; its file tells its accuracy on these very validation images"
+    told = "" if known is None else "; its file has its accuracy on the same validation images"
     console.say(f"teacher: imported {source}{told}")
     return {"valid_accuracy": accuracy, "trained_on": trained_on}
 

@@ -1,4 +1,4 @@
-"""What the teacher says of a batch: asked live here, or replayed by logit_store.py.
+"""The teacher's answers for a batch: computed live here, or replayed by logit_store.py.
 
 C classes, B images of a batch, V validation images.
 """
@@ -36,7 +36,7 @@ class Teacher(Protocol):
 
 
 class LiveTeacher:
-    """Runs the network on every batch; on a GPU a frozen copy of it, unless somebody looks at its layers."""
+    """Runs the network on every batch; on a GPU a frozen copy of it, unless the method needs its layers."""
 
     def __init__(
         self, network: TappedNetwork, views: TrainingViews, valid_pixels: Pixels, precision: Arithmetic
@@ -48,7 +48,7 @@ class LiveTeacher:
         self._views, self._valid_pixels, self._precision = views, valid_pixels, precision
 
     def show(self, view: int) -> None:
-        """Nothing: the views are all it needs."""
+        """Does nothing: the views are all it needs."""
 
     def answer(self, indices: Indices, view: int, student_images: Tensor) -> NetworkOutput:
         same_size = student_images.shape[-1] == self._views.data.image_size

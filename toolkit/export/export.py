@@ -1,4 +1,4 @@
-"""The export stage: weights → ONNX files that have been proven to answer as they do, or no file at all."""
+"""The export stage: from weights to ONNX files that are proven to answer as the weights do, or no file at all."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ from toolkit.recipe import Recipe
 class ExportOptions:
     """What to export, and on which images to prove it.
 
-    `valid` are the validation images, `train` the training images that int8 is calibrated on; None where there are
+    `valid` are the validation images, `train` the training images that int8 is calibrated on; None if there are
     none. fp32 is always written, as the others are made from it.
     """
 
@@ -52,7 +52,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written and what its proof measured. Accuracies are None where there were no validation images.
+    """A written file and the figures of its proof. Accuracies are None if there were no validation images.
 
     `accuracy_reference` is torch's for fp32 and fp16, the fp32 file's for int8. `float_layers` stayed float32 in an
     int8 file; `times_faster` is one image's latency of fp32 over its own, on this machine's CPU, None for fp32.
@@ -100,8 +100,8 @@ class ExportResult:
 def export_onnx(weights: Path, destination: Path, options: ExportOptions) -> list[ExportResult]:
     """Export a .safetensors file of the toolkit as `destination`, and beside it its smaller precisions.
 
-    Raises ArtifactError where a destination holds an export of other weights and `force` is not given, DataError where
-    int8 lacks images, and GateError, leaving no file of that precision, where it does not answer as it should.
+    Raises ArtifactError if a destination holds an export of other weights and `force` is not given, and DataError if
+    int8 lacks images. Raises GateError, and leaves no file of that precision, if the file does not answer as it should.
     """
     check_destinations(weights, destination, options)
     start = time.perf_counter()
@@ -112,7 +112,7 @@ def export_onnx(weights: Path, destination: Path, options: ExportOptions) -> lis
 def export_model_dir(
     model_dir: ModelDir, options: ExportOptions, roles: Sequence[Role] = ("teacher", "student")
 ) -> list[ExportResult]:
-    """Export each role's weights of a model directory; whether all may be written is known before the first is."""
+    """Export each role's weights of a model directory; all destinations are checked before the first is written."""
     for role in roles:
         check_destinations(model_dir.require(model_dir.weights(role)), model_dir.onnx(role), options)
     return [result for role in roles for result in export_onnx(model_dir.weights(role), model_dir.onnx(role), options)]
@@ -124,7 +124,7 @@ def export_weights_file(
     """Export one weights file as `out`/<its stem>.onnx, a bare state dict too.
 
     A bare state dict is taken for the depthwise student that its keys describe, else for the recipe's teacher, with the
-    recipe's preprocessing; that is said on stderr. `classes` names its classes; without, they are numbered.
+    recipe's preprocessing; a line on stderr says so. `classes` names its classes; without them, they are numbered.
     """
     destination = out / f"{path.stem}.onnx"
     if carries_info(path):
@@ -136,19 +136,19 @@ def export_weights_file(
 
 
 def check_destinations(weights: Path, destination: Path, options: ExportOptions) -> None:
-    """Raise before any work: ArtifactError where a file is in the way, DataError where int8 has no images.
+    """Raise before any work: ArtifactError if a file is in the way, DataError if int8 has no images.
 
-    A file is in the way where `force` is not given and it is no export of these weights.
+    A file is in the way if it is not an export of these weights and `force` is not given.
     """
     for path in (at_precision(destination, precision) for precision in options.precisions):
         if not options.force and path.exists() and _made_from(path) != sha256_file(weights):
             raise ArtifactError(
-                f"{path} is there and was not exported from {weights}",
+                f"{path} exists and was not exported from {weights}",
                 "replace it with --force, or export a copy of the weights from another directory",
             )
     if "int8" in options.smaller and (options.valid is None or options.train is None):
         raise DataError(
-            "int8 is calibrated on training images and judged on validation images, and there are none",
+            "int8 is calibrated on training images and judged on validation images, but there are none",
             "give the data those weights were trained on with --data, or leave out --int8",
         )
 
@@ -179,7 +179,7 @@ class _Draft:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the file says of itself beside what all files of the network say."""
+        """The file's own metadata; the rest is the same in all files of the network."""
         of_int8 = {"calibration": self.calibration, "float_layers": json.dumps(self.float_layers)}
         return {"precision": self.precision} | (of_int8 if self.calibration else {})
 
@@ -225,7 +225,7 @@ class _Export:
         return self._write(_Draft("int8", quantized.model, start, quantized.float_layers, calibration), reference)[0]
 
     def _write(self, draft: _Draft, reference: Reference) -> tuple[ExportResult, NDArray[np.float32]]:
-        """Write the file, prove it and only then give it its name; what was measured, and the file's logits."""
+        """Write the file, prove it and only then give it its name; returns the measurements and the file's logits."""
         precision, model = draft.precision, draft.model
         path = at_precision(self._destination, precision)
         set_metadata(model, self._metadata | draft.metadata)
@@ -247,7 +247,7 @@ class _Export:
 
     @contextlib.contextmanager
     def _leaving_none(self, path: Path) -> Iterator[None]:
-        """Where a gate is not met no file stays under the final name, an earlier one neither."""
+        """If a gate is not met, no file stays under the final name; an earlier file is deleted too."""
         try:
             yield
         except GateError:
@@ -256,7 +256,7 @@ class _Export:
 
     @cached_property
     def _metadata(self) -> dict[str, str]:
-        """Every value is a string; those that are not known are empty, a license that is not known is left out."""
+        """Every value is a string; those that are not known are empty; an unknown license is left out."""
         info, license_name = self._info, self._settings.license
         metadata = {
             "role": info.role,

@@ -1,4 +1,4 @@
-"""Int8 within bounds: the whole graph, or all of it but the layers that hurt most.
+"""An int8 graph within the allowed loss of accuracy: the whole graph, or all but its most harmful layers.
 
 N images, C classes.
 """
@@ -28,7 +28,7 @@ TURNS, RUNS, UNTIMED, PAUSE_S = 4, 15, 5, 0.1
 
 @dataclass(frozen=True)
 class Int8Graph:
-    """An int8 graph, and the layers that stayed float32, as the network calls them, the most harmful first."""
+    """An int8 graph, and the layers that stayed float32, by their names in the network, the most harmful first."""
 
     model: onnx.ModelProto
     float_layers: tuple[str, ...]
@@ -43,9 +43,9 @@ def quantize_within(
 ) -> Int8Graph:
     """The int8 version of the float32 `model` that loses at most `recipe.max_drop` accuracy on the reference's images.
 
-    Where the whole graph loses more, layers are ranked by the harm that each does alone, and as few of the worst as
+    If the whole graph loses more, layers are ranked by the harm that each does alone, and as few of the worst as
     possible stay float32. `reference` holds the float32 file's logits (N, C) for images with labels. Raises GateError
-    where even the one least harmful layer is too much.
+    if even the one least harmful layer is too much.
     """
     with Quantizer(model, calibration_images, recipe.calibration) as quantizer:
         search = _Search(quantizer, reference, recipe.max_drop)
@@ -54,8 +54,8 @@ def quantize_within(
         if drop <= recipe.max_drop + ROUNDING:
             return Int8Graph(whole, ())
         console.say(
-            f"{title}: in int8 throughout it loses {drop:.4f} accuracy, allowed is {recipe.max_drop:g}"
-            " (export.max_drop): looking for the layers that hurt most"
+            f"{title}: in int8 throughout it loses {drop:.4f} accuracy, {recipe.max_drop:g} is allowed"
+            " (export.max_drop): looking for the most harmful layers"
         )
         ranked = search.rank()
         found = search.fewest(ranked)
@@ -63,7 +63,7 @@ def quantize_within(
             raise GateError(
                 f"{title} cannot keep its accuracy: in int8 throughout it loses {drop:.4f} on {len(reference.samples)}"
                 f" validation images, with all layers but {name_layer(model.graph, ranked[-1])} in float32 still"
-                f" {search.last_drop:.4f}; allowed is {recipe.max_drop:g} (export.max_drop)",
+                f" {search.last_drop:.4f}; {recipe.max_drop:g} is allowed (export.max_drop)",
                 "nothing was kept; try --set export.calibration=entropy or percentile, more"
                 " --set export.calibration_images, a larger --max-drop, or leave out --int8",
             )
@@ -87,9 +87,9 @@ class _Search:
         return self.last_drop
 
     def rank(self) -> list[str]:
-        """Layers by the harm that each does where it alone is int8, the most harmful first.
+        """Layers by the harm that each does if only it is int8, the most harmful first.
 
-        Harm is the mean total variation distance of the probabilities: it tells layers apart long before an answer
+        Harm is the mean total variation distance of the probabilities: it distinguishes layers long before a class
         changes.
         """
         layers = self._quantizer.layers
@@ -127,7 +127,7 @@ class _Search:
 def times_faster(path: Path, other: Path, images: NDArray[np.uint8]) -> float:
     """How many times faster the file answers than the other, one image (of N, S, S, 3) at a time, on this CPU.
 
-    The ratio of medians, over turns; before each a pause, as the other's threads go on spinning for some 50 ms.
+    It is the ratio of medians over turns. A pause precedes each turn: the other's threads spin for some 50 ms more.
     """
     sessions = [open_session(file, available_cores()) for file in (path, other)]
     times: list[list[float]] = [[], []]

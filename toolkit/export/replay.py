@@ -1,4 +1,4 @@
-"""What an ONNX file answers in a fresh process, which knows nothing but the file: the proof compares with that.
+"""An ONNX file's answers in a fresh process, which knows nothing but the file; the proof compares them.
 
 The process is `python -m toolkit.export.replay FILE THREADS`: images come through its stdin, answers go to its stdout.
 It imports numpy and onnxruntime, not torch, and nothing of the program that started it: that may be a plain script.
@@ -46,7 +46,7 @@ class Replay:
         self._process.communicate()
 
     def answer(self, images: NDArray[np.uint8]) -> FileOutput:
-        """uint8 (N, S, S, 3) → what the file says. GateError where onnxruntime cannot open or run it."""
+        """uint8 (N, S, S, 3) → the file's answer. GateError if onnxruntime cannot open or run it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -54,7 +54,7 @@ class Replay:
             self._process.stdin.flush()
             answer: FileOutput | str = pickle.load(self._process.stdout)  # noqa: S301 - of our own process
         except (BrokenPipeError, EOFError):
-            raise _failed(self._title, "the process that opened it died") from None
+            raise _failed(self._title, "the process that opened it has ended") from None
         if isinstance(answer, str):
             raise _failed(self._title, answer)
         return answer
@@ -63,10 +63,10 @@ class Replay:
 def main() -> None:
     """The process: answer images with the file's output, or the reason why there is none, until stdin ends."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # a library's output must not go into the answers
     try:
         session = open_session(Path(sys.argv[1]), int(sys.argv[2]))
-    except Exception as error:  # said at the first question
+    except Exception as error:  # sent as the first answer
         session = why_refused(error)
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:

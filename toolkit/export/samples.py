@@ -1,4 +1,4 @@
-"""The images that a proof is made on: of the validation split, or made up where there is none.
+"""The images of a proof: validation images, or synthetic ones if there are none.
 
 N images, B of a batch, S px their side.
 """
@@ -33,7 +33,7 @@ class Samples:
 def choose_samples(pixels: Pixels | None, image_size: int, num_classes: int, limit: int) -> Samples:
     """At most `limit` validation images, spread evenly over the split; without pixels, seeded synthetic ones.
 
-    Raises ArtifactError where the pixels were prepared for another size, DataError where they hold more classes.
+    Raises ArtifactError if the pixels were prepared for another size, DataError if they hold more classes.
     """
     if pixels is None:
         images = draw_images(min(limit, SYNTHETIC_IMAGES), image_size)
@@ -41,7 +41,7 @@ def choose_samples(pixels: Pixels | None, image_size: int, num_classes: int, lim
     prepared = pixels.preprocess.image_size
     if prepared != image_size:
         raise ArtifactError(
-            f"the validation images are prepared at {prepared} px, the weights want {image_size} px",
+            f"the validation images are prepared at {prepared} px, but the weights need {image_size} px",
             f"use the recipe of those weights, or --set data.image_size={image_size}",
         )
     if int(pixels.labels.max()) >= num_classes:

@@ -1,4 +1,4 @@
-"""A Triton Inference Server model repository from exported files: serving beyond one machine is Triton's work.
+"""A Triton Inference Server model repository from exported files: serving beyond one machine is Triton's job.
 
     <repository>/<name>/config.pbtxt   labels.txt   1/model.onnx
 
@@ -27,7 +27,7 @@ LABELLED = "probabilities"
 def write_triton_model(repository: Path, name: str, onnx_file: Path, *, force: bool = False) -> Path:
     """Write `<repository>/<name>` from a file of this toolkit, config last, so that a server never loads half a model.
 
-    What Triton does not take in a name becomes `_`. Raises ArtifactError where another file lies there and `force` is
+    What Triton does not take in a name becomes `_`. Raises ArtifactError if another file lies there and `force` is
     not given.
     """
     name = re.sub(r"[^A-Za-z0-9_-]", "_", name)
@@ -35,7 +35,7 @@ def write_triton_model(repository: Path, name: str, onnx_file: Path, *, force: b
     copy, content = folder / "1" / "model.onnx", onnx_file.read_bytes()
     if copy.exists() and not force and copy.read_bytes() != content:
         raise ArtifactError(
-            f"{copy} is there and is another model", "replace it with --force, or give --triton another directory"
+            f"{copy} exists and is another model", "replace it with --force, or give --triton another directory"
         )
     model = onnx.load_model_from_string(content)
     classes = json.loads({entry.key: entry.value for entry in model.metadata_props}["classes"])

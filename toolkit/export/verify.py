@@ -1,4 +1,4 @@
-"""The proof of an export: the written file, opened anew in a fresh process, answers as it should.
+"""The proof of an export: the written file, opened in a fresh process, answers as it should.
 
 A float32 or float16 file is compared with the network, an int8 one with the float32 file. N images, S px their side,
 C classes.
@@ -20,7 +20,7 @@ from toolkit.networks.classifier import Classifier
 from toolkit.recipe import ExportRecipe
 
 ROUNDING = 1e-9
-"""What a difference of two fractions may exceed a bound by: 0.90 - 0.89 is a little more than 0.01."""
+"""By how much a difference of two fractions may exceed a bound: 0.90 - 0.89 is a little more than 0.01."""
 
 ODD_BATCH = 7
 SINGLES = 4
@@ -44,7 +44,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a file of one precision has to keep; None is not asked of it. `prefix` goes before the settings' names."""
+    """Bounds for a file of one precision; None means no bound. `prefix` goes before the settings' names."""
 
     max_logit_difference: float | None
     min_agreement: float | None
@@ -64,9 +64,9 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Proof:
-    """What was measured; fractions, and logits in their own unit. Accuracies are None on synthetic images.
+    """The measurements: fractions, and logits in their own unit. Accuracies are None on synthetic images.
 
-    `accuracy_reference` is the accuracy of what the file was compared with.
+    `accuracy_reference` is the accuracy of the reference.
     """
 
     images: int
@@ -87,7 +87,7 @@ class _Outputs:
 
 
 def refer_to_network(classifier: Classifier, samples: Samples) -> Reference:
-    """What the classifier (evaluation mode, CPU) says of every image."""
+    """The classifier's logits (evaluation mode, CPU) for every image."""
     answers = []
     for images in read_batches(samples):
         with torch.inference_mode():
@@ -99,8 +99,8 @@ def refer_to_network(classifier: Classifier, samples: Samples) -> Reference:
 def prove_file(path: Path, title: str, reference: Reference, bounds: Bounds) -> tuple[Proof, NDArray[np.float32]]:
     """Compare the file at `path`, called `title` in messages, with the reference; the proof, and the file's logits.
 
-    Every image in large batches, some alone, and an odd batch. Raises GateError, naming the worst image, where a bound
-    is not met.
+    The file answers every image in large batches, some images alone, and an odd batch. Raises GateError, naming the
+    worst image, if a bound is not met.
     """
     samples = reference.samples
     everything, large = np.arange(len(samples)), large_batch(samples)
@@ -130,7 +130,7 @@ def _require_close(answers: _Outputs, how: str, title: str, bounds: Bounds) -> f
         raise _gate(
             title,
             f"its logits are off by {differences[worst]:.2g} on {answers.names[worst]} ({how}), "
-            f"allowed is {allowed:g} ({bounds.prefix}max_logit_difference)",
+            f"{allowed:g} is allowed ({bounds.prefix}max_logit_difference)",
         )
     logits = answers.onnx.astype(np.float64)
     softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -142,7 +142,7 @@ def _require_close(answers: _Outputs, how: str, title: str, bounds: Bounds) -> f
 
 
 def _largest_each(answer: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float64]:
-    """Largest |answer − reference| of each image; infinite where either is not a finite number."""
+    """Largest |answer − reference| of each image; infinite if either is not a finite number."""
     difference = np.abs(answer.astype(np.float64) - reference)
     largest: NDArray[np.float64] = np.where(np.isfinite(difference), difference, np.inf).max(axis=1)
     return largest
@@ -154,8 +154,8 @@ def _require_agreement(answers: _Outputs, title: str, bounds: Bounds) -> float:
     if bounds.min_agreement is not None and agreement < bounds.min_agreement:
         raise _gate(
             title,
-            f"it names the same class as the network on {int(same.sum())} of {len(same)} images, not on "
-            f"{answers.names[int(same.argmin())]}; wanted is {bounds.min_agreement:g} ({bounds.prefix}min_agreement)",
+            f"it predicts the same class as the network on {int(same.sum())} of {len(same)} images, but not on "
+            f"{answers.names[int(same.argmin())]}; {bounds.min_agreement:g} is required ({bounds.prefix}min_agreement)",
         )
     return agreement
 
@@ -173,7 +173,7 @@ def _require_accuracy(
             title,
             f"its accuracy is {after:.4f}, {reference.whose} {before:.4f} on {len(in_file)} validation images (wrong"
             f" on {answers.names[int((in_reference & ~in_file).argmax())]}); "
-            f"allowed is a drop of {bounds.max_accuracy_drop:g} ({bounds.prefix}{bounds.drop_setting})",
+            f"a drop of {bounds.max_accuracy_drop:g} is allowed ({bounds.prefix}{bounds.drop_setting})",
         )
     return before, after
 

@@ -24,7 +24,7 @@ OUTPUTS = ("logits", "probabilities")
 BATCH_AXIS = "N"
 
 LARGEST_BYTES = 2**31 - 2**20
-"""What a single ONNX file can hold: protobuf's 2 GiB, less room for the graph itself."""
+"""The weights that a single ONNX file can hold: protobuf's 2 GiB, less room for the graph itself."""
 
 
 class DeployedGraph(nn.Module):
@@ -46,7 +46,7 @@ class DeployedGraph(nn.Module):
 def build_graph(classifier: Classifier, image_size: int, opset: int) -> onnx.ModelProto:
     """Trace the classifier, on the CPU and in evaluation mode, for any N ≥ 1 of images with S = `image_size` px.
 
-    Raises ArtifactError where torch's exporter cannot write this network in this opset, or it would not fit into one
+    Raises ArtifactError if torch's exporter cannot write this network in this opset, or it would not fit into one
     file. The graph carries no traces of this machine's paths.
     """
     size_bytes = sum(tensor.nbytes for tensor in classifier.state_dict().values())
@@ -116,7 +116,7 @@ def _faulty(problem: str) -> GateError:
 
 
 def _strip_traces(model: onnx.ModelProto) -> None:
-    """Remove what the exporter notes about source files and torch's internals; it is of no use to a runtime."""
+    """Remove the exporter's notes about source files and torch's internals, which no runtime needs."""
     model.doc_string = ""
     graph = model.graph
     graph.doc_string = ""

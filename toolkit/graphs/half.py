@@ -14,10 +14,10 @@ from toolkit.graphs.layers import find_sources
 
 
 def halve(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph of `build.build_graph` with float16 weights and activations; the given one is left as it is.
+    """The graph of `build.build_graph` with float16 weights and activations; the given graph does not change.
 
     Normalisation and the softmax stay float32, as do all outputs: they are cut off, the rest is converted, and they are
-    put back. Weights beyond float16's range (65,504) are cut to it: whether the graph is still good is for the proof.
+    put back. Weights beyond float16's range (65,504) are clipped to it: the proof decides if the graph is good enough.
     """
     half = onnx.ModelProto()
     half.CopyFrom(model)
@@ -35,7 +35,7 @@ def halve(model: onnx.ModelProto) -> onnx.ModelProto:
     _replace(graph.output, [logits])
     _replace(graph.initializer, [tensor for tensor in weights if tensor.name not in of_front])
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # each weight that rounds to zero is told in a line of its own
+        warnings.simplefilter("ignore")  # there is one for each weight that rounds to zero
         half = convert_float_to_float16(half, keep_io_types=True)
     graph = half.graph
     _replace(graph.node, [*front, *graph.node, softmax])

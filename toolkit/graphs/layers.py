@@ -1,9 +1,9 @@
-"""Which nodes of an ONNX graph have weights, and what stands before and between them."""
+"""The nodes of an ONNX graph that have weights, and the nodes before and between them."""
 
 import onnx
 
 LAYERS = ("Conv", "Gemm", "MatMul")
-"""Node types with weights: what is worth a smaller type, and what can be left in float32 by name."""
+"""Node types with weights: a smaller type is worth it for them, and each can stay float32 by name."""
 
 
 def find_layers(graph: onnx.GraphProto) -> tuple[str, ...]:
@@ -25,7 +25,7 @@ def find_sources(graph: onnx.GraphProto) -> dict[str, frozenset[str]]:
 
 
 def name_layer(graph: onnx.GraphProto, layer: str) -> str:
-    """What the network calls a layer, `cnn.3.0`; the node's own name where its weights do not say."""
+    """What the network calls a layer, `cnn.3.0`; the node's own name if its weights do not say."""
     node = next(node for node in graph.node if node.name == layer)
     weights = next((name for name in node.input[1:] if "." in name), "")
     name = weights.removeprefix("classifier.").removeprefix("network.").rpartition(".")[0]

@@ -1,8 +1,8 @@
 """Static int8 quantization of an ONNX graph: QDQ format, weights per channel, ranges calibrated on images.
 
 Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient inference" (arXiv:1806.08342), by
-onnxruntime's quantizer. Weights have 7 bits, so that a graph answers alike on every CPU (see REDUCE_RANGE). N images,
-S px their side.
+onnxruntime's quantizer. Weights have 7 bits, so that a graph gives the same answers on every CPU (see REDUCE_RANGE).
+N images, S px their side.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ BETWEEN = (
     "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Relu",
     "Reshape", "Resize", "Sigmoid", "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
-"""Node types between them that are quantized too, so that data stays int8 from layer to layer."""
+"""Node types between layers that are quantized too, so that data stays int8 from layer to layer."""
 
 REDUCE_RANGE = True
 """Weights are whole numbers from -64 to 64, not -127 to 127.
@@ -59,7 +59,7 @@ class Quantizer:
     """
 
     def __init__(self, model: onnx.ModelProto, images: NDArray[Any], method: Calibration) -> None:
-        """`images` (N, S, S, 3) go into the graph's one input as they are. ValueError where the graph has no layers."""
+        """`images` (N, S, S, 3) go into the graph's one input as they are. ValueError if the graph has no layers."""
         self._model = onnx.ModelProto()
         self._model.CopyFrom(model)
         # the quantizer's own preparation, shapes and folded batch norms, is what the exporter has done already
@@ -83,7 +83,7 @@ class Quantizer:
     def quantize(self, keep_float: Collection[str] = ()) -> onnx.ModelProto:
         """The int8 graph, of the same inputs, outputs and metadata; layers named in `keep_float` stay float32.
 
-        So does what follows such layers up to the next one, what stands before the first layer (normalisation), the
+        So do the nodes between such a layer and the next one, the nodes before the first layer (normalisation), the
         logits themselves and their softmax.
         """
         path = self._file("int8.onnx")
@@ -134,7 +134,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def _stride(images: int) -> int:
-    """The largest that leaves no rest: onnxruntime would leave that out."""
+    """The largest stride without a remainder: onnxruntime would leave those images out."""
     return max(stride for stride in range(1, STRIDE + 1) if images % stride == 0)
 
 

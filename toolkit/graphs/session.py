@@ -1,4 +1,4 @@
-"""The one place that opens an onnxruntime session, and what onnxruntime says where it cannot."""
+"""Opening an onnxruntime session, and the reason in one line if that fails."""
 
 import re
 from collections.abc import Mapping, Sequence

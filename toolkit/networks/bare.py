@@ -1,4 +1,4 @@
-"""Weights that do not describe themselves: what they are taken for."""
+"""Weights without a description: the network and the preprocessing that they are taken for."""
 
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from toolkit.recipe import Recipe
 
 
 def describe_bare_weights(path: Path, recipe: Recipe, classes: tuple[str, ...] | None) -> tuple[Classifier, ModelInfo]:
-    """The network that the keys and shapes of `path` describe, and what is assumed of it; that is said on stderr.
+    """The network that the keys and shapes of `path` describe, and what is assumed about it; a line on stderr says so.
 
-    `classes` names its classes; without, they are numbered. Raises WeightsError where they are not as many, or the
-    tensors fit neither the student nor the recipe's teacher.
+    `classes` names its classes; without them, they are numbered. Raises WeightsError if their number differs, or the
+    tensors do not fit the student or the recipe's teacher.
     """
     state_dict = read_state_dict(path)
     role: Role
@@ -34,7 +34,7 @@ def describe_bare_weights(path: Path, recipe: Recipe, classes: tuple[str, ...] |
         role, assumed = "teacher", f"the recipe's teacher ({spec.architecture})"
     if classes is not None and len(classes) != num_classes:
         raise WeightsError(
-            f"{path} knows {num_classes} classes, the data has {len(classes)}",
+            f"{path} has {num_classes} classes, the data has {len(classes)}",
             "give the data those weights were trained on with --data",
         )
     console.say(
@@ -62,7 +62,7 @@ def _head_size(state_dict: dict[str, Any], path: Path) -> int:
     last = list(state_dict.values())[-1]
     if last.ndim != 1:
         raise WeightsError(
-            f"{path}: its last tensor {list(state_dict)[-1]} is no bias of a last layer",
+            f"{path}: its last tensor {list(state_dict)[-1]} is not the bias of a last layer",
             "give a state dict of the depthwise student or of the recipe's teacher",
         )
     return len(last)

@@ -1,4 +1,4 @@
-"""The student: the notebook's depthwise-separable network, in widths to choose.
+"""The student: the notebook's depthwise-separable network, with a choice of widths.
 
 Block 0 is a 3×3 convolution; blocks 1 to 7 are a 3×3 depthwise and a 1×1 pointwise convolution; blocks 0 to 3 end in a
 2×2 max pooling. Global average and one linear layer follow. State-dict keys are `cnn.<block>.<layer>.*` and `fc.0.*`,
@@ -50,8 +50,8 @@ def block_widths(base: int, width_mult: float) -> tuple[int, ...]:
 def infer_student(state_dict: Mapping[str, Tensor]) -> tuple[int, int, float]:
     """num_classes, base and width_mult of the DepthwiseStudent that such a state dict belongs to.
 
-    Of all width_mult that round to these widths it is the one with the fewest decimals. Raises WeightsError where the
-    keys or widths are no such network's.
+    Of all width_mult that round to these widths it is the one with the fewest decimals. Raises WeightsError if the
+    keys or widths do not belong to such a network.
     """
     widths = []
     for block in range(len(MULTIPLES)):
@@ -76,7 +76,7 @@ def _shortest_multiplier(base: int, widths: tuple[int, ...]) -> float:
         for candidate in (lowest / unit, (lowest + 1) / unit):
             if candidate > 0 and block_widths(base, candidate) == widths:
                 return candidate
-    raise _not_a_student(f"the widths {widths} are no multiple of base {base}")
+    raise _not_a_student(f"the widths {widths} are not multiples of base {base}")
 
 
 def _not_a_student(reason: str) -> WeightsError:

@@ -1,6 +1,6 @@
 """Networks by name: the notebook's student, every classifier of torchvision, and those that users register.
 
-A network of one's own is one file: a builder and the model of its settings (docs/networks.md).
+A network of your own is one file: a builder and the model of its settings (docs/networks.md).
 """
 
 import contextlib
@@ -28,7 +28,7 @@ BUILDER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
-"""Of some of torchvision's classifiers, which would not do without them."""
+"""Arguments that some of torchvision's classifiers need."""
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
@@ -43,7 +43,7 @@ def register(name: str, settings: type[NetworkSettings] = NetworkSettings) -> Ca
     It goes before a class or function that takes the number of classes and, as keyword arguments, the settings, and
     makes a network: float images (N, 3, S, S), already normalised, → logits (N, number of classes). `settings` declares
     those settings; they become keys of the recipe's [student] and [teacher]. Raises RecipeError if the name or one of
-    the settings' names is taken. To register a name once more replaces it.
+    the settings' names is taken. To register a name again replaces it.
     """
     _require_free(name, settings)
     module = sys._getframe(1).f_globals
@@ -61,10 +61,10 @@ def register(name: str, settings: type[NetworkSettings] = NetworkSettings) -> Ca
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """All that a network is built from, but for the data: weights files carry it, and recipes name it.
+    """All that a network is built from, except the data: weights files carry it, and recipes name it.
 
     `settings` are the architecture's own, as JSON has them; defaults may be left out. `enlarge` k lets the network see
-    images k times as large: those made for large pictures keep too little of small ones.
+    images k times as large: networks for large pictures keep too little of small ones.
     """
 
     architecture: str
@@ -135,7 +135,7 @@ class NetworkSpec:
 
     @contextlib.contextmanager
     def _refusing(self, image_size: int | None) -> Iterator[None]:
-        """RecipeError, naming the size, where a network refuses it."""
+        """RecipeError, naming the size, if a network refuses it."""
         try:
             yield
         except (AssertionError, RuntimeError, ValueError) as error:  # whatever networks say no with
@@ -184,9 +184,9 @@ def import_builder(architecture: str) -> None:
 
 
 def modules_to_import(*names: str) -> list[str] | None:
-    """Modules that another process has to import to know these architectures; None if one is of no module.
+    """Modules that another process has to import to know these architectures; None if one has no module.
 
-    So it is with a network of the script that was started, or of a notebook.
+    A network of the script that was started, or of a notebook, has none.
     """
     modules = [_modules[name] for name in names if name in _modules]
     return None if None in modules else [module for module in modules if module]
@@ -224,7 +224,9 @@ def _require_free(name: str, settings: type[NetworkSettings]) -> None:
     if name not in _modules and name in architectures():
         raise RecipeError(f"the toolkit has an architecture {name!r} already", "register yours under another name")
     if not issubclass(settings, NetworkSettings):
-        raise RecipeError(f"the settings of {name!r} are no NetworkSettings", "derive their class from that")
+        raise RecipeError(
+            f"the settings of {name!r} are not NetworkSettings", "derive their class from NetworkSettings"
+        )
     taken = (StudentRecipe.model_fields | TeacherRecipe.model_fields).keys() & settings.model_fields.keys()
     if taken:
         raise RecipeError(
@@ -234,6 +236,5 @@ def _require_free(name: str, settings: type[NetworkSettings]) -> None:
 
 def _unknown(architecture: str) -> RecipeError:
     guess = did_you_mean(architecture, architectures(), at_most=3)
-    allowed = ", ".join([*_builders, "or any classifier of torchvision"])
-    own = "a network of your own must be registered first: docs/networks.md"
-    return RecipeError(f"unknown architecture {architecture!r}", f"{guess}allowed: {allowed} ({own})")
+    allowed = "allowed: depthwise, any classifier of torchvision, or a network that you registered (docs/networks.md)"
+    return RecipeError(f"unknown architecture {architecture!r}", guess + allowed)

@@ -1,7 +1,7 @@
 """Convolutions on maps of a few places, as matrix products: what small images leave in a network's last layers.
 
 oneDNN's convolutions are made for large maps. On a CPU, a 3×3 convolution of a 2×2 map took up to ten times as long as
-the same sums written as one product over all pairs of an input and an output place, and no sum over padding is lost.
+one product over all pairs of an input and an output place, with the same sums. No time is lost with padding.
 Shapes: N images, I and O channels, H W places of the input map, Q = H·W, P places of the output map.
 """
 
@@ -168,7 +168,7 @@ class _DepthwiseProduct(torch.autograd.Function):
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """(N, I, H, W) → (N, H·W, I), without a copy where channels are last in memory."""
+    """(N, I, H, W) → (N, H·W, I), without a copy if channels are last in memory."""
     return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Weights in and out: safetensors that describe themselves, and plain state dicts read with tensors only."""
+"""Weights files: safetensors that describe themselves, and plain state dicts, of which only tensors are read."""
 
 import json
 import pickle
@@ -87,7 +87,7 @@ def save_model(path: Path, network: nn.Module, info: ModelInfo, *, halved: bool 
     are: they take a few kB, and a batch norm's variances need not fit between half precision's 6e-8 and 65,504.
     """
     tensors = {
-        # clone: tied weights must not share memory in safetensors; contiguous: nor lie in channels-last order
+        # clone: tied weights must not share memory in safetensors; contiguous: they must not lie in channels-last order
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in network.state_dict().items()
     }
@@ -135,15 +135,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise _unreadable(path, f"truncated or damaged ({one_line(error)})") from None
     if head[:2] not in (b"PK", b"\x80\x02") and head[:1] != b"\x80":
-        raise _unreadable(path, "neither safetensors nor a file of torch.save")
+        raise _unreadable(path, "not a file of safetensors or of torch.save")
     return _as_state_dict(_load_tensors_only(path), path)
 
 
 def load_into(network: nn.Module, state_dict: Mapping[str, Tensor], path: Path, num_classes: int) -> None:
     """Copy the weights into the network, which was built for `num_classes`.
 
-    Raises WeightsError that names both class counts where only the last layer does not fit, else the first key that is
-    missing, unexpected or of another shape, or that holds values which are not finite.
+    Raises WeightsError. It names both class counts if only the last layer does not fit. Otherwise it names the first
+    key that is missing, unexpected or of another shape, or that holds values which are not finite.
     """
     own = network.state_dict()
     counters = {
@@ -177,8 +177,8 @@ def import_teacher(
 ) -> tuple[nn.Module, Channels, Channels]:
     """The recipe's teacher network with the file's weights, and the mean and std that go with them.
 
-    The network is `teacher_spec`. Mean and std are `recipe.teacher`'s where given, else those that the file carries,
-    else `recipe.data`'s. `classes`, where given, must be the file's own if it names any. Raises WeightsError where the
+    The network is `teacher_spec`. Mean and std are `recipe.teacher`'s if given, else those that the file carries,
+    else `recipe.data`'s. `classes`, if given, must be the file's own if it names any. Raises WeightsError if the
     file does not fit.
     """
     info = _find_info(path)
@@ -192,7 +192,7 @@ def import_teacher(
     if info is not None and classes is not None and info.classes != classes:
         theirs, ours = next(pair for pair in zip(info.classes, classes, strict=True) if pair[0] != pair[1])
         raise WeightsError(
-            f"{path} calls a class {theirs!r} where the data says {ours!r}",
+            f"{path} has a class {theirs!r}, the data has {ours!r} in its place",
             "give the data those weights were trained on",
         )
     mean = recipe.teacher.mean or (info.preprocess.mean if info else recipe.data.mean)
@@ -210,7 +210,7 @@ def teacher_spec(recipe: Recipe, info: ModelInfo | None) -> NetworkSpec:
 
 
 def _find_info(path: Path) -> ModelInfo | None:
-    """None where the file is readable and simply says nothing about itself."""
+    """None if the file is readable and has no description."""
     if not _looks_like_safetensors(_first_bytes(path)):
         return None
     try:
@@ -274,10 +274,12 @@ def _as_state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping):
         loaded = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
     if not isinstance(loaded, Mapping) or not loaded:
-        raise _unreadable(path, f"no state dict but {'empty' if loaded == {} else f'a {type(loaded).__name__}'}")
+        raise _unreadable(
+            path, "an empty state dict" if loaded == {} else f"a {type(loaded).__name__}, not a state dict"
+        )
     odd = next((key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, Tensor))), None)
     if odd is not None:
-        raise _unreadable(path, f"no state dict: {odd!r} is a {type(loaded[odd]).__name__}, not a tensor")
+        raise _unreadable(path, f"not a state dict: {odd!r} is a {type(loaded[odd]).__name__}, not a tensor")
     prefix = "module." if all(key.startswith("module.") for key in loaded) else ""
     return {key.removeprefix(prefix): value.detach() for key, value in loaded.items()}
 
@@ -292,14 +294,14 @@ def _unreadable(path: Path, reason: str) -> WeightsError:
 def _refuse_classes(
     own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], misfits: list[str], path: Path, num_classes: int
 ) -> None:
-    """Raise if the misfits are a last layer for another number of classes: same shape but for its first side."""
+    """Raise if the misfits are a last layer for another number of classes: same shape except for its first side."""
     counts = {int(theirs[name].shape[0]) for name in misfits if theirs[name].ndim}
     a_head = all(
         own[name].shape[:1] == (num_classes,) and own[name].shape[1:] == theirs[name].shape[1:] for name in misfits
     )
     if a_head and len(counts) == 1:
         raise WeightsError(
-            f"{path} knows {counts.pop()} classes, {num_classes} are needed ({misfits[0]})",
+            f"{path} has {counts.pop()} classes, {num_classes} are needed ({misfits[0]})",
             "give weights trained on this data, or the data they were trained on with --data",
         )
 

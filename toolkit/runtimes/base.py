@@ -1,4 +1,4 @@
-"""One Protocol over torch, onnxruntime and OpenVINO: uint8 images → logits. Bench, predict and the demo see only this.
+"""One interface to torch, onnxruntime and OpenVINO: uint8 images → logits. Bench, predict and the demo use only it.
 
 A Runtime says what it reads and where it runs, and opens Predictors.
 
@@ -27,7 +27,7 @@ METADATA_NEEDED = ("classes", "preprocess")
 
 
 IO_BINDING: Literal["onnxruntime.io_binding"] = "onnxruntime.io_binding"
-"""onnxruntime on a GPU, without the copies to it and back: a row of the benchmark, and nobody's choice."""
+"""onnxruntime on a GPU, without the copies to it and back: a row of the benchmark that nobody can request."""
 
 RowRuntime = RuntimeName | Literal["onnxruntime.io_binding"]
 
@@ -40,9 +40,9 @@ class Predictor(Protocol):
     runtime: str
     """one of RowRuntime"""
     provider: str
-    """what it runs on: a torch device, a provider as providers.pick_provider names it, or OpenVINO's device"""
+    """where it runs: a torch device, a provider as providers.pick_provider names it, or OpenVINO's device"""
     threads: int
-    """that one call may keep busy on the CPU"""
+    """threads that one call may keep busy on the CPU"""
 
     def logits(self, images: ImageBatch) -> Logits:
         """uint8 images (N, S, S, 3), N ≥ 1, as `preprocess` makes them → float32 (N, C); ValueError for others."""
@@ -56,14 +56,14 @@ class Runtime(ABC):
     name: RowRuntime
     reads: Literal["weights", "onnx"]
     compiles: bool = False
-    """Whether opening takes up to a minute, which is worth a word first."""
+    """Whether opening takes up to a minute, so that a message comes first."""
     beside: RuntimeName | None = None
-    """Measured on a GPU wherever that other one is, and nobody's choice."""
+    """The runtime that this one accompanies on a GPU; nobody can request this one by itself."""
     not_on_gpu: Mapping[FilePrecision, str] = field(default_factory=dict, hash=False)
     """Precisions that have no row on a GPU → why, and what to do instead."""
 
     def require(self) -> None:  # noqa: B027 - most need nothing
-        """DeviceError where what it needs is not installed."""
+        """DeviceError if what it needs is not installed."""
 
     def precisions(self, *, on_gpu: bool) -> tuple[FilePrecision, ...]:
         """What it computes in; of ONNX files those that are there."""
@@ -71,13 +71,13 @@ class Runtime(ABC):
 
     @abstractmethod
     def start(self, path: Path, place: str) -> None:
-        """Import what it needs for the network of `path` and run something tiny: what that costs is no model's cost."""
+        """Import what it needs for the network of `path` and run something tiny: no model's figures contain that."""
 
     @abstractmethod
     def open(self, path: Path, place: str, threads: int, precision: FilePrecision) -> Predictor:
         """A predictor of weights or an ONNX file; raises what its predictor raises.
 
-        `precision` is that of torch's arithmetic; in an ONNX file it is settled.
+        `precision` is that of torch's arithmetic; an ONNX file has its own.
         """
 
 
@@ -131,12 +131,12 @@ def read_metadata(metadata: dict[str, str], path: Path) -> tuple[tuple[str, ...]
 
 
 def check_logits(shape: Sequence[Any] | None, num_classes: int, path: Path) -> None:
-    """`shape` is that of the output `logits`, None where there is no such output."""
+    """`shape` is that of the output `logits`, None if there is no such output."""
     remedy = "export the weights with `toolkit export --onnx`"
     if shape is None:
         raise ArtifactError(f"{path} has no output `logits`, so it was not exported by this toolkit", remedy)
     if shape[-1] != num_classes:
-        raise ArtifactError(f"{path} names {num_classes} classes, its logits are for {shape[-1]}", remedy)
+        raise ArtifactError(f"{path} names {num_classes} classes, but its logits are for {shape[-1]}", remedy)
 
 
 def check_images(images: ImageBatch, image_size: int) -> None:

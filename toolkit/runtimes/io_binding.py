@@ -1,4 +1,4 @@
-"""An ONNX file on a GPU whose images and logits stay there: what the network takes, without the way to it and back.
+"""An ONNX file on a GPU with images and logits that stay there: the network's time without the copies.
 
 N images, S px their side, C classes.
 """
@@ -41,7 +41,7 @@ class IoBindingPredictor(OnnxPredictor):
     runtime: str = IO_BINDING
 
     def __init__(self, path: Path, provider: str = "cuda", threads: int | None = None) -> None:
-        """See OnnxPredictor; on the CPU, too, it works."""
+        """See OnnxPredictor; it also works on the CPU."""
         super().__init__(path, provider, threads)
         gpu = gpu_index(self.provider)
         self._place = ("cpu", 0) if gpu is None else ("cuda", gpu)
@@ -80,7 +80,7 @@ class IoBindingPredictor(OnnxPredictor):
         return BoundBatch(binding, images, logits, options)
 
     def _take_graph(self) -> str:
-        """Change to a session that captures graphs; else stay with the one that there is, and say why."""
+        """Change to a session that captures graphs; else keep the present one, and return the reason."""
         side, plain = self.preprocess.image_size, self._session
         pictures = [np.full((1, side, side, 3), value, np.uint8) for value in (0, 200)]  # a replay must see the second
         expected = [super(IoBindingPredictor, self).logits(picture) for picture in pictures]
@@ -88,7 +88,7 @@ class IoBindingPredictor(OnnxPredictor):
             self._session = open_session(self.path, self.provider, self.threads, enable_cuda_graph="1")
             if np.allclose([self.logits(picture) for picture in pictures], expected, rtol=1e-3, atol=1e-3):
                 return ""
-            reason = "it answers otherwise than without"
+            reason = "its answers differ from those without"
         except ToolkitError as error:
             reason = error.problem
         except Exception as error:  # onnxruntime's, of any class, from the first run

@@ -33,8 +33,8 @@ class OnnxPredictor:
     def __init__(self, path: Path, provider: str = "auto", threads: int | None = None) -> None:
         """`provider` is for providers.pick_provider; `threads` takes the cores this process may use if not given.
 
-        Raises ArtifactError for a missing or foreign file, DeviceError where the provider does not run this model, or
-        leaves operators that the images go through to another; with auto that is said on stderr instead.
+        Raises ArtifactError for a missing or foreign file, DeviceError if the provider does not run this model, or
+        leaves operators that the images go through to another; with auto, that is a warning instead.
         """
         self.path = path
         wanted = pick_provider(provider)
@@ -111,9 +111,9 @@ def _find_provider(opened: Any, wanted: str, path: Path, *, is_wish: bool) -> st
         )
     placement = Placement.of(opened)
     if strays := placement.describe_strays(kind, path):
-        told = f"{path.name} is not wholly on {wanted}: {strays}"
+        told = f"{path.name} does not run wholly on {wanted}: {strays}"
         if is_wish:
-            raise DeviceError(told, "use the CPU with --provider cpu, or auto to run it like that")
+            raise DeviceError(told, "use the CPU with --provider cpu, or accept that with --provider auto")
         console.say(f"warning: {told}")
     main = placement.main_provider(kind)
     return wanted if main == kind else main

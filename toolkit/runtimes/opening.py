@@ -1,7 +1,7 @@
-"""The table of runtimes, and opening weights or an ONNX file in one of them.
+"""The table of runtimes, and a function that opens weights or an ONNX file in one of them.
 
 A runtime is a file beside this one, with its predictor and its Runtime; a line in RUNTIMES; and a name in
-names.RuntimeName if the benchmark may be asked for it. Nothing here imports torch, onnxruntime or OpenVINO: a runtime
+names.RuntimeName if users may request it. Nothing here imports torch, onnxruntime or OpenVINO: a runtime
 does so once it is used.
 """
 
@@ -18,7 +18,7 @@ from toolkit.runtimes.pytorch import COMPILED, TORCH
 RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (TORCH, COMPILED, ONNXRUNTIME, OPENVINO, BOUND)}
 
 ONNX_RUNTIMES: tuple[RuntimeName, ...] = tuple(name for name in RUNTIME_NAMES if RUNTIMES[name].reads == "onnx")
-"""Those that read the ONNX file and can be asked for."""
+"""Runtimes that read the ONNX file and can be requested."""
 
 
 def open_predictor(
@@ -29,6 +29,6 @@ def open_predictor(
 
 
 def rows_of(name: RuntimeName, *, on_gpu: bool) -> tuple[Runtime, ...]:
-    """What the benchmark measures if it is asked for that runtime: itself, and on a GPU what runs beside it."""
+    """The runtimes that the benchmark measures for a requested one: itself, and on a GPU those beside it."""
     beside = (runtime for runtime in RUNTIMES.values() if on_gpu and runtime.beside == name)
     return (RUNTIMES[name], *beside)

@@ -26,13 +26,13 @@ TELEMETRY = "openvino_telemetry"
 
 
 class OpenVinoPredictor:
-    """The same files in OpenVINO, on the CPU and tuned for latency."""
+    """An ONNX file in OpenVINO, on the CPU and tuned for latency."""
 
     runtime = "openvino"
     provider = "CPU"
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        """Raises ArtifactError for a missing or foreign file, DeviceError where OpenVINO is missing or fails on it."""
+        """Raises ArtifactError for a missing or foreign file, DeviceError if OpenVINO is missing or fails on it."""
         self.path = path
         self.threads = threads or available_cores()
         self._model, self.metadata = _compile_openvino(path, self.threads)
@@ -48,7 +48,7 @@ class OpenVinoPredictor:
 
 @dataclass(frozen=True)
 class OpenVino(Runtime):
-    """`place` is not asked: it is the CPU."""
+    """`place` does not count: OpenVINO runs on the CPU."""
 
     def require(self) -> None:
         import_openvino()
@@ -76,7 +76,7 @@ def _compile_openvino(path: Path, threads: int) -> tuple[Any, dict[str, str]]:
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
-        # where the CPU has bfloat16 it is the default, and would be compared with others' fp32
+        # if the CPU has bfloat16 it is the default, and would be compared with others' fp32
         "INFERENCE_PRECISION_HINT": "f32",
     }
     try:
@@ -90,7 +90,7 @@ def _compile_openvino(path: Path, threads: int) -> tuple[Any, dict[str, str]]:
 
 
 def import_openvino() -> Any:
-    """OpenVINO, kept from what its import does where it can: send word of itself to its makers."""
+    """Import OpenVINO without its telemetry, which would report to its makers."""
     loaded = sys.modules.get(TELEMETRY)
     # None is Python's way to say that a module cannot be imported
     sys.modules[TELEMETRY] = None  # type: ignore[assignment]

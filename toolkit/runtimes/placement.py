@@ -1,4 +1,4 @@
-"""Which execution provider runs which node of an onnxruntime session: a session on CUDA may leave nodes to the CPU."""
+"""The execution provider of each node of an onnxruntime session: a session on CUDA may leave nodes to the CPU."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RECORD = "session.record_ep_graph_assignment_info"
-"""Session setting, "1" or "0", without which onnxruntime does not tell."""
+"""Session setting, "1" or "0": onnxruntime records the placement only with it."""
 
 HEAVY = ("Conv", "Gemm", "MatMul")
 """Parts of the names of operators that do nearly all the work: QLinearConv, FusedMatMul and their like too."""
 
 OF_SHAPES = ("Shape", "Size")
-"""Operators whose answer is of an image's shape, whatever its pixels are."""
+"""Operators whose output depends on an image's shape alone, not on its pixels."""
 
 
 class Node(NamedTuple):
@@ -45,14 +45,14 @@ class Placement:
         return {provider: count for provider, count in counts.items() if count}
 
     def main_provider(self, wanted: str) -> str:
-        """Who does most of the work; `wanted` where it does as much, or where there is no such work."""
+        """The provider that does most of the work; `wanted` if it does as much, or if there is no such work."""
         counts = self.heavy
         return max(counts, key=lambda provider: (counts[provider], provider == wanted), default=wanted)
 
     def describe_strays(self, wanted: str, path: Path) -> str:
         """What other providers do to the images: `2 of its 14 operators run on CPUExecutionProvider (Cast, Gemm)`.
 
-        "" where it is nothing: they may compute shapes, and what follows from weights alone. `path` is the file's.
+        "" if it is nothing: they may compute shapes, and what follows from weights alone. `path` is the file's.
         """
         others = [provider for provider in self.nodes if provider != wanted]
         if not others:

@@ -27,13 +27,13 @@ CUDA_OPTIONS = {
     # the default rounds the products of float32 networks to 10 bits
     "use_tf32": "0",
 }
-"""What onnxruntime's CUDA provider is asked for."""
+"""Options of onnxruntime's CUDA provider."""
 
 _runs_nchw_alone: set[str] = set()
 """GPUs on which the small model ran without `prefer_nhwc` alone."""
 
 LIBRARY_OWNERS = {"libcuda.": "the NVIDIA driver", "libcudnn": "cuDNN", "libcu": "CUDA"}
-"""Start of a shared library's name → who brings it."""
+"""Start of a shared library's name → what installs it."""
 
 
 def working_providers() -> dict[str, str]:
@@ -49,7 +49,7 @@ def probe_provider(provider: str) -> str:
     """Run tiny_model.py's classifier on `provider` alone (no fallback of any kind); "" if it did, else the reason.
 
     `provider` is a name as `pick_provider` gives it. A GPU that fails is tried once more without `prefer_nhwc`, for
-    which some operators have no kernel on some GPUs; it goes without for the rest of the process where that runs.
+    which some operators have no kernel on some GPUs; if that runs, it stays without for the rest of the process.
     """
     reason = _reason_not_to_answer(provider)
     if reason and gpu_index(provider) is not None:
@@ -63,8 +63,8 @@ def probe_provider(provider: str) -> str:
 def pick_provider(name: str) -> str:
     """Turn `auto`, `cpu`, `cuda` or `cuda:N` into an onnxruntime provider that a small model has really run on.
 
-    GPU 0 is `CUDAExecutionProvider`, GPU N `CUDAExecutionProvider:N`. `auto` (`auto:N`) takes CUDA where it runs, else
-    the CPU, and tells on stderr of a GPU that is there and cannot be used. Raises DeviceError.
+    GPU 0 is `CUDAExecutionProvider`, GPU N `CUDAExecutionProvider:N`. `auto` (`auto:N`) takes CUDA if it runs, else
+    the CPU, and a line on stderr names a GPU that cannot be used. Raises DeviceError.
     """
     found = re.fullmatch(r"(?:auto|cuda)(?::(\d+))?|cpu", name)
     if not found:
@@ -73,7 +73,7 @@ def pick_provider(name: str) -> str:
     provider = PROVIDERS["cpu"] if name == "cpu" else f"{PROVIDERS['cuda']}:{gpu}".removesuffix(":0")
     reason = _why_not(provider)
     if reason and not name.startswith("auto"):
-        raise DeviceError(f"onnxruntime cannot run on {name}: {reason}", "take cpu or auto, or see toolkit doctor")
+        raise DeviceError(f"onnxruntime cannot run on {name}: {reason}", "use cpu or auto, or see toolkit doctor")
     if reason and hardware.visible_gpus():
         console.say(f"onnxruntime runs on the CPU, not on the GPU here: {reason}; see toolkit doctor")
     return PROVIDERS["cpu"] if reason else provider
@@ -109,7 +109,7 @@ def session_providers(provider: str, **options: str) -> list[Any]:
 
 
 def preload_gpu_libraries() -> None:
-    """Let onnxruntime find CUDA and cuDNN in their wheels; does nothing where there are none."""
+    """Let onnxruntime find CUDA and cuDNN in their wheels; does nothing if there are none."""
     import onnxruntime
 
     if hasattr(onnxruntime, "preload_dlls"):

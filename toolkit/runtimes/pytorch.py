@@ -1,4 +1,4 @@
-"""The toolkit's weights in torch, as it is and compiled."""
+"""The toolkit's weights in torch, uncompiled and compiled."""
 
 import contextlib
 from collections.abc import Callable
@@ -65,7 +65,7 @@ class CompiledPredictor(TorchPredictor):
         threads: int | None = None,
         precision: Literal["fp32", "fp16"] = "fp32",
     ) -> None:
-        """See TorchPredictor. Takes up to a minute. Raises DeviceError where the network cannot be compiled here."""
+        """See TorchPredictor. Takes up to a minute. Raises DeviceError if the network cannot be compiled here."""
         import torch
 
         super().__init__(path, device, threads, precision)

@@ -48,7 +48,7 @@ def test_nothing_differs_from_itself() -> None:
     found = compare_classes(labels, teacher, teacher, [str(i) for i in range(10)])
     assert {one.recall_difference for one in found} == {0.0}
     assert worst_classes(found) == []
-    assert describe_classes(found) == "No class loses: the student's recall is the teacher's or better."
+    assert describe_classes(found) == "No class loses: the student's recall is at least the teacher's in every class."
 
 
 @pytest.mark.parametrize(("labels", "student", "names"), [(2, 3, 4), (3, 2, 4), (3, 3, 5)])

@@ -130,7 +130,7 @@ def test_what_is_told() -> None:
         "student.onnx", "CPUExecutionProvider", 2, 8, 5.04, 12345, 0, None, 2449.4, Tail(1.234, 2, 3.5, 10)
     )
     assert result.summary().splitlines() == [
-        "student.onnx on CPUExecutionProvider: 2,449 images a second for 8 clients, 12,345 requests in 5.0 s",
+        "student.onnx on CPUExecutionProvider: 2,449 images per second for 8 clients, 12,345 requests in 5.0 s",
         "latency p50 1.23 ms, p95 2.00 ms, p99 3.50 ms, max 10.00 ms",
         "The session computes with 2 threads (the cores this process may use), which all clients share: more clients"
         " wait longer, and do not compute more.",

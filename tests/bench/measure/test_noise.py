@@ -28,7 +28,7 @@ def test_rows_whose_rounds_overlap_cannot_be_ranked() -> None:
     (warning,) = find_close_rows(rows)
     assert warning == (
         "student fp32 (onnxruntime) and student int8 (onnxruntime) cannot be ranked by latency:"
-        " their p50 by round is 0.95 to 1.1 ms and 1.05 to 1.2 ms"
+        " their p50 by round overlap, 0.95 to 1.1 ms and 1.05 to 1.2 ms"
     )
     assert find_close_rows(rows[::-1]) == [warning], "the order of the rows does not matter"
 
@@ -54,7 +54,7 @@ def test_a_row_that_varies_by_more_than_a_fifth_is_named() -> None:
     (warning,) = find_restless_rows([row_of("student", 0.9, 1.0, 1.11), row_of("teacher", 4.8, 5.0, 5.2)])
     assert warning == (
         "the latency of student fp32 (onnxruntime) is not steady: its p50 by round is 0.9 to 1.11 ms,"
-        " which varies by 21 % of 1 ms; measure again on a quieter machine"
+        " a range of 21 % of 1 ms; measure again on a quieter machine"
     )
 
 

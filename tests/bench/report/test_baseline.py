@@ -45,7 +45,7 @@ def test_a_slower_row_fails(report: dict[str, Any], baseline: dict[str, Any]) ->
     report["rows"][3]["latency_ms"]["p50"] = 0.1801
     expected = (
         r"^worse than the baseline of 2026-11-24T12:00:00\+00:00: student in onnxruntime on cpu is 1\.20 times as slow "
-        r"\(0\.150 -> 0\.180 ms, 1\.2 times allowed\); mend that, measure again on an idle machine"
+        r"\(0\.150 -> 0\.180 ms, 1\.2 times allowed\); fix that, measure again on an idle machine"
     )
     with pytest.raises(GateError, match=expected) as caught:
         check_against_baseline(report, baseline, 1.2, 0.01)
@@ -99,7 +99,11 @@ def test_better_and_new_rows_pass(report: dict[str, Any], baseline: dict[str, An
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("sha256", "cd" * 32, "this report on 10,000 of fashion-mnist of other content: accuracies cannot be compared"),
+        (
+            "sha256",
+            "cd" * 32,
+            "this report on 10,000 of fashion-mnist with other content: accuracies cannot be compared",
+        ),
         ("images", 500, "was measured on 10,000 images of fashion-mnist, this report on 500 of fashion-mnist: acc"),
     ],
 )
@@ -176,7 +180,7 @@ def test_other_json_is_no_report(tmp_path: Path, report: dict[str, Any], change:
     change(report)
     path = tmp_path / "report.json"
     path.write_text(json.dumps(report), encoding="utf-8")
-    with pytest.raises(ArtifactError, match=rf"report\.json is no report of toolkit bench: .*{told}"):
+    with pytest.raises(ArtifactError, match=rf"report\.json is not a report of toolkit bench: .*{told}"):
         read_report(path)
 
 
@@ -184,7 +188,7 @@ def test_other_json_is_no_report(tmp_path: Path, report: dict[str, Any], change:
 def test_what_is_no_json_is_no_report(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "report.json"
     path.write_bytes(text)
-    with pytest.raises(ArtifactError, match=r"report\.json is no report of toolkit bench: ") as caught:
+    with pytest.raises(ArtifactError, match=r"report\.json is not a report of toolkit bench: ") as caught:
         read_report(path)
     assert "\n" not in str(caught.value)
 

@@ -235,7 +235,7 @@ def test_the_card_has_all_that_a_reader_needs() -> None:
         "- input: RGB, the shorter side resized to 32 px, then the centre 32 × 32 px",
         "10 epochs of distillation in 42.0 s (method kd)",
         "- Against the teacher: Classes that lose most: bag|pouch -0.2 points (recall 90.0 -> 89.8 %), coat -0.1 ",
-        "off its accuracy by 3.1 points on average (ECE 0.0312)",
+        "differs from its accuracy by 3.1 points on average (ECE 0.0312)",
         "The class it recognises least often is bag|pouch: 89.80 % of 1,000 images.",
         "- student.onnx and student.safetensors should agree and do not",
         "- measured on: AMD EPYC, 2 cores, 7.8 GiB memory\n",

@@ -82,11 +82,11 @@ def test_a_report_beside_itself_differs_in_nothing() -> None:
         (
             lambda report: report["dataset"].update(name="food", images=20, sha256="cd" * 32),
             "data: 10,000 images of fashion-mnist (abababababab…) in A, 20 images of food (cdcdcdcdcdcd…) in B: "
-            "accuracies are not of the same images",
+            "accuracies are not from the same images",
         ),
         (
             lambda report: report["hardware"].update(gpu="H100", cores=16),
-            "hardware: cores 2 in A, 16 in B; gpu none in A, H100 in B: times are not of the same machine",
+            "hardware: cores 2 in A, 16 in B; gpu none in A, H100 in B: times are not from the same machine",
         ),
         (lambda report: report["versions"].update(torch="2.16.0"), "versions: torch 2.15.0 in A, 2.16.0 in B"),
         (lambda report: report["versions"].pop("torch"), "versions: torch 2.15.0 in A, none in B"),

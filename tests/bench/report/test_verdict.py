@@ -25,10 +25,12 @@ def test_the_fastest_row_within_the_drop_is_shipped() -> None:
         make_row("control", 0.05, 0.92, 400_000),
     ]
     assert ship(rows, 0.01, 10_000) == (
-        "Ship student int8 in onnxruntime: against the teacher's fastest row, it is 100 times smaller, "
+        "Ship student int8 in onnxruntime: compared with the teacher's fastest row, it is 100 times smaller, "
         "4.0 times faster and 0.3 points less accurate on 10,000 test images."
     )
-    assert ship(rows, 0.001, 10_000).startswith("Ship student in onnxruntime: against the teacher's fastest row, it is")
+    assert ship(rows, 0.001, 10_000).startswith(
+        "Ship student in onnxruntime: compared with the teacher's fastest row, it is"
+    )
 
 
 def test_a_drop_of_exactly_the_bound_is_allowed() -> None:
@@ -41,7 +43,7 @@ def test_a_drop_of_exactly_the_bound_is_allowed() -> None:
 def test_where_no_row_is_accurate_enough_the_nearest_is_named() -> None:
     rows = [TEACHER, make_row("student", 1, 0.88, 10), make_row("student", 0.5, 0.87, 10, precision="int8")]
     assert ship(rows, 0.01, 2_500) == (
-        "Ship no student yet: none is within --max-drop 0.01 of the teacher. The nearest, student in onnxruntime, is "
+        "Ship no student yet: none is within --max-drop 0.01 of the teacher. The closest, student in onnxruntime, is "
         "4.00 points less accurate on 2,500 test images: 88.00 % against 92.00 %."
     )
 
@@ -49,7 +51,7 @@ def test_where_no_row_is_accurate_enough_the_nearest_is_named() -> None:
 def test_where_no_speed_is_won_that_is_said() -> None:
     rows = [TEACHER, make_row("student", 3.0, 0.92, 4_000_000), make_row("student", 4.0, 0.92, 10, "torch")]
     assert ship(rows, 0.01, 100) == (
-        "Shipping the student wins no speed here: against the teacher's fastest row, its fastest, student in "
+        "The student is no faster here: compared with the teacher's fastest row, its fastest row, student in "
         "onnxruntime, is 10.0 times smaller, 1.5 times slower and as accurate on 100 test images."
     )
 
@@ -63,7 +65,7 @@ def test_speed_is_against_the_teachers_fastest_row_that_keeps_its_accuracy() -> 
         make_row("student", 0.5, 0.919, 1_000_000),
     ]
     assert ship(rows, 0.01, 100) == (
-        "Ship student in onnxruntime: against the teacher's fastest row and its best accuracy, it is 10.0 times "
+        "Ship student in onnxruntime: compared with the teacher's fastest row and its best accuracy, it is 10.0 times "
         "smaller, 2.0 times faster and 0.1 points less accurate on 100 test images."
     )
 
@@ -145,7 +147,7 @@ def test_what_ships_is_the_fp32_file_in_onnxruntime_where_there_is_one() -> None
     [
         ("onnxruntime", "student.onnx and student.safetensors should agree"),
         ("openvino", "student.onnx and student.safetensors should agree"),
-        ("torch.compile", "student.safetensors compiled and as it is should agree"),
+        ("torch.compile", "student.safetensors compiled and uncompiled should agree"),
     ],
 )
 def test_contradictions_name_the_files_of_their_runtime(runtime: str, told: str) -> None:

@@ -1,1 +1,1 @@
-"""What is measured: quality, speed, memory and cost."""
+"""Measurements: quality, speed, memory and cost."""

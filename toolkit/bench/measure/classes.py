@@ -1,6 +1,6 @@
-"""Class by class: which ones the student recognises less often than the teacher.
+"""Recall by class: which classes the student recognises less often than the teacher.
 
-N images, C classes. Recall is the share of a class's images that are called by its name.
+N images, C classes. Recall is the share of a class's images whose predicted class it is.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def compare_classes(
     """The report's `classes`, in class order, from labels (N,), logits (N, C) and names (C,).
 
     Recalls are fractions, `recall_difference` is the student's less the teacher's; all three are None for a class
-    without images. Raises ValueError where the shapes do not belong together.
+    without images. Raises ValueError if the shapes do not fit.
     """
     expected = (len(labels), len(class_names))
     if labels.ndim != 1 or not teacher_logits.shape == student_logits.shape == expected:

@@ -1,4 +1,4 @@
-"""What a network costs before anything is timed: multiply-adds."""
+"""A network's multiply-adds: what it costs, without timing."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 def count_macs(network: nn.Module, image_size: int) -> int:
     """Multiply-adds of convolutions and matrix products for one image (1, 3, image_size, image_size).
 
-    Element-wise work (biases, activations, normalisation, pooling) is not counted, as is the field's habit.
+    Element-wise work (biases, activations, normalisation, pooling) is not counted, as is usual.
     """
     network.eval()
     image = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)

@@ -1,7 +1,7 @@
-"""How long whole answers take: from an image file's bytes to probabilities, and what of that is preprocessing.
+"""End-to-end latency: from an image file's bytes to probabilities, and the time of preprocessing alone.
 
-By the method of timing.py, one image at a time. The steps are those of `toolkit predict`: decode, resize and crop by
-the model's own preprocess, logits, softmax. Reading the disk is left out: the bytes are in memory.
+The method is that of timing.py, with one image at a time. The steps are those of `toolkit predict`: decode, resize and
+crop by the model's own preprocess, logits, softmax. Reading the disk is left out: the bytes are in memory.
 """
 
 import io
@@ -26,7 +26,7 @@ class EndToEnd:
     preprocess_ms: Duration
     """Decode, resize and crop."""
     end_to_end_ms: list[Duration]
-    """The same, and the network and softmax, for each predictor."""
+    """The same with the network and the softmax, for each predictor."""
 
 
 def encode_images(images: Images, names: Sequence[str]) -> list[bytes]:
@@ -44,7 +44,7 @@ def time_end_to_end(
 ) -> EndToEnd:
     """Time preprocessing and every predictor's whole answer in turns, one file of `contents` after the other.
 
-    `advance` is told each finished turn, of which there are `count_turns`.
+    `advance` is called with 1 after each turn, `count_turns` times in all.
     """
     works = [
         Work(_choose(contents), lambda content: prepare_image(content, preprocess)),

@@ -1,4 +1,4 @@
-"""How good predictions are: accuracy, calibration, and agreement with the teacher.
+"""Quality of predictions: accuracy, calibration, and agreement with the teacher.
 
 N images, C classes.
 """
@@ -23,7 +23,7 @@ def measure_fidelity(
 ) -> Fidelity:
     """Compare logits (N, C) with labels (N,) and with the teacher's logits (N, C) on the same images.
 
-    The ECE is equation 3 of Guo et al. 2017. Raises ValueError where the shapes do not belong together or N is 0.
+    The ECE is equation 3 of Guo et al. 2017. Raises ValueError if the shapes do not fit or N is 0.
     """
     if logits.ndim != 2 or len(logits) == 0 or logits.shape != teacher_logits.shape or labels.shape != logits.shape[:1]:
         raise ValueError(f"logits {logits.shape}, labels {labels.shape} and teacher_logits {teacher_logits.shape}")

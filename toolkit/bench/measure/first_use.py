@@ -1,11 +1,11 @@
-"""What the first use of a model costs, measured in a process of its own: time to the first answer, and memory.
+"""The cost of a model's first use, measured in a process of its own: time to the first answer, and memory.
 
-A process that holds every row's network can tell neither. So each row is opened once more, by
+A process that holds every row's network cannot measure either. So each row is opened once more, by
 
     python -m toolkit.bench.measure.first_use '{"runtime": "onnxruntime", "path": "/models/x/student.onnx", ...}'
 
-which imports and starts what the runtime needs, says that it is ready, waits for a line on stdin, and then measures and
-prints a FirstUse as JSON. For an ONNX file that process does not import torch, as one that serves it would not.
+This process imports and starts what the runtime needs and says that it is ready. After a line on stdin, it measures and
+prints a FirstUse as JSON. For an ONNX file it does not import torch: a server of that file would not either.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ LIMIT_S = 1800.0
 """s after which a process that has not answered is stopped"""
 
 OWN_SETTINGS = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-"""Environment of the process: what torch.compile compiled before must not make its first call look cheap."""
+"""Environment of the process: earlier compilations of torch.compile must not make its first call look cheap."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,22 @@ class FirstUse:
     first_call_ms: float
     """From opening the file to the answer for one image, compiling included.
 
-    Imports and the start of the runtime and its device are not: it has run something tiny before.
+    Imports and the start of the runtime and its device are not included: it has run something tiny before.
     """
     peak_memory_mib: float | None
-    """What opening it and running one image and one batch added to the process at its peak.
+    """How much memory the process gained at its peak, by opening the file and running one image and one batch.
 
-    Resident memory on the CPU; for torch on a GPU what its allocator gave out there. None where neither is known.
+    Resident memory on the CPU; for torch on a GPU, memory from its allocator. None if it is not known.
     """
 
 
 def measure_first_uses(
     rows: Sequence["Row"], batch_size: int, advance: Callable[[int], None] = lambda count: None
 ) -> list[FirstUse]:
-    """Measure every row with `batch_size` images; DeviceError, naming the row, where its process fails.
+    """Measure every row with `batch_size` images; DeviceError, naming the row, if its process fails.
 
     Several processes start side by side, but only one of them measures at a time, while the others wait for their turn.
-    `advance` is told each row that is done.
+    `advance` is called with 1 for each row that is done.
     """
     found: list[FirstUse] = []
     at_once = _count_at_once(rows)
@@ -92,7 +92,7 @@ def _count_at_once(rows: Sequence["Row"]) -> int:
 
 
 def _process_of(row: "Row", batch_size: int) -> "_Process | _ThisProcess":
-    """This very process, if another one could not know the network of a script or a notebook."""
+    """The process to measure a row in: this one, if another could not know the network of a script or a notebook."""
     modules: list[str] | None = []
     if row.predictor.runtime.startswith("torch"):
         from toolkit.networks.registry import modules_to_import
@@ -114,7 +114,7 @@ def _opening(row: "Row") -> dict[str, Any]:
 
 
 class _ThisProcess(contextlib.nullcontext[Any]):
-    """Answers as a _Process does, but for the memory: what this process holds already would hide it."""
+    """Answers as a _Process does, but without the memory: what this process holds already would hide it."""
 
     def __init__(self, row: "Row", batch_size: int) -> None:
         super().__init__(self)
@@ -132,7 +132,7 @@ class _ThisProcess(contextlib.nullcontext[Any]):
 
 
 class _Process:
-    """A context manager: the process of one row, which has READY to say once, and waits then until it is asked.
+    """A context manager: the process of one row, which says READY once and then waits until it is asked.
 
     It imports `modules` first, which register the row's network.
     """
@@ -162,7 +162,7 @@ class _Process:
         self._errors.close()
 
     def wait_until_ready(self) -> None:
-        """Until its runtime has started or it has ended, which `answer` will tell."""
+        """Wait until its runtime has started, or it has ended; `answer` raises in the second case."""
         assert self._process.stdout is not None
         limit = threading.Timer(LIMIT_S, self._process.kill)
         limit.start()
@@ -190,7 +190,7 @@ class _Process:
 
 
 def main(argument: str) -> int:
-    """Answer one question, given as JSON, on stdout; not before READY was said there and a line read from stdin."""
+    """Answer one question, given as JSON, on stdout, after it said READY there and read a line from stdin."""
     question: dict[str, Any] = json.loads(argument)
     question["path"] = Path(question["path"])
     for module in question.pop("modules", []):
@@ -200,7 +200,7 @@ def main(argument: str) -> int:
         sys.stdout.write(READY + "\n")
         sys.stdout.flush()
         if not sys.stdin.readline():
-            return 1  # whoever asked is gone
+            return 1  # the process that asked is gone
         first_use = use_first(**question)
     except ToolkitError as error:
         console.say(str(error))
@@ -227,7 +227,7 @@ def _answer(predictor: Predictor, count: int) -> None:
 
 
 def _watch_memory(runtime: str, place: str) -> Callable[[], float | None]:
-    """Begin to watch; what is returned tells by how many MiB memory has grown at its peak since then."""
+    """Begin to watch memory; the returned function gives its growth since then, in MiB, at the peak."""
     if RUNTIMES[runtime].reads == "weights" and place != "cpu":
         import torch
 
@@ -235,7 +235,7 @@ def _watch_memory(runtime: str, place: str) -> Callable[[], float | None]:
         allocated = torch.cuda.memory_allocated(place)
         return lambda: (torch.cuda.max_memory_allocated(place) - allocated) / MIB
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (proc(5))
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak (proc(5))
     before = _peak_resident_mib()
 
     def read() -> float | None:

@@ -1,7 +1,7 @@
 """Did the teacher help? The student against its control: the same student trained from labels alone.
 
-Works on a model directory and on the further seeds in it (`toolkit distill --seeds N`); all accuracies are of the test
-split, in torch.
+The seeds are those of a model directory (`toolkit distill --seeds N`). All accuracies are those on the test split, in
+torch.
 """
 
 import statistics
@@ -20,7 +20,7 @@ from toolkit.recipe import Recipe
 from toolkit.runtimes.pytorch import TorchPredictor
 
 FROM_TRAINING = ("epochs", "images_seen", "seconds", "train_img_s")
-"""Figures that the student's weights file tells of its training."""
+"""Figures about its training in the student's weights file."""
 
 
 def measure_gain(
@@ -43,7 +43,7 @@ def measure_gain(
 
 
 def describe_distillation(per_seed: Sequence[SeedGain], training: Mapping[str, Any]) -> Distillation:
-    """The report's `distillation`; `training` is what the student's weights file tells of its training."""
+    """The report's `distillation`; `training` is what the student's weights file says about its training."""
     gains = [one.gain_top1 for one in per_seed]
     return Distillation(
         control_accuracy_top1=per_seed[0].control_accuracy_top1 if per_seed else None,
@@ -70,7 +70,7 @@ def _measure_pair(directory: ModelDir, images: BenchImages, device: str) -> Seed
 
 
 def _belongs(directory: ModelDir, student: ModelInfo) -> bool:
-    """Whether a further seed's student and control are there, and trained as `student` was but for the seed."""
+    """Whether a further seed's student and control are there, trained as `student` was, except for the seed."""
     files = [directory.weights("student"), directory.weights("control")]
     if not all(path.is_file() for path in files):
         return False

@@ -1,4 +1,4 @@
-"""The test images that a benchmark is of. N images, C classes."""
+"""The test images of a benchmark. N images, C classes."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -13,7 +13,7 @@ from toolkit.data.pixels import Pixels
 
 @dataclass(frozen=True)
 class BenchImages:
-    """The images at `chosen` (N,) of a data set's test split, whose decoded `pixels` are those of the whole split."""
+    """The images at `chosen` (N,) of a data set's test split; `pixels` are those of the whole split, decoded."""
 
     dataset: Dataset
     pixels: Pixels

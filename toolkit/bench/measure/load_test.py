@@ -1,10 +1,10 @@
-"""How an ONNX file bears load: many clients at once in one onnxruntime session. N images, S px their side.
+"""The load test of an ONNX file: many clients at once share one onnxruntime session. N images, S px their side.
 
-Each client is a thread that asks for one image and waits for the answer before it asks again (a closed loop), so that
-there are never more requests under way than clients.
+Each client is a thread that asks for one image and waits for the answer before it asks again (a closed loop). So there
+are never more requests under way than clients.
 
-The session has as many threads as this process may use cores, and all clients share them: more clients do not mean more
-computing, only that the cores never wait for the next request. Serving past one machine is another program's job.
+The session has as many threads as this process may use cores, and all clients share them. More clients do not get more
+computing: the cores only never wait for the next request. Serving beyond one machine is another program's job.
 """
 
 import itertools
@@ -43,7 +43,7 @@ class Tail:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What `clients` got from one session."""
+    """What the load test measured: `clients` with one session."""
 
     file: str
     provider: str
@@ -53,7 +53,7 @@ class LoadResult:
     seconds: float
     """s from the start to the last answer"""
     requests: int
-    """that were answered; one image each"""
+    """requests that were answered; one image each"""
     errors: int
     first_error: str | None
     throughput_img_s: float
@@ -66,7 +66,7 @@ class LoadResult:
         """Three lines for people."""
         latency, errors = self.latency_ms, f"; {self.errors:,} failed: {self.first_error}" if self.errors else ""
         return (
-            f"{self.file} on {self.provider}: {self.throughput_img_s:,.0f} images a second for "
+            f"{self.file} on {self.provider}: {self.throughput_img_s:,.0f} images per second for "
             f"{console.count(self.clients, 'client')}, "
             f"{self.requests:,} requests in {self.seconds:.1f} s{errors}\n"
             f"latency p50 {latency.p50:.2f} ms, p95 {latency.p95:.2f} ms, p99 {latency.p99:.2f} ms, "
@@ -90,7 +90,7 @@ def run_load(
 def drive(predictor: OnnxPredictor, images: NDArray[np.uint8], clients: int, seconds: float) -> LoadResult:
     """Let `clients` threads ask for one of the images (N, S, S, 3) after the other, for `seconds` after a warm-up.
 
-    Requests that raise are counted, unless all do: then the first one's exception is raised.
+    Requests that raise are counted. If all of them raise, so does this function, with the first exception.
     """
     _run_clients(predictor, images, clients, min(1.0, WARM_UP_SHARE * seconds))
     tallies, elapsed_s = _run_clients(predictor, images, clients, seconds)
@@ -115,7 +115,7 @@ def drive(predictor: OnnxPredictor, images: NDArray[np.uint8], clients: int, sec
 
 @dataclass
 class _Tally:
-    """What one client saw."""
+    """What one client measured."""
 
     durations_ns: list[int] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
@@ -146,7 +146,7 @@ def _ask(
     go: threading.Event,
     stop: threading.Event,
 ) -> _Tally:
-    """Ask for the images at `numbers`, again from the start after the last, from `go` on and until `stop`."""
+    """Ask for the images at `numbers`, from `go` until `stop`; after the last image the first one follows."""
     tally = _Tally()
     go.wait()
     while not (tally.durations_ns or tally.errors) or not stop.is_set():  # one request at least
@@ -154,7 +154,7 @@ def _ask(
         start = time.perf_counter_ns()
         try:
             predictor.logits(image)
-        except Exception as error:  # whatever a runtime raises under load is what is counted here
+        except Exception as error:  # under load, any exception of a runtime is counted
             tally.errors.append(error)
         else:
             tally.durations_ns.append(time.perf_counter_ns() - start)

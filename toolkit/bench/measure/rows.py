@@ -44,9 +44,9 @@ class Row:
     path: Path
     predictor: Predictor
     network: nn.Module
-    """The same model in torch, on the CPU: what parameters and multiply-adds are counted on."""
+    """The same model in torch, on the CPU, for counting parameters and multiply-adds."""
     extra: dict[str, Any]
-    """What the weights file tells of its training."""
+    """What the weights file says about its training."""
     place: str = "cpu"
     """Where it was asked to run: a torch device, or what providers.pick_provider makes a provider of."""
 
@@ -58,7 +58,7 @@ class Row:
 
     @property
     def remark(self) -> str:
-        """What the runtime has to say of this row; "" where it runs as it should."""
+        """The runtime's remark on this row; "" if it runs as it should."""
         return getattr(self.predictor, "remark", "")
 
     @property
@@ -84,11 +84,11 @@ class Row:
 def open_rows(
     model_dir: ModelDir, device: str, provider: str, runtimes: Sequence[RuntimeName] = BenchRecipe().runtimes
 ) -> list[Row]:
-    """Teacher, student and its control, where there is one, in every runtime and precision; the teacher is first.
+    """Teacher, student and the control, if there is one, in every runtime and precision; the teacher comes first.
 
-    torch computes in fp32, on a GPU in fp16 too; runtimes of ONNX files take every one that is there, but onnxruntime
-    on a GPU, which is the one of `device`: it takes no int8 file, and the others by I/O binding too.
-    Raises ArtifactError where a file is missing or was made from another set of classes, DeviceError.
+    torch computes in fp32, and on a GPU in fp16 too. Runtimes of ONNX files take every file that is there. onnxruntime
+    on a GPU, the one of `device`, takes no int8 file, and has a row with I/O binding for each of the others.
+    Raises ArtifactError if a file is missing or was made from another set of classes, DeviceError.
     """
     roles = _find_roles(model_dir)
     for role in roles:
@@ -104,7 +104,7 @@ def open_rows(
         for runtime, precision, path in _list_files(model_dir, role, device, runtimes, on_gpu):
             place = device if RUNTIMES[runtime].reads == "weights" else provider
             if RUNTIMES[runtime].compiles:
-                console.say(f"{runtime}: the {role}, up to a minute")
+                console.say(f"{runtime}: compiling the {role}, which takes up to a minute")
             predictor = open_predictor(runtime, path, place, threads, precision)
             rows.append(Row(role, precision, path, predictor, classifier.network, info.extra, place))
     _require_alike(rows)
@@ -117,7 +117,7 @@ def _find_roles(model_dir: ModelDir) -> list[Role]:
         if is_control_of(read_info(control), read_info(student)):
             return ["teacher", "student", "control"]
         console.say(
-            f"warning: {control} was trained with other settings than the student and is left out; make it again"
+            f"warning: {control} was trained with other settings than the student and is left out; train it again"
             " with toolkit distill --set distill.control=true --force"
         )
     return ["teacher", "student"]
@@ -126,7 +126,7 @@ def _find_roles(model_dir: ModelDir) -> list[Role]:
 def _list_files(
     model_dir: ModelDir, role: Role, device: str, runtimes: Sequence[RuntimeName], on_gpu: bool
 ) -> Iterator[tuple[RowRuntime, FilePrecision, Path]]:
-    """`on_gpu`: whether onnxruntime is."""
+    """`on_gpu`: whether onnxruntime runs on a GPU."""
     for name in dict.fromkeys(runtimes):
         runtime, weights, graphs = RUNTIMES[name], model_dir.weights(role), model_dir.onnx_files(role)
         on_its_gpu = on_gpu if runtime.reads == "onnx" else device != "cpu"
@@ -137,7 +137,7 @@ def _list_files(
 
 
 def find_remarks(rows: Sequence[Row], model_dir: ModelDir) -> list[str]:
-    """What a reader must know of rows on a GPU: which run otherwise than they should, and which files have none."""
+    """Remarks on rows on a GPU: which of them do not run as they should, and which files have no row."""
     found = [row.remark for row in rows if row.remark]
     graphs = [model_dir.onnx_files(role) for role in dict.fromkeys(row.model for row in rows)]
     for name in dict.fromkeys(beside for row in rows if (beside := RUNTIMES[row.predictor.runtime].beside)):
@@ -148,7 +148,7 @@ def find_remarks(rows: Sequence[Row], model_dir: ModelDir) -> list[str]:
 
 
 def find_stale(rows: Sequence[Row], model_dir: ModelDir) -> list[str]:
-    """A sentence for each ONNX file that was exported from other weights than those that lie beside it now."""
+    """A sentence for each ONNX file that was exported from other weights than those beside it now."""
     weights = {row.model: model_dir.weights(row.model) for row in rows}
     now = {role: sha256_file(path) for role, path in weights.items() if path.is_file()}
     stale = {
@@ -192,9 +192,9 @@ def answer_images(
     indices: NDArray[np.integer],
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[NDArray[np.float32]]:
-    """Each one's logits (N, C) for the images at `indices`; `advance` is told how many images one has done.
+    """Each predictor's logits (N, C) for the images at `indices`; `advance` is called with the images of each batch.
 
-    One after the other: in turns, threads of the one before would go on spinning.
+    One predictor follows the other: in turns, the threads of the one before would go on spinning.
     """
     batch_size = max(1, min(LARGEST_BATCH, BATCH_PIXELS // predictors[0].preprocess.image_size ** 2))
     answers = []

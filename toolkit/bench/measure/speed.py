@@ -1,4 +1,4 @@
-"""Everything about the speed of a report's rows: timed in turns, whole answers, first use, memory."""
+"""All times of a report's rows: latency and throughput, end-to-end latency, first use; and their memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Speed:
 def measure_speed(rows: Sequence[Row], recipe: BenchRecipe, images: BenchImages) -> Speed:
     """Measure all rows on the first of the images.
 
-    Raises DeviceError where a row fails in a process of its own.
+    Raises DeviceError if a row fails in a process of its own.
     """
     pixels, chosen = images.pixels, images.chosen[: max(IMAGES, *recipe.batch_sizes)]
     with console.progress("bench: first use", len(rows)) as advance:

@@ -1,4 +1,4 @@
-"""How fast predictors are: latency of one image, throughput of batches. Preprocessing is not included.
+"""Speed of predictors: latency of one image, throughput of batches. Preprocessing is not included.
 
 What is timed is `Predictor.logits` on images already decoded, resized and cropped: uint8 pixels in, float32 logits
 out, the copy to a device and back included. A predictor returns numpy, so an accelerator has finished when the clock
@@ -7,11 +7,11 @@ stops.
 The method, for each batch size:
 
 1. Warm-up. Each row runs until it is stable: the median of its last WINDOW runs is within TOLERANCE of the median of
-   the WINDOW runs before, or WARM_UP_RUNS are reached, or a tenth of the time limit. Its first run does not count.
-2. Rounds. The rows take turns, ROUNDS times, in every other round in reverse order, so that a machine that slows down
-   or heats up does so for all alike. At its turn a row waits until the process is quiet, because the threads of the
-   row before go on spinning for a while (onnxruntime's for some 50 ms) and would take a core away; it runs untimed for
-   SETTLE_MS, which brings its weights back into the caches; then it takes its share of the samples.
+   the WINDOW runs before. It stops after WARM_UP_RUNS or a tenth of the time limit. Its first run does not count.
+2. Rounds. The rows take turns, ROUNDS times, in every other round in reverse order. So a machine that slows down or
+   heats up does so for all rows alike. At its turn a row waits until the process is quiet: the threads of the row
+   before go on spinning for a while (onnxruntime's for some 50 ms) and would take a core away. Then it runs untimed for
+   SETTLE_MS, which brings its weights back into the caches, and then it takes its share of the samples.
 3. A row is done when it has its samples and MIN_SECONDS of timed runs, or when it has used up its time limit.
 
 end_to_end.py times whole answers, from a file's bytes on, by the same method.
@@ -39,12 +39,12 @@ SETTLE_MS = 5.0
 QUIET_STEP_S = 0.01
 QUIET_LIMIT_S = 0.3
 MIN_SECONDS = 0.3
-"""s of timed runs; a fast row gets more than the samples that were asked for, so that its tail means something"""
+"""s of timed runs; a fast row gets more samples than were requested, so that its tail means something"""
 
 Clock = Callable[[], int]
 """ns, monotonic"""
 Rounds = list[list[int]]
-"""ns that each run of a round took, a list a round; fewer than ROUNDS where the time limit came before"""
+"""ns that each run of a round took, one list per round; fewer than ROUNDS if the time limit came first"""
 
 
 def percentiles(durations_ms: NDArray[np.float64], *percents: int) -> tuple[float, ...]:
@@ -71,12 +71,12 @@ class Timing:
     latency_ms: Latency
     """Of batch 1."""
     throughput_img_s: dict[str, float]
-    """Batch size, as a string → images a second over all timed runs."""
+    """Batch size, as a string → images per second over all timed runs."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed: `prepare(k)` makes what run k takes, while the clock stands, and `run` works on it."""
+    """What is timed: `prepare(k)` makes the input of run k, untimed, and `run` works on it."""
 
     prepare: Callable[[int], Any]
     run: Callable[[Any], object]
@@ -112,9 +112,9 @@ def time_rows(
 ) -> list[Timing]:
     """Time every predictor on images (N, S, S, 3); one Timing each, in their order.
 
-    Latency is of batch 1 with at least `budget.samples` runs, throughput of every one of `batch_sizes` with at least as
-    many images, unless the budget's time limit ends it before; every row gets one timed run at least. `advance` is told
-    each finished turn; there are ROUNDS for each row and batch size.
+    Latency is of batch 1, with at least `budget.samples` runs. Throughput is of every one of `batch_sizes`, with at
+    least as many images, unless the budget's time limit ends it before. Every row gets one timed run at least.
+    `advance` is called with 1 after each turn; there are ROUNDS for each row and batch size.
     """
     results: dict[int, list[Rounds]] = {}
     for batch_size in sorted({1, *batch_sizes}):
@@ -156,7 +156,7 @@ def describe_latency(rounds: Rounds) -> Latency:
 def time_in_turns(
     works: Sequence[Work], budget: Budget, advance: Callable[[int], None] = lambda steps: None
 ) -> list[Rounds]:
-    """The method above for any work, at least one timed run each; `advance` is told ROUNDS turns for each."""
+    """The method above for any work, with at least one timed run each; `advance` is called with 1 after each turn."""
     runs = [_Run(work, budget.clock) for work in works]
     limit_ns = round(budget.seconds * 1e9)
     least_ns = round(min(budget.min_seconds, budget.seconds) * 1e9)
@@ -172,7 +172,7 @@ def time_in_turns(
 
 
 def _answer_batches(predictor: Predictor, images: NDArray[np.uint8], batch_size: int) -> Work:
-    """Batch after batch of the images, again from the start after the last."""
+    """Batch after batch of the images; after the last image the first one follows."""
 
     def take_batch(number: int) -> NDArray[np.uint8]:
         return images[np.arange(number * batch_size, (number + 1) * batch_size) % len(images)]
@@ -209,7 +209,7 @@ def _wait_until_quiet() -> None:
 
 
 def _take_turn(run: _Run, samples: int, limit_ns: float, least_ns: float) -> None:
-    """A round: run until `samples` and `least_ns` are timed in all rounds so far, or `limit_ns` spent."""
+    """A round: run until `samples` and `least_ns` are timed in all rounds so far, or `limit_ns` is spent."""
     if run.rounds and run.spent_ns >= limit_ns:
         return
     _wait_until_quiet()

@@ -1,4 +1,4 @@
-"""The picture of what accuracy costs: the top-1 accuracy of every row against its latency, and the Pareto front."""
+"""The plot of accuracy against latency: the top-1 accuracy and the p50 of every row, and the Pareto front."""
 
 import math
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def draw_accuracy_latency(report: Report) -> bytes:
 def find_front(rows: Sequence[ReportRow]) -> list[int]:
     """Indices of the rows that no other row beats: faster (p50) and as accurate, or as fast and more accurate.
 
-    Fastest first. If rows are equal in both, only the first one is in it.
+    The fastest comes first. If rows are equal in both, only the first of them is in it.
     """
     order = sorted(range(len(rows)), key=lambda i: (rows[i].latency_ms.p50, -rows[i].accuracy_top1))
     front: list[int] = []
@@ -129,7 +129,7 @@ def place_numbers(centres: Sequence[Point], radii: Sequence[float]) -> list[Poin
 
 
 def _count_covered(spot: Point, numbers: Sequence[Point], bubbles: Sequence[tuple[Point, float]]) -> float:
-    """1000 for each number that one at `spot` would lie on, and how deep it would lie in bubbles, in points."""
+    """1000 for each other number that a number at `spot` would cover, and its depth in bubbles, in points."""
     width, height = 1.5 * NUMBER_POINTS, 1.2 * NUMBER_POINTS  # of two digits
     hit = sum(abs(spot[0] - x) < width and abs(spot[1] - y) < height for x, y in numbers)
     depth = sum(max(0.0, radius + width / 2 - math.dist(spot, centre)) for centre, radius in bubbles)

@@ -22,14 +22,14 @@ Z_95 = 1.959964
 class Bins:
     """CALIBRATION_BINS equal-width bins of the top-1 confidence, and one of confidence 1 alone, as torchmetrics counts.
 
-    Every array has one value a bin, CALIBRATION_BINS + 1 in all.
+    Every array has one value per bin, CALIBRATION_BINS + 1 in all.
     """
 
     images: NDArray[np.int64]
     confidence: NDArray[np.float64]
     """Mean of the bin's images, 0 if it has none."""
     accuracy: NDArray[np.float64]
-    """Share of the bin's images with the right answer, 0 if it has none."""
+    """Share of the bin's images whose predicted class is right, 0 if it has none."""
 
     @classmethod
     def of(cls, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Self:

@@ -1,1 +1,1 @@
-"""What is made of the figures: tables, texts, the model card, comparisons."""
+"""What people read of a report: tables, sentences, the model card, comparisons."""

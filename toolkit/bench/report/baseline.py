@@ -13,9 +13,9 @@ def check_against_baseline(
 ) -> list[BaselineComparison]:
     """Every row of `baseline` against the same model, precision, runtime and provider in `report`, in its order.
 
-    Raises GateError naming all rows that are missing now, are more than `max_slowdown` times as slow (p50 of batch 1),
-    or lost more than `max_drop` of top-1 accuracy (a fraction); ArtifactError where the two were not measured on the
-    same images. Another processor is remarked on: times are hardly comparable then. Rows that are new pass.
+    Raises GateError, which names all rows that are missing, are more than `max_slowdown` times as slow (p50 of batch
+    1), or lost more than `max_drop` of top-1 accuracy (a fraction); ArtifactError if the two were not measured on the
+    same images. Another processor gets a warning: times are hardly comparable then. Rows that are new pass.
     """
     require_same_images(report.dataset, baseline.dataset)
     _remark_on_hardware(report.hardware, baseline.hardware)
@@ -26,7 +26,7 @@ def check_against_baseline(
     if failures:
         raise GateError(
             f"worse than the baseline of {baseline.created}: {'; '.join(failures)}",
-            "mend that, measure again on an idle machine, or make this report the new baseline if the change is meant",
+            "fix that, measure again on an idle machine, or make this report the new baseline if you meant the change",
         )
     return comparisons
 
@@ -41,7 +41,7 @@ def require_same_images(now: ReportDataset, before: ReportDataset) -> None:
     """ArtifactError unless both are the same images; `before` is the baseline's."""
     if (now.sha256, now.images) == (before.sha256, before.images):
         return
-    contents = "" if now.sha256 == before.sha256 else " of other content"
+    contents = "" if now.sha256 == before.sha256 else " with other content"
     raise ArtifactError(
         f"the baseline was measured on {before.images:,} images of {before.name}, "
         f"this report on {now.images:,} of {now.name}{contents}: accuracies cannot be compared",
@@ -54,7 +54,7 @@ def _remark_on_hardware(now: Hardware, before: Hardware) -> None:
         if here != there:
             console.say(
                 f"warning: the baseline was measured on another {part} ({there or 'none'}, now {here or 'none'}); "
-                "times say little across machines"
+                "times of two machines can hardly be compared"
             )
 
 

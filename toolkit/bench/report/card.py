@@ -1,4 +1,4 @@
-"""The model card, README.md of the model directory: what the model is, made from the report alone.
+"""The model card, README.md of the model directory: it describes the model, from the report alone.
 
 The front matter has the fields of https://github.com/huggingface/hub-docs/blob/main/modelcard.md, so that the
 directory can be pushed to the Hugging Face hub as it is.
@@ -32,7 +32,7 @@ HUB_LICENSES = {
     "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "isc", "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by",
     "odbl", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "unknown", "other",
 }  # fmt: skip
-"""Identifiers that the hub knows: https://huggingface.co/docs/hub/repositories-licenses; others are refused there."""
+"""Identifiers that the hub knows: https://huggingface.co/docs/hub/repositories-licenses; the hub refuses others."""
 
 MOST_NAMES = 200
 """classes whose names are listed; the ONNX file has all of them"""
@@ -59,7 +59,7 @@ def prepare(path):
     if shorter:
         size = [length * shorter // min(image.size) for length in image.size]
         image = image.resize(size, Image.Resampling.BILINEAR)
-    rooms = [length - side for length in image.size]  # below 0 where the image is smaller: the crop is black there
+    rooms = [length - side for length in image.size]  # below 0 if the image is smaller: the crop is black there
     left, top = (round(room / 2) if room >= 0 else -(-room // 2) for room in rooms)
     return np.asarray(image.crop((left, top, left + side, top + side)))
 
@@ -86,22 +86,22 @@ def render_card(report: Report, license: str) -> str:
         f"{short_count(find_shipped(report.rows).params)} parameters, distilled from a "
         f"{recipe.teacher.architecture} teacher on {dataset.name} and exported to ONNX. {report.verdict}",
         "## Intended use",
-        f"Telling apart pictures like those of {dataset.name}, where a small and quick network is wanted. "
-        "Every picture gets one of the classes below, also where it shows none of them. It has not been examined for "
-        "decisions about people, nor for pictures from elsewhere.",
+        f"Classifying pictures like those of {dataset.name}, if a small and fast network is wanted. "
+        "Every picture gets one of the classes below, even if it shows none of them. The model has not been tested for "
+        "decisions about people, or on pictures from other sources.",
         f"Licence: {license}" if license else "No licence was given with the weights.",
         "## How to use it",
-        "With onnxruntime, numpy and Pillow; nothing else is needed. Resizing and cropping are described in the file's "
-        "metadata, normalisation is in the graph.",
+        "This code needs onnxruntime, numpy and Pillow, and nothing else. The file's metadata describes resizing and "
+        "cropping; the graph normalises.",
         f"```python\n{SNIPPET}```",
-        "Or with kd-toolkit: `toolkit predict student.onnx picture.jpg`.",
+        "With kd-toolkit: `toolkit predict student.onnx picture.jpg`.",
         "## Data",
         _describe_data(report, recipe),
         "## Training",
         *_describe_training(report, recipe),
         "## Evaluation",
-        f"On {dataset.images:,} images of the {dataset.split} split, by the files themselves. Latency is of one "
-        "image, decoding and resizing not included. ECE is the expected calibration error (15 bins).",
+        f"On {dataset.images:,} images of the {dataset.split} split, with the files themselves. Latency is that of one "
+        "image, without decoding and resizing. ECE is the expected calibration error (15 bins).",
         _metrics_table(report.rows),
         "## Limits",
         _describe_limits(report),
@@ -114,7 +114,7 @@ def render_card(report: Report, license: str) -> str:
 def reproduce(recipe: Recipe, seeds: Sequence[int] | None = None) -> str:
     """The `toolkit run` command line that trains with this recipe again, from the nearest recipe that ships.
 
-    `seeds` are all that were trained, as the report has them; None or one of them is the recipe's own.
+    `seeds` are all trained seeds, as in the report; None or a single one stands for the recipe's own.
     """
     names = [name for name in builtin_names() if load_builtin(name).data.source == recipe.data.source]
     starts = [(["--recipe", name], load_builtin(name)) for name in names]
@@ -130,7 +130,7 @@ def reproduce(recipe: Recipe, seeds: Sequence[int] | None = None) -> str:
 
 
 def _changed_settings(recipe: Recipe, base: Recipe) -> list[tuple[str, Any, Any]]:
-    """`section.key`, its value in `recipe` and in `base`, where they differ; what `recipe` leaves open is left out."""
+    """`section.key`, its value in `recipe` and in `base`, if they differ; what `recipe` leaves open is left out."""
     ours, theirs = (one.model_dump(mode="json") for one in (recipe, base))
     return [
         (f"{section}.{key}", value, theirs[section].get(key))
@@ -226,11 +226,11 @@ def _describe_training(report: Report, recipe: Recipe) -> list[str]:
     spent = f" in {console.duration(distillation.seconds)}" if distillation.seconds else ""
     changed = [[name, json.dumps(now), json.dumps(usual)] for name, now, usual in _changed_settings(recipe, Recipe())]
     return [
-        f"With kd-toolkit {report.toolkit_version}, {console.count(recipe.distill.epochs, 'epoch')} of "
-        f"distillation{spent} (method {recipe.distill.method}). The same again:",
+        f"Trained with kd-toolkit {report.toolkit_version}: {console.count(recipe.distill.epochs, 'epoch')} of "
+        f"distillation{spent} (method {recipe.distill.method}). This command trains it again:",
         f"```\n{reproduce(recipe, distillation.seeds)}\n```",
         describe_gain(distillation),
-        "Settings that are not the defaults:" if changed else "All settings are the defaults.",
+        "Settings that differ from the defaults:" if changed else "All settings are the defaults.",
         markdown_table(["setting", "here", "default"], changed, left=(0, 1, 2)) if changed else "",
     ]
 
@@ -254,9 +254,9 @@ def _describe_limits(report: Report) -> str:
     row, classes = find_shipped(report.rows), report.classes
     weakest = min((one for one in classes if one.images), key=lambda one: one.student_recall or 0.0, default=None)
     limits = [
-        "A picture of something else is still called one of the classes, often with high confidence.",
-        f"Its confidence is off its accuracy by {100 * row.ece:.1f} points on average (ECE {row.ece:.4f}): set "
-        "thresholds on images of your own.",
+        "A picture of something else still gets one of the classes, often with high confidence.",
+        f"Its confidence differs from its accuracy by {100 * row.ece:.1f} points on average (ECE {row.ece:.4f}): "
+        "choose thresholds on images of your own.",
         *([f"Against the teacher: {describe_classes(classes)}"] if classes else []),
         *report.warnings,
     ]

@@ -1,7 +1,7 @@
 """Test images that the demo shows: one of each class, and those on which teacher and student differ.
 
 They lie in one file of the model directory, examples.zip: an index.json and PNG files. Each picture is resized as the
-networks' preprocessing does and not cropped, so that preprocessing it again gives the very pixels that were measured.
+networks' preprocessing does and not cropped, so that preprocessing it again gives the pixels that were measured.
 
 N images, C classes.
 """
@@ -28,12 +28,12 @@ from toolkit.runtimes.base import softmax
 SCHEMA = 1
 INDEX = "index.json"
 MOST_EXAMPLES = 12
-"""Classes of which one image is kept; spread evenly where there are more classes."""
+"""Classes of which one image is kept; if there are more classes, these are spread evenly."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A test image and what both said about it; `file` is its name in the archive, `name` that in the data set."""
+    """A test image and both predictions for it; `file` is its name in the archive, `name` that in the data set."""
 
     file: str
     name: str
@@ -46,7 +46,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """What examples.zip holds. `differing` counts all images of `images` on which the two differ, kept or not."""
+    """What examples.zip holds. `differing` counts all images, of `images`, on which the two differ, kept or not."""
 
     dataset: str
     images: int
@@ -57,7 +57,7 @@ class Examples:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises ArtifactError where the file is none that `write_examples` wrote."""
+        """Raises ArtifactError unless `write_examples` wrote the file."""
         try:
             with zipfile.ZipFile(path) as archive:
                 index = json.loads(archive.read(INDEX))
@@ -71,7 +71,7 @@ class Examples:
 
 
 def read_picture(path: Path, example: Example) -> Image.Image:
-    """The picture of an example in the archive `path`. Raises ArtifactError where it is damaged or not there."""
+    """The picture of an example in the archive `path`. Raises ArtifactError if it is damaged or missing."""
     try:
         with zipfile.ZipFile(path) as archive:
             image = Image.open(io.BytesIO(archive.read(example.file)))
@@ -113,16 +113,16 @@ def write_examples(
 
 
 def find_disagreements(teacher: NDArray[np.floating], student: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Which of N images the two answer differently, from probabilities (N, C): the surest first."""
+    """Indices of the images that get different classes, from probabilities (N, C); the most confident first."""
     differ = np.flatnonzero(teacher.argmax(1) != student.argmax(1))
     confidence = teacher[differ].max(1) + student[differ].max(1)
     return differ[np.argsort(-confidence, kind="stable")]
 
 
 def first_of_classes(labels: NDArray[np.integer], num_classes: int) -> list[int]:
-    """The first image of each class, in the order of classes: not chosen for being right, and none for a class without.
+    """The first image of each class, in the order of classes, whether its predicted class is right or wrong.
 
-    Where there are more than MOST_EXAMPLES classes, of some of them, spread evenly.
+    A class without images has none. If there are more than MOST_EXAMPLES classes, some are chosen, spread evenly.
     """
     firsts = (np.flatnonzero(labels == label)[:1] for label in spread(num_classes, MOST_EXAMPLES))
     return [int(first[0]) for first in firsts if len(first)]

@@ -11,7 +11,7 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left:
 
 
 def bullets(items: dict[str, str]) -> str:
-    """`- name: text`, a line each; those without a text are left out."""
+    """`- name: text`, one per line; items without a text are left out."""
     return "\n".join(f"- {name}: {text}" for name, text in items.items() if text)
 
 

@@ -18,7 +18,7 @@ HEADINGS = ("model", "runtime", "top-1 A", "top-1 B", "points", "ms A", "ms B", 
 LEFT = (0, 1)
 """columns that are flush left"""
 MACHINE = {"cpu", "cores", "memory_gib", "gpu", "driver"}
-"""what of the hardware tells machines apart; its clock and load are never the same twice"""
+"""fields of the hardware that distinguish machines; clock and load are never the same twice"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class RowPair:
     latency_ms_p50: list[float | None]
     """ms, of one image"""
     times_faster: float | None
-    """The first's p50 / the second's: what is gained by going from the first to the second. The same for sizes."""
+    """The first's p50 / the second's: the gain from the first to the second. `times_smaller` is the same for sizes."""
     size_bytes: list[int | None]
     times_smaller: float | None
 
@@ -66,7 +66,7 @@ def compare_reports(first: Report, second: Report, names: tuple[str, str]) -> Si
 
 
 def print_side_by_side(comparison: SideBySide) -> None:
-    """The comparison on stdout: rows as a table, what differs below it."""
+    """Print the comparison on stdout: the rows as a table, the differences below it."""
     first, second = comparison.names
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, show_edge=False)
     table.title, table.title_justify = Text(f"A: {first}\nB: {second}"), "left"
@@ -74,7 +74,7 @@ def print_side_by_side(comparison: SideBySide) -> None:
         table.add_column(heading, justify="left" if column in LEFT else "right", no_wrap=True)
     for row in comparison.rows:
         table.add_row(*_cells(row), style="bold" if row.model == "student" else None)
-    # As wide as its figures, even beyond a narrow terminal: a cut number is worse than a wrapped line.
+    # the table is as wide as its figures, even beyond a narrow terminal: a cut number is worse than a wrapped line.
     table.width = console.out.measure(table, options=console.out.options.update_width(1000)).maximum
     console.out.print(table)
     for difference in comparison.differences:
@@ -84,9 +84,9 @@ def print_side_by_side(comparison: SideBySide) -> None:
 def _pair_rows(
     first: Sequence[ReportRow], second: Sequence[ReportRow]
 ) -> list[tuple[ReportRow | None, ReportRow | None]]:
-    """Rows that belong together, in the first report's order, then those that the second has alone.
+    """Pairs of rows that belong together, in the first report's order, then the rows that only the second has.
 
-    A row on a provider that the other report lacks goes with its like on one that this report lacks.
+    A row whose provider the second report lacks is paired with a row on a provider that the first report lacks.
     """
     left = list(second)
     pairs: list[tuple[ReportRow | None, ReportRow | None]] = []
@@ -101,7 +101,7 @@ def _pair_rows(
 
 
 def _put_together(first: ReportRow | None, second: ReportRow | None) -> RowPair:
-    """One of the two is there."""
+    """One of the two at least is a row."""
     rows = (first, second)
     known = next(row for row in rows if row)
     both = (first, second) if first and second else None
@@ -140,10 +140,10 @@ def _find_differences(first: Report, second: Report) -> list[str]:
     data = [report.dataset for report in (first, second)]
     if (data[0].sha256, data[0].images) != (data[1].sha256, data[1].images):
         told = [f"{one.images:,} images of {one.name} ({one.sha256[:12]}…)" for one in data]
-        found.append(f"data: {told[0]} in A, {told[1]} in B: accuracies are not of the same images")
+        found.append(f"data: {told[0]} in A, {told[1]} in B: accuracies are not from the same images")
     machines = [report.hardware.model_dump(include=MACHINE) for report in (first, second)]
     tables: tuple[tuple[str, Sequence[Mapping[str, Any]], str], ...] = (
-        ("hardware", machines, ": times are not of the same machine"),
+        ("hardware", machines, ": times are not from the same machine"),
         ("versions", [first.versions, second.versions], ""),
         ("recipe", [move_settings(report.recipe) for report in (first, second)], ""),
     )

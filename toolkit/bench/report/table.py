@@ -14,16 +14,16 @@ from toolkit.bench.report.words import describe_classes, describe_gain, render_c
 from toolkit.bench.schema import Duration, Hardware, Report, ReportRow, SeedGain, short_provider
 
 METHOD = (
-    "Latency is of one image, throughput of batches; both are of the network with its normalisation, from uint8 pixels "
-    "to logits, without decoding, resizing and cropping. Rows are warmed up until stable and timed in turns. Quality "
-    "is measured on the files themselves, on every test image asked for. ECE is the expected calibration error "
-    "(15 bins); agreement is the share of images with the teacher's top-1 class. MACs count convolutions and matrix "
-    "products of one image."
+    "Latency is that of one image, throughput that of batches. Both are of the network with its normalisation, from "
+    "uint8 pixels to logits, without decoding, resizing and cropping. Each row is warmed up until its times are "
+    "stable; then the rows are timed in turns. Quality is measured with the files themselves, on all chosen test "
+    "images. ECE is the expected calibration error (15 bins). Agreement is the share of images with the teacher's "
+    "top-1 class. MACs count convolutions and matrix products for one image."
 )
 
 
 def print_table(report: Report) -> None:
-    """The report's figures on stdout, every column where the terminal is wide enough, and the verdict last."""
+    """Print the report's figures on stdout, in every column if the terminal is wide enough; the verdict last."""
     console.out.print(_build_table(report))
     for row in report.rows:
         if row.vs_teacher:
@@ -35,7 +35,7 @@ def print_table(report: Report) -> None:
 
 
 def _build_table(report: Report) -> Table:
-    """As wide as its figures, even beyond a narrow terminal: a cut number is worse than a wrapped line."""
+    """A table as wide as its figures, even beyond a narrow terminal: a cut number is worse than a wrapped line."""
     sizes = sorted(report.rows[0].throughput_img_s, key=int)
     few = _columns(sizes[-1])
     fewest = {name: cell for name, cell in few.items() if name != "params"}
@@ -107,7 +107,7 @@ def _number(figure: float | None, form: str) -> str:
 
 
 def render_markdown(report: Report) -> str:
-    """report.md: verdict, every figure, and under which conditions."""
+    """report.md: the verdict, every figure, and the conditions of the measurement."""
     dataset, hardware, versions = report.dataset, report.hardware, report.versions
     gpu = f", {name_gpu(hardware)} (driver {hardware.driver})" if hardware.gpu else ""
     sections = [
@@ -135,7 +135,7 @@ def render_markdown(report: Report) -> str:
                 f"(SHA-256 {dataset.sha256[:12]}…)",
                 "machine": f"{hardware.cpu}, {console.count(hardware.cores, 'core')}, "
                 f"{hardware.memory_gib} GiB memory{gpu}",
-                "before it began": _describe_activity(hardware),
+                "before the benchmark began": _describe_activity(hardware),
                 "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
                 "created": f"{report.created} by kd-toolkit {report.toolkit_version}",
             }
@@ -156,7 +156,7 @@ def _describe_activity(hardware: Hardware) -> str:
 
 
 def _seeds_table(per_seed: Sequence[SeedGain]) -> str:
-    """The seeds one by one, "" where there is no more than one."""
+    """The seeds one by one; "" if there is only one."""
     if len(per_seed) < 2:
         return ""
     cells = [
@@ -208,7 +208,7 @@ def _cost_table(rows: Sequence[ReportRow]) -> str:
 
 
 def _describe_int8(rows: Sequence[ReportRow]) -> str:
-    """How the int8 files were made, "" where there is none."""
+    """How the int8 files were made; "" if there is none."""
     made = {
         name_model(row): (row.calibration, ", ".join(row.float_layers) or "no layer") for row in rows if row.calibration
     }
@@ -220,7 +220,7 @@ def _describe_preprocessing(duration: Duration | None) -> str:
         return ""
     return (
         f"Decoding, resizing and cropping one image file takes {duration.p50:.3f} ms (p50; p95 "
-        f"{duration.p95:.3f} ms, n = {duration.n:,}); end to end is that, the network and the softmax."
+        f"{duration.p95:.3f} ms, n = {duration.n:,}); end to end adds the network and the softmax."
     )
 
 

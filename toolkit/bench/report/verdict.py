@@ -1,4 +1,4 @@
-"""Rows of a report side by side: each student row against its teacher row, ONNX against torch, and what to ship."""
+"""Comparisons within a report: each row with the teacher's, ONNX with torch, and which student to ship."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,14 +10,14 @@ SAME = 0.05
 """Ratios within this of 1, and points within this of 0, are called equal."""
 
 ROUNDING = 1e-9
-"""What a difference of two fractions may exceed a bound by: 0.91 - 0.90 is a little more than 0.01."""
+"""By how much a difference of two fractions may exceed a bound: 0.91 - 0.90 is a little more than 0.01."""
 
 ACCELERATORS = ("cuda", "rocm", "migraphx", "mps", "coreml", "gpu", "npu", "dml")
-"""What the name of a provider has in it where it is not the CPU."""
+"""Parts of the names of providers that are not the CPU."""
 
 
 class Named(Protocol):
-    """What has the names of a row."""
+    """Anything that is named as a row is."""
 
     @property
     def model(self) -> str: ...
@@ -26,10 +26,10 @@ class Named(Protocol):
 
 
 def compare_with_teacher(rows: Sequence[ReportRow]) -> list[ReportRow]:
-    """The rows, each but the teacher's with `vs_teacher`: the teacher's fp32 row in the same runtime and provider.
+    """The rows; all but the teacher's have `vs_teacher`, against its fp32 row in the same runtime and provider.
 
-    `times_smaller` and `times_faster` (p50 of batch 1) are the teacher's figure over the row's, so below 1 if the row
-    is larger or slower; `accuracy_top1_difference` is the row's less the teacher's, as a fraction.
+    `times_smaller` and `times_faster` (p50 of batch 1) are the teacher's figure over the row's. They are below 1 if the
+    row is larger or slower. `accuracy_top1_difference` is the row's less the teacher's, as a fraction.
     """
     compared = []
     for row in rows:
@@ -41,7 +41,7 @@ def compare_with_teacher(rows: Sequence[ReportRow]) -> list[ReportRow]:
 
 
 def find_shipped(rows: Sequence[ReportRow]) -> ReportRow:
-    """The student's row that stands for what ships: its fp32 file in onnxruntime, else its first row."""
+    """The row of the student that ships: its fp32 file in onnxruntime, else its first row."""
     found = find_row(rows, "student", "onnxruntime")
     return found or next(row for row in rows if row.model == "student")
 
@@ -52,19 +52,19 @@ def name_model(row: Named) -> str:
 
 
 def name_runtime(row: ReportRow, rows: Sequence[ReportRow]) -> str:
-    """`onnxruntime`, or `onnxruntime cuda` where `rows` has that runtime on several providers."""
+    """`onnxruntime`, or `onnxruntime cuda` if `rows` has that runtime on several providers."""
     providers = {other.provider for other in rows if other.runtime == row.runtime}
     return row.runtime if len(providers) < 2 else f"{row.runtime} {short_provider(row.provider)}"
 
 
 def name_gpu(hardware: Hardware) -> str | None:
-    """The GPU that a report's torch rows ran on, else all that the machine shows; None where there is none."""
+    """The GPU that a report's torch rows ran on, else all GPUs that the machine shows; None if there is none."""
     device = hardware.device or ""
     return device if device.startswith("cuda") else hardware.gpu
 
 
 def find_contradictions(rows: Sequence[ReportRow], tolerance: float) -> list[str]:
-    """A sentence for each fp32 row whose top-1 accuracy is more than `tolerance` off the same model's in torch."""
+    """A sentence for each fp32 row whose top-1 accuracy is off the same model's in torch by more than `tolerance`."""
     found = []
     for other in rows:
         torch = find_row(rows, other.model, "torch")
@@ -72,22 +72,22 @@ def find_contradictions(rows: Sequence[ReportRow], tolerance: float) -> list[str
             continue
         if abs(other.accuracy_top1 - torch.accuracy_top1) > tolerance:
             weights, compiled = f"{other.model}.safetensors", other.runtime.startswith("torch")
-            files = f"{weights} compiled and as it is" if compiled else f"{other.model}.onnx and {weights}"
+            files = f"{weights} compiled and uncompiled" if compiled else f"{other.model}.onnx and {weights}"
             remedy = "leave that runtime out" if compiled else "export it again with toolkit export --onnx --force"
             found.append(
-                f"{files} should agree and do not: top-1 is {other.accuracy_top1:.4f} in {other.runtime} and "
+                f"{files} should agree, but do not: top-1 is {other.accuracy_top1:.4f} in {other.runtime} and "
                 f"{torch.accuracy_top1:.4f} in torch; {remedy}"
             )
     return found
 
 
 def ship(rows: Sequence[ReportRow], max_drop: float, images: int) -> str:
-    """One sentence: the student's row to ship, the fastest (p50 of batch 1) of those that lose at most `max_drop`.
+    """One sentence: which student row to ship, the fastest (p50 of batch 1) of those that lose at most `max_drop`.
 
     The loss is of top-1 accuracy, as a fraction, from the teacher's most accurate row on the same kind of device (the
-    CPU or not); speed and size are against the fastest of its rows that lose no more. `images` is how many were tested.
-    Where no student row is accurate enough, or the fastest is no faster than the teacher, the sentence says so. What
-    runs without copying images to the GPU is left out: that is not what a caller sees.
+    CPU or not). Speed and size are against the fastest of its rows that lose no more. `images` is how many were tested.
+    If no student row is accurate enough, or the fastest is no faster than the teacher, the sentence says so. Rows with
+    I/O binding are left out: a caller has to copy the images to the GPU.
     """
     rows = [row for row in rows if row.runtime != IO_BINDING]
     pairs = [(row, *_reference(row, rows, max_drop)) for row in rows if row.model == "student"]
@@ -95,18 +95,18 @@ def ship(rows: Sequence[ReportRow], max_drop: float, images: int) -> str:
     if not near:
         row, best, _ = min(pairs, key=lambda pair: _loss(pair[0], pair[1]))
         return (
-            f"Ship no student yet: none is within --max-drop {max_drop:g} of the teacher. The nearest, "
+            f"Ship no student yet: none is within --max-drop {max_drop:g} of the teacher. The closest, "
             f"{name_model(row)} in {name_runtime(row, rows)}, is {100 * _loss(row, best):.2f} points less accurate on "
             f"{images:,} test images: {100 * row.accuracy_top1:.2f} % against {100 * best.accuracy_top1:.2f} %."
         )
     row, best, fastest = min(near, key=lambda pair: pair[0].latency_ms.p50)
     name = f"{name_model(row)} in {name_runtime(row, rows)}"
     one = 100 * abs(_loss(fastest, best)) < SAME
-    against = "against the teacher's fastest row" if one else "against the teacher's fastest row and its best accuracy"
+    against = f"compared with the teacher's fastest row{'' if one else ' and its best accuracy'}"
     difference = _compare(row, fastest, best)
     told = f"{_describe(difference)} on {images:,} test images."
     if difference.times_faster < 1 + SAME:
-        return f"Shipping the student wins no speed here: {against}, its fastest, {name}, is {told}"
+        return f"The student is no faster here: {against}, its fastest row, {name}, is {told}"
     return f"Ship {name}: {against}, it is {told}"
 
 

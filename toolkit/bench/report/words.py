@@ -1,4 +1,4 @@
-"""What a report says of the gain and of single classes, in sentences and tables."""
+"""Sentences and tables about the gain and about single classes."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from toolkit.bench.schema import ClassRecall, Distillation
 
 
 def worst_classes(classes: Sequence[ClassRecall], count: int = 5) -> list[ClassRecall]:
-    """Those that lose most, `count` at most, the worst first; classes that lose nothing are not among them."""
+    """The classes that lose most, `count` at most, the worst first; classes that lose nothing are left out."""
     return sorted((one for one in classes if _difference(one) < 0), key=_difference)[:count]
 
 
@@ -19,12 +19,12 @@ def describe_classes(classes: Sequence[ClassRecall], count: int = 5) -> str:
         f"(recall {100 * (one.teacher_recall or 0):.1f} -> {100 * (one.student_recall or 0):.1f} %)"
         for one in worst_classes(classes, count)
     ]
-    none = "No class loses: the student's recall is the teacher's or better."
+    none = "No class loses: the student's recall is at least the teacher's in every class."
     return f"Classes that lose most: {', '.join(told)}" if told else none
 
 
 def render_classes(classes: Sequence[ClassRecall], count: int = 20) -> str:
-    """A Markdown table of the `count` classes that lose most or gain least, and how many there are besides."""
+    """A Markdown table of the `count` classes that lose most or gain least; a note counts the others."""
     seen = sorted((one for one in classes if one.images), key=_difference)
     cells = [
         [
@@ -46,11 +46,11 @@ def render_classes(classes: Sequence[ClassRecall], count: int = 20) -> str:
 
 
 def describe_gain(distillation: Distillation) -> str:
-    """One sentence on what the teacher was worth, or on what is missing to say it."""
+    """One sentence on what the teacher was worth, or on what is missing to know it."""
     if not distillation.per_seed:
         return (
-            "What the teacher was worth is not measured: no control, the same student trained without it, is among the"
-            " rows; make one with toolkit distill --set distill.control=true"
+            "What the teacher was worth is not measured: there is no control, the same student trained without it;"
+            " train one with toolkit distill --set distill.control=true"
         )
     students = [100 * one.student_accuracy_top1 for one in distillation.per_seed]
     controls = [100 * one.control_accuracy_top1 for one in distillation.per_seed]
@@ -58,7 +58,7 @@ def describe_gain(distillation: Distillation) -> str:
     if len(gains) == 1:
         return (
             f"The teacher was worth {gains[0]:+.2f} points: top-1 {students[0]:.2f} % with it, {controls[0]:.2f} %"
-            " without (one seed: toolkit distill --seeds 3 tells how much of that is luck)."
+            " without (one seed: toolkit distill --seeds 3 shows how much of that is chance)."
         )
     return (
         f"The teacher was worth {statistics.fmean(gains):+.2f} ± {statistics.stdev(gains):.2f} points"
