@@ -377,7 +377,7 @@ class TestRefusals:
         path = tmp_path / "checkpoint.pt"
         Checkpoint(path, {"stage": theirs}).save(make_state())
         message = (
-            rf"is of an interrupted {theirs} stage, not of {ours}; go on with toolkit {command} --resume, or begin"
+            rf"is of an interrupted {theirs} stage, not of {ours}; go on with toolkit {command} --resume, or start over"
         )
         with pytest.raises(ArtifactError, match=message):
             Checkpoint(path, {"stage": ours}).open(resume=True, force=False)

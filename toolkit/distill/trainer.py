@@ -230,7 +230,7 @@ class _Run:
         raise TrainingError(
             f"{plan.role}: the {what} is not finite at epoch {self._progress.epoch + 1}, step {step}"
             f" (learning rate {rate:.3g}); {kept}",
-            f"begin anew with --force and --set {plan.section_name}.learning_rate={section.learning_rate / 3:.2g},"
+            f"start over with --force and --set {plan.section_name}.learning_rate={section.learning_rate / 3:.2g},"
             " or --set training.precision=fp32",
         )
 
