@@ -50,11 +50,11 @@ run: data
 demo: $(INSTALLED)
 	$(BIN)/toolkit demo
 
-# In two processes: what tests/bench loads (OpenVINO, compilers) stays out of the others'. Exit code 5: no test chosen.
+# In two processes: what these two folders load (OpenVINO, compilers) stays out of the others'. Exit code 5: no test chosen.
 PYTEST = $(BIN)/python -m pytest -m "not browser and not container" $(PYTEST_FLAGS)
 test: $(INSTALLED_DEV)
-	$(PYTEST) --ignore tests/bench || [ $$? = 5 ]
-	$(PYTEST) tests/bench || [ $$? = 5 ]
+	$(PYTEST) --ignore tests/bench --ignore tests/runtimes || [ $$? = 5 ]
+	$(PYTEST) tests/bench tests/runtimes || [ $$? = 5 ]
 
 # Elsewhere these tests are skipped; here they fail without a GPU, as green would mean that they had passed.
 test-gpu: $(INSTALLED_DEV)
