@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NEEDS_A_GPU = "tests/test_ceilings.py::test_a_gpu_is_faster_at_all_of_it_than_a_cpu_may_be"
+NEEDS_A_GPU = "tests/doctor/test_ceilings.py::test_a_gpu_is_faster_at_all_of_it_than_a_cpu_may_be"
 
 
 @pytest.mark.parametrize(("flags", "code", "told"), [((), 0, "1 skipped"), (("--require-gpu",), 1, "1 error")])
