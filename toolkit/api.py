@@ -87,8 +87,8 @@ def open(
 def load(path: str | Path, *, provider: str = "auto") -> "Model":
     """A network that is ready to answer: an .onnx file, a model directory (its student.onnx), or a .safetensors file.
 
-    Only a .safetensors file needs torch. `provider` is auto, cpu, cuda or cuda:N; for an .onnx file also tensorrt.
-    Raises ArtifactError, WeightsError, DeviceError.
+    Only a .safetensors file needs torch. `provider` is auto, cpu, cuda or cuda:N. Raises ArtifactError, WeightsError,
+    DeviceError.
     """
     path = Path(path)
     return Model(_open_weights(path, provider) if path.suffix == ".safetensors" else _open_onnx(path, provider))

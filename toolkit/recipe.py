@@ -418,6 +418,10 @@ class Recipe(Section):
         section, _, key = setting.partition(".")
         return key in getattr(self, section).model_fields_set
 
+    def stage_of(self, role: str) -> StageRecipe:
+        """The section that a role is trained by: the student's and its control's is [distill]."""
+        return self.teacher if role == "teacher" else self.distill
+
     def value_of(self, setting: str) -> Any:
         """The value of `section.key`."""
         section, _, key = setting.partition(".")

@@ -170,7 +170,7 @@ def finished_workspace(choice: Choice, device: str = "auto", *, force: bool = Fa
     device = _pick_device(device)
     directory = ModelDir(choice.out)
     recipe = (
-        named_recipe(choice.recipe) if choice.recipe else _recipe_of(directory.require(directory.weights("student")))
+        _named_recipe(choice.recipe) if choice.recipe else _recipe_of(directory.require(directory.weights("student")))
     )
     directory.make()  # it is there: this proves that it can be written to, before any work
     return _follow_images(Workspace(choice.applied_to(recipe), directory, device, force))
@@ -184,7 +184,7 @@ def open_weights_file(weights: Path, choice: Choice, *, force: bool = False) -> 
     from toolkit.networks.weights import carries_info
 
     if choice.recipe:
-        recipe = named_recipe(choice.recipe)
+        recipe = _named_recipe(choice.recipe)
     else:
         recipe = _recipe_of(weights) if carries_info(weights) else load_builtin(NOTEBOOK_RECIPE)
     directory = ModelDir(choice.out or weights.parent)
@@ -212,7 +212,7 @@ def _find_recipe(choice: Choice) -> tuple[Recipe, Path | None]:
     if choice.recipe:
         path = Path(choice.recipe)
         own_dir = path.parent if path.name == "recipe.toml" else MODELS / path.stem
-        return named_recipe(choice.recipe), own_dir
+        return _named_recipe(choice.recipe), own_dir
     if choice.data is not None:
         from toolkit.data.sources import builtin_recipe_of
 
@@ -232,7 +232,7 @@ def _recipe_of(weights: Path) -> Recipe:
     return Recipe.from_dict(read_info(weights).recipe, str(weights))
 
 
-def named_recipe(recipe: str | Recipe) -> Recipe:
+def _named_recipe(recipe: str | Recipe) -> Recipe:
     """A TOML file, or one of the recipes that ship with the toolkit by name."""
     if isinstance(recipe, Recipe):
         return recipe

@@ -9,7 +9,7 @@ from data_samples import make_dataset
 from PIL import Image
 
 from toolkit import pipeline, workspace
-from toolkit.cli.checks import data as data_command
+from toolkit.cli.preparation import data as data_command
 from toolkit.data import defaults
 from toolkit.data.dataset import Images
 from toolkit.data.defaults import Pictures, choose_settings, follow_pictures, left_to_pictures, measure_pictures

@@ -41,7 +41,7 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import NetworkOutput, Objective, learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper
-from toolkit.distill.trainer import TrainingResult, train
+from toolkit.distill.trainer import BestWeights, train
 from toolkit.distill.training import Training
 from toolkit.errors import ArtifactError, Interrupted
 
@@ -113,7 +113,7 @@ def stopping_at_validation(number: int) -> Objective:
     return objective
 
 
-def go_on(case: tuple[Any, Plan], splits: Splits, folder: Path, objective: Objective = LABELS) -> TrainingResult:
+def go_on(case: tuple[Any, Plan], splits: Splits, folder: Path, objective: Objective = LABELS) -> BestWeights:
     """A run from its beginning or from the checkpoint in `folder`, with everything made anew as in a new process."""
     make, plan = case
     state = make_records(folder).checkpoint.open(resume=True, force=False)

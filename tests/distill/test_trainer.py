@@ -31,7 +31,7 @@ from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import NetworkOutput, Objective, learn_from_labels
 from toolkit.distill.teachers import LiveTeacher
-from toolkit.distill.trainer import TrainingResult, train
+from toolkit.distill.trainer import BestWeights, train
 from toolkit.distill.training import Training
 from toolkit.errors import TrainingError
 
@@ -45,7 +45,7 @@ def splits(class_folders: Path) -> Splits:
 
 def run(
     splits: Splits, folder: Path, learner: TappedNetwork | None = None, objective: Objective = LABELS, **settings: Any
-) -> TrainingResult:
+) -> BestWeights:
     """Train a student, or `learner`, without a teacher."""
     plan = make_plan(**settings)
     views = make_views(splits[0], mixup=plan.section.mixup, seed=plan.seed)

@@ -22,7 +22,7 @@ from toolkit.bench.pictures.reliability import draw_reliability
 from toolkit.bench.report.baseline import compare_with_baseline
 from toolkit.bench.report.card import MADE_BY, render_card
 from toolkit.bench.report.examples import write_examples
-from toolkit.bench.report.table import print_table, render_markdown
+from toolkit.bench.report.table import render_markdown
 from toolkit.bench.report.verdict import compare_with_teacher, find_contradictions, find_shipped, ship
 from toolkit.bench.schema import SCHEMA, Hardware, Report, ReportRow, RowSpeed
 from toolkit.errors import DataError
@@ -31,13 +31,10 @@ from toolkit.machine.devices import pick_device
 from toolkit.machine.hardware import describe_hardware, describe_versions
 from toolkit.modeldir import BENCH_PLOTS, ModelDir
 from toolkit.recipe import Recipe
-
-__all__ = ["print_table", "run_bench"]
+from toolkit.runtimes.base import Logits
 
 SHOWN_WARNINGS = 4
 """warnings about speed on the terminal; report.md has all"""
-
-Logits = NDArray[np.float32]
 
 
 def run_bench(

@@ -8,12 +8,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from toolkit import __version__, console
-from toolkit.cli import checks, results, stages
+from toolkit.cli import preparation, results, stages
 from toolkit.cli.options import OUTPUT
 from toolkit.errors import ToolkitError, UsageError
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Before you begin": (checks.doctor, checks.data, checks.plan),
+    "Before you begin": (preparation.doctor, preparation.data, preparation.plan),
     "The stages": (stages.run, stages.teacher, stages.distill, stages.export, stages.bench),
     "Afterwards": (results.compare, results.load_test, results.predict, results.demo),
 }

@@ -9,7 +9,6 @@ import typer
 
 from toolkit import console
 from toolkit.cli import results
-from toolkit.cli.checks import say_plan
 from toolkit.cli.options import (
     DEFAULT_MODEL_DIR,
     BaselineOption,
@@ -46,6 +45,7 @@ from toolkit.cli.options import (
     WeightsOption,
     add_seed,
 )
+from toolkit.cli.preparation import say_plan
 from toolkit.cli.printing import command, print_end, print_json, print_weights, print_written, training_flags
 from toolkit.errors import UsageError
 from toolkit.modeldir import FilePrecision, ModelDir

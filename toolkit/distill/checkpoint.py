@@ -112,25 +112,25 @@ class Checkpoint:
         if force and not resume:
             self.discard()
             return None
-        begin_anew = "or start over with --force (in Python: resume=True, force=True)"
+        start_over = "or start over with --force (in Python: resume=True, force=True)"
         theirs, state = self._read()
         stage = theirs.get("stage")
         if stage != self.settings["stage"]:
             command = "teacher" if stage == "teacher" else "distill"
             raise ArtifactError(
                 f"{self.path} is of an interrupted {stage} stage, not of {self.settings['stage']}",
-                f"go on with toolkit {command} --resume, {begin_anew}",
+                f"go on with toolkit {command} --resume, {start_over}",
             )
         differing = [key for key, value in self.settings.items() if theirs.get(key) != value]
         if differing:
             raise ArtifactError(
                 f"{self.path} was made with another {' and '.join(key.removesuffix('_sha256') for key in differing)}",
-                f"give the settings it was made with, {begin_anew}",
+                f"give the settings it was made with, {start_over}",
             )
         if not resume:
             raise ArtifactError(
                 f"an interrupted run lies in {self.path.parent} ({stage}, epoch {state.epoch + 1})",
-                f"go on with --resume, {begin_anew}",
+                f"go on with --resume, {start_over}",
             )
         return state
 

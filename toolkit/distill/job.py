@@ -142,7 +142,7 @@ class TrainingJob:
 
     @property
     def section(self) -> StageRecipe:
-        return self.recipe.teacher if self.role == "teacher" else self.recipe.distill
+        return self.recipe.stage_of(self.role)
 
     def choose_precision(self, classifier: Classifier, *, training: bool = True) -> FloatArithmetic:
         """Measured with `classifier`, if the recipe does not say."""

@@ -138,8 +138,8 @@ def step_seconds(
     """s per image of `step` in `precision`: as `choose_precision` measured it, or else measured now.
 
     A step that a choice called only once is called again: one call is enough for a choice, but not for a forecast.
-    `as_trained`
-    places the network as training does (small_maps.py); otherwise it is called as it is, on the step's device.
+    `as_trained` places the network as training does (small_maps.py); otherwise it is called as it is, on the step's
+    device.
     """
     if as_trained:
         place(step.network, step.device)

@@ -30,9 +30,18 @@ from toolkit.errors import Interrupted, TrainingError
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place
 
+CHECK_STEPS = 20
+"""Steps between two looks at whether the loss is finite, and at most between two agreements of several processes."""
+AGREE_SECONDS = 5.0
+"""s between two agreements on stopping, about; whoever sends SIGTERM does not wait long before SIGKILL"""
+SAVE_SECONDS = 120.0
+"""s between two checkpoints; on a CPU every epoch ends with one too, on a GPU it may be over sooner than written"""
+SAVE_SECONDS_AT_END = 10.0
+"""s after which an epoch is also saved before its validation, which on a CPU may take minutes and sees to no signal"""
+
 
 @dataclass(frozen=True)
-class TrainingResult:
+class BestWeights:
     """What a training run gave: the weights of the best epoch by validation accuracy, and what it took."""
 
     state_dict: dict[str, Tensor]
@@ -54,16 +63,6 @@ class TrainingResult:
         }
 
 
-CHECK_STEPS = 20
-"""Steps between two looks at whether the loss is finite, and at most between two agreements of several processes."""
-AGREE_SECONDS = 5.0
-"""s between two agreements on stopping, about; whoever sends SIGTERM does not wait long before SIGKILL"""
-SAVE_SECONDS = 120.0
-"""s between two checkpoints; on a CPU every epoch ends with one too, on a GPU it may be over sooner than written"""
-SAVE_SECONDS_AT_END = 10.0
-"""s after which an epoch is also saved before its validation, which on a CPU may take minutes and sees to no signal"""
-
-
 @dataclass(frozen=True)
 class Records:
     """Where a stage keeps what it is doing; `state` is what it goes on from."""
@@ -75,7 +74,7 @@ class Records:
     on_epoch: Callable[[EpochMetrics], object] | None = None
 
 
-def train(training: Training, records: Records) -> TrainingResult:
+def train(training: Training, records: Records) -> BestWeights:
     """Train the learner in place and return its best epoch; teacher and learner always see the same views.
 
     Every epoch is a line on stderr and in metrics.jsonl. Raises TrainingError where the loss stops being finite,
@@ -115,7 +114,7 @@ class _Run:
         self._clock = self._saved_at = time.perf_counter()
         self._is_saved = True
 
-    def to_end(self) -> TrainingResult:
+    def to_end(self) -> BestWeights:
         while self._progress.epoch < self._plan.section.epochs and not self._out_of_patience():
             self._train_epoch()
             self._finish_epoch()
@@ -126,7 +125,7 @@ class _Run:
         self._optimization.optimizer.zero_grad()
         assert self._best is not None
         progress = self._progress
-        return TrainingResult(
+        return BestWeights(
             self._best_state,
             self._best,
             progress.epoch,

@@ -78,7 +78,7 @@ class MeasuredSpeeds:
         return f"measured here in {console.duration(seconds)}, by single steps on {self._device}{more}"
 
     def train_s(self, recipe: Recipe, role: Role, side: int) -> float:
-        section = _section(recipe, role)
+        section = recipe.stage_of(role)
         network, images = self._network(recipe, role), self._share(section.epochs)
         with self._own_threads(recipe, role) as threads:
             batch, precision = section.batch_size, self._precision(recipe, role)
@@ -91,12 +91,12 @@ class MeasuredSpeeds:
             return step_s + of_batch + self._render_s(recipe.data, section.mixup, side, threads)
 
     def view_s(self, recipe: Recipe, role: Role) -> float:
-        mixup, side = _section(recipe, role).mixup, recipe.data.image_size
+        mixup, side = recipe.stage_of(role).mixup, recipe.data.image_size
         return self._render_s(recipe.data, mixup, side, torch.get_num_threads())
 
     def validate_s(self, recipe: Recipe, role: Role) -> float:
         with self._own_threads(recipe, role):
-            return self._forward_s(recipe, self._network(recipe, role), "fp32", _section(recipe, role).batch_size)
+            return self._forward_s(recipe, self._network(recipe, role), "fp32", recipe.stage_of(role).batch_size)
 
     def teach_s(self, recipe: Recipe) -> float:
         teacher, batch = self._network(recipe, "teacher"), recipe.distill.batch_size
@@ -110,7 +110,7 @@ class MeasuredSpeeds:
         return self._forward_s(recipe, self._network(recipe, role), "fp32", recipe.distill.batch_size)
 
     def save_s(self, recipe: Recipe, role: Role) -> float:
-        section = _section(recipe, role)
+        section = recipe.stage_of(role)
         copies = 2 + (2 if section.optimizer == "adamw" else 1) + bool(section.ema)
         return self.weights_bytes(recipe, role) * copies / WRITE_BYTES_S
 
@@ -138,7 +138,7 @@ class MeasuredSpeeds:
 
     def _precision(self, recipe: Recipe, role: Role) -> FloatArithmetic:
         """The choice that the training stage will make, by the same function."""
-        section = _section(recipe, role)
+        section = recipe.stage_of(role)
         return self._choose(recipe, role, section.batch_size, self._share(section.epochs), training=True)
 
     def _answering(self, recipe: Recipe) -> FloatArithmetic:
@@ -254,10 +254,6 @@ class MeasuredSpeeds:
                 torch.cuda.synchronize(self._device)
             took.append(self._clock() - start)
         return distributed.agree(min(took[1:]))
-
-
-def _section(recipe: Recipe, role: Role) -> StageRecipe:
-    return recipe.teacher if role == "teacher" else recipe.distill
 
 
 def _key(recipe: Recipe, role: Role) -> NetworkKey:

@@ -58,17 +58,14 @@ class CompiledPredictor(TorchPredictor):
 
     runtime = "torch.compile"
 
-    def __init__(
-        self,
-        path: Path,
-        device: str = "cpu",
-        threads: int | None = None,
-        precision: Literal["fp32", "fp16"] = "fp32",
-    ) -> None:
-        """See TorchPredictor. Takes up to a minute. Raises DeviceError if the network cannot be compiled here."""
+    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
+        """See TorchPredictor; in fp32 alone, and it takes up to a minute.
+
+        Raises DeviceError if the network cannot be compiled here.
+        """
         import torch
 
-        super().__init__(path, device, threads, precision)
+        super().__init__(path, device, threads)
         self._classifier = torch.compile(self._classifier)
         self.logits(np.zeros((1, self.preprocess.image_size, self.preprocess.image_size, 3), np.uint8))
 
@@ -110,9 +107,6 @@ class CompiledRuntime(TorchRuntime):
 
     def precisions(self, *, on_gpu: bool) -> tuple[FilePrecision, ...]:
         return ("fp32",)
-
-    def start(self, path: Path, place: str) -> None:
-        super().start(path, place)
 
     def open(self, path: Path, place: str, threads: int, precision: FilePrecision) -> CompiledPredictor:
         return CompiledPredictor(path, place, threads)

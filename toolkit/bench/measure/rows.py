@@ -16,6 +16,7 @@ from torch import nn
 from toolkit import console
 from toolkit.bench.measure.cost import count_macs
 from toolkit.bench.schema import RowFacts
+from toolkit.data.batches import batches
 from toolkit.data.pixels import Pixels
 from toolkit.errors import ArtifactError
 from toolkit.files import sha256_file
@@ -200,13 +201,8 @@ def answer_images(
     answers = []
     for predictor in predictors:
         parts = []
-        for batch in _batches(indices, batch_size):
+        for batch in batches(indices, batch_size, 1):
             parts.append(predictor.logits(pixels.centre(batch)))
             advance(len(batch))
         answers.append(np.concatenate(parts))
     return answers
-
-
-def _batches(indices: NDArray[np.integer], size: int) -> Iterator[NDArray[np.integer]]:
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
