@@ -9,6 +9,7 @@ from typing import Literal, Self
 import numpy as np
 from PIL import Image
 
+from toolkit.data.findings import Finding
 from toolkit.data.hashes import hash_files
 from toolkit.data.preprocess import open_image
 
@@ -60,7 +61,9 @@ class Dataset:
     """Named splits of labelled images.
 
     `sha256` covers names, labels and content, but not the folder or how the splits were drawn. `notes` say, one per
-    line, what the toolkit did with the data (splits drawn, files ignored).
+    line, what the toolkit did with the data (splits drawn, files ignored). `layout` says in a few words how a folder was
+    understood ("split folders train, val", "class folders", ...), and is empty for named sets. `findings` are those that
+    reading the folder made, without decoding an image.
     """
 
     name: str
@@ -70,6 +73,8 @@ class Dataset:
     test: Images
     sha256: str
     notes: tuple[str, ...] = ()
+    layout: str = ""
+    findings: tuple[Finding, ...] = ()
 
     @property
     def splits(self) -> dict[Split, Images]:
