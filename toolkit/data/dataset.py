@@ -61,9 +61,9 @@ class Dataset:
     """Named splits of labelled images.
 
     `sha256` covers names, labels and content, but not the folder or how the splits were drawn. `notes` say, one per
-    line, what the toolkit did with the data (splits drawn, files ignored). `layout` says in a few words how a folder was
-    understood ("split folders train, val", "class folders", ...), and is empty for named sets. `findings` are those that
-    reading the folder made, without decoding an image.
+    line, what the toolkit did with the data (splits drawn, files ignored). `layout` says in a few words how a folder
+    was understood ("split folders train, val", "class folders", ...), and is empty for named sets. `findings` come from
+    reading the folder; no image is decoded for them.
     """
 
     name: str

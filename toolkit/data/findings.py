@@ -1,4 +1,4 @@
-"""Findings about a data set: files passed over, files read in a special way, and what looks wrong. One value for each kind."""
+"""Findings about a data set: files passed over, files read in a special way, and what looks wrong."""
 
 from dataclasses import dataclass
 from typing import Literal
