@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from tiny_onnx import save_colour_model
 
 from toolkit import predict
+from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import ModelDir
 from toolkit.predict import (
@@ -25,10 +26,12 @@ from toolkit.predict import (
     find_model,
     predict_files,
     print_predictions,
-    read_image,
+    read_pixels,
     to_json,
 )
 from toolkit.runtimes.onnxruntime import OnnxPredictor
+
+PREPROCESS = Preprocess(32, 36, (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +174,7 @@ def test_a_missing_file_and_an_empty_folder(model: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"there is no image in .*; image files end in \.bmp"):
         predict_files(model, [tmp_path])
     with pytest.raises(DataError, match="is a directory"):
-        read_image(tmp_path)
+        read_pixels(tmp_path, PREPROCESS)
 
 
 def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +183,7 @@ def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(predict, "open_image", refuse)
     with pytest.raises(DataError, match="may not be read"):
-        read_image(tmp_path / "a.png")
+        read_pixels(tmp_path / "a.png", PREPROCESS)
 
 
 def test_a_bad_file_does_not_stop_the_others(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

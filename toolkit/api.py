@@ -19,7 +19,7 @@ from toolkit.data.arrays import to_image
 from toolkit.data.preprocess import UNREADABLE, Preprocess, why_unreadable
 from toolkit.errors import ArtifactError, DataError, Interrupted, RecipeError, UsageError
 from toolkit.modeldir import ModelDir, Role
-from toolkit.predict import Prediction, ask, find_model, read_image
+from toolkit.predict import Prediction, ask, find_model, read_pixels
 from toolkit.recipe import Recipe
 from toolkit.runtimes.base import ImageBatch, Logits, Predictor
 from toolkit.workspace import Choice, finished_workspace, training_recipe, training_workspace, warn_of_little_memory
@@ -263,7 +263,7 @@ class Model:
     def _see(self, image: Picture, where: str) -> np.ndarray:
         """uint8 (S, S, 3)"""
         if isinstance(image, str | Path):
-            return self.preprocess(read_image(Path(image)))
+            return read_pixels(Path(image), self.preprocess)
         try:
             return self.preprocess(to_image(image, where))
         except UNREADABLE as error:

@@ -12,7 +12,8 @@ from conftest import make_image, make_png
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from toolkit.data.preprocess import Preprocess, decode_rgb, open_image, why_unreadable
+from toolkit.data.picture_file import open_image
+from toolkit.data.preprocess import Preprocess, decode_rgb, why_unreadable
 from toolkit.errors import WeightsError
 from toolkit.recipe import DataRecipe
 

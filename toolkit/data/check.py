@@ -1,6 +1,5 @@
 """The contents of a data set and its faults: counts, sizes, unreadable files, images that are in two splits."""
 
-import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,9 @@ from rich.table import Table
 
 from toolkit.console import out, progress
 from toolkit.data.dataset import Dataset, Images, Split
-from toolkit.data.parallel import run_in_blocks
-from toolkit.data.preprocess import UNREADABLE, decode_rgb, why_unreadable
+from toolkit.data.parallel import DECODING, run_in_blocks
+from toolkit.data.picture_file import decoding_bytes
+from toolkit.data.preprocess import UNREADABLE, hash_pixels, upright_size, why_unreadable
 
 SHOWN_LEAKS = 20
 """Leaks that the table names; --json lists all."""
@@ -164,11 +164,12 @@ def _look_at_all(images: Images, split: Split, workers: int) -> list[tuple[int, 
 
     def look_at(i: int) -> tuple[int, int, bytes] | str:
         try:
-            image = decode_rgb(images.read(i))
+            image = images.read(i)
+            with DECODING.take(decoding_bytes(image)):
+                digest = hash_pixels(image)
+                return *upright_size(image), digest
         except UNREADABLE as error:
             return why_unreadable(error)
-        size = f"{image.width}×{image.height}".encode()
-        return image.width, image.height, hashlib.blake2b(size + image.tobytes(), digest_size=16).digest()
 
     found: list[tuple[int, int, bytes] | str] = []
     with progress(f"check {split}", len(images)) as advance:

@@ -33,7 +33,7 @@ def make_pixels(resize: int = 20, image_size: int = 16) -> Pixels:
     preprocess = Preprocess(image_size, resize, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
-    arrays = [preprocess.resize_shorter(picture) for picture in pictures]
+    arrays = [preprocess.keep_middle(picture) for picture in pictures]
     sizes = np.array([array.size for array in arrays])
     return Pixels(
         names=tuple(f"{i}.png" for i in range(len(arrays))),
