@@ -102,6 +102,54 @@ def test_a_picture_turned_by_exif_is_estimated_upright(tmp_path: Path) -> None:
     assert estimate_bytes(images, make_preprocess(8, 50)) == 2 * 50 * 100 * 3
 
 
+# --- too little memory -----------------------------------------------------------------------------------------------
+
+
+def starve(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """No image of that width finds memory."""
+    load = Image.Image.load
+
+    def fail(image: Image.Image) -> object:
+        if image.width == width:
+            raise MemoryError
+        return load(image)
+
+    monkeypatch.setattr(Image.Image, "load", fail)
+
+
+def test_one_image_without_memory_does_not_end_the_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_dataset([(30, 20), (33, 21), (30, 20), (30, 20)])
+    with monkeypatch.context() as starved:
+        starve(starved, 33)
+        for _ in range(2):
+            pixels = load_pixels(dataset, "train", make_preprocess(8))
+            assert pixels.names == ("0.png", "2.png", "3.png")
+            assert "left out of train: 1.png (there is not enough memory to decode it)" in capsys.readouterr().err
+    pixels = load_pixels(dataset, "train", make_preprocess(8))
+    assert len(pixels) == 4, "more memory, more images: what lacked it is not remembered"
+    assert "lacks images that did not fit into memory; decoding again" in capsys.readouterr().err
+    assert np.array_equal(pixels.whole(1), np.asarray(dataset.train.read(1)))
+
+
+def test_under_strict_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    starve(monkeypatch, 33)
+    with pytest.raises(decode.DataError, match=r"the first is 1\.png \(there is not enough memory to decode it\)"):
+        load_pixels(make_dataset([(30, 20), (33, 21)]), "train", make_preprocess(8), strict=True)
+
+
+def test_images_of_extreme_proportions_are_kept_as_predict_sees_them() -> None:
+    sizes = [(2, 20_000), (20_000, 2), (1, 60_000), (60_000, 1), (5, 5), (400, 3)]
+    dataset = make_dataset(sizes)
+    for preprocess in (make_preprocess(160, 176), make_preprocess(32, 36), make_preprocess(24), make_preprocess(64, 8)):
+        pixels = load_pixels(dataset, "train", preprocess)
+        assert pixels.data.nbytes < len(sizes) * 3 * 180 * 360
+        expected = np.stack([preprocess(dataset.train.read(i)) for i in range(len(sizes))])
+        assert np.array_equal(pixels.centre(np.arange(len(sizes))), expected)
+        assert estimate_bytes(dataset.train, preprocess) == pixels.data.nbytes
+
+
 # --- processes that die ----------------------------------------------------------------------------------------------
 
 STOPS_HALFWAY = """
