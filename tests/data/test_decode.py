@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_image
+from conftest import make_image, make_png
 from data_samples import SIZES, make_dataset, make_preprocess
 from PIL import Image
 
 from toolkit.data import decode
-from toolkit.data.dataset import Images
+from toolkit.data.dataset import Dataset, Images
 from toolkit.data.decode import estimate_bytes
 from toolkit.data.pixels import load_pixels
 from toolkit.data.preprocess import middle_box
@@ -131,6 +131,21 @@ def test_one_image_without_memory_does_not_end_the_others(
     assert len(pixels) == 4, "more memory, more images: what lacked it is not remembered"
     assert "lacks images that did not fit into memory; decoding again" in capsys.readouterr().err
     assert np.array_equal(pixels.whole(1), np.asarray(dataset.train.read(1)))
+
+
+def test_an_image_that_is_too_large_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bound is that of predict and the demo."""
+    names = ["0.png", "1.png", "bomb.png"]
+    for i, name in enumerate(names[:2]):
+        make_image(i, seed=i).save(tmp_path / name)
+    (tmp_path / "bomb.png").write_bytes(make_png(12_001, 10_000))
+    images = Images.from_files(tmp_path, names, [0, 1, 1])
+    dataset = Dataset("made", ("a", "b"), images, images, images, "a")
+    assert load_pixels(dataset, "train", make_preprocess(8)).names == ("0.png", "1.png")
+    assert (
+        "left out of train: bomb.png (too large: 12001×10000 px; give a picture of at most 120 million pixels)"
+        in " ".join(capsys.readouterr().err.split())
+    )
 
 
 def test_under_strict_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from toolkit.data.formats import FORMAT_NAMES
+from toolkit.data.picture_file import TooLargeError
 from toolkit.errors import WeightsError, one_line
 from toolkit.recipe import DataRecipe
 
@@ -66,6 +67,8 @@ def why_unreadable(error: BaseException) -> str:
     """The reason in one short phrase."""
     if isinstance(error, UnidentifiedImageError):
         return f"not a {FORMAT_NAMES} image, or damaged at its start"
+    if isinstance(error, TooLargeError):
+        return f"too large: {error}; {error.remedy}"
     if isinstance(error, MemoryError) or str(error).startswith("out of memory"):
         return NO_MEMORY
     if "MAX_TEXT_CHUNK" in str(error):
