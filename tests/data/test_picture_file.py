@@ -322,6 +322,9 @@ def test_bytes_before_the_pixels_have_a_bound(monkeypatch: pytest.MonkeyPatch) -
     for content in contents.values():
         with pytest.raises(TooLargeError, match="more than 0 MB come before its pixels"):
             open_bytes(content)
+    monkeypatch.setattr(picture_file, "MAX_HEADER_BYTES", 2**20)
+    with pytest.raises(TooLargeError, match="more than 1 MB come before its pixels"):
+        open_bytes(after_soi(PLAIN, segment(0xE9, b"") * 10_000))
     assert len(pixels(encode(Image.effect_noise((500, 500), 99), "PNG"))) == 500, "pixels are no header"
 
 

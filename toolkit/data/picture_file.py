@@ -19,6 +19,8 @@ MAX_DECODING_BYTES = 965_000_000
 """Memory that decoding one picture may take. In most formats 120 million pixels take half of it."""
 MAX_HEADER_BYTES = 128 * 2**20
 """Bytes that are read before the pixels: text, profiles, thumbnails. Pillow keeps all of them in memory."""
+READ_BYTES = 64
+"""What a read counts besides: Pillow keeps small pieces as objects."""
 MAX_JPEG_PASSES = 100
 """Progressive JPEGs have ten or so. A pass of a few bytes takes as long as one over all pixels."""
 
@@ -69,9 +71,9 @@ class PictureStream(io.BufferedReader):
         """As any file's; raises TooLargeError beyond `header_left`."""
         if self.header_left is None:
             return super().read(size)
-        most = self.header_left + 1
+        most = max(self.header_left, 0) + 1
         content = super().read(most if size is None or size < 0 else min(size, most))
-        self.header_left -= len(content)
+        self.header_left -= len(content) + READ_BYTES
         if self.header_left < 0:
             raise TooLargeError(f"more than {MAX_HEADER_BYTES >> 20} MB come before its pixels", _SMALLER)
         return content
