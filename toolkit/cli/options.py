@@ -78,6 +78,10 @@ ResumeOption = Annotated[
 ]
 ForceOption = Annotated[bool, flag("--force", HOW, "Replace what another run left in the model directory.")]
 StrictOption = Annotated[bool, flag("--strict", HOW, "Stop at an unreadable image; without this flag it is left out.")]
+NoFindingsOption = Annotated[
+    bool,
+    flag("--strict", HOW, "End with exit code 1 if there is any finding, be it a hidden file or an alpha channel."),
+]
 
 TensorboardOption = Annotated[
     bool, flag("--tensorboard", OUTPUT, "Also write DIR/tensorboard (needs kd-toolkit\\[tensorboard]).")

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,7 @@ from toolkit.cli.options import (
     ForceOption,
     JsonOption,
     MinutesOption,
+    NoFindingsOption,
     OutOption,
     ProviderOption,
     RecipeOption,
@@ -30,6 +32,7 @@ from toolkit.cli.options import (
 from toolkit.cli.printing import command, print_json
 
 if TYPE_CHECKING:
+    from toolkit.data.findings import Finding
     from toolkit.forecast.facts import Command
     from toolkit.forecast.forecast import Forecast
     from toolkit.workspace import Workspace
@@ -51,14 +54,13 @@ def doctor(deep: DeepOption = False, as_json: JsonOption = False) -> None:
 def data(
     source: Annotated[str, typer.Argument(metavar="NAME_OR_DIR", help="A named data set or a directory of images.")],
     overrides: SetOption = None,
-    strict: StrictOption = False,
+    strict: NoFindingsOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a data set: classes, sizes, unreadable files, images that are in two splits."""
+    """Check a data set: classes, sizes, what was passed over or read in a special way, what looks wrong."""
     from toolkit.data.check import check_dataset
     from toolkit.data.defaults import follow_pictures
     from toolkit.data.sources import builtin_recipe_of, load_dataset
-    from toolkit.errors import DataError
     from toolkit.recipe import Recipe
 
     recipe = Recipe().with_overrides([f"data.source={json.dumps(source)}", *(overrides or [])])
@@ -70,13 +72,23 @@ def data(
         report.print_table()
         if not builtin_recipe_of(source) and (line := follow_pictures(recipe, dataset.train)[1]):
             console.out.print(line, markup=False)
-    if strict and report.unreadable:
-        first = report.unreadable[0]
-        raise DataError(
-            f"{console.count(len(report.unreadable), 'unreadable image')} in {source}, "
-            f"the first is {first.name}: {first.reason}",
-            "repair or delete them, or leave out --strict to train without them",
-        )
+    if strict:
+        _refuse_findings(source, report.findings)
+
+
+def _refuse_findings(source: str, findings: "Sequence[Finding]") -> None:
+    """Raise DataError if there are findings; it counts them and names the worst one."""
+    from toolkit.data.findings import GROUPS
+    from toolkit.errors import DataError
+
+    if not findings:
+        return
+    worst = max(findings, key=lambda finding: GROUPS.index(finding.group))
+    kinds = f" ({', '.join(finding.kind for finding in findings)}), among them" if len(findings) > 1 else ""
+    raise DataError(
+        f"{console.count(len(findings), 'finding')} in {source}{kinds}: {worst.sentence}",
+        f"{worst.remedy or 'change those files'}, or leave out --strict to accept them",
+    )
 
 
 def plan(
