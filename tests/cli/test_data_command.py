@@ -160,3 +160,9 @@ def test_strict_json_is_whole_before_the_error(sound: Path, capsys: pytest.Captu
     with pytest.raises(DataError):
         preparation.data(str(sound), strict=True, as_json=True)
     assert json.loads(capsys.readouterr().out)["findings"][0]["kind"] == "cmyk"
+
+
+def test_the_document_explains_every_kind() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for kind in (*SPOILS, *KINDS):
+        assert f"`{kind}`" in document

@@ -119,8 +119,7 @@ def test_table_says_all_of_it(flawed: Path, capsys: pytest.CaptureFixture[str]) 
         "  2 unreadable images, left out of training, such as val/green/1.png (valid):"
         f" not a {FORMAT_NAMES} image, or damaged at its start; repair or delete them",
         "    val/green/2.png (valid): the file is empty",
-        "  1 picture in two splits: train/red/2.png (train) = test/blue/copy.bmp (test); keep each in one of them:"
-        " accuracy is too high otherwise",
+        "  1 picture in two splits: train/red/2.png (train) = test/blue/copy.bmp (test); keep each in one split only",
         "  1 picture under two labels: train/red/2.png (red) = test/blue/copy.bmp (blue); keep the right one",
     ]
     assert any("100×40" in line for line in lines)

@@ -55,6 +55,7 @@ CHANGES: dict[str, Change] = {
     "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
     "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.6),
     "less contrast": lambda image: ImageEnhance.Contrast(image).enhance(0.6),
+    "grey": lambda image: image.convert("L").convert("RGB"),
     "all of it": lambda image: save_as("JPEG", quality=50)(crop(0.02)(image).resize((80, 60))),
 }
 

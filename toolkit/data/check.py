@@ -141,13 +141,13 @@ def _describe_copies(
             "in two splits",
             leaks,
             "picture{s} in two splits",
-            "keep each in one of them: accuracy is too high otherwise",
+            "keep each in one split only",
         ),
         (
             "near copies",
             near,
             f"pair{{s}} of near copies in two splits{of_them}",
-            "look at them, and keep one picture in one split",
+            "look at them, and keep what is one picture in one split",
         ),
         ("two labels", two_labels, "picture{s} under two labels", "keep the right one"),
     )

@@ -167,8 +167,13 @@ def _edges(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _same_colours(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """bool (P,): colour differences that deviate by half their size at most (and by 4 levels in any case)."""
+    """bool (P,): colour differences that deviate by half their size at most (and by 4 levels in any case).
+
+    A grey picture may be a copy of one in colours.
+    """
     x, y = (part[:, SIDE**2 :].astype(np.float32) - 128 for part in (a, b))
-    sizes = np.maximum(np.linalg.norm(x, axis=1), np.linalg.norm(y, axis=1))
-    same: np.ndarray = np.linalg.norm(x - y, axis=1) <= 0.5 * sizes + 4 * np.sqrt(x.shape[1])
+    level = np.sqrt(x.shape[1])  # the length of a deviation of one level
+    lengths = np.stack([np.linalg.norm(x, axis=1), np.linalg.norm(y, axis=1)])
+    same: np.ndarray = np.linalg.norm(x - y, axis=1) <= 0.5 * lengths.max(axis=0) + 4 * level
+    same |= lengths.min(axis=0) <= 2 * level
     return same

@@ -22,7 +22,7 @@ from toolkit.data.reading import decode_with_kinds
 from toolkit.machine.limits import available_cores
 
 DIGEST_BYTES = 16
-TIMED_IMAGES = 8
+TIMED_IMAGES = 16
 LONG_S = 20.0
 """s; if looking at all images will take longer than this, it is said before."""
 BLANK = "blank"
@@ -121,9 +121,7 @@ def _say_duration(seen: Survey, dataset: Dataset, workers: int) -> None:
         seen.look_at(0, dataset.train, int(index))
         durations_s.append(time.perf_counter() - start)
     total = len(seen.names)
-    expected_s = (
-        float(np.mean(durations_s[1:] or durations_s)) * total / workers
-    )  # the first one loads Pillow's readers
+    expected_s = float(np.median(durations_s)) * total / workers
     if expected_s >= LONG_S:
         say(f"looking at {total:,} images takes about {duration(expected_s)}")
 
