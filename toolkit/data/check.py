@@ -136,33 +136,17 @@ def _describe_copies(
 ) -> list[Finding]:
     relabelled = sum(len({place.class_name for place in copies.places}) > 1 for copies in near)
     of_them = f" ({relabelled:,} under two labels)" if relabelled else ""
-    rows = (
-        (
-            "in two splits",
-            leaks,
-            "picture{s} in two splits",
-            "keep each in one split only",
-        ),
-        (
-            "near copies",
-            near,
-            f"pair{{s}} of near copies in two splits{of_them}",
-            "look at them, and keep what is one picture in one split",
-        ),
-        ("two labels", two_labels, "picture{s} under two labels", "keep the right one"),
-    )
+    pairs, look = f"pair{{s}} of near copies in two splits{of_them}", "look at them, and keep one picture in one split"
     return [
-        finding
-        for kind, copies, what, remedy in rows
-        for finding in find(
-            "looks wrong",
-            kind,
-            [item.places[0].name for item in copies],
-            what,
-            remedy,
-            shown=(copies[0].with_classes() if kind == "two labels" else str(copies[0])) if copies else "",
-        )
+        *_find_copies("in two splits", leaks, "picture{s} in two splits", "keep each in one split only"),
+        *_find_copies("near copies", near, pairs, look),
+        *_find_copies("two labels", two_labels, "picture{s} under two labels", "keep the right one"),
     ]
+
+
+def _find_copies(kind: str, items: tuple[Copies, ...], what: str, remedy: str) -> list[Finding]:
+    shown = [copies.with_classes() if kind == "two labels" else str(copies) for copies in items[:1]]
+    return find("looks wrong", kind, [copies.places[0].name for copies in items], what, remedy, shown="".join(shown))
 
 
 def _find_imbalance(dataset: Dataset, seen: Survey) -> list[Finding]:
