@@ -48,7 +48,7 @@ def add_a_near_copy(root: Path) -> None:
 
 
 def add_many(root: Path) -> None:
-    for i in range(40):
+    for i in range(50):
         picture(1000 + i).save(root / "train" / "red" / f"more{i}.png")
 
 
@@ -80,7 +80,7 @@ SPOILS: dict[str, Spoil] = {
 
 @pytest.fixture
 def sound(tmp_path: Path) -> Path:
-    return make_class_folders(tmp_path / "set", images_a_class=(4, 2, 2))
+    return make_class_folders(tmp_path / "set", images_a_class=(5, 2, 2))
 
 
 def test_every_kind_is_tried() -> None:
@@ -142,7 +142,7 @@ def test_strict_covers_what_reading_the_folder_found(sound: Path, monkeypatch: p
         preparation.data(str(sound), strict=True)
     assert str(error.value) == (
         f"1 finding in {sound}: 2 hidden files, such as a/._1.png; "
-        "change those files, or leave out --strict to accept them"
+        "take those files out, or leave out --strict to accept them"
     )
 
 

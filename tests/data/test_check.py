@@ -228,18 +228,17 @@ def test_blank_pictures_look_wrong(tmp_path: Path) -> None:
 
 
 def test_an_imbalance_above_ten_looks_wrong(tmp_path: Path) -> None:
-    root = make_class_folders(tmp_path / "{s} {0}", images_a_class=(2, 1, 1))
-    for i in range(18):
+    root = make_class_folders(tmp_path / "set", images_a_class=(6, 1, 1))
+    for i in range(54):
         make_image(1, seed=700 + i).save(root / "train" / "green" / f"more{i}.png")
+    for split in ("train", "val", "test"):
+        (root / split / "green").rename(root / split / "{s} {es} {0}")
     assert check(root).findings == (), "ten times as many"
     (root / "train" / "blue" / "0.png").unlink()
-    (root / "train" / "green").rename(root / "train" / "{s} {es} {0}")
-    for split in ("val", "test"):
-        (root / split / "green").rename(root / split / "{s} {es} {0}")
     (finding,) = check(root).findings
     assert (finding.group, finding.kind, finding.count, finding.example) == ("looks wrong", "imbalance", 1, "blue")
     assert "less than a tenth of the training images of" in finding.sentence
-    assert finding.sentence.endswith("(20): 'blue' (1)")
+    assert finding.sentence.endswith("(60): 'blue' (5)")
 
 
 def test_unreadable_images_do_not_count_for_the_balance(tmp_path: Path) -> None:

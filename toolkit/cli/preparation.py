@@ -82,11 +82,12 @@ def _refuse_findings(source: str, findings: "Sequence[Finding]") -> None:
 
     if not findings:
         return
+    otherwise = {"passed over": "take those files out", "read in a special way": "save those pictures as plain RGB"}
     worst = max(findings, key=lambda finding: GROUPS.index(finding.group))
     kinds = f" ({', '.join(finding.kind for finding in findings)}), among them" if len(findings) > 1 else ""
     raise DataError(
         f"{console.count(len(findings), 'finding')} in {source}{kinds}: {worst.sentence}",
-        f"{worst.remedy or 'change those files'}, or leave out --strict to accept them",
+        f"{worst.remedy or otherwise.get(worst.group, 'mend it')}, or leave out --strict to accept them",
     )
 
 
