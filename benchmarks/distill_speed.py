@@ -59,7 +59,7 @@ from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import read_state_dict
 from toolkit.pipeline import distill_student, make_teacher
 from toolkit.recipe import Recipe
-from toolkit.workspace import open_for_training
+from toolkit.stage_setup import prepare_training
 
 BATCH_SIZE = 64
 IMAGES, GPU_IMAGES = 1024, 16_384
@@ -228,7 +228,7 @@ def measure_accuracy(options: argparse.Namespace, teacher: nn.Module, device: st
     torch.save({name: value.cpu() for name, value in teacher.state_dict().items()}, weights)
     start = time.perf_counter()
     overrides = [f"teacher.weights={json.dumps(str(weights))}", f"distill.epochs={options.epochs}"]
-    job = open_for_training(options.recipe, str(options.data), folder / "model", overrides, device=device)
+    job = prepare_training(options.recipe, str(options.data), folder / "model", overrides, device=device)
     make_teacher(job)
     distill_student(job)
     seconds = time.perf_counter() - start

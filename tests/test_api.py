@@ -18,8 +18,8 @@ from PIL import Image
 from tiny_onnx import COLOURS, save_colour_model
 
 import toolkit
-from toolkit import api, console
-from toolkit.api import flatten
+from toolkit import console
+from toolkit.api.workspace import Workspace, flatten
 from toolkit.distill.metrics import read_metrics
 from toolkit.predict import predict_files
 
@@ -463,7 +463,7 @@ class TestArrays:
 
 def test_a_workspace_says_where_it_is(tmp_path: Path) -> None:
     assert repr(toolkit.open(tmp_path)) == f"<toolkit workspace {tmp_path}>"
-    assert api.Workspace is toolkit.Workspace
+    assert Workspace is toolkit.Workspace
 
 
 def test_broken_images_are_left_out_or_refused(tmp_path: Path) -> None:

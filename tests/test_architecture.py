@@ -19,7 +19,7 @@ FLOORS = (
     "graphs",
     "runtimes",
     "predict distill export bench",
-    "demo workspace",
+    "demo stage_setup",
     "control_process",
     "pipeline",
     "api forecast doctor",

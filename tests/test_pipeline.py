@@ -16,7 +16,7 @@ from PIL import Image
 from toolkit_process import start_toolkit, toolkit
 from torchvision.models import resnet18
 
-from toolkit import workspace
+from toolkit import stage_setup
 from toolkit.errors import ArtifactError
 from toolkit.predict import predict_files, to_json
 
@@ -316,16 +316,16 @@ def test_ctrl_c_saves_says_how_to_go_on_and_leaves_nothing_half_written(class_fo
 def test_little_memory_is_said_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(workspace, "memory_bytes", lambda: 256 * 2**20)
+    monkeypatch.setattr(stage_setup, "memory_bytes", lambda: 256 * 2**20)
     with pytest.raises(ArtifactError, match="there is no model directory"):
-        workspace.open_finished(tmp_path / "none", None, None, [])
+        stage_setup.prepare_finished(tmp_path / "none", None, None, [])
     assert capsys.readouterr().err.startswith("warning: 0.2 GiB of memory for this process; ")
 
 
 def test_a_forgotten_volume_is_said_before_anything_is_trained(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(workspace, "missing_volume", lambda path: "/app/models")
-    workspace.open_for_training(None, "fashion-mnist", tmp_path / "m", [])
+    monkeypatch.setattr(stage_setup, "missing_volume", lambda path: "/app/models")
+    stage_setup.prepare_training(None, "fashion-mnist", tmp_path / "m", [])
     told = "lies in this container and is deleted with it; to keep it, mount a volume: docker run -v kd-models:"
     assert f"warning: {tmp_path / 'm'} {told}/app/models" in " ".join(capsys.readouterr().err.split())

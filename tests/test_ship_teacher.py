@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from toolkit import pipeline, workspace
+from toolkit import pipeline
 from toolkit.data.pixels import load_pixels
 from toolkit.data.sources import load_dataset
 from toolkit.distill.evaluation import compute_logits
@@ -19,6 +19,7 @@ from toolkit.errors import GateError, RecipeError, WeightsError
 from toolkit.files import sha256_file
 from toolkit.networks.weights import load_model, read_info
 from toolkit.recipe import Recipe
+from toolkit.stage_setup import prepare_training
 
 RECIPE = """\
 [data]
@@ -54,7 +55,7 @@ def trained(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("trained")
     (folder / "recipe.toml").write_text(RECIPE.format(source=class_folders))
     recipe = str(folder / "recipe.toml")
-    pipeline.make_teacher(workspace.open_for_training(recipe, None, folder, ["training.seed=3"], device="cpu"))
+    pipeline.make_teacher(prepare_training(recipe, None, folder, ["training.seed=3"], device="cpu"))
     return folder
 
 

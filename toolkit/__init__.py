@@ -5,7 +5,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toolkit.api import Model, Options, TrainingResult, Workspace, load, open
+    from toolkit.api.model import Model, load
+    from toolkit.api.workspace import Options, TrainingResult, Workspace, open
     from toolkit.architectures import NetworkSettings
     from toolkit.bench.schema import Report
     from toolkit.data.arrays import from_arrays
@@ -71,7 +72,8 @@ _MODULE_OF = {
     "from_arrays": "data.arrays",
     "keep_freed_memory": "machine.devices",
     "register_network": "networks.registry:register",
-    **dict.fromkeys(("Model", "Options", "TrainingResult", "Workspace", "load", "open"), "api"),
+    **dict.fromkeys(("Model", "load"), "api.model"),
+    **dict.fromkeys(("Options", "TrainingResult", "Workspace", "open"), "api.workspace"),
 }
 """Public name → its module, imported when the name is first used; the others are errors. `:` another name there."""
 

@@ -60,9 +60,9 @@ def test_the_default_shared_memory_is_enough(cpu_image: str) -> None:
 @pytest.mark.usefixtures("exported")
 def test_threads_follow_the_cpus(image: str, mount: Mount) -> None:
     code = (
-        "import torch; from pathlib import Path; from toolkit.workspace import open_finished;"
+        "import torch; from pathlib import Path; from toolkit.stage_setup import prepare_finished;"
         "from toolkit.runtimes.onnxruntime import OnnxPredictor; model = Path('models/small');"
-        "open_finished(model, None, None, []); session = OnnxPredictor(model / 'student.onnx')._session;"
+        "prepare_finished(model, None, None, []); session = OnnxPredictor(model / 'student.onnx')._session;"
         "print(torch.get_num_threads(), session.get_session_options().intra_op_num_threads)"
     )
     assert run_python(image, code, "--cpus", "1", *mount[1]) == "1 1"

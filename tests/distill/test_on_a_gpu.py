@@ -258,7 +258,7 @@ def test_every_kind_of_training_comes_to_its_end(
     class_folders: Path, device: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from toolkit.pipeline import distill_student
-    from toolkit.workspace import open_for_training
+    from toolkit.stage_setup import prepare_training
 
     monkeypatch.setenv("KD_TOOLKIT_CACHE", str(tmp_path / "cache"))
     threads = torch.get_num_threads()
@@ -271,9 +271,9 @@ def test_every_kind_of_training_comes_to_its_end(
         "student.base=4",
         "distill.control=true",
     ]
-    job = open_for_training(None, str(class_folders), tmp_path / "m", [*small, *few, *SETTINGS[name]], device=device)
+    setup = prepare_training(None, str(class_folders), tmp_path / "m", [*small, *few, *SETTINGS[name]], device=device)
     try:
-        made = distill_student(job)
+        made = distill_student(setup)
     finally:
         torch.set_num_threads(threads)
     assert made.info.extra["epochs"] == 3

@@ -9,7 +9,7 @@ import torch
 from conftest import make_class_folders, make_image
 from small_networks import settled_network
 
-from toolkit import pipeline, shipped, workspace
+from toolkit import pipeline, shipped
 from toolkit.cli import app
 from toolkit.data import food11
 from toolkit.data.dataset import Dataset
@@ -30,6 +30,7 @@ from toolkit.forecast.facts import find_facts
 from toolkit.networks.registry import NetworkSpec
 from toolkit.networks.weights import ModelInfo, read_info, save_model
 from toolkit.recipe import DataRecipe, Recipe
+from toolkit.stage_setup import StageSetup, prepare_training
 
 ARCHITECTURE = ("teacher.architecture=depthwise", "student.base=4")
 SMALL = [*ARCHITECTURE, "data.image_size=32", "data.resize=36", "training.precision=fp32", "distill.epochs=1"]
@@ -167,10 +168,10 @@ class TestRequireFitting:
             self.require(weights, "a", "b", "c")
 
     def test_the_command_refuses_before_it_downloads_or_decodes(self, class_folders: Path, tmp_path: Path) -> None:
-        job = workspace.open_for_training("food11-fast", str(class_folders), tmp_path / "m", [], device="cpu")
+        setup = prepare_training("food11-fast", str(class_folders), tmp_path / "m", [], device="cpu")
         with pytest.raises(WeightsError, match=r"has 11 classes, .* has 3; train a teacher here: --set"):
-            pipeline.distill_student(job)
-        assert not {"train_pixels", "valid_pixels"} & set(vars(job))
+            pipeline.distill_student(setup)
+        assert not {"train_pixels", "valid_pixels"} & set(vars(setup))
         assert list((tmp_path / "m").iterdir()) == []
 
 
@@ -179,8 +180,8 @@ class TestImport:
         self, shipped_teacher: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         settings = [*SMALL, "teacher.weights=colours"]
-        job = workspace.open_for_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
-        pipeline.distill_student(job)
+        setup = prepare_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+        pipeline.distill_student(setup)
         said = capsys.readouterr().err
         assert f"teacher: imported {shipped_teacher}\n" in said
         accuracy = read_info(tmp_path / "m" / "teacher.safetensors").extra["valid_accuracy"]
@@ -195,8 +196,8 @@ class TestImport:
     ) -> None:
         def make(*overrides: str) -> bool:
             settings = [*SMALL, *overrides]
-            job = workspace.open_for_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
-            return pipeline.make_teacher(job).new
+            setup = prepare_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+            return pipeline.make_teacher(setup).new
 
         copy = tmp_path / "copy.safetensors"
         copy.write_bytes(shipped_teacher.read_bytes())
@@ -208,8 +209,8 @@ class TestImport:
         self, shipped_teacher: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         settings = [*SMALL, f'teacher.weights="{shipped_teacher}"', "data.image_size=40", "data.resize=40"]
-        job = workspace.open_for_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
-        pipeline.make_teacher(job)
+        setup = prepare_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+        pipeline.make_teacher(setup)
         told = (
             "warning: teacher-depthwise.safetensors was trained at 32 px (resize 36) and teaches at 40 px (resize 40)"
         )
@@ -258,7 +259,7 @@ class TestKnownAccuracy:
         said = capsys.readouterr().err
         assert told in said
         assert "0.1230" not in said, "the command ends with it"
-        assert find_facts(self.job(telling, class_folders, tmp_path / "other"), "run").known_accuracy
+        assert find_facts(self.make_setup(telling, class_folders, tmp_path / "other"), "run").known_accuracy
 
     @pytest.mark.parametrize(
         "changed",
@@ -272,7 +273,9 @@ class TestKnownAccuracy:
     ) -> None:
         made = self.make(telling, class_folders, tmp_path, changed)
         assert made.info.extra["valid_accuracy"] != 0.123, "no share of a dozen images"
-        assert not find_facts(self.job(telling, class_folders, tmp_path / "other", changed), "run").known_accuracy
+        assert not find_facts(
+            self.make_setup(telling, class_folders, tmp_path / "other", changed), "run"
+        ).known_accuracy
 
     def test_other_images_have_it_measured(self, telling: Path, tmp_path: Path) -> None:
         recipe = Recipe().with_overrides(SMALL)
@@ -285,12 +288,12 @@ class TestKnownAccuracy:
         torch.save(settled_network("depthwise").state_dict(), tmp_path / "bare.bin")
         assert known_accuracy(tmp_path / "bare.bin", recipe, dataset) is None
 
-    def job(self, weights: Path, data: Path, out: Path, *overrides: str) -> workspace.Workspace:
+    def make_setup(self, weights: Path, data: Path, out: Path, *overrides: str) -> StageSetup:
         settings = [*SMALL, f'teacher.weights="{weights}"', *overrides]
-        return workspace.open_for_training(None, str(data), out, settings, device="cpu")
+        return prepare_training(None, str(data), out, settings, device="cpu")
 
     def make(self, weights: Path, data: Path, out: Path, *overrides: str) -> WeightsFile:
-        return pipeline.make_teacher(self.job(weights, data, out / "m", *overrides))
+        return pipeline.make_teacher(self.make_setup(weights, data, out / "m", *overrides))
 
 
 class TestSeenImages:

@@ -16,7 +16,7 @@ from toolkit.errors import ArtifactError
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.pipeline import bench_models, require_runtimes
 from toolkit.recipe import BenchRecipe
-from toolkit.workspace import open_finished
+from toolkit.stage_setup import prepare_finished
 
 
 def measure(
@@ -32,19 +32,19 @@ def measure(
     """Benchmark a model directory; GateError if it is worse than the report at `baseline` allows."""
     start = time.perf_counter()
     before = _read_baseline(baseline, ModelDir(model)) if baseline else None
-    workspace = open_finished(model, recipe, data, overrides, device=device)
-    require_runtimes(workspace)
+    setup = prepare_finished(model, recipe, data, overrides, device=device)
+    require_runtimes(setup)
     if before is not None:
-        images = BenchImages.choose(workspace.dataset, workspace.test_pixels, workspace.recipe.bench.images)
+        images = BenchImages.choose(setup.dataset, setup.test_pixels, setup.recipe.bench.images)
         require_same_images(images.describe(), before.dataset)
-    report = bench_models(workspace, provider, before)
+    report = bench_models(setup, provider, before)
     if as_json:
         print_json(report.to_json())
     else:
         print_table(report)
-        print_written(written_files(workspace.model_dir))
+        print_written(written_files(setup.model_dir))
     # The gate comes after the figures: they are shown even if it fails.
-    held = _hold_against(report, before, workspace.recipe.bench) if before is not None else None
+    held = _hold_against(report, before, setup.recipe.bench) if before is not None else None
     if not as_json:
         if held is not None:
             console.out.print(held, markup=False)

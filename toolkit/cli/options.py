@@ -16,7 +16,7 @@ RECIPE, WHERE, HOW, OUTPUT = "Recipe and data", "Where", "How", "Output"
 """Panels of --help that several commands have."""
 
 Flags = dict[str, Any]
-"""Options that open_for_training passes on to the workspace."""
+"""Options that prepare_training passes on to the setup."""
 
 
 def add_seed(seed: int | None, overrides: list[str] | None) -> list[str]:

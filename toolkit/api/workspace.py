@@ -1,41 +1,30 @@
-"""What a notebook or a script uses: a workspace with the stages as methods, and a model that answers.
-
-Everything here is the command line's, without its effects on the process. What a stage sets (torch's threads and random
-numbers, signals, how much is said) is back as it was when the call ends. N images, S px their side, C classes.
-"""
+"""A workspace: a model directory with a recipe and data, and the stages as methods."""
 
 import contextlib
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
-from PIL import Image
 
-from toolkit import console
-from toolkit.data.arrays import to_image
-from toolkit.data.preprocess import UNREADABLE, Preprocess, why_unreadable
-from toolkit.errors import ArtifactError, DataError, Interrupted, RecipeError, UsageError
+from toolkit.api.process import at_work
+from toolkit.errors import RecipeError, UsageError
 from toolkit.modeldir import ModelDir, Role
-from toolkit.predict import Prediction, ask, find_model, read_image
 from toolkit.recipe import Recipe
-from toolkit.runtimes.base import ImageBatch, Logits, Predictor
-from toolkit.workspace import Choice, finished_workspace, training_recipe, training_workspace, warn_of_little_memory
+from toolkit.stage_setup import Choice, finished_setup, training_recipe, training_setup, warn_of_little_memory
 
 if TYPE_CHECKING:
-    from toolkit import workspace
     from toolkit.bench.schema import Report
     from toolkit.distill.job import WeightsFile
     from toolkit.distill.metrics import EpochMetrics
     from toolkit.export.export import ExportResult
     from toolkit.networks.weights import ModelInfo
+    from toolkit.stage_setup import StageSetup
 
 OnEpoch = Callable[["EpochMetrics"], object]
 """Called with the figures of every epoch that is trained; what it returns is ignored, what it raises ends the call."""
-Picture = str | Path | Image.Image | np.ndarray
-"""A file; an image of any mode; uint8 (H, W, 3) or grey (H, W)."""
 
 
 class Options(TypedDict, total=False):
@@ -84,16 +73,6 @@ def open(
     return opened
 
 
-def load(path: str | Path, *, provider: str = "auto") -> "Model":
-    """A network that is ready to answer: an .onnx file, a model directory (its student.onnx), or a .safetensors file.
-
-    Only a .safetensors file needs torch. `provider` is auto, cpu, cuda or cuda:N. Raises ArtifactError, WeightsError,
-    DeviceError.
-    """
-    path = Path(path)
-    return Model(_open_weights(path, provider) if path.suffix == ".safetensors" else _open_onnx(path, provider))
-
-
 @dataclass(frozen=True)
 class TrainingResult:
     """A weights file; `new` is False where an up-to-date one was kept.
@@ -139,14 +118,14 @@ class Workspace:
     def recipe(self) -> Recipe:
         """By which teacher and student are trained; what follows the pictures is chosen here."""
         with self._at_work():
-            return training_workspace(self._choice, self._device, writes=False).recipe
+            return training_setup(self._choice, self._device, writes=False).recipe
 
     def teacher(self, *, on_epoch: OnEpoch | None = None) -> TrainingResult:
         """Train the teacher, fine-tune it or import it, as the recipe says."""
         from toolkit.pipeline import make_teacher
 
-        with self._training(on_epoch) as opened:
-            return _describe("teacher", make_teacher(opened), self._directory)
+        with self._training(on_epoch) as setup:
+            return _describe("teacher", make_teacher(setup), self._directory)
 
     def distill(self, *, on_epoch: OnEpoch | None = None) -> TrainingResult:
         """Distil the student; a directory without a teacher gets one first.
@@ -155,8 +134,8 @@ class Workspace:
         """
         from toolkit.pipeline import distill_student
 
-        with self._training(on_epoch) as opened:
-            return _describe("student", distill_student(opened), self._directory)
+        with self._training(on_epoch) as setup:
+            return _describe("student", distill_student(setup), self._directory)
 
     def export(self, *smaller: Literal["fp16", "int8"]) -> "list[ExportResult]":
         """Write teacher and student as fp32 ONNX files, and in `smaller` precisions; each is proven."""
@@ -167,7 +146,7 @@ class Workspace:
                 f"{unknown[0]!r} is no precision to export", "give fp16, int8 or both; fp32 comes with them"
             )
         with self._at_work():
-            return export_models(self._open_finished("cpu"), smaller)
+            return export_models(self._set_up_finished("cpu"), smaller)
 
     def bench(self, *, provider: str = "auto") -> "Report":
         """Measure size, latency and accuracy on the test split; the report, as in report.json."""
@@ -176,20 +155,16 @@ class Workspace:
 
         with self._at_work():
             require_provider(provider, self._device)
-            opened = self._open_finished(self._device)
-            require_runtimes(opened)
-            return bench_models(opened, provider)
+            setup = self._set_up_finished(self._device)
+            require_runtimes(setup)
+            return bench_models(setup, provider)
 
     def run(self, *, provider: str = "auto", on_epoch: OnEpoch | None = None) -> "Report":
         """The whole way: teacher, student and its control, ONNX, report; returns the report."""
-        from toolkit.pipeline import refuse_several_processes, require_runtimes, run_all
-        from toolkit.runtimes.providers import require_provider
+        from toolkit.pipeline import run_all
 
-        refuse_several_processes()
-        require_provider(provider, self._device)
-        with self._training(on_epoch) as opened:
-            require_runtimes(opened)
-            return run_all(opened, provider)
+        with self._training(on_epoch, provider) as setup:
+            return run_all(setup, provider)
 
     def __repr__(self) -> str:
         return f"<toolkit workspace {self.path}>"
@@ -199,75 +174,29 @@ class Workspace:
         return self._options.get("device", "auto")
 
     @contextlib.contextmanager
-    def _training(self, on_epoch: OnEpoch | None) -> "Iterator[workspace.Workspace]":
-        """Opened for training; no other process trains here meanwhile."""
+    def _training(self, on_epoch: OnEpoch | None, provider: str | None = None) -> "Iterator[StageSetup]":
+        """Set up for training, with a `provider` for all stages; no other process trains here meanwhile."""
+        from toolkit.pipeline import set_up_run
+
         names = ("force", "resume", "strict", "seeds", "tensorboard")
         options: dict[str, Any] = {name: value for name, value in self._options.items() if name in names}
+        set_up = partial(training_setup, self._choice, self._device, on_epoch=on_epoch, **options)
         with self._at_work():
-            opened = training_workspace(self._choice, self._device, on_epoch=on_epoch, **options)
-            release = opened.model_dir.claim()
+            setup = set_up() if provider is None else set_up_run(set_up, self._device, provider)
+            release = setup.model_dir.claim()
             try:
-                yield opened
+                yield setup
             finally:
                 release()
 
-    def _open_finished(self, device: str) -> "workspace.Workspace":
-        return finished_workspace(self._choice, device, force=self._options.get("force", False))
+    def _set_up_finished(self, device: str) -> "StageSetup":
+        return finished_setup(self._choice, device, force=self._options.get("force", False))
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
-        """The process as a stage needs it, and afterwards as it was."""
-        quiet, threads = self._options.get("quiet", False), self._options.get("threads")
-        with _speaking(quiet=quiet), _leaving_torch(threads), _passing_signals_on():
+        with at_work(quiet=self._options.get("quiet", False), threads=self._options.get("threads")):
             warn_of_little_memory()
             yield
-
-
-class Model:
-    """A network that answers, with its class names and its preprocessing; `toolkit.load` makes one."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self._predictor.classes
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """A function of a PIL image: what the network sees of it, uint8 (S, S, 3)."""
-        return self._predictor.preprocess
-
-    @property
-    def provider(self) -> str:
-        """What it runs on."""
-        return self._predictor.provider
-
-    @overload
-    def predict(self, images: Picture, k: int = 5) -> Prediction: ...  # type: ignore[overload-overlap]
-    @overload
-    def predict(self, images: Sequence[Picture], k: int = 5) -> list[Prediction]: ...
-    def predict(self, images: Picture | Sequence[Picture], k: int = 5) -> Prediction | list[Prediction]:
-        """The `k` most probable classes of one picture, or of each in a list; DataError for one that cannot be read."""
-        if isinstance(images, str | Path | Image.Image | np.ndarray):
-            return ask(self._predictor, self._see(images, "the image"), k)
-        return [ask(self._predictor, self._see(image, f"image {i}"), k) for i, image in enumerate(images)]
-
-    def logits(self, images: ImageBatch) -> Logits:
-        """Of images that `preprocess` made: uint8 (N, S, S, 3) → float32 (N, C); ValueError for others."""
-        return self._predictor.logits(images)
-
-    def __repr__(self) -> str:
-        return f"<toolkit model of {len(self.classes)} classes, {self._predictor.runtime} on {self.provider}>"
-
-    def _see(self, image: Picture, where: str) -> np.ndarray:
-        """uint8 (S, S, 3)"""
-        if isinstance(image, str | Path):
-            return self.preprocess(read_image(Path(image)))
-        try:
-            return self.preprocess(to_image(image, where))
-        except UNREADABLE as error:
-            raise DataError(f"{where} cannot be read: {why_unreadable(error)}", "give another one") from None
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,56 +230,3 @@ def _describe(role: Role, made: "WeightsFile", model_dir: ModelDir) -> TrainingR
     is_trained = "epochs" in made.info.extra and model_dir.metrics.is_file()
     epochs = read_metrics(model_dir.metrics) if is_trained else []
     return TrainingResult(role, made.path, made.new, made.info, tuple(one for one in epochs if one.role == role))
-
-
-def _open_onnx(path: Path, provider: str) -> Predictor:
-    from toolkit.runtimes.onnxruntime import OnnxPredictor
-
-    return OnnxPredictor(find_model(path), provider)
-
-
-def _open_weights(path: Path, provider: str) -> Predictor:
-    from toolkit.machine.devices import pick_device
-    from toolkit.runtimes.pytorch import TorchPredictor
-
-    if not path.is_file():
-        raise ArtifactError(f"there is no file {path}", "check the path; toolkit distill makes such a file")
-    with _leaving_torch(None):
-        return TorchPredictor(path, pick_device(provider))
-
-
-@contextlib.contextmanager
-def _speaking(*, quiet: bool) -> Iterator[None]:
-    before = console.err.quiet
-    console.err.quiet = quiet or before
-    try:
-        yield
-    finally:
-        console.err.quiet = before
-
-
-@contextlib.contextmanager
-def _leaving_torch(threads: int | None) -> Iterator[None]:
-    """torch with so many threads, and afterwards with as many and with the random numbers as before."""
-    import torch
-
-    before = torch.get_num_threads()
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    try:
-        with torch.random.fork_rng(gpus):
-            if threads is not None:
-                torch.set_num_threads(threads)
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _passing_signals_on() -> Iterator[None]:
-    """Where training obeyed a signal and has saved, let the signal do what it would have done: KeyboardInterrupt..."""
-    try:
-        yield
-    except Interrupted as stop:
-        console.say(f"stopped in {stop.where}; go on with resume=True")
-        signal.raise_signal(stop.signal_number)
-        raise  # where whoever handles the signal lets the program go on
