@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "toolkit"
 FLOORS = (
     "errors names shipped",
     "console plotting files architectures",
-    "machine recipe",
-    "modeldir",
+    "machine settings",
+    "modeldir recipe",
     "data",
     "networks",
     "graphs",

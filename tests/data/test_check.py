@@ -9,7 +9,7 @@ from PIL import Image
 
 from toolkit.data.check import DataReport, check_dataset
 from toolkit.data.sources import load_dataset
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 
 def check(root: Path) -> DataReport:

@@ -17,7 +17,7 @@ from toolkit.data.device_views import DeviceViews
 from toolkit.data.host_crops import CentreCrops, HostCrops, ViewCrops
 from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 SOURCES = ["resident", "host"]
 

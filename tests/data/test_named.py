@@ -19,7 +19,8 @@ from toolkit.data.cache import cache_folder
 from toolkit.data.idx import FILES, read_idx
 from toolkit.data.sources import NAMED, builtin_recipe_of, load_dataset
 from toolkit.errors import DataError
-from toolkit.recipe import DataRecipe, load_builtin
+from toolkit.recipe import load_builtin
+from toolkit.settings import DataRecipe
 
 FASHION = DataRecipe(source="fashion-mnist", image_size=32, resize=0)
 

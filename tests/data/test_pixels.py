@@ -22,7 +22,7 @@ from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess, decode_rgb
 from toolkit.data.sources import load_dataset
 from toolkit.errors import DataError
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 
 @pytest.fixture(autouse=True)
@@ -188,7 +188,7 @@ def test_processes_that_decode_at_once_do_not_disturb_each_other(cache: Path, tm
     root = make_class_folders(tmp_path / "set", images_a_class=(30, 1, 1))
     code = (
         "import sys; from toolkit.data.pixels import load_pixels; from toolkit.data.preprocess import Preprocess\n"
-        "from toolkit.data.sources import load_dataset; from toolkit.recipe import DataRecipe; import hashlib\n"
+        "from toolkit.data.sources import load_dataset; from toolkit.settings import DataRecipe; import hashlib\n"
         "recipe = DataRecipe(source=sys.argv[1], image_size=32, resize=40)\n"
         "pixels = load_pixels(load_dataset(recipe), 'train', Preprocess.from_recipe(recipe))\n"
         "sys.stdout.write(hashlib.sha256(pixels.data).hexdigest())"

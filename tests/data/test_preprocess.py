@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from toolkit.data.preprocess import Preprocess, decode_rgb, open_image, why_unreadable
 from toolkit.errors import WeightsError
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 

@@ -18,7 +18,7 @@ from toolkit.data.dataset import Dataset, Images
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.resident import ResidentPixels
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 BATCH = np.array([4, 0, 2, 2])
 ALIKE, UNLIKE = [(20, 24)] * 5, [(31, 20), (18, 25), (8, 8), (40, 12), (17, 17)]

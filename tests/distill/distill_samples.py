@@ -28,7 +28,7 @@ from toolkit.distill.step import Stepper
 from toolkit.distill.trainer import Records
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
-from toolkit.recipe import DataRecipe, DistillRecipe
+from toolkit.settings import DataRecipe, DistillRecipe
 
 DATA = DataRecipe(image_size=32, resize=0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 SETTINGS = {"stage": "student", "recipe_sha256": "r", "dataset_sha256": "d"}

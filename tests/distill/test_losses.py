@@ -10,7 +10,7 @@ import torch
 
 from toolkit.distill.losses import cross_entropy, dist_term, dkd_term, hard_term, kd_term, standardize_logits
 from toolkit.distill.objective import NetworkOutput, learn_from_teacher
-from toolkit.recipe import DistillRecipe
+from toolkit.settings import DistillRecipe
 
 
 def kd_loss(

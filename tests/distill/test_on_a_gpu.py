@@ -34,7 +34,8 @@ from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.networks.small_maps import place
-from toolkit.recipe import DataRecipe, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import DataRecipe
 
 METHODS = ("kd", "dkd", "dist", "hard", "fitnets", "attention", "similarity")
 SIDE, BATCH, CLASSES = 64, 8, 10

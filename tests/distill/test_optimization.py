@@ -8,7 +8,7 @@ from torch import nn
 
 from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
 from toolkit.distill.plan import image_size_of
-from toolkit.recipe import DistillRecipe
+from toolkit.settings import DistillRecipe
 
 
 def section(**values: object) -> DistillRecipe:

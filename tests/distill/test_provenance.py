@@ -29,7 +29,8 @@ from toolkit.errors import WeightsError
 from toolkit.forecast.facts import find_facts
 from toolkit.networks.registry import NetworkSpec
 from toolkit.networks.weights import ModelInfo, read_info, save_model
-from toolkit.recipe import DataRecipe, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import DataRecipe
 from toolkit.stage_setup import StageSetup, prepare_training
 
 ARCHITECTURE = ("teacher.architecture=depthwise", "student.base=4")

@@ -16,7 +16,8 @@ from toolkit.distill.precision import FloatArithmetic
 from toolkit.distill.quantized import QuantizedClassifier, choose_teacher, mean_distance, teacher_in
 from toolkit.errors import DeviceError, RecipeError
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import DistillRecipe, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import DistillRecipe
 
 NORMALISATION = ((0.45, 0.4, 0.35), (0.2, 0.25, 0.3))
 

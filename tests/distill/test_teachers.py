@@ -18,7 +18,7 @@ from toolkit.distill import logit_store
 from toolkit.distill.logit_store import LogitStore, StoredTeacher
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.errors import DataError
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 INDICES = np.array([5, 30, 0, 17])
 NO_IMAGES = torch.empty(0, 3, 0, 0)

@@ -25,7 +25,8 @@ from toolkit.export.samples import Samples
 from toolkit.export.verify import Reference
 from toolkit.graphs.build import build_graph
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import ExportRecipe, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import ExportRecipe
 
 COUNT = 32
 RECIPE = Recipe().with_overrides(["export.images=32", "export.max_drop=0.2", "export.calibration_images=16"])

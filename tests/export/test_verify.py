@@ -18,7 +18,7 @@ from toolkit.export.samples import Samples, choose_samples, draw_images
 from toolkit.export.verify import ODD_BATCH, Bounds, Proof, prove_file, refer_to_network
 from toolkit.modeldir import FilePrecision
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import ExportRecipe
+from toolkit.settings import ExportRecipe
 
 SIDE, COUNT = 4, 20
 MeanColours = Callable[..., Path]

@@ -18,7 +18,7 @@ from toolkit.graphs import quantize as module
 from toolkit.graphs.build import build_graph, check_graph, set_metadata
 from toolkit.graphs.quantize import BETWEEN, Quantizer, _stride
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import Calibration
+from toolkit.settings import Calibration
 
 IMAGES = (
     np.random.default_rng(0).integers(0, 256, (24, SIDE // 8, SIDE // 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)

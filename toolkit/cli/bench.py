@@ -15,7 +15,7 @@ from toolkit.cli.printing import command, print_end, print_json, print_written
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.pipeline import bench_models, require_runtimes
-from toolkit.recipe import BenchRecipe
+from toolkit.settings import BenchRecipe
 from toolkit.stage_setup import prepare_finished
 
 

@@ -15,7 +15,7 @@ from toolkit.data.device_views import DeviceViews
 from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels
 from toolkit.data.views import Indices, MixDraw, draw_mix, draw_views, mix_targets, mix_views, render_views
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 Items = TypeVar("Items", bound=np.ndarray | Tensor)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import crop_start
 from toolkit.data.views import crop_places, cut_crops, draw_views
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 Key = tuple[int, bytes]
 """Which view of which images."""

@@ -29,7 +29,8 @@ from toolkit.modeldir import ModelDir, Role
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import ModelInfo, read_info, save_model
-from toolkit.recipe import Recipe, StageRecipe
+from toolkit.recipe import Recipe
+from toolkit.settings import StageRecipe
 
 
 @dataclass(frozen=True)

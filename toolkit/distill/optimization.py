@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from toolkit.distill.device_update import DeviceUpdate, Rates
 from toolkit.distill.features import TappedNetwork
-from toolkit.recipe import StageRecipe
+from toolkit.settings import StageRecipe
 
 MOMENTUM = 0.9
 

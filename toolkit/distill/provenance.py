@@ -16,7 +16,8 @@ from toolkit.data.sources import load_dataset
 from toolkit.errors import WeightsError, did_you_mean
 from toolkit.networks.registry import NetworkSpec
 from toolkit.networks.weights import ModelInfo, carries_info, read_info, teacher_spec
-from toolkit.recipe import FOOD_11, IMAGENET, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import FOOD_11, IMAGENET
 
 SPLIT_SETTINGS = ("split_seed", "validation_fraction", "test_fraction")
 """Keys of [data] that decide which images are held out of training."""

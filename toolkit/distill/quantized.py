@@ -22,7 +22,8 @@ from toolkit.graphs.build import INPUT, OUTPUTS, build_graph
 from toolkit.graphs.quantize import Quantizer
 from toolkit.graphs.session import NO_SPINNING, open_session
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import DistillRecipe, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import DistillRecipe
 
 OPSET = 20
 CALIBRATION_IMAGES = 64

@@ -22,7 +22,8 @@ from toolkit.modeldir import ModelDir
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place
 from toolkit.networks.weights import import_teacher, teacher_spec
-from toolkit.recipe import IMAGENET, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import IMAGENET
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -14,7 +14,8 @@ from toolkit.distill.student import control_settings, find_stored_answers, stude
 from toolkit.distill.teacher import teacher_settings
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import ModelDir, Role
-from toolkit.recipe import FOOD_11, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import FOOD_11
 from toolkit.stage_setup import StageSetup, with_control
 
 Command = Literal["teacher", "distill", "run"]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from toolkit.graphs.layers import LAYERS, find_layers, find_sources
-from toolkit.recipe import Calibration
+from toolkit.settings import Calibration
 
 CALIBRATIONS = {
     "minmax": CalibrationMethod.MinMax,

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from toolkit.architectures import DEPTHWISE, NetworkSettings, add_settings, check_settings, settings_of
 from toolkit.errors import RecipeError, did_you_mean, one_line
 from toolkit.networks.depthwise import DepthwiseStudent
-from toolkit.recipe import NetworkRecipe, StudentRecipe, TeacherRecipe
+from toolkit.settings import NetworkRecipe, StudentRecipe, TeacherRecipe
 
 __all__ = ["DEPTHWISE", "NetworkSettings", "NetworkSpec", "register"]
 
