@@ -245,9 +245,9 @@ def test_a_single_layer_s_name_gets_the_form_of_a_list() -> None:
 
 @pytest.fixture
 def _nothing_is_told_yet() -> Iterator[None]:
-    recipe_module._told_of_moved.clear()
+    recipe_module._reported_as_moved.clear()
     yield
-    recipe_module._told_of_moved.clear()
+    recipe_module._reported_as_moved.clear()
 
 
 @pytest.mark.usefixtures("_nothing_is_told_yet")

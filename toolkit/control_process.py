@@ -200,10 +200,10 @@ class _Control:
 
 
 def _read_answer(code: int, answer: bytes) -> tuple[Exception | None, list[EpochMetrics]]:
-    """What `ending` returns and the epochs, from the process's exit code and its answer."""
+    """The result of `ending` and the epochs, from the process's exit code and its answer."""
     if code == 0:
-        told: tuple[Exception | None, list[EpochMetrics]] = pickle.loads(answer)  # noqa: S301 - of our own process
-        return told
+        ending: tuple[Exception | None, list[EpochMetrics]] = pickle.loads(answer)  # noqa: S301 - of our own process
+        return ending
     if code > 0:
         return RuntimeError(f"the control's process ended with exit code {code}"), []
     killed = TrainingError(
@@ -219,7 +219,7 @@ def main() -> None:
     os.dup2(2, 1)  # a library's output must not go into the answer
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a sender to all means the other process, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    modules, setup, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of who started this
+    modules, setup, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started this
     for module in modules:
         importlib.import_module(module)
     with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def set_up_run(set_up: Callable[[], StageSetup], device: str, provider: str) -> StageSetup:
-    """What `set_up` returns, for `run_all`. What its last stages need is checked now, and not after hours of training.
+    """The setup that `set_up` makes, for `run_all`. The needs of its last stages are checked before hours of training.
 
     Raises DeviceError under torchrun, and if a provider or a runtime of the benchmark is not there.
     """

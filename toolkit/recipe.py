@@ -40,10 +40,10 @@ DEFAULT_RECIPE = "fashion-mnist"
 NOTEBOOK_RECIPE = "food11"
 
 NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights", "distill.control"}
-"""Where files lie, how fast they are read, what else is trained; the files themselves have a SHA-256 of their own."""
+"""Settings that change no result: places of files, whose SHA-256 counts instead, speed of reading, other trainings."""
 
 MOVED = {f"distill.{key}": f"training.{key}" for key in ("seed", "precision", "compile")}
-"""Where settings of both stages of training stood before there was [training] → where they stand."""
+"""The former place of a setting of both training stages, from before there was [training] → its present place."""
 
 NEWER_SETTINGS = {"data.share": 1, "teacher.enlarge": None}
 """Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
@@ -106,7 +106,7 @@ class Recipe(Section):
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"{path} is not valid TOML: {error}", "correct that line") from None
         _find_weights_beside(path, values)
-        _tell_of_moved(setting for setting in MOVED if _holds(values, setting))
+        _report_moved(setting for setting in MOVED if _holds(values, setting))
         return cls.from_dict(values, str(path))
 
     def states(self, setting: str) -> bool:
@@ -124,7 +124,7 @@ class Recipe(Section):
         return getattr(getattr(self, section), key)
 
     def with_overrides(self, overrides: Overrides) -> Self:
-        """A copy with every override applied; what was left to its default stays so.
+        """A copy with every override applied; settings that were left to their defaults stay so.
 
         An override is the text `section.key=value`, whose value is read as TOML, a bare word as a string; or the path
         `section.key` with a value of Python's, in a mapping. Another architecture leaves the settings of the former
@@ -135,7 +135,7 @@ class Recipe(Section):
         values = self.model_dump(mode="json", exclude_unset=True)
         stated: set[str] = set()
         for path, value in pairs:
-            _tell_of_moved([path])
+            _report_moved([path])
             section, _, key = MOVED.get(path, path).partition(".")
             values.setdefault(section, {})[key] = value
             stated.add(path)
@@ -155,8 +155,8 @@ class Recipe(Section):
     def fingerprint(self, *parts: str) -> str:
         """SHA-256 of the named sections and `section.key`s, without what cannot change a result (paths, workers).
 
-        Settings that have moved are hashed where they stood first, and are part of that section too, so that what was
-        made before stays up to date.
+        Settings that have moved are hashed in their first place, and are part of that section too, so that earlier
+        results stay up to date.
         """
         first_places = {new: old for old, new in MOVED.items()}
         values = {}
@@ -180,7 +180,7 @@ class Recipe(Section):
 
 
 def move_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's values by section, with every setting where it stands today; ValueError where one is given twice."""
+    """A recipe's values by section, with every setting in its present place; ValueError if one is given twice."""
     moved = {section: dict(table) if isinstance(table, dict) else table for section, table in values.items()}
     for old, new in MOVED.items():
         section, key = old.split(".")
@@ -217,16 +217,16 @@ def _holds(values: Mapping[str, Any], setting: str) -> bool:
     return isinstance(values.get(section), dict) and key in values[section]
 
 
-_told_of_moved: set[str] = set()
-"""Settings that were given where they stood once, and said to be: one line a command."""
+_reported_as_moved: set[str] = set()
+"""Settings that were given in their former place and that a line has named: one line per command."""
 
 
-def _tell_of_moved(settings: Iterable[str]) -> None:
+def _report_moved(settings: Iterable[str]) -> None:
     found = [setting for setting in settings if setting in MOVED]
-    if found and not _told_of_moved:
+    if found and not _reported_as_moved:
         names = ", ".join(f"{setting} is {MOVED[setting]} now" for setting in found)
         console.say(f"recipe: {names}, as teacher and student share it; the old name still works")
-        _told_of_moved.update(found)
+        _reported_as_moved.update(found)
 
 
 def _read_override(text: str) -> tuple[str, Any]:
@@ -251,9 +251,9 @@ def _first_problem(error: ValidationError, origin: str, values: dict[str, Any]) 
     path = ".".join(keys)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
-        settings, told = _known_settings(keys[:-1], values)
+        settings, and_settings = _known_settings(keys[:-1], values)
         guess = did_you_mean(keys[-1], [*known, *settings], prefix="".join(f"{key}." for key in keys[:-1]))
-        return RecipeError(f"{origin}: unknown key {path}", f"{guess}valid here: {', '.join(known)}{told}")
+        return RecipeError(f"{origin}: unknown key {path}", f"{guess}valid here: {', '.join(known)}{and_settings}")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that contradict each other
         return RecipeError(f"{origin}: {path or 'the recipe'} is not allowed", message)

@@ -32,7 +32,7 @@ Calibration = Literal["minmax", "entropy", "percentile"]
 """The range of all values; the range that loses least information (by KL); the central 99.999 %."""
 
 LOGIT_METHODS = ("kd", "dkd", "dist", "hard")
-"""Ways to learn from the teacher's logits; what they are says METHODS in toolkit/distill/objective.py."""
+"""Ways to learn from the teacher's logits; METHODS in toolkit/distill/objective.py has each of them."""
 FEATURE_METHODS = ("fitnets", "attention", "similarity")
 """Ways to learn from the teacher's layers."""
 
@@ -85,7 +85,7 @@ class DataRecipe(Section):
 
 
 class TrainingRecipe(Section):
-    """`[training]`: what all stages of training share."""
+    """`[training]`: the common settings of all training stages."""
 
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of weights, order and views in both training stages")
     precision: Literal["auto", "fp32", "bf16"] = Field(

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from toolkit.distill.metrics import EpochMetrics
 
 MODELS = Path("models")
-"""Where model directories lie, seen from where the command is run."""
+"""The folder of model directories, below the current directory."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a caller chose; the toolkit chooses what is None.
+    """The choices of a caller; None leaves a choice to the toolkit.
 
     `recipe` is a recipe, a TOML file or a built-in one by name, `data` a named data set or a folder, `out` a model
     directory.

@@ -45,7 +45,7 @@ class Model:
 
     @property
     def provider(self) -> str:
-        """What it runs on."""
+        """The device or execution provider that it runs on."""
         return self._predictor.provider
 
     @overload
@@ -59,7 +59,7 @@ class Model:
         return [ask(self._predictor, self._see(image, f"image {i}"), k) for i, image in enumerate(images)]
 
     def logits(self, images: ImageBatch) -> Logits:
-        """Of images that `preprocess` made: uint8 (N, S, S, 3) → float32 (N, C); ValueError for others."""
+        """Logits of images that `preprocess` made: uint8 (N, S, S, 3) → float32 (N, C); ValueError for others."""
         return self._predictor.logits(images)
 
     def __repr__(self) -> str:

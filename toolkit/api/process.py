@@ -1,4 +1,4 @@
-"""The caller's process: what a stage sets (torch's threads and random numbers, silence) is set back after it."""
+"""The caller's process: what a stage changes (torch's threads and random numbers, silence) is set back."""
 
 import contextlib
 import signal

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from toolkit.stage_setup import StageSetup
 
 OnEpoch = Callable[["EpochMetrics"], object]
-"""Called with the figures of every epoch that is trained; what it returns is ignored, what it raises ends the call."""
+"""Called with the figures of every epoch that is trained. Its result is ignored; an exception of it ends the call."""
 
 
 class Options(TypedDict, total=False):
@@ -43,7 +43,7 @@ class Options(TypedDict, total=False):
     tensorboard: bool
     """Write TensorBoard's files too."""
     threads: int | None
-    """torch's on the CPU while a stage works; None, the default, leaves their number."""
+    """torch's threads on the CPU while a stage works; None, the default, leaves their number."""
     quiet: bool
     """Say nothing on stderr."""
 
@@ -69,13 +69,13 @@ def open(
         overrides=flatten(settings or {}),
     )
     opened = Workspace(choice, options)
-    training_recipe(choice)  # what is wrong in it is said here
+    training_recipe(choice)  # raises if anything is wrong in it
     return opened
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A weights file; `new` is False where an up-to-date one was kept.
+    """A weights file; `new` is False if an up-to-date one was kept.
 
     `epochs` are those that it was trained in, in order; none for a teacher that was imported.
     """
@@ -88,7 +88,7 @@ class TrainingResult:
 
     @property
     def valid_accuracy(self) -> float | None:
-        """Of the weights, a fraction of the validation images; None where nobody measured it."""
+        """The accuracy of the weights, a fraction of the validation images; None if nobody measured it."""
         return self.info.extra.get("valid_accuracy")
 
 
@@ -96,7 +96,7 @@ class Workspace:
     """A model directory with a recipe, data and a device; a stage is a method, and does what the command does.
 
     Every method raises ToolkitError. Ctrl-C and SIGTERM let training save its state first, and then do what they always
-    do; outside of a process's main thread nothing can be noted, and an exception from `on_epoch` is the way to stop.
+    do; outside of a process's main thread signals cannot be noted, and an exception from `on_epoch` is the way to stop.
     """
 
     def __init__(self, choice: Choice, options: Options) -> None:
@@ -116,7 +116,7 @@ class Workspace:
 
     @property
     def recipe(self) -> Recipe:
-        """By which teacher and student are trained; what follows the pictures is chosen here."""
+        """The recipe of teacher and student; settings that follow the pictures are chosen here."""
         with self._at_work():
             return training_setup(self._choice, self._device, writes=False).recipe
 
@@ -207,7 +207,7 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
             flat |= {f"{name}.{key}": _to_plain(one) for key, one in value.items()}
         elif "." not in name:
             raise RecipeError(
-                f"settings: {name!r} is neither section.key nor a section with its settings",
+                f"settings: {name!r} is not section.key, and not a section with its settings",
                 f'write {{"section.{name}": ...}} or {{"section": {{"{name}": ...}}}}',
             )
         else:

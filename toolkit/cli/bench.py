@@ -84,5 +84,5 @@ def _read_baseline(path: Path, model_dir: ModelDir) -> Report:
 def _hold_against(report: Report, before: Report, bounds: BenchRecipe) -> str:
     """A line for the terminal; GateError if the report is worse than `before`."""
     rows = check_against_baseline(report, before, bounds.max_slowdown, bounds.max_drop)
-    told = f"at most {bounds.max_slowdown:g} times as slow, at most {100 * bounds.max_drop:g} points lost"
-    return f"baseline of {before.created}: {console.count(len(rows), 'row')} passed ({told})"
+    limits = f"at most {bounds.max_slowdown:g} times as slow, at most {100 * bounds.max_drop:g} points lost"
+    return f"baseline of {before.created}: {console.count(len(rows), 'row')} passed ({limits})"

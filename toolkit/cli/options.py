@@ -20,7 +20,7 @@ Flags = dict[str, Any]
 
 
 def add_seed(seed: int | None, overrides: list[str] | None) -> list[str]:
-    """What --seed and --set ask for, as overrides of the recipe; --set has the last word."""
+    """The overrides of the recipe that --seed and --set ask for; --set has the last word."""
     return [*([f"training.seed={seed}"] if seed is not None else []), *(overrides or [])]
 
 

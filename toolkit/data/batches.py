@@ -23,7 +23,7 @@ Items = TypeVar("Items", bound=np.ndarray | Tensor)
 def batches(order: Items, batch_size: int, least: int) -> Iterator[Items]:
     """Consecutive batches; a last batch of fewer than `least` images joins the one before.
 
-    Batch statistics need two images, and every process that trains its share of each batch.
+    Batch statistics need two images, and every process needs its share of each batch.
     """
     starts = list(range(0, len(order), batch_size))
     if len(starts) > 1 and len(order) - starts[-1] < least:

@@ -17,7 +17,7 @@ from toolkit.data.views import crop_places, cut_crops, draw_views
 from toolkit.settings import DataRecipe
 
 Key = tuple[int, bytes]
-"""Which view of which images."""
+"""The number of a view, and the bytes of its images' indices."""
 
 
 class HostCrops(ABC):

@@ -61,7 +61,7 @@ def teacher_network(recipe: Recipe) -> NetworkSpec:
 
 
 def describe(path: Path) -> ModelInfo | None:
-    """What a weights file says about itself; None if it says nothing. Raises WeightsError if it is damaged."""
+    """The description in a weights file; None if it has none. Raises WeightsError if it is damaged."""
     return read_info(path) if carries_info(path) else None
 
 
@@ -93,7 +93,7 @@ def require_same_classes(classes: tuple[str, ...], dataset: Dataset, who: str, r
 def find_training_images(info: ModelInfo) -> dict[str, Any] | None:
     """`dataset_sha256`, SPLIT_SETTINGS and `share` of the images that weights were trained on; None if not known.
 
-    An imported file describes what it was imported for; what was known about it then is passed on.
+    An imported file describes what it was imported for; facts that were known about it then are passed on.
     """
     if "trained_on" in info.extra:
         passed_on: dict[str, Any] | None = info.extra["trained_on"]

@@ -65,7 +65,7 @@ class Rehearsal:
         return max(line["train_img_s"] for line in self.train(EPOCHS)[1:])
 
     def count_launches(self) -> "Launches | None":
-        """What one step asks of the GPU: the difference of two trainings, one of which takes twice as many steps.
+        """The demands of one step on a GPU: the difference of two trainings, one of which takes twice as many steps.
 
         None on a CPU, and if nothing was counted: CUDA's profiling interface may be missing.
         """

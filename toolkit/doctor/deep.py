@@ -257,7 +257,7 @@ def settle(classifier: "Classifier", images: Any) -> None:
 
 
 def compare(path: Path, provider: str, images: np.ndarray, expected: np.ndarray) -> Check:
-    """Where the operators of the graph run on `provider`, and how far its logits are from the `expected` ones."""
+    """The check of the graph on `provider`: the providers of its operators, and its logits against `expected` ones."""
     from toolkit.runtimes.onnxruntime import OnnxPredictor
 
     predictor = OnnxPredictor(path, provider)

@@ -258,7 +258,7 @@ class MeasuredSpeeds:
 
 
 def _key(recipe: Recipe, role: Role) -> NetworkKey:
-    """What a network is built from."""
+    """The spec and the image size that a network is built from."""
     spec = provenance.teacher_network(recipe) if role == "teacher" else NetworkSpec.of(recipe.student)
     return spec, recipe.data.image_size
 

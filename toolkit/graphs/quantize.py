@@ -140,7 +140,7 @@ def _stride(images: int) -> int:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the quantizer's advice and progress from the user; what matters is raised."""
+    """Keep the quantizer's advice and progress from the user; problems are raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

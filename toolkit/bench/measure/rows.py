@@ -48,13 +48,13 @@ class Row:
     network: nn.Module
     """The same model in torch, on the CPU, for counting parameters and multiply-adds."""
     extra: dict[str, Any]
-    """What the weights file says about its training."""
+    """The weights file's figures about its training."""
     place: str = "cpu"
-    """Where it was asked to run: a torch device, or what providers.pick_provider makes a provider of."""
+    """The requested place: a torch device, or a text for providers.pick_provider."""
 
     @property
     def metadata(self) -> dict[str, str]:
-        """That of the ONNX file; empty for torch."""
+        """The metadata of the ONNX file; empty for torch."""
         found: dict[str, str] = getattr(self.predictor, "metadata", {})
         return found
 

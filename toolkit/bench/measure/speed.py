@@ -27,7 +27,7 @@ class Speed:
     rows: list[RowSpeed]
     """One for each row, in their order."""
     preprocess_ms: Duration
-    """Of decoding, resizing and cropping one image file."""
+    """Times of decoding, resizing and cropping one image file."""
 
 
 def measure_speed(rows: Sequence[Row], recipe: BenchRecipe, images: BenchImages) -> Speed:
