@@ -1,6 +1,6 @@
 """The notebook's loop against this engine, in turns; the last line printed is one JSON object.
 
-    python benchmarks/distill_speed.py --data DIR --teacher FILE                images a second at equal resolution
+    python benchmarks/distill_speed.py --data DIR --teacher FILE                images per second at equal resolution
     python benchmarks/distill_speed.py --data DIR --teacher FILE --epochs 15    and time to the notebook's best accuracy
 
 Speed: both train on the same images at the same size with the same teacher, the engine with the teacher live and with
@@ -63,9 +63,9 @@ from toolkit.stage_setup import prepare_training
 
 BATCH_SIZE = 64
 IMAGES, GPU_IMAGES = 1024, 16_384
-"""for the engine, an epoch: of fewer, the beginning of the epoch is most of what is timed on a GPU"""
+"""per epoch of the engine: with fewer, the beginning of the epoch is most of what is timed on a GPU"""
 EPOCHS = 15
-"""of the training that is stood for: the live teacher's arithmetic is chosen as for all of them"""
+"""epochs of the training that this stands for: the live teacher's arithmetic is chosen for all of them"""
 NO_NORMALISATION = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -104,7 +104,7 @@ def default_images(device: str, available: int) -> int:
 def measure_speed(
     options: argparse.Namespace, recipe: Recipe, dataset: Dataset, teacher: nn.Module, device: str, folder: Path
 ) -> dict[str, Any]:
-    """Training images a second of the notebook, the engine with a live teacher, and with stored logits, in turns."""
+    """Training images per second of the notebook, the engine with a live teacher, and with stored logits, in turns."""
     train = subset(dataset.train, min(options.images, len(dataset.train)))
     engine = EngineSpeed(recipe, replace(dataset, train=train, valid=subset(dataset.valid, 8)), teacher, device, folder)
     notebook = NotebookProcess(options, device, epochs=options.rounds + 1, images=options.images // 4)

@@ -1,4 +1,4 @@
-"""How the code hangs together: what may import what, and how large a part of it may be."""
+"""The structure of the code: the imports that are allowed, and the size of functions."""
 
 import ast
 import os

@@ -1,6 +1,6 @@
-"""Student and control side by side: the same weights as one after the other, whatever stops or fails on the way.
+"""Student and control side by side: the same weights as one after the other, in spite of stops and failures.
 
-The other process is a real one. What is to happen in it is patched by a sitecustomize that it finds on its path.
+The other process is a real one. A sitecustomize on its path patches it, so that events happen in it.
 """
 
 import os
@@ -42,10 +42,10 @@ SMALL = [
     *("distill.control=true", "distill.teacher_views=2"),
     *(f"distill.epochs={EPOCHS}", "distill.batch_size=8"),
 ]
-TOLD = "student and control train side by side, on 1 and 1 of 2 cores"
+SIDE_BY_SIDE = "student and control train side by side, on 1 and 1 of 2 cores"
 BOTH_SAVED = r"^student, epoch 1, step 1, and saved; in control, (epoch|after epoch) .*, and saved$"
 HANG_S = 600.0
-"""s after which a test gives up; it says nothing of how fast a machine is"""
+"""s after which a test gives up; it says nothing about the machine's speed"""
 
 SLOWLY = "time.sleep(0.3)"
 """before each of the control's steps"""
@@ -55,7 +55,7 @@ HELD = "wait_until_asked_to_stop() if next(steps) > 5 else None"
 
 @pytest.fixture(autouse=True)
 def _two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever this machine has; one thread each."""
+    """Room for both on any machine; one thread each."""
     monkeypatch.setattr("toolkit.machine.limits.available_cores", lambda: 2)
     torch.set_num_threads(2)
     yield
@@ -190,23 +190,25 @@ def test_an_error_of_the_caller_s_in_an_epoch_stops_both_and_both_go_on(class_fo
     assert stages_of(out).count("distill") == stages_of(out).count("control") == EPOCHS
 
 
-def test_both_are_what_they_are_one_after_the_other(
+def test_both_are_the_same_as_one_after_the_other(
     class_folders: Path, out: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline.distill_student(make_setup(class_folders, out))
     assert_same(out, whole)
     with Image.open(out / "learning_curves.png") as picture:
         picture.load()
-    told = capsys.readouterr().err
-    assert told.count(TOLD) == 1
-    assert len(re.findall(rf"^(student|control) +\d/{EPOCHS}  train loss .* left$", told, re.MULTILINE)) == 2 * EPOCHS
+    printed = capsys.readouterr().err
+    assert printed.count(SIDE_BY_SIDE) == 1
+    assert (
+        len(re.findall(rf"^(student|control) +\d/{EPOCHS}  train loss .* left$", printed, re.MULTILINE)) == 2 * EPOCHS
+    )
     assert torch.get_num_threads() == 2
 
 
 def test_a_stop_before_the_control_trains_is_no_traceback(
     class_folders: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The question is there and its end as well: what wakes the control finds it wherever it is."""
+    """The question and the end of stdin come together: the control is stopped at any point of its start."""
     hold_control(tmp_path / "patches", "__import__('time').sleep(1)", monkeypatch)
     question = pickle.dumps(([], make_setup(class_folders, out), "fp32", 1))
     command = [sys.executable, "-P", "-m", "toolkit.control_process"]
@@ -223,13 +225,13 @@ def test_each_seed_has_its_pair_and_what_is_there_is_not_trained_again(
     class_folders: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline.distill_student(make_setup(class_folders, out, "distill.epochs=1", seeds=2))
-    assert capsys.readouterr().err.count(TOLD) == 2
+    assert capsys.readouterr().err.count(SIDE_BY_SIDE) == 2
     for folder in (out, out / "seeds" / "1"):
         assert (folder / "control.safetensors").exists()
     pipeline.distill_student(make_setup(class_folders, out, "distill.epochs=1", seeds=2))
     (out / "control.safetensors").unlink()
     pipeline.distill_student(make_setup(class_folders, out, "distill.epochs=1", seeds=2))
-    assert TOLD not in capsys.readouterr().err, "the control alone has all cores"
+    assert SIDE_BY_SIDE not in capsys.readouterr().err, "the control alone has all cores"
     assert (out / "control.safetensors").exists()
 
 
@@ -237,10 +239,10 @@ def test_a_live_teacher_leaves_no_cores_for_the_control(
     class_folders: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline.distill_student(make_setup(class_folders, out, "distill.teacher_views=0", "distill.epochs=1"))
-    assert TOLD not in capsys.readouterr().err
+    assert SIDE_BY_SIDE not in capsys.readouterr().err
 
 
-def test_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_if_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_process, "memory_bytes", lambda: 8 * 2**30)
     assert control_process.has_room("cpu")
     assert not control_process.has_room("cuda:0")
@@ -276,9 +278,9 @@ def test_a_stop_saves_both_and_both_go_on_to_the_same_weights(
     assert {path.name for path in out.glob("checkpoint*")} == {"checkpoint.pt", "checkpoint-control.pt"}
     monkeypatch.undo()
     pipeline.distill_student(make_setup(class_folders, out, resume=True))
-    told = capsys.readouterr().err
-    assert "student: going on at epoch 1, step 2" in told
-    assert re.search(r"^control: going on at epoch \d", told, re.MULTILINE)
+    printed = capsys.readouterr().err
+    assert "student: going on at epoch 1, step 2" in printed
+    assert re.search(r"^control: going on at epoch \d", printed, re.MULTILINE)
     assert_same(out, whole)
 
 
@@ -384,22 +386,22 @@ def test_an_error_of_the_control_is_said_at_once_and_raised_when_the_student_is_
     message: str,
 ) -> None:
     in_control(code)
-    take, told = Stepper.take, [""]
+    take, printed = Stepper.take, [""]
 
-    def is_told() -> bool:
-        told[0] += capsys.readouterr().err
-        return "\nwarning: the control has failed: " in told[0]
+    def is_printed() -> bool:
+        printed[0] += capsys.readouterr().err
+        return "\nwarning: the control has failed: " in printed[0]
 
     def waiting(*arguments: Any) -> Any:
         """The student's first step."""
         monkeypatch.setattr(Stepper, "take", take)
-        wait_until(is_told)
+        wait_until(is_printed)
         return take(*arguments)
 
     monkeypatch.setattr(Stepper, "take", waiting)
     with pytest.raises(error, match=message) as raised:
         pipeline.distill_student(make_setup(class_folders, out))
-    assert told[0].splitlines()[-1].endswith(f": the control has failed: {str(raised.value).splitlines()[-1]}")
+    assert printed[0].splitlines()[-1].endswith(f": the control has failed: {str(raised.value).splitlines()[-1]}")
     assert "has failed" not in capsys.readouterr().err, "once"
     assert (out / "student.safetensors").exists()
     assert not (out / "control.safetensors").exists()

@@ -34,7 +34,7 @@ SMALL = {
 
 
 class Run:
-    """What wandb.init returns, as far as the page knows it."""
+    """The result of wandb.init, as far as the page uses it."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""scripts/ship_teacher.py: the file that ships, the card beside it, and what is not shipped."""
+"""scripts/ship_teacher.py: the file that ships, the card beside it, and weights that do not ship."""
 
 import importlib.util
 import re
@@ -44,7 +44,7 @@ def script() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["ship_teacher"] = module  # where dataclasses looks for it
+    sys.modules["ship_teacher"] = module  # dataclasses looks for it there
     spec.loader.exec_module(module)
     return module
 
@@ -127,8 +127,10 @@ def test_it_is_written_once_to_be_measured_and_once_to_ship(
 
 
 def test_a_recipe_that_did_not_make_it_is_refused(script: ModuleType, trained: Path, tmp_path: Path) -> None:
-    told = r"other settings than .*recipe\.toml: training.seed = 3 and not 4; teacher.epochs = 3 and not 9; give the"
-    with pytest.raises(RecipeError, match=told):
+    expected = (
+        r"other settings than .*recipe\.toml: training.seed = 3 and not 4; teacher.epochs = 3 and not 9; give the"
+    )
+    with pytest.raises(RecipeError, match=expected):
         ship(script, *words(trained, tmp_path, "--set", "training.seed=4", "--set", "teacher.epochs=9"))
     assert list(tmp_path.iterdir()) == []
 
@@ -166,8 +168,8 @@ def test_other_data_and_a_teacher_without_epochs_are_refused(
     monkeypatch.setattr(script, "load_dataset", lambda data: _renamed(real(data)))
     monkeypatch.setattr(sys, "argv", ["ship_teacher.py", *words(tmp_path, tmp_path)])
     assert script.main() == 1
-    told = capsys.readouterr().err
-    assert re.search(r"error: .*teacher\.safetensors was trained on another \S+; put back the data", told)
+    printed = capsys.readouterr().err
+    assert re.search(r"error: .*teacher\.safetensors was trained on another \S+; put back the data", printed)
 
 
 def _renamed(dataset: object) -> object:

@@ -59,7 +59,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# From 1.29 on onnxruntime on Linux sends its maker what models it opens, unless this is set before it is imported.
+# From 1.29 on onnxruntime on Linux reports opened models to its maker, unless this is set before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULE_OF = {

@@ -50,7 +50,7 @@ def test_the_tighter_of_the_two_limits_counts() -> None:
     assert live.bytes > by_arithmetic.bytes
 
 
-def test_a_row_tells_its_speed_and_what_a_step_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_has_its_speed_and_the_launches_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(self: Rehearsal) -> float:
         assert self.settings == ("data.rotation_degrees=15.0",)
         assert (self.steps, self.live) == (4, True)
@@ -63,7 +63,7 @@ def test_a_row_tells_its_speed_and_what_a_step_launches(monkeypatch: pytest.Monk
     assert "365 kernels, 7.0 copies from the host a step" in "  ".join(gpu_step._tell(row))
 
 
-def test_remarks_of_the_engine_are_kept_and_its_lines_an_epoch_are_not() -> None:
+def test_remarks_of_the_engine_are_kept_and_its_lines_per_epoch_are_not() -> None:
     said = (
         "out of memory: going on with 4 images at a time\n"
         "student    1/3  train loss 1.3\n"

@@ -1,4 +1,4 @@
-"""`toolkit bench` around the measuring: the baseline's gate, JSON alone, and what ends it before any work."""
+"""`toolkit bench` around the measuring: the baseline's gate, JSON alone, and errors before any work."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_a_worse_report_is_shown_and_then_refused(
     assert json.loads(out)["rows"] if as_json else "onnxruntime" in out
     if as_json:
         assert [row["slowdown"] for row in json.loads(out)["baseline"]] == [1.0, 1.0, 1.0, 2.0]
-    assert "next:" not in out, "whoever failed a gate is not sent on"
+    assert "next:" not in out, "after a failed gate, no next command is named"
 
 
 def test_the_directory_s_own_report_can_be_no_baseline(measure: Measured) -> None:
@@ -91,7 +91,7 @@ def test_other_images_are_refused_before_anything_is_measured(measure: Measured)
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """What run_load is asked for, and does not do: directory, role, precision, provider, clients, seconds."""
+    """The arguments of run_load, which does not run: directory, role, precision, provider, clients, seconds."""
     asked: list[tuple[object, ...]] = []
     result = SimpleNamespace(summary=lambda: "", to_json=dict)
 

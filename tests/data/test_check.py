@@ -1,4 +1,4 @@
-"""`toolkit data`: what is counted, what is found, how it is told."""
+"""`toolkit data`: counts, findings, and their output."""
 
 import json
 from pathlib import Path
@@ -75,9 +75,9 @@ def test_json_says_all_of_it(flawed: Path) -> None:
 
 def test_table_says_all_of_it(flawed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(flawed).print_table()
-    told = capsys.readouterr()
-    assert told.err == ""
-    lines = told.out.splitlines()
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    lines = printed.out.splitlines()
     assert lines[0].startswith("flawed [set]: 39 images, 3 classes")
     assert any(line.split("│")[1:6] == [" 2     ", " red   ", "     7 ", "     3 ", "    3 "] for line in lines)
     assert "unreadable: val/green/2.png (valid): the file is empty" in lines
@@ -94,9 +94,9 @@ def test_a_flood_of_leaks_is_cut_in_the_table_only(tmp_path: Path, capsys: pytes
     report = check(root)
     assert len(report.to_json()["in_two_splits"]) == 30
     report.print_table()
-    told = capsys.readouterr().out
-    assert told.count("in two splits: train/") == 20
-    assert "in two splits: 10 more pictures; --json lists all" in told
+    printed = capsys.readouterr().out
+    assert printed.count("in two splits: train/") == 20
+    assert "in two splits: 10 more pictures; --json lists all" in printed
 
 
 def test_a_split_of_broken_files_has_no_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Settings that follow the pictures: what is chosen from which sizes and counts, and what is left alone."""
+"""Settings that follow the pictures: the choices from sizes and counts, and the settings that are left alone."""
 
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def test_photographs_get_the_defaults_of_the_recipe() -> None:
         ("teacher.start_image_size=128", {"data.image_size": 128, "data.resize": 128}),
     ],
 )
-def test_what_is_stated_stays_and_decides_the_other_size(override: str, others: dict[str, int]) -> None:
+def test_a_stated_setting_stays_and_decides_the_other_size(override: str, others: dict[str, int]) -> None:
     recipe = Recipe().with_overrides([override])
     chosen = choose(40, 100, override)
     assert override.split("=")[0] not in chosen
@@ -113,13 +113,13 @@ def test_the_sample_is_spread_over_the_split_and_broken_files_are_left_out() -> 
 
 
 def test_arrays_of_pixels_are_measured_too() -> None:
-    """As idx sets are: no file has a header there."""
+    """Idx sets are like that: no file has a header there."""
     images = Images.from_array("train", np.zeros((7, 28, 30), np.uint8), np.arange(7) % 2)
     recipe, _ = follow_pictures(Recipe(), images)
     assert (recipe.data.image_size, recipe.data.resize, recipe.data.crop_padding) == (32, 32, 4)
 
 
-def test_where_no_image_can_be_read_nothing_is_chosen_or_said() -> None:
+def test_if_no_image_can_be_read_nothing_is_chosen_or_said() -> None:
     def read(_: int) -> Image.Image:
         raise OSError("broken")
 
@@ -188,7 +188,7 @@ class TestJobs:
         assert (setup.recipe.data.image_size, setup.recipe.data.resize, setup.recipe.data.crop_padding) == (40, 40, 1)
         assert (setup.recipe.teacher.epochs, setup.recipe.distill.epochs) == (9, 2)
 
-    def test_nothing_is_read_where_the_recipe_states_it_all(self, tmp_path: Path) -> None:
+    def test_nothing_is_read_if_the_recipe_states_it_all(self, tmp_path: Path) -> None:
         setup = prepare_training(None, "fashion-mnist", tmp_path / "m", [], device="cpu")
         assert "dataset" not in vars(setup)
 

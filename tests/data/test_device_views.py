@@ -95,7 +95,7 @@ class TestHostCrops:
         for batch in batches:
             assert torch.equal(crops.take(batch, 1), torch.stack([one_by_one[i] for i in batch.tolist()]))
 
-    def test_what_is_expected_is_cut_before_anybody_asks_and_only_once(
+    def test_expected_crops_are_cut_before_anybody_asks_and_only_once(
         self, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         threads: list[int] = []

@@ -1,4 +1,4 @@
-"""Sets known by name: where they are looked for, what a damaged file says, how a download that fails is told."""
+"""Sets known by name: the places of their files, and the messages for damaged files and failed downloads."""
 
 import gzip
 import hashlib
@@ -88,7 +88,7 @@ def test_the_cache_goes_before_the_system_and_the_system_before_a_download(cache
 
 
 @pytest.mark.usefixtures("cache")
-def test_nowhere_to_be_had_is_one_line_that_says_what_to_do() -> None:
+def test_a_set_that_cannot_be_had_is_one_line_that_says_what_to_do() -> None:
     with pytest.raises(DataError) as caught:
         load_dataset(FASHION)
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""What every training stage refuses before it begins."""
+"""Refusals of every training stage before it begins."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,10 +84,10 @@ def test_a_teacher_that_cannot_take_the_images_is_refused(capsys: pytest.Capture
     teacher = Classifier(Picky(), (0.5,) * 3, (0.5,) * 3)
     info = SimpleNamespace(preprocess=SimpleNamespace(image_size=64))
     _require_same_size(teacher, info, 64, "teacher.safetensors")  # type: ignore[arg-type]
-    told = (
+    expected = (
         r"teacher\.safetensors, trained at 64 px, cannot take images of 32 px \(data\.image_size\): Output size is too"
     )
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(RecipeError, match=expected):
         _require_same_size(teacher, info, 32, "teacher.safetensors")  # type: ignore[arg-type]
     easy = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (0.5,) * 3, (0.5,) * 3)
     assert capsys.readouterr().err == ""

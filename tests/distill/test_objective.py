@@ -92,7 +92,7 @@ def test_the_settings_name_the_methods_of_the_table_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("method", LOGIT_METHODS)
-def test_what_a_method_is_set_by_is_no_setting_of_the_control(method: str) -> None:
+def test_the_settings_of_a_method_are_none_of_the_control(method: str) -> None:
     assert set(LOGIT_METHODS[method].settings.values()) <= OF_TEACHING & set(DistillRecipe.model_fields)
 
 

@@ -1,4 +1,4 @@
-"""Measuring and forecasting on a clock that goes on with what the networks really do, and real files."""
+"""Measuring and forecasting on a clock that goes on with the networks' real work, and real files."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -47,8 +47,8 @@ SMALL = [
 
 
 class Work:
-    """A clock that goes on by 1 µs a pixel for a forward pass of the teacher, 0.1 µs for one of the student and 0.05 µs
-    for a rendered view; with the backward pass three times as much."""
+    """A clock that goes on by 1 µs per pixel for a forward pass of the teacher, 0.1 µs for one of the student and
+    0.05 µs for a rendered view; with the backward pass three times as much."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -102,7 +102,7 @@ def seconds_of(planned: Forecast, *names: str) -> float:
         ("distill.mixup=0.2", "distill.control=true"),
     ],
 )
-def test_what_follows_takes_as_long_as_was_forecast_within_a_quarter(
+def test_the_work_takes_as_long_as_was_forecast_within_a_quarter(
     class_folders: Path, tmp_path: Path, work: Work, overrides: tuple[str, ...]
 ) -> None:
     if "distill.start_image_size=16" in overrides:
@@ -138,18 +138,18 @@ def test_stages_do_not_measure_or_say_again_what_the_plan_has(
     assert "precision:" not in capsys.readouterr().err
     monkeypatch.setattr(precision.NetworkStep, "take", never)
     pipeline.distill_student(setup)
-    told = [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines() if "precision:" in line]
+    printed = [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines() if "precision:" in line]
     purposes = ("to train SqueezeNet", "to train DepthwiseStudent", "for SqueezeNet to teach")
-    assert [line.split(maxsplit=2)[2] for line in told] == list(purposes), "each once, although there are two seeds"
+    assert [line.split(maxsplit=2)[2] for line in printed] == list(purposes), "each once, although there are two seeds"
 
 
-@pytest.mark.parametrize(("command", "told"), [("teacher", False), ("distill", False), ("run", True)])
-def test_export_and_bench_are_spoken_of_where_they_are_part_of_the_work(
-    command: Command, told: bool, class_folders: Path, tmp_path: Path
+@pytest.mark.parametrize(("command", "expected"), [("teacher", False), ("distill", False), ("run", True)])
+def test_export_and_bench_are_mentioned_if_they_are_part_of_the_work(
+    command: Command, expected: bool, class_folders: Path, tmp_path: Path
 ) -> None:
     measured = forecast_command(make_setup(class_folders, tmp_path), command).measured
     assert measured.startswith("measured here in ")
-    assert measured.endswith("; export and bench are estimated from that" if told else ", by single steps on cpu")
+    assert measured.endswith("; export and bench are estimated from that" if expected else ", by single steps on cpu")
 
 
 class TestOnAGpu:
@@ -234,7 +234,7 @@ class TestWhatIsThere:
         assert not (tmp_path / "m").exists()
         assert not list((tmp_path / "cache").rglob("*.rgb"))
 
-    def test_what_was_made_counts_nothing_and_other_settings_make_it_again(
+    def test_existing_work_counts_nothing_and_other_settings_make_it_again(
         self, class_folders: Path, tmp_path: Path, work: Work
     ) -> None:
         quick = ("teacher.epochs=1", "distill.epochs=1", "distill.teacher_views=1", "distill.control=true")
@@ -291,10 +291,10 @@ class TestMinutes:
     ) -> None:
         setup, planned = self.fit(make_setup(class_folders, tmp_path, *self.LONG), 1)
         assert 0.5 * 54 < planned.seconds <= 54
-        told = capsys.readouterr().err
-        assert "minutes: 1, of which the plan fills 90%; the unchanged recipe takes " in told
-        assert "gave up epochs of the teacher: " in told
-        flags = told.partition("the same without --minutes: ")[2].split("\n")[0].split()
+        printed = capsys.readouterr().err
+        assert "minutes: 1, of which the plan fills 90%; the unchanged recipe takes " in printed
+        assert "gave up epochs of the teacher: " in printed
+        flags = printed.partition("the same without --minutes: ")[2].split("\n")[0].split()
         assert set(flags[::2]) == {"--set"}
         assert make_setup(class_folders, tmp_path, *self.LONG, *flags[1::2]).recipe == setup.recipe
 
@@ -306,9 +306,9 @@ class TestMinutes:
         for options in ({}, {"resume": True}, {"resume": True, "force": True}):
             setup, _ = self.fit(make_setup(class_folders, tmp_path, *self.LONG, **options), 1)
             assert setup.recipe == first.recipe
-        told = capsys.readouterr().err
-        assert "minutes: as chosen before: --set distill.epochs=" in told
-        assert f" ({tmp_path / 'minutes.json'}; --force chooses again)\n" in told
+        printed = capsys.readouterr().err
+        assert "minutes: as chosen before: --set distill.epochs=" in printed
+        assert f" ({tmp_path / 'minutes.json'}; --force chooses again)\n" in printed
         for other, wanted in (
             (make_setup(class_folders, tmp_path, *self.LONG, force=True), 1),
             (make_setup(class_folders, tmp_path, *self.LONG), 2),
@@ -319,7 +319,7 @@ class TestMinutes:
                 self.fit(other, wanted)
 
     @pytest.mark.parametrize("given_up", [("data.share=0.1",), ("data.image_size=48", "data.resize=48")])
-    def test_settings_that_follow_the_pictures_are_repeated_too_where_these_change(
+    def test_settings_that_follow_the_pictures_are_repeated_too_if_these_change(
         self, given_up: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:  # fmt: skip
@@ -339,17 +339,17 @@ class TestMinutes:
         own = ("student.base=4", "training.precision=fp32")
         data, out = str(tmp_path / "data"), tmp_path / "m"
         setup, _ = self.fit(prepare_training(None, data, out, [*own], device="cpu"), 1)
-        told = capsys.readouterr().err.partition("the same without --minutes: ")[2].split("\n")[0].split()
+        printed = capsys.readouterr().err.partition("the same without --minutes: ")[2].split("\n")[0].split()
         again, kept = (
-            prepare_training(None, data, out, [*own, *overrides], device="cpu") for overrides in (told[1::2], [])
+            prepare_training(None, data, out, [*own, *overrides], device="cpu") for overrides in (printed[1::2], [])
         )
         assert again.recipe == setup.recipe
         assert self.fit(kept, 1)[0].recipe == setup.recipe, "the choice that is kept is the same"
-        less = [setting for setting in told[1::2] if setting.startswith((*given_up, "distill.epochs"))]
+        less = [setting for setting in printed[1::2] if setting.startswith((*given_up, "distill.epochs"))]
         other = prepare_training(None, data, out, [*own, *less], device="cpu")
         assert other.recipe != setup.recipe, "what the flags would give without them"
 
-    def test_what_is_there_needs_no_time(
+    def test_existing_work_needs_no_time(
         self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         quick = ("teacher.epochs=1", "distill.epochs=1", "distill.control=false")
@@ -371,7 +371,7 @@ class TestMinutes:
         ):
             self.fit(setup, 1)
 
-    def test_what_fits_is_said_to(
+    def test_a_recipe_that_fits_is_said_to_fit(
         self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         setup, _ = self.fit(make_setup(class_folders, tmp_path), 60)
@@ -379,5 +379,5 @@ class TestMinutes:
         assert "minutes: the unchanged recipe fits into 60\n" in capsys.readouterr().err
         again, _ = self.fit(make_setup(class_folders, tmp_path), 60)
         assert again.recipe == setup.recipe
-        told = f"minutes: the recipe fits into 60, as before ({tmp_path / 'minutes.json'}; --force chooses again)\n"
-        assert told in capsys.readouterr().err
+        expected = f"minutes: the recipe fits into 60, as before ({tmp_path / 'minutes.json'}; --force chooses again)\n"
+        assert expected in capsys.readouterr().err

@@ -28,7 +28,7 @@ from toolkit.stage_setup import prepare_training
 
 
 class PlainSettings(NetworkSettings):
-    """Of `plain`."""
+    """The settings of `plain`."""
 
     channels: int = Field(6, ge=1, le=64, description="channels of its convolution")
 
@@ -58,7 +58,7 @@ SMALL = [
 
 @pytest.fixture
 def registering(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
+    """Networks that a test registers are forgotten after it."""
     for module, name in ((registry, "_builders"), (registry, "_modules"), (architectures, "_settings")):
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
@@ -127,7 +127,7 @@ class TestRecipe:
             ("student.base=8", r"unknown key student\.base; valid here: architecture, and for plain: channels$"),
         ],
     )
-    def test_what_it_does_not_take_is_refused(self, override: str, message: str) -> None:
+    def test_settings_that_it_does_not_take_are_refused(self, override: str, message: str) -> None:
         with pytest.raises(RecipeError, match=message) as caught:
             Recipe().with_overrides([*OWN, override])
         assert "\n" not in str(caught.value)
@@ -186,7 +186,7 @@ class TestBuild:
         with pytest.raises(RecipeError, match=r"odd answers one image of 2 classes with \(1, 768\); a network has to"):
             build("odd", 2, image_size=16)
 
-    def test_an_error_of_the_builder_is_not_told_as_one_of_the_size(self, registering: None) -> None:
+    def test_an_error_of_the_builder_is_not_reported_as_one_of_the_size(self, registering: None) -> None:
         def broken(num_classes: int) -> nn.Module:
             raise ValueError("channels must be even")
 
