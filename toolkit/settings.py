@@ -3,13 +3,14 @@
 The defaults are meant for photographs.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from toolkit.architectures import check_settings, settings_of
-from toolkit.errors import did_you_mean
+from toolkit.errors import did_you_mean, shorten
 from toolkit.names import RUNTIME_NAMES, RuntimeName
 
 IMAGENET, FOOD_11 = "imagenet", "food-11"
@@ -229,7 +230,7 @@ class DistillRecipe(StageRecipe):
     @classmethod
     def _a_list(cls, names: Any) -> Any:
         if isinstance(names, str):
-            raise ValueError(f'write a list of names: ["{names}"]')
+            raise ValueError(f"write a list of names: [{json.dumps(shorten(names))}]")
         return names
 
     @field_validator("method")
