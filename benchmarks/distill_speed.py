@@ -109,9 +109,9 @@ def measure_speed(
     engine = EngineSpeed(recipe, replace(dataset, train=train, valid=subset(dataset.valid, 8)), teacher, device, folder)
     notebook = NotebookProcess(options, device, epochs=options.rounds + 1, images=options.images // 4)
     contestants: dict[str, Callable[[], float]] = {
-        "notebook": lambda: notebook.train_an_epoch().train_img_s,
-        "live": lambda: engine.images_a_second(engine.live),
-        "stored": lambda: engine.images_a_second(engine.stored),
+        "notebook": lambda: notebook.train_epoch().train_img_s,
+        "live": lambda: engine.images_per_second(engine.live),
+        "stored": lambda: engine.images_per_second(engine.stored),
     }
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(options.rounds + 1):
@@ -161,7 +161,7 @@ class NotebookProcess:
             text=True,
         )
 
-    def train_an_epoch(self) -> Epoch:
+    def train_epoch(self) -> Epoch:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("\n")
@@ -195,7 +195,7 @@ class EngineSpeed:
         store = LogitStore("teacher", dataset.sha256, views, self._valid, num_views=1)
         self.stored = store.open(tapped, arithmetic)
 
-    def images_a_second(self, teacher: Teacher) -> float:
+    def images_per_second(self, teacher: Teacher) -> float:
         plan = Plan(
             role="student",
             section=self._recipe.distill,
@@ -219,7 +219,7 @@ def measure_accuracy(options: argparse.Namespace, teacher: nn.Module, device: st
     notebook = NotebookProcess(options, device, epochs=options.epochs, images=0)
     epochs = []
     for _ in range(options.epochs):
-        epochs.append(epoch := notebook.train_an_epoch())
+        epochs.append(epoch := notebook.train_epoch())
         console.say(
             f"notebook {epoch.epoch + 1}/{options.epochs}: valid acc {epoch.valid_accuracy:.4f}, {epoch.seconds:.0f} s"
         )

@@ -112,7 +112,7 @@ def measure_row(
     rehearsal = Rehearsal(device, row.image_size_px, row.batch_size, steps, live=teacher == "live", settings=settings)
     try:
         with captured_output() as said:
-            speed = rehearsal.images_a_second()
+            speed = rehearsal.images_per_second()
             remarks = _remarks(said())
             launches = replace(rehearsal, steps=COUNTED_STEPS).count_launches()
     except Exception as error:  # drivers raise errors of their own; the other rows are worth having

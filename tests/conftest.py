@@ -118,9 +118,9 @@ def make_png(width: int, height: int, rows: bytes = b"", depth: int = 8, colour:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def make_class_folders(root: Path, images_a_class: tuple[int, int, int] = (12, 4, 4)) -> Path:
+def make_class_folders(root: Path, images_per_class: tuple[int, int, int] = (12, 4, 4)) -> Path:
     """root/{train,val,test}/{blue,green,red}/*.png, easy to learn; returns root."""
-    for split, count in zip(("train", "val", "test"), images_a_class, strict=True):
+    for split, count in zip(("train", "val", "test"), images_per_class, strict=True):
         for label, name in ((2, "blue"), (1, "green"), (0, "red")):
             folder = root / split / name
             folder.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def test_a_row_has_its_speed_and_the_launches_of_a_step(monkeypatch: pytest.Monk
         assert (self.steps, self.live) == (4, True)
         return 500.0
 
-    monkeypatch.setattr(Rehearsal, "images_a_second", train)
+    monkeypatch.setattr(Rehearsal, "images_per_second", train)
     monkeypatch.setattr(Rehearsal, "count_launches", lambda self: Launches(365, 7, 0.1))
     row = measure_row(Row(64, 8, 15.0), "live", "cpu", "fp32", CEILINGS, images=32)
     assert (row["img_s"], row["kernels"], row["sent"], row["read"]) == (500.0, 365, 7, 0.1)
@@ -76,7 +76,7 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(monkeypatch: pytest.Monk
     def fail(self: Rehearsal) -> float:
         raise RuntimeError("CUDA error: out of memory\nand more")
 
-    monkeypatch.setattr(Rehearsal, "images_a_second", fail)
+    monkeypatch.setattr(Rehearsal, "images_per_second", fail)
     row = measure_row(Row(64, 8), "stored", "cpu", "fp32", CEILINGS, images=8)
     assert row["error"] == "CUDA error: out of memory"
     assert list(gpu_step._tell(row)) == ["64 px, batch 8, stored, ±0°:", "failed: CUDA error: out of memory"]

@@ -19,7 +19,7 @@ def check(root: Path) -> DataReport:
 @pytest.fixture
 def flawed(tmp_path: Path) -> Path:
     """A set with a picture in two splits (another format, another class), a repeat, and two broken files."""
-    root = make_class_folders(tmp_path / "flawed [set]", images_a_class=(6, 3, 3))
+    root = make_class_folders(tmp_path / "flawed [set]", images_per_class=(6, 3, 3))
     with Image.open(root / "train" / "red" / "2.png") as image:
         image.save(root / "test" / "blue" / "copy.bmp")
     (root / "train" / "red" / "twin.png").write_bytes((root / "train" / "red" / "4.png").read_bytes())
@@ -87,7 +87,7 @@ def test_table_says_all_of_it(flawed: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_flood_of_leaks_is_cut_in_the_table_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(10, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(10, 1, 1))
     for name in ("blue", "green", "red"):
         for i in range(10):
             (root / "test" / name / f"{i}.png").write_bytes((root / "train" / name / f"{i}.png").read_bytes())
@@ -100,7 +100,7 @@ def test_a_flood_of_leaks_is_cut_in_the_table_only(tmp_path: Path, capsys: pytes
 
 
 def test_a_split_of_broken_files_has_no_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(3, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(3, 1, 1))
     for path in (root / "test").rglob("*.png"):
         path.write_bytes(b"")
     report = check(root)
@@ -110,7 +110,7 @@ def test_a_split_of_broken_files_has_no_sizes(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_sizes_are_those_of_the_upright_picture(tmp_path: Path) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(3, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(3, 1, 1))
     exif = Image.Exif()
     exif[0x0112] = 6
     for path in (root / "test").rglob("*.png"):

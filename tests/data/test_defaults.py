@@ -28,11 +28,11 @@ def choose(side_px: int, count: int = 1000, *overrides: str) -> dict[str, int]:
     return choose_settings(Recipe().with_overrides(overrides), Pictures(count, 10, side_px))
 
 
-def make_folders(root: Path, side: int, images_a_class: int = 12) -> Path:
+def make_folders(root: Path, side: int, images_per_class: int = 12) -> Path:
     """root/{blue,green,red}/*.png, `side` px high and a little wider; no splits."""
     for label, name in ((2, "blue"), (1, "green"), (0, "red")):
         (root / name).mkdir(parents=True)
-        for i in range(images_a_class):
+        for i in range(images_per_class):
             make_image(label, label * 1000 + i, (side + 4, side)).save(root / name / f"{i}.png")
     return root
 

@@ -133,7 +133,7 @@ def test_every_change_of_the_pixels_decodes_again(change: str) -> None:
 
 
 def test_a_changed_file_decodes_its_split_again(tmp_path: Path) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(3, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(3, 1, 1))
     changed = root / "train" / "green" / "1.png"
     recipe = DataRecipe(source=str(root), image_size=32, resize=0)
 
@@ -185,7 +185,7 @@ def test_a_cache_inside_a_file_is_one_line(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_processes_that_decode_at_once_do_not_disturb_each_other(cache: Path, tmp_path: Path) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(30, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(30, 1, 1))
     code = (
         "import sys; from toolkit.data.pixels import load_pixels; from toolkit.data.preprocess import Preprocess\n"
         "from toolkit.data.sources import load_dataset; from toolkit.settings import DataRecipe; import hashlib\n"

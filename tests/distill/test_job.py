@@ -50,7 +50,9 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     monkeypatch.setattr(distributed, "synchronize_batch_norms", lambda network, device: network)
     recipe = Recipe().with_overrides([*SMALL, "distill.batch_size=2", "training.precision=fp32"])
-    message = "2 images a step cannot be shared out to 3 processes; use a larger distill.batch_size or fewer processes"
+    message = (
+        "2 images per step cannot be shared out to 3 processes; use a larger distill.batch_size or fewer processes"
+    )
     with pytest.raises(TrainingError, match=message):
         train_control(recipe, ModelDir(tmp_path), images, TrainingOptions())
 

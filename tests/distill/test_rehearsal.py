@@ -23,13 +23,13 @@ def test_it_trains_and_reports_its_speed(device: str, live: bool) -> None:
     assert lines[0]["image_size"] == 32
     assert len(rehearsal._pixels) == 3 * 8
     assert rehearsal._pixels.data.nbytes == 24 * 36 * 36 * 3
-    assert rehearsal.images_a_second() > 0
+    assert rehearsal.images_per_second() > 0
 
 
 def test_the_first_epoch_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = [{"train_img_s": speed} for speed in (900.0, 500.0, 600.0)]
     monkeypatch.setattr(Rehearsal, "train", lambda self, epochs: speeds[:epochs])
-    assert Rehearsal("cpu", 32, 8, 1).images_a_second() == 600.0
+    assert Rehearsal("cpu", 32, 8, 1).images_per_second() == 600.0
 
 
 def test_images_are_noise_that_repeats() -> None:

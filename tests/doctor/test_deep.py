@@ -156,7 +156,7 @@ def test_a_product_that_is_wrong_is_a_problem(monkeypatch: pytest.MonkeyPatch) -
 def test_training_on_a_gpu_reports_its_kernels(
     monkeypatch: pytest.MonkeyPatch, launches: Launches | None, ending: str
 ) -> None:
-    monkeypatch.setattr(Rehearsal, "images_a_second", lambda self: 12_345.6)
+    monkeypatch.setattr(Rehearsal, "images_per_second", lambda self: 12_345.6)
     monkeypatch.setattr(Rehearsal, "precision", "bf16")
     monkeypatch.setattr(Rehearsal, "count_launches", lambda self: launches)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92_600)

@@ -34,7 +34,7 @@ def fitnets_term(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def attention_term(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """mean((Q_student − Q_teacher)²), where Q is an image's attention map as a vector of H·W values and length 1.
+    """mean((Q_student − Q_teacher)²); Q is an image's attention map as a vector of H·W values and length 1.
 
     Zagoruyko & Komodakis 2017, "Paying More Attention to Attention" (arXiv:1612.03928), equation 2; an attention map
     is the mean over channels of the squared features. Mean over images and pixels of the squared difference, as in the
@@ -52,7 +52,7 @@ def attention_term(student_features: Tensor, teacher_features: Tensor) -> Tensor
 
 
 def similarity_term(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """‖G_student − G_teacher‖² / N², where G is the images' Gram matrix (N, N) with rows of length 1.
+    """‖G_student − G_teacher‖² / N²; G is the images' Gram matrix (N, N) with rows of length 1.
 
     Tung & Mori 2019, "Similarity-Preserving Knowledge Distillation" (arXiv:1907.09682), equation 4. Features are
     (N, ...) of any two shapes. Range 0 to 4/N. An all-zero image has similarities 0, with gradient 0.

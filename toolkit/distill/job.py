@@ -174,7 +174,7 @@ class TrainingJob:
         make_room(plan)
         if (least := min(plan.section.batch_size, len(training.views))) < distributed.world_size():
             raise TrainingError(
-                f"{least} images a step cannot be shared out to {distributed.world_size()} processes",
+                f"{least} images per step cannot be shared out to {distributed.world_size()} processes",
                 f"use a larger {plan.section_name}.batch_size or fewer processes",
             )
         tensorboard = self.model_dir.path / "tensorboard" if self.options.tensorboard else None

@@ -60,7 +60,7 @@ class Rehearsal:
     def precision(self) -> FloatArithmetic:
         return "bf16" if has_fast_bf16(self.device) else "fp32"
 
-    def images_a_second(self) -> float:
+    def images_per_second(self) -> float:
         """Of the faster of the epochs that follow the first, from its beginning to its end."""
         return max(line["train_img_s"] for line in self.train(EPOCHS)[1:])
 

@@ -97,7 +97,7 @@ class _Run:
         self._learner, self._views, self._plan = training.learner, training.views, plan
         self._training, self._records, self._request = training, records, request
         self._valid_teacher = NetworkOutput(training.teacher.valid_logits()) if training.teacher else None
-        self._last_step = self._steps_an_epoch()
+        self._last_step = self._steps_per_epoch()
         self._optimization = Optimization.of(training.learner, plan.section, plan.section.epochs * self._last_step)
         self._stepper = Stepper(training, self._optimization)
         self._progress = TrainingProgress()
@@ -320,5 +320,5 @@ class _Run:
         step_s = len(self._views) / self._history[-1].train_img_s / self._last_step
         return distributed.agree(max(1, min(CHECK_STEPS, int(AGREE_SECONDS / step_s))))
 
-    def _steps_an_epoch(self) -> int:
+    def _steps_per_epoch(self) -> int:
         return sum(1 for _ in batches(np.arange(len(self._views)), self._plan.section.batch_size, self._least_batch()))

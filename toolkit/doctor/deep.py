@@ -189,8 +189,8 @@ def check_training(device: str) -> Check:
     batch, steps = BATCHES["cpu" if device == "cpu" else "gpu"]
     rehearsal = Rehearsal(device, IMAGE_SIZE, batch, steps)
     finding = (
-        f"{rehearsal.images_a_second():,.0f} images per second (student, {IMAGE_SIZE} px, {rehearsal.precision}, stored"
-        f" logits, batches of {batch})"
+        f"{rehearsal.images_per_second():,.0f} images per second (student, {IMAGE_SIZE} px, {rehearsal.precision},"
+        f" stored logits, batches of {batch})"
     )
     if launches := replace(rehearsal, steps=COUNTED_STEPS).count_launches():
         finding += f"; a step takes {launches.kernels:.0f} kernels and {launches.sent:.0f} copies from the host"
