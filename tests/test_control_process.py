@@ -55,7 +55,7 @@ HELD = "wait_until_asked_to_stop() if next(steps) > 5 else None"
 
 @pytest.fixture(autouse=True)
 def _two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Room for both on any machine; one thread each."""
+    """Two cores on any machine; one thread for each training."""
     monkeypatch.setattr("toolkit.machine.limits.available_cores", lambda: 2)
     torch.set_num_threads(2)
     yield

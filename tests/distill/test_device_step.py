@@ -2,10 +2,10 @@
 
 On meta nothing is computed, and reading a value back raises. On every machine that proves: no tensor of the host meets
 one of the device, nothing is read back within a step, little crosses the bus, and no large tensor is made on the host.
- On the CPU, steps that are taken as on a GPU end in the same weights to the bit.
+On the CPU, steps that are taken as on a GPU end in the same weights to the bit.
 
-Of what a GPU does, torch's meta device has no autocast, for which HalfProducts stands, and no fused SGD, for which the
-one in a few operations over all parameters stands. It has the fused AdamW, once torch is asked to use it.
+torch's meta device lacks two things of a GPU. HalfProducts stands for autocast, and torch's SGD in a few operations
+over all parameters stands for the fused one. It has the fused AdamW, once torch is asked to use it.
 """
 
 import contextlib

@@ -109,7 +109,7 @@ class Stepper:
         self._graph = StepGraph(self._optimization.update)
 
     def _forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The network's answer, through torch.compile if it is on; other sizes of batch would each be compiled."""
+        """The network's answer, through torch.compile if it is on, but not for odd sizes of batch: each is compiled."""
         if self._compiled is None or len(images) != self._share_size:
             answer: tuple[Tensor, tuple[Tensor, ...]] = self._replica(images)
             return answer
