@@ -1,4 +1,4 @@
-"""`toolkit predict`: right answers from the ONNX file alone, and one clear line for everything that is no picture."""
+"""`toolkit predict`: right answers from the ONNX file alone, and one clear line for every file that is no picture."""
 
 import io
 import json
@@ -61,7 +61,7 @@ def test_more_guesses_than_classes_gives_them_all(model: Path, tmp_path: Path) -
     assert sum(p for _, p in prediction.answer.top) == pytest.approx(1)
 
 
-def test_what_the_network_sees_is_the_one_preprocessing(model: Path, tmp_path: Path) -> None:
+def test_the_network_sees_the_one_preprocessing(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "noise.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)).save(path)
     predictor = OnnxPredictor(model, "cpu")

@@ -44,7 +44,7 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     """Class and probability, most probable first."""
     latency_ms: float
-    """Of the network alone, without reading and preprocessing the picture."""
+    """Time of the network alone, without reading and preprocessing the picture."""
     logits: NDArray[np.float32] = field(compare=False, repr=False)
     """(C,)"""
 
@@ -144,7 +144,7 @@ def print_predictions(predictions: Sequence[FilePrediction], *, as_json: bool = 
 
 
 def to_json(predictions: Sequence[FilePrediction]) -> list[dict[str, object]]:
-    """An object a file: image, top [{class, probability}], latency_ms; or image and error."""
+    """One object per file: image, top [{class, probability}], latency_ms; or image and error."""
     return [
         {"image": str(prediction.path), "error": str(prediction.error)}
         if prediction.answer is None

@@ -1,4 +1,4 @@
-"""`toolkit data`: what is counted, what is found, how it is told."""
+"""`toolkit data`: counts, findings, and their output."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from toolkit.data.check import DataReport, check_dataset
 from toolkit.data.findings import Finding
 from toolkit.data.formats import FORMAT_NAMES
 from toolkit.data.sources import load_dataset
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 
 def check(root: Path) -> DataReport:
@@ -25,7 +25,7 @@ def check(root: Path) -> DataReport:
 @pytest.fixture
 def flawed(tmp_path: Path) -> Path:
     """A set with a picture in two splits (another format, another class), a repeat, and two broken files."""
-    root = make_class_folders(tmp_path / "flawed [set]", images_a_class=(6, 3, 3))
+    root = make_class_folders(tmp_path / "flawed [set]", images_per_class=(6, 3, 3))
     with Image.open(root / "train" / "red" / "2.png") as image:
         image.save(root / "test" / "blue" / "copy.bmp")
     (root / "train" / "red" / "twin.png").write_bytes((root / "train" / "red" / "4.png").read_bytes())
@@ -107,9 +107,9 @@ def test_json_says_all_of_it(flawed: Path) -> None:
 
 def test_table_says_all_of_it(flawed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(flawed).print_table()
-    told = capsys.readouterr()
-    assert told.err == ""
-    lines = told.out.splitlines()
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    lines = printed.out.splitlines()
     assert lines[0].startswith("flawed [set]: 39 images, 3 classes")
     assert any(line.split("│")[1:6] == [" 2     ", " red   ", "     7 ", "     3 ", "    3 "] for line in lines)
     assert lines[-7:] == [
@@ -126,21 +126,21 @@ def test_table_says_all_of_it(flawed: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_flood_of_leaks_is_cut_in_the_table_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(10, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(10, 1, 1))
     for name in ("blue", "green", "red"):
         for i in range(10):
             (root / "test" / name / f"{i}.png").write_bytes((root / "train" / name / f"{i}.png").read_bytes())
     report = check(root)
     assert len(report.to_json()["in_two_splits"]) == 30
     report.print_table()
-    told = capsys.readouterr().out
-    assert told.count("(train) = test/") == 20
-    assert told.count("30 pictures in two splits, such as") == 1
-    assert "    10 more; --json lists all" in told.splitlines()
+    printed = capsys.readouterr().out
+    assert printed.count("(train) = test/") == 20
+    assert printed.count("30 pictures in two splits, such as") == 1
+    assert "    10 more; --json lists all" in printed.splitlines()
 
 
 def test_a_split_of_broken_files_has_no_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(3, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(3, 1, 1))
     for path in (root / "test").rglob("*.png"):
         path.write_bytes(b"")
     report = check(root)
@@ -150,7 +150,7 @@ def test_a_split_of_broken_files_has_no_sizes(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_sizes_are_those_of_the_upright_picture(tmp_path: Path) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(3, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(3, 1, 1))
     exif = Image.Exif()
     exif[0x0112] = 6
     for path in (root / "test").rglob("*.png"):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from toolkit.data.sources import Dataset, load_dataset
 from toolkit.errors import DataError
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 
 def load(root: Path, **settings: object) -> Dataset:

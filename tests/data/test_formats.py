@@ -34,5 +34,5 @@ def test_in_words() -> None:
 
 def test_the_demo_names_the_formats_that_it_takes_in_every_language() -> None:
     for language, texts in TEXTS.items():
-        told = texts["not_picture"]
-        assert all(name in told for name in FORMATS), language
+        message = texts["not_picture"]
+        assert all(name in message for name in FORMATS), language

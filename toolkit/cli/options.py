@@ -16,11 +16,11 @@ RECIPE, WHERE, HOW, OUTPUT = "Recipe and data", "Where", "How", "Output"
 """Panels of --help that several commands have."""
 
 Flags = dict[str, Any]
-"""Options that open_for_training passes on to the workspace."""
+"""Options that prepare_training passes on to the setup."""
 
 
 def add_seed(seed: int | None, overrides: list[str] | None) -> list[str]:
-    """What --seed and --set ask for, as overrides of the recipe; --set has the last word."""
+    """The overrides of the recipe that --seed and --set ask for; --set has the last word."""
     return [*([f"training.seed={seed}"] if seed is not None else []), *(overrides or [])]
 
 

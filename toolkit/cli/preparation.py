@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from toolkit.data.findings import Finding
     from toolkit.forecast.facts import Command
     from toolkit.forecast.forecast import Forecast
-    from toolkit.workspace import Workspace
+    from toolkit.stage_setup import StageSetup
 
 
 def doctor(deep: DeepOption = False, as_json: JsonOption = False) -> None:
@@ -110,18 +111,15 @@ def plan(
     """Say what toolkit run would do with the same flags, and how long it would take; nothing is made."""
     start = time.perf_counter()
     from toolkit.forecast.command import warn_of_given_teacher
-    from toolkit.pipeline import refuse_several_processes, require_runtimes
-    from toolkit.runtimes.providers import require_provider
-    from toolkit.workspace import open_for_training
+    from toolkit.pipeline import set_up_run
+    from toolkit.stage_setup import prepare_training
 
-    refuse_several_processes()
-    require_provider(provider, device)
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
-    settings = add_seed(seed, overrides)
-    workspace = open_for_training(recipe, data, out, settings, device=device, writes=False, **flags)
-    require_runtimes(workspace)
-    workspace, planned = _make_plan(workspace, "run", minutes, start, writes=False)
-    warn_of_given_teacher(workspace, planned)
+    set_up = partial(
+        prepare_training, recipe, data, out, add_seed(seed, overrides), device=device, writes=False, **flags
+    )
+    setup, planned = _make_plan(set_up_run(set_up, device, provider), "run", minutes, start, writes=False)
+    warn_of_given_teacher(setup, planned)
     if as_json:
         print_json(planned.to_json())
         return
@@ -129,27 +127,27 @@ def plan(
     console.out.print(f"next: {command('run', *sys.argv[2:])}", markup=False)
 
 
-def say_plan(workspace: "Workspace", name: "Command", minutes: float | None, start: float) -> "Workspace":
-    """Print the plan on stderr, before the first image is decoded; returns the workspace, fitted into `minutes`.
+def say_plan(setup: "StageSetup", name: "Command", minutes: float | None, start: float) -> "StageSetup":
+    """Print the plan on stderr, before the first image is decoded; returns the setup, fitted into `minutes`.
 
     Raises ArtifactError if another process trains in the same directory.
     """
     from toolkit.distill.distributed import is_main
 
     if is_main():
-        workspace.model_dir.claim()
-    workspace, planned = _make_plan(workspace, name, minutes, start)
+        setup.model_dir.claim()
+    setup, planned = _make_plan(setup, name, minutes, start)
     planned.print_to(console.err)
-    return workspace
+    return setup
 
 
 def _make_plan(
-    workspace: "Workspace", name: "Command", minutes: float | None, start: float, *, writes: bool = True
-) -> "tuple[Workspace, Forecast]":
+    setup: "StageSetup", name: "Command", minutes: float | None, start: float, *, writes: bool = True
+) -> "tuple[StageSetup, Forecast]":
     if minutes is None:
         from toolkit.forecast.command import forecast_command
 
-        return workspace, forecast_command(workspace, name)
-    from toolkit.forecast.minutes import fit_job
+        return setup, forecast_command(setup, name)
+    from toolkit.forecast.minutes import fit_setup
 
-    return fit_job(workspace, name, minutes, start, writes=writes)
+    return fit_setup(setup, name, minutes, start, writes=writes)

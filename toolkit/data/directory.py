@@ -20,7 +20,7 @@ from toolkit.data.dataset import SPLITS, Dataset, Images, Split, fingerprint_fil
 from toolkit.data.formats import DATA_SET_ENDINGS, DATA_SET_NAMES, join_names
 from toolkit.data.splits import describe_hold_out, hold_out
 from toolkit.errors import DataError
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 SPLIT_FOLDERS: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -16,7 +16,7 @@ from toolkit.data.cache import REMEDY, cache_folder
 from toolkit.data.dataset import Dataset
 from toolkit.data.directory import SPLIT_FOLDERS, load_directory
 from toolkit.errors import DataError, one_line
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 ARCHIVE_URL = "https://drive.google.com/uc?id=1O6pFYd9aw1cZbry-NXk3k3tTXLVgssIg"
 TEACHER_URL = "https://drive.google.com/uc?id=1B8ljdrxYXJsZv2vmTequdPOofp3VF3NN"

@@ -13,7 +13,7 @@ from toolkit.data.dataset import Dataset, Images, fingerprint_arrays, fingerprin
 from toolkit.data.idx import find_idx_files, read_idx_files
 from toolkit.data.splits import describe_hold_out, hold_out
 from toolkit.errors import DataError, one_line
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 FASHION_MNIST_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),

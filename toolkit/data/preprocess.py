@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from toolkit.data.formats import FORMAT_NAMES, READERS
 from toolkit.errors import WeightsError, one_line
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 UNREADABLE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError),
