@@ -17,7 +17,7 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.findings import Finding
 from toolkit.data.reading import KINDS
 from toolkit.errors import DataError
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 Spoil = Callable[[Path], object]
 
