@@ -80,7 +80,7 @@ SPOILS: dict[str, Spoil] = {
 
 @pytest.fixture
 def sound(tmp_path: Path) -> Path:
-    return make_class_folders(tmp_path / "set", images_a_class=(5, 2, 2))
+    return make_class_folders(tmp_path / "set", images_per_class=(5, 2, 2))
 
 
 def test_every_kind_is_tried() -> None:
