@@ -160,7 +160,7 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path: Path) -> None:
 
 
 def test_a_picture_under_two_labels_in_one_split(tmp_path: Path) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(6, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(6, 1, 1))
     shutil.copy(root / "train" / "red" / "2.png", root / "train" / "blue" / "again.png")
     shutil.copy(root / "train" / "red" / "3.png", root / "train" / "red" / "again.png")
     report = check(root)
@@ -200,7 +200,7 @@ def test_near_copies_are_pairs_and_exact_ones_are_not_among_them(tmp_path: Path)
 
 
 def test_what_is_read_in_a_special_way_is_counted(tmp_path: Path) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(6, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(6, 1, 1))
     for i in range(3):
         make_image(0, seed=900 + i).convert("CMYK").save(root / "train" / "red" / f"print{i}.jpg")
     make_image(0, seed=950).save(root / "test" / "red" / "named.png", "JPEG")
@@ -218,7 +218,7 @@ def test_what_is_read_in_a_special_way_is_counted(tmp_path: Path) -> None:
 
 
 def test_blank_pictures_look_wrong(tmp_path: Path) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(6, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(6, 1, 1))
     Image.new("RGB", (20, 20), (3, 4, 5)).save(root / "train" / "red" / "blank.png")
     almost = Image.new("RGB", (200, 200), (3, 4, 5))
     almost.putpixel((7, 7), (3, 4, 6))
@@ -228,7 +228,7 @@ def test_blank_pictures_look_wrong(tmp_path: Path) -> None:
 
 
 def test_an_imbalance_above_ten_looks_wrong(tmp_path: Path) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(6, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(6, 1, 1))
     for i in range(54):
         make_image(1, seed=700 + i).save(root / "train" / "green" / f"more{i}.png")
     for split in ("train", "val", "test"):
@@ -242,7 +242,7 @@ def test_an_imbalance_above_ten_looks_wrong(tmp_path: Path) -> None:
 
 
 def test_unreadable_images_do_not_count_for_the_balance(tmp_path: Path) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(11, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(11, 1, 1))
     for i in range(10):
         (root / "train" / "red" / f"{i}.png").write_bytes(b"")
     found = {finding.kind: finding for finding in check(root).findings}
@@ -271,7 +271,7 @@ def test_the_layout_and_the_folder_s_findings_come_first(tmp_path: Path, capsys:
 def test_a_long_check_says_so_before_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(3, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(3, 1, 1))
     monkeypatch.setattr(survey, "LONG_S", float("inf"))
     check(root)
     assert capsys.readouterr().err == ""
@@ -281,7 +281,7 @@ def test_a_long_check_says_so_before_it_starts(
 
 
 def test_pixels_are_hashed_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(6, 3, 3))
+    root = make_class_folders(tmp_path / "set", images_per_class=(6, 3, 3))
     shutil.copy(root / "train" / "red" / "2.png", root / "test" / "red" / "again.png")
     with Image.open(root / "train" / "red" / "3.png") as image:
         image.putpixel((47, 39), (0, 0, 0))
