@@ -39,8 +39,9 @@ DEFAULT_RECIPE = "fashion-mnist"
 
 NOTEBOOK_RECIPE = "food11"
 
-NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights", "distill.control"}
-"""Settings that change no result: places of files, whose SHA-256 counts instead, speed of reading, other trainings."""
+NOT_IN_FINGERPRINT = {"data.source", "data.layout", "data.workers", "teacher.weights", "distill.control"}
+"""Settings that change no result: places and layout of files, whose SHA-256 with their labels counts instead, speed of
+reading, other trainings."""
 
 MOVED = {f"distill.{key}": f"training.{key}" for key in ("seed", "precision", "compile")}
 """The former place of a setting of both training stages, from before there was [training] → its present place."""
