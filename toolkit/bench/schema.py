@@ -21,8 +21,9 @@ Difference = Annotated[float, Field(ge=-1, le=1)]
 """of two fractions"""
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+MAX_COUNT = 2**63 - 1
+AtLeastOne = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 BatchSize = Annotated[str, Field(pattern=r"^[1-9]\d*$")]
 
 
