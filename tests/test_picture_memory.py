@@ -29,14 +29,16 @@ import resource, sys
 from pathlib import Path
 from PIL import Image
 from toolkit.data.picture_file import open_image
-from toolkit.data.preprocess import UNREADABLE, Preprocess, hash_pixels, why_unreadable
+from toolkit.data.preprocess import UNREADABLE, Preprocess, hash_pixels, preview, why_unreadable
+from toolkit.data.reading import find_kinds
 
 def peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 Image.init()
 seen, large, whole = (Preprocess(160, resize, (0,) * 3, (1,) * 3) for resize in (176, 2048, 0))
-works = seen, large.keep_middle, whole.keep_middle, hash_pixels
+looks = hash_pixels, preview, lambda image: find_kinds(image, "a")
+works = seen, large.keep_middle, whole.keep_middle, *looks
 for work in works:
     work(Image.new("RGBA", (300, 400)))
 idle = peak_mb()

@@ -15,17 +15,19 @@ from torchvision.transforms import v2
 from toolkit.data import preprocess
 from toolkit.data.picture_file import open_image
 from toolkit.data.preprocess import (
+    MAX_SIDE,
     NO_MEMORY,
     Preprocess,
     decode_rgb,
     hash_pixels,
     middle_box,
+    preview,
     upright_bands,
     upright_size,
     why_unreadable,
 )
 from toolkit.errors import WeightsError
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -181,14 +183,14 @@ def test_damaged_exif_does_not_lose_the_picture(tmp_path: Path, exif: bytes) -> 
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"hello, not an image", "not a JPEG, PNG, WebP, BMP or GIF image, or damaged at its start"),
+        (b"hello, not an image", "not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM image, or damaged at its start"),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "not a JPEG, PNG, WebP, BMP or GIF image, or damaged at",
+            "not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM image, or damaged at",
         ),
     ],
 )
-def test_what_is_no_image_says_so(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_file_that_is_no_image_says_so(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises((OSError, ValueError)) as caught:
         open_image(tmp_path / "x.jpg")
@@ -224,6 +226,8 @@ def test_a_smaller_image_is_framed_in_black() -> None:
 # --- the same pixels in less memory ----------------------------------------------------------------------------------
 
 SIZES = [(61, 40), (40, 61), (48, 48), (200, 33), (17, 90), (1, 50), (403, 100), (7, 900), (1000, 3), (2, 2000), (1, 1)]
+SIZES += [(30, 3001), (30, 3000), (3001, 30), (200, 20_500)]
+"""Very tall ones among them: Image.resize turns its order round for these, if it makes them smaller."""
 
 
 def resize_whole(image: Image.Image, resize: int, image_size: int) -> np.ndarray:
@@ -253,11 +257,19 @@ def test_pixels_are_those_of_the_whole_picture_to_the_bit(
 
 @pytest.mark.parametrize("filter", [one for one in Image.Resampling if one != Image.Resampling.NEAREST])
 @pytest.mark.parametrize("size", SIZES)
-def test_pillow_resizes_rows_first_and_each_for_itself(filter: Image.Resampling, size: tuple[int, int]) -> None:
+def test_pillow_resizes_one_axis_after_the_other_and_each_line_for_itself(
+    filter: Image.Resampling, size: tuple[int, int]
+) -> None:
     """What bands rely on. It is so with every filter."""
     image = make_image(1, seed=3, size=size)
     for short in (8, 31, 40, 64):
         width, height = (side * short // min(size) for side in size)
+        if size[1] > 100 * size[0] and height < size[1]:
+            columns = Image.new("RGB", (size[0], height))
+            for left in range(size[0]):
+                columns.paste(image.crop((left, 0, left + 1, size[1])).resize((1, height), filter), (left, 0))
+            assert columns.resize((width, height), filter).tobytes() == image.resize((width, height), filter).tobytes()
+            continue
         rows = Image.new("RGB", (width, size[1]))
         for top in range(0, size[1], 7):
             band = image.crop((0, top, size[0], min(top + 7, size[1])))
@@ -412,6 +424,8 @@ def test_json_round_trip_repeats_every_setting() -> None:
         make_preprocess(8).to_json().replace("8", '"8"'),
         make_preprocess(8).to_json().replace("[0.2, 0.3", "[0.0, 0.3"),
         make_preprocess(8).to_json().replace("[0.5, 0.4", "[NaN, 0.4"),
+        make_preprocess(8).to_json().replace("[0.5, 0.4", f"[{10**400}, 0.4"),
+        make_preprocess(8).to_json().replace('"side_px": 8', f'"side_px": {MAX_SIDE + 1}'),
     ],
 )
 def test_foreign_metadata_is_refused(text: str) -> None:
@@ -427,3 +441,18 @@ def test_from_recipe_takes_the_data_section() -> None:
 def test_importing_it_does_not_import_torch() -> None:
     code = "import sys, toolkit.data.preprocess; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("size", [(48, 40), (400, 300), (1, 9000), (9000, 2)])
+def test_a_preview_is_the_picture_or_a_smaller_one(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    image = make_image(0, seed=1, size=size)
+    assert np.array_equal(np.asarray(preview(image)), np.asarray(image))
+    image.getexif()[0x0112] = 6
+    upright = decode_rgb(image)
+    assert np.array_equal(np.asarray(preview(image)), np.asarray(upright))
+    monkeypatch.setattr(preprocess, "BAND_PIXELS", 1000)
+    monkeypatch.setattr(preprocess, "PREVIEW_SIDE", 24)
+    small = preview(image)
+    assert max(small.size) == 24
+    assert min(small.size) == max(1, round(24 * min(size) / max(size)))
+    assert small.tobytes() == upright.resize(small.size, Image.Resampling.BILINEAR).tobytes()

@@ -1,4 +1,4 @@
-"""Weights files: what is written comes back, what is damaged, unsafe or unfit is refused in one line."""
+"""Weights files: a file that is written comes back, and a damaged, unsafe or unfit one is refused in one line."""
 
 import json
 import os
@@ -172,7 +172,7 @@ class TestSaveAndLoad:
         with pytest.raises(ArtifactError, match="cannot write"):
             save_model(tmp_path / "file" / "student.safetensors", student, make_info())
 
-    def test_info_is_told_without_tensors(self, saved: Path, tmp_path: Path) -> None:
+    def test_info_is_read_without_tensors(self, saved: Path, tmp_path: Path) -> None:
         assert read_info(saved) == make_info()
         assert carries_info(saved)
         bare = tmp_path / "bare.safetensors"
@@ -213,7 +213,7 @@ class TestReadStateDict:
         assert infer_student(weights) == (11, 16, 1.0)
         load_into(DepthwiseStudent(11), weights, path, 11)
 
-    def test_what_is_there_at_all(self, tmp_path: Path) -> None:
+    def test_a_path_without_any_weights(self, tmp_path: Path) -> None:
         assert "there is no weights file" in refused(tmp_path / "nowhere.bin")
         assert "is a directory" in refused(tmp_path)
         (tmp_path / "empty.bin").touch()
@@ -277,7 +277,7 @@ class TestReadStateDict:
             assert "refused unread: a pickle can run code" in message
             assert not witness.exists()
         pickle.loads((tmp_path / "pickle.bin").read_bytes())
-        assert witness.is_dir()  # the trap does spring where it is read carelessly
+        assert witness.is_dir()  # the trap does spring if the file is read carelessly
 
     def test_whole_networks_are_refused(self, student: DepthwiseStudent, tmp_path: Path) -> None:
         torch.save(student, tmp_path / "network.pt")
@@ -286,7 +286,7 @@ class TestReadStateDict:
         assert "torch.save(network.state_dict(), path)" in message
 
     @pytest.mark.parametrize(
-        ("content", "told"),
+        ("content", "expected"),
         [
             (torch.zeros(2), "a Tensor, not a state dict"),
             ([1, 2], "a list, not a state dict"),
@@ -296,9 +296,9 @@ class TestReadStateDict:
             ({1: torch.zeros(1)}, "1 is a Tensor"),
         ],
     )
-    def test_no_state_dict(self, tmp_path: Path, content: object, told: str) -> None:
+    def test_no_state_dict(self, tmp_path: Path, content: object, expected: str) -> None:
         torch.save(content, tmp_path / "odd.pt")
-        assert told in refused(tmp_path / "odd.pt")
+        assert expected in refused(tmp_path / "odd.pt")
 
     def test_a_pickle_that_torch_did_not_write(self, tmp_path: Path) -> None:
         (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": 1}))

@@ -1,4 +1,4 @@
-"""report.json, field by field: what `toolkit bench` writes, and what everything else reads from it.
+"""report.json, field by field: `toolkit bench` writes it, and everything else reads it.
 
 Schema 1: fields may be added, never renamed. Fractions are fractions (0.91), not percents. A description starts with
 the unit, if there is one: "ms; ...". A field with a default came later than the first reports, or is
@@ -21,8 +21,9 @@ Difference = Annotated[float, Field(ge=-1, le=1)]
 """of two fractions"""
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+MAX_COUNT = 2**63 - 1
+AtLeastOne = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 BatchSize = Annotated[str, Field(pattern=r"^[1-9]\d*$")]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from toolkit.data.formats import READERS
+from toolkit.data.formats import FORMAT_NAMES, READERS
 
 MAX_PIXELS = 120_000_000
 """Larger pictures are refused unread (12,000×9,000 passes): a small file can unpack to fill the memory."""
@@ -34,8 +34,14 @@ Coded pixels contain only FF 00 and FF D0 to FF D7, which do not match.
 """
 _PASS = b"\xda"
 
+_MOVIE_BOX = b"ftyp"
+"""The fifth to eighth byte of HEIC and AVIF pictures, which are stored as movies are."""
+
 _ORIENTATION, _SAMPLE_BITS, _STRIP_HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 274, 258, 278, 322, 323
 """Numbers of tags of a TIFF."""
+_TILE_STEP = 16
+"""px; sides of tiles are multiples of this, so the last ones reach over the picture's edge."""
+_LARGEST_TILE_PIXELS = 2048**2
 
 _BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 """Pillow's memory for a pixel, by mode; in all others it is 4."""
@@ -132,12 +138,30 @@ def _open(stream: PictureStream) -> ImageFile.ImageFile:
     stream.header_left = MAX_HEADER_BYTES
     image = _identify(stream, start)
     stream.header_left = None
+    _require_known_range(image)
+    if image.format == "TIFF":
+        _require_small_tiles(image)
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise TooLargeError(f"{width}×{height} px", _FEWER_PIXELS)
     if (needed_bytes := decoding_bytes(image)) > MAX_DECODING_BYTES:
         raise TooLargeError(f"{width}×{height} px of this kind take {needed_bytes / 1e9:.1f} GB to decode", _SMALLER)
     return image
+
+
+def _require_known_range(image: Image.Image) -> None:
+    """Refuse floats, and whole numbers of 32 bits or with a sign: nobody knows which of them is white."""
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("its pixels are not numbers of 8 or 16 bits, so what is white is unknown; save it as 8 bits")
+
+
+def _require_small_tiles(image: Image.Image) -> None:
+    """Refuse a TIFF whose tiles are far larger than its picture: they are unpacked whole, however small the file."""
+    tags = image.getexif()
+    width, length = (tags.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_HEIGHT))
+    whole = (image.width + _TILE_STEP) * (image.height + _TILE_STEP)
+    if not (isinstance(width, int) and isinstance(length, int)) or width * length > max(whole, _LARGEST_TILE_PIXELS):
+        raise ValueError("the tiles of the TIFF are larger than its picture")
 
 
 def _identify(stream: PictureStream, start: bytes) -> ImageFile.ImageFile:
@@ -155,6 +179,8 @@ def _identify(stream: PictureStream, start: bytes) -> ImageFile.ImageFile:
                 return read(stream, "")
             except (SyntaxError, IndexError, TypeError, struct.error):  # it looked like this format, and is not
                 continue
+    if start[4:8] == _MOVIE_BOX:
+        raise ValueError(f"it is HEIC, AVIF or a movie, whatever its name says, not {FORMAT_NAMES}")
     raise UnidentifiedImageError("no reader knows it")
 
 

@@ -5,6 +5,7 @@ normalisation (mean and std) happens inside the networks and the exported graphs
 torch.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -20,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from toolkit.data.formats import FORMAT_NAMES
 from toolkit.data.picture_file import TooLargeError
 from toolkit.errors import WeightsError, one_line
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 UNREADABLE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError),
@@ -33,6 +34,9 @@ NO_MEMORY = "there is not enough memory to decode it"
 
 BAND_PIXELS = 2**21
 """Pixels that are converted to RGB at once. A picture that is larger never has two whole copies in memory."""
+DIGEST_BYTES = 16
+PREVIEW_SIDE = 1024
+"""px"""
 WHOLE_PIXELS = 2**25
 """A resized picture of up to so many pixels is made whole; of a larger one only the part that is kept."""
 
@@ -59,6 +63,10 @@ _UPRIGHT = {
     8: _Turn(Image.Transpose.ROTATE_90, True, True, False),
 }
 
+MAX_SIDE = 4096
+"""px; the largest side that a recipe or a model's metadata may ask for"""
+MOST_PAGES = 1000
+
 Box = tuple[int, int, int, int]
 """left, top, right, bottom in px"""
 
@@ -73,6 +81,8 @@ def why_unreadable(error: BaseException) -> str:
         return NO_MEMORY
     if "MAX_TEXT_CHUNK" in str(error):
         return "the text or colour profile packed into it is too large"
+    if str(error).startswith("decoder error"):  # libtiff says no more
+        return "its pixels are damaged"
     return (isinstance(error, OSError) and error.strerror) or one_line(error)
 
 
@@ -82,7 +92,7 @@ def decode_rgb(image: Image.Image) -> Image.Image:
     EXIF rotation is applied; grey becomes three equal channels, 16 bits become their upper 8, alpha is laid over white,
     a palette or CMYK is converted, and the first frame of an animation is used.
     """
-    _load(image)
+    decode_first_frame(image)
     turn = _find_turn(image)
     return _to_rgb(image if turn is None else image.transpose(turn.transpose))
 
@@ -93,25 +103,31 @@ def upright_bands(image: Image.Image, box: Box | None = None) -> Iterator[Image.
     A band has at most BAND_PIXELS, but one row at least. Conversions need a few times the memory of a band, not of the
     picture.
     """
-    _load(image)
-    turn = _find_turn(image)
-    left, top, right, bottom = box or (0, 0, *upright_size(image))
-    rows = max(1, BAND_PIXELS // (right - left))
-    for start in range(top, bottom, rows):
-        stored = _before_turn(turn, image.size, (left, start, right, min(start + rows, bottom)))
-        part = image if stored == (0, 0, *image.size) else image.crop(stored)
-        yield _to_rgb(part if turn is None else part.transpose(turn.transpose))
+    decode_first_frame(image)
+    for band in _split(box or (0, 0, *upright_size(image))):
+        yield _upright_part(image, band)
 
 
 def hash_pixels(image: Image.Image) -> bytes:
-    """A hash (16 bytes) of the size and the pixels that decode_rgb gives: the same for every format and mode."""
-    _load(image)
+    """A hash (DIGEST_BYTES) of the size and the pixels that decode_rgb gives: the same for every format and mode."""
+    decode_first_frame(image)
     width, height = upright_size(image)
-    total = hashlib.blake2b(f"{width}×{height}".encode(), digest_size=16)
+    total = hashlib.blake2b(f"{width}×{height}".encode(), digest_size=DIGEST_BYTES)
     for left in range(0, width, BAND_PIXELS):  # a row may be longer than a band
         for band in upright_bands(image, (left, 0, min(left + BAND_PIXELS, width), height)):
             total.update(band.tobytes())
     return total.digest()
+
+
+def preview(image: Image.Image) -> Image.Image:
+    """The same picture, upright 8-bit RGB; of more than BAND_PIXELS it is a smaller one, PREVIEW_SIDE px long."""
+    decode_first_frame(image)
+    width, height = upright_size(image)
+    if width * height <= BAND_PIXELS:
+        return decode_rgb(image)
+    share = PREVIEW_SIDE / max(width, height)
+    size = max(1, round(width * share)), max(1, round(height * share))
+    return _resize(image, size, (0, 0, *size))
 
 
 def middle_box(width: int, height: int, least_long_side: int) -> Box:
@@ -167,31 +183,16 @@ class Preprocess:
         training view can see. So memory follows the picture's shorter side and not its proportions. The pixels are
         those of the picture that is resized whole. If that would exceed WHOLE_PIXELS, values may differ by 1.
         """
-        _load(image)
+        decode_first_frame(image)
         width, height = upright_size(image)
         short = min(width, height)
         if self.resize in (0, short):
             return _copy(image, middle_box(width, height, self.least_long_side))
-        return self._resize(image, (width * self.resize // short, height * self.resize // short))
-
-    def _resize(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-        """The middle part of `image` at `size` px, by Pillow's bilinear filter, which is antialiased.
-
-        Pillow goes along the rows first, then along the columns, with 8 bits between the two. So do we, band by band.
-        """
+        size = (width * self.resize // short, height * self.resize // short)
         box = middle_box(*size, self.least_long_side)
-        made = box if size[0] * size[1] > WHOLE_PIXELS else (0, 0, *size)
-        (left, right), across = _source(*made[::2], size[0], upright_size(image)[0])
-        (top, bottom), down = _source(*made[1::2], size[1], upright_size(image)[1])
-        narrow = Image.new("RGB", (made[2] - made[0], bottom - top))
-        row = 0
-        for band in upright_bands(image, (left, top, right, bottom)):
-            part = band.resize((narrow.width, band.height), _FILTER, (across[0], 0, across[1], band.height))
-            narrow.paste(part, (0, row))
-            row += band.height
-        resized = narrow.resize((narrow.width, made[3] - made[1]), _FILTER, (0, down[0], narrow.width, down[1]))
-        del narrow
-        return np.asarray(resized if made == box else resized.crop(box))
+        if size[0] * size[1] > WHOLE_PIXELS:
+            return np.asarray(_resize(image, size, box))
+        return np.asarray(_resize(image, size, (0, 0, *size)).crop(box))
 
     def centre_crop(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) → (S, S, 3): the centre, with black if the image is smaller than the crop."""
@@ -232,15 +233,15 @@ class Preprocess:
             steps = json.loads(text)
             size, resize = steps["centre_crop"]["side_px"], steps["resize"]["shorter_side_px"]
             mean, std = ([float(value) for value in steps["normalise"][key]] for key in ("mean", "std"))
-            if not (
-                type(size) is int and size > 0 and type(resize) is int and resize >= 0 and len(mean) == len(std) == 3
-            ):
-                raise ValueError("a value out of range")
+            if not (type(size) is int and 0 < size <= MAX_SIDE and type(resize) is int and 0 <= resize <= MAX_SIDE):
+                raise ValueError(f"a side must be of 1 to {MAX_SIDE} px")
+            if not len(mean) == len(std) == 3:
+                raise ValueError("mean and std must have three values each")
             if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
                 raise ValueError("mean and std must be finite, and std above 0")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             raise WeightsError(
-                f"the model's `preprocess` metadata cannot be read ({error!r})",
+                f"the model's `preprocess` metadata cannot be read ({type(error).__name__}: {one_line(error)})",
                 "export the model again with this toolkit",
             ) from None
         return cls(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
@@ -252,8 +253,21 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if turn is not None and turn.swaps_axes else image.size
 
 
-def _load(image: Image.Image) -> None:
-    """Decode the first frame."""
+def count_frames(image: Image.Image) -> int:
+    """Frames or pages of an opened picture; of a TIFF up to MOST_PAGES, since Pillow looks each up in a list."""
+    if image.format != "TIFF":
+        return int(getattr(image, "n_frames", 1))
+    pages = 1
+    with contextlib.suppress(EOFError):
+        while pages < MOST_PAGES:
+            image.seek(pages)
+            pages += 1
+    image.seek(0)
+    return pages
+
+
+def decode_first_frame(image: Image.Image) -> None:
+    """Decode the first frame. If that fails, all work ends with it: Pillow would hand out half a picture later."""
     if image.tell() != 0:
         image.seek(0)
     image.load()
@@ -270,6 +284,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _find_turn(image: Image.Image) -> _Turn | None:
+    if image.format == "TIFF":
+        return None  # Pillow turns these itself, and gives the size after that
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except MemoryError:
@@ -277,6 +293,25 @@ def _find_turn(image: Image.Image) -> _Turn | None:
     except UNREADABLE:  # damaged EXIF does not damage the picture; every viewer shows such files unrotated
         return None
     return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def _split(box: Box, *, by_columns: bool = False) -> Iterator[Box]:
+    """Bands of rows, or of columns, of at most BAND_PIXELS each, but of one row or column at least."""
+    left, top, right, bottom = box
+    if by_columns:
+        step = max(1, BAND_PIXELS // (bottom - top))
+        yield from ((start, top, min(start + step, right), bottom) for start in range(left, right, step))
+    else:
+        step = max(1, BAND_PIXELS // (right - left))
+        yield from ((left, start, right, min(start + step, bottom)) for start in range(top, bottom, step))
+
+
+def _upright_part(image: Image.Image, box: Box) -> Image.Image:
+    """RGB, of a decoded picture of any mode, at `box` of the upright one."""
+    turn = _find_turn(image)
+    stored = _before_turn(turn, image.size, box)
+    part = image if stored == (0, 0, *image.size) else image.crop(stored)
+    return _to_rgb(part if turn is None else part.transpose(turn.transpose))
 
 
 def _before_turn(turn: _Turn | None, size: tuple[int, int], box: Box) -> Box:
@@ -302,6 +337,31 @@ def _copy(image: Image.Image, box: Box) -> np.ndarray:
         pixels[row : row + band.height] = np.asarray(band)
         row += band.height
     return pixels
+
+
+def _resize(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
+    """The part at `box` of the upright RGB picture at `size` px, by Pillow's bilinear filter, which is antialiased.
+
+    Pillow goes along the rows first, then along the columns, with 8 bits between the two; the other way round if that
+    makes a very tall picture smaller. So do we, band by band.
+    """
+    left, top, right, bottom = box
+    width, height = upright_size(image)
+    columns, across = _source(left, right, size[0], width)
+    rows, down = _source(top, bottom, size[1], height)
+    wide, high = right - left, bottom - top
+    columns_first = height > 100 * width and size[1] < height
+    half = Image.new("RGB", (columns[1] - columns[0], high) if columns_first else (wide, rows[1] - rows[0]))
+    for band in _split((columns[0], rows[0], columns[1], rows[1]), by_columns=columns_first):
+        part = _upright_part(image, band)
+        if columns_first:
+            part = part.resize((part.width, high), _FILTER, (0, down[0], part.width, down[1]))
+            half.paste(part, (band[0] - columns[0], 0))
+        else:
+            part = part.resize((wide, part.height), _FILTER, (across[0], 0, across[1], part.height))
+            half.paste(part, (0, band[1] - rows[0]))
+    rest = (across[0], 0, across[1], high) if columns_first else (0, down[0], wide, down[1])
+    return half.resize((wide, high), _FILTER, rest)
 
 
 def _source(first: int, last: int, length: int, whole: int) -> tuple[tuple[int, int], tuple[float, float]]:

@@ -38,7 +38,7 @@ OF_DEPTHWISE = {"base": 16, "width_mult": 1.0}
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a weights file says about itself. `extra` holds JSON values such as valid_accuracy."""
+    """The description of a weights file, in the file itself. `extra` holds JSON values such as valid_accuracy."""
 
     role: Role
     network: NetworkSpec
@@ -111,7 +111,7 @@ def carries_info(path: Path) -> bool:
 
 
 def read_info(path: Path) -> ModelInfo:
-    """What the file says about itself, without reading its tensors. Raises WeightsError."""
+    """The description of a weights file, without reading its tensors. Raises WeightsError."""
     info = _find_info(path)
     if info is None:
         raise WeightsError(
@@ -253,7 +253,7 @@ def _looks_like_safetensors(head: bytes) -> bool:
 def _load_tensors_only(path: Path) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about formats; what matters is raised
+            warnings.simplefilter("ignore")  # torch warns about formats; problems are raised
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL (\S+)", str(error))
