@@ -202,7 +202,7 @@ def half_a_jpeg(*, whole: bool = False) -> bytes:
         ("document.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG"),
         ("bomb.png", make_png(12_001, 10_000), "is too large (12001×10000 px)"),
         ("bigger_bomb.png", make_png(60_000, 60_000), "is too large (60000×60000 px)"),
-        ("rows.png", make_png(1, 120_000_000), "is too large (1×120000000 px of this kind take 1.4 GB to decode)"),
+        ("rows.png", make_png(1, 120_000_000), "is too large (1×120000000 px of this kind take 3.4 GB to decode)"),
         ("text.png", png_with_large_text(), "the text or colour profile packed into it is too large"),
         ("scans.jpg", jpeg_of_many_scans(101), "the JPEG has more than 100 passes"),
     ],

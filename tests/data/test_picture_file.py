@@ -243,7 +243,7 @@ def make_rle_bomb(width: int, height: int) -> bytes:
 LARGE = {
     "more pixels": (lambda: make_png(12_001, 10_000), r"12001×10000 px$", "at most 120 million pixels"),
     "far more pixels": (lambda: make_png(60_000, 60_000), r"60000×60000 px$", "at most 120 million pixels"),
-    "rows": (lambda: make_png(1, 120_000_000), r"1×120000000 px of this kind take 1.4 GB to decode", "make it smaller"),
+    "rows": (lambda: make_png(1, 120_000_000), r"1×120000000 px of this kind take 3.4 GB to decode", "make it smaller"),
     "a row": (lambda: make_png(120_000_000, 1), r"120000000×1 px of this kind take 2.4 GB", "make it smaller"),
     "codes": (lambda: make_rle_bomb(120_000_000, 1), r"take 9\d\.\d GB to decode", "make it smaller"),
 }
@@ -278,7 +278,7 @@ def test_a_jpeg_in_passes_is_kept_twice(options: dict[str, object], bytes_per_pi
     """Once as coefficients of 2 bytes: by the definition of the format, the numbers of test_picture_memory.py agree."""
     image = Image.new("RGB", (1600, 1600)).convert(str(options.pop("mode", "RGB")))
     needed = decoding_bytes(open_bytes(encode(image, "JPEG", **options)))
-    assert needed / 1600**2 == pytest.approx(bytes_per_pixel, abs=0.02)
+    assert needed / 1600**2 == pytest.approx(bytes_per_pixel, abs=0.05)
 
 
 def test_a_jpeg_in_passes_or_a_webp_that_takes_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

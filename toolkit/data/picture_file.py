@@ -45,6 +45,8 @@ _LARGEST_TILE_PIXELS = 2048**2
 
 _BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 """Pillow's memory for a pixel, by mode; in all others it is 4."""
+_BYTES_PER_ROW = 24
+"""Pillow keeps a pointer of 8 bytes for each row, of a picture and of its parts that are converted and resized."""
 
 
 class TooLargeError(ValueError):
@@ -119,7 +121,7 @@ def decoding_bytes(image: Image.Image) -> int:
     """Memory that an opened picture takes at the peak of its decoding, an estimate; a decoded one what it has taken."""
     width, height = image.size
     pixel = _BYTES_PER_PIXEL.get(image.mode, 4)
-    stored = width * height * pixel + 8 * height  # Pillow keeps a pointer for each row
+    stored = width * height * pixel + _BYTES_PER_ROW * height
     if not isinstance(image, ImageFile.ImageFile):
         return stored
     return stored + 4 * width * pixel + _codec_bytes(image, stored)  # two rows, perhaps in 16 bits

@@ -34,6 +34,8 @@ NO_MEMORY = "there is not enough memory to decode it"
 
 BAND_PIXELS = 2**21
 """Pixels that are converted to RGB at once. A picture that is larger never has two whole copies in memory."""
+MOST_ROWS = 2**21
+"""A column of a taller picture is no small band: all of its rows go first."""
 DIGEST_BYTES = 16
 PREVIEW_SIDE = 1024
 """px"""
@@ -181,7 +183,8 @@ class Preprocess:
 
         The longer one is rounded down, and only its middle part is kept (`middle_box`): all that a centre crop or a
         training view can see. So memory follows the picture's shorter side and not its proportions. The pixels are
-        those of the picture that is resized whole. If that would exceed WHOLE_PIXELS, values may differ by 1.
+        those of the picture that is resized whole. If that would exceed WHOLE_PIXELS, or if the picture has more rows
+        than MOST_ROWS, values may differ by 1.
         """
         decode_first_frame(image)
         width, height = upright_size(image)
@@ -350,7 +353,7 @@ def _resize(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
     columns, across = _source(left, right, size[0], width)
     rows, down = _source(top, bottom, size[1], height)
     wide, high = right - left, bottom - top
-    columns_first = height > 100 * width and size[1] < height
+    columns_first = 100 * width < height <= MOST_ROWS and size[1] < height
     half = Image.new("RGB", (columns[1] - columns[0], high) if columns_first else (wide, rows[1] - rows[0]))
     for band in _split((columns[0], rows[0], columns[1], rows[1]), by_columns=columns_first):
         part = _upright_part(image, band)
