@@ -226,8 +226,9 @@ class _Export:
         """What half precision cannot hold stays float32 from the start; what it blurs, if the proof fails without."""
         start, cores = time.perf_counter(), available_cores()
         kept = Ranges(model, cores).find_overflows(read_batches(self._samples))
+        draft = self._halve(model, kept, start)
         try:
-            return self._write(self._halve(model, kept, start), network)[0]
+            return self._write(draft, network)[0]
         except GateError:
             blurred = Ranges(model, cores, kept).find_losses(read_batches(self._samples))
             if not blurred:

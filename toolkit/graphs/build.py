@@ -84,7 +84,8 @@ def build_graph(classifier: Classifier, image_size: int, opset: int) -> onnx.Mod
     with _silence():
         fold_constants(program.model, input_size_limit=FOLDED_VALUES, output_size_limit=FOLDED_VALUES)
     model: onnx.ModelProto = program.model_proto
-    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)  # older runtimes refuse newer ones
+    # older runtimes refuse newer ones
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     _strip_traces(model)
     _require_opset(model, opset)
     return model

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from toolkit.graphs.layers import find_sources, find_tensors
@@ -126,21 +127,21 @@ class _Halving:
             return wanted if name else ""
         self._known.add(wanted)
         if half and name in self._weights:
-            self._half_weights.append(_round(self._weights[name], wanted))
+            rounded = round_values(numpy_helper.to_array(self._weights[name]))
+            self._half_weights.append(numpy_helper.from_array(rounded, wanted))
         else:
             to = TensorProto.FLOAT16 if half else TensorProto.FLOAT
             self._nodes.append(helper.make_node("Cast", [other], [wanted], name=f"cast_{wanted}", to=to))
         return wanted
 
 
-def _round(tensor: TensorProto, name: str) -> TensorProto:
-    """A float32 tensor in float16. What is not zero stays so: some networks divide by what is at least 1e-12."""
-    values = numpy_helper.to_array(tensor)
+def round_values(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Weights in float16. What is not zero stays so: some networks divide by what is at least 1e-12."""
     with np.errstate(over="ignore"):
         rounded = values.astype(np.float16)
     vanished = (rounded == 0) & (values != 0)
     rounded[vanished] = np.copysign(SMALLEST, values[vanished])
-    return numpy_helper.from_array(rounded, name)
+    return rounded
 
 
 def _replace(field: Any, values: list[Any]) -> None:

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from toolkit.graphs.half import LARGEST, half_nodes
+from toolkit.graphs.half import LARGEST, half_nodes, round_values
 from toolkit.graphs.layers import find_tensors
 from toolkit.graphs.session import open_session
 
@@ -79,7 +79,8 @@ class Ranges:
         pairs = dict(zip(self._tensors, squares.tolist(), strict=True))
         for name, values in self._weights.items():
             exact = values.astype(np.float64)
-            pairs[name] = [np.square(exact - values.astype(np.float16)).sum(), np.square(exact).sum()]
+            with np.errstate(invalid="ignore"):  # what is infinite loses nothing
+                pairs[name] = [np.square(exact - round_values(values)).sum(), np.square(exact).sum()]
         return self._touching({name for name, (lost, whole) in pairs.items() if lost > LARGEST_LOSS**2 * whole})
 
     def _touching(self, tensors: set[str]) -> set[str]:
