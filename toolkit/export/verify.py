@@ -169,7 +169,8 @@ def _require_close(answers: _Outputs, how: str, title: str, bounds: Bounds) -> f
 
 def _largest_each(answer: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float64]:
     """Largest |answer − reference| of each image; infinite if either is not a finite number."""
-    difference = np.abs(answer.astype(np.float64) - reference)
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(answer.astype(np.float64) - reference)
     largest: NDArray[np.float64] = np.where(np.isfinite(difference), difference, np.inf).max(axis=1)
     return largest
 
