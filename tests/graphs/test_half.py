@@ -151,7 +151,7 @@ class TestWhatConstantsAndShapesEnter:
         assert np.ptp(expected, axis=0).min() > 0, "there is something to compare"
         by_the_standard = ReferenceEvaluator(half).run(["logits"], {"image": FAMILY_IMAGES})[0]
         for logits in (answer(half, FAMILY_IMAGES)[0], by_the_standard):
-            np.testing.assert_allclose(logits, expected, rtol=0, atol=0.01 * np.abs(expected).max())
+            np.testing.assert_allclose(logits, expected, rtol=0, atol=0.03 * np.abs(expected).max())
         kinds = types_of(half)
         layers = [node for node in half.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
         assert {kinds[name] for node in layers for name in (*node.input, *node.output)} == {TensorProto.FLOAT16}
@@ -165,7 +165,7 @@ class TestWhatConstantsAndShapesEnter:
         half = halve(family)
         by_the_standard = ReferenceEvaluator(half).run(["logits"], {"image": FAMILY_IMAGES})[0]
         rounded = answer(round_as_half(half), FAMILY_IMAGES)[0]
-        np.testing.assert_allclose(rounded, by_the_standard, rtol=0, atol=0.01 * np.abs(by_the_standard).max())
+        np.testing.assert_allclose(rounded, by_the_standard, rtol=0, atol=0.03 * np.abs(by_the_standard).max())
 
 
 def test_a_transposition_that_leaves_the_last_axis_goes_behind_the_product() -> None:

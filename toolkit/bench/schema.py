@@ -102,7 +102,7 @@ class RowFacts(Part):
     macs: Count = Field(description="multiply-adds of convolutions and matrix products for one image")
     size_bytes: AtLeastOne = Field(description="bytes; size of the file")
     calibration: str | None = Field(None, description="how the ranges of an int8 file were found; null for others")
-    float_layers: tuple[str, ...] = Field((), description="layers of an int8 file that stayed float32")
+    float_layers: tuple[str, ...] = Field((), description="layers of an fp16 or int8 file that stayed float32")
 
 
 class Fidelity(Part):
