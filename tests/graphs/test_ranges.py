@@ -10,7 +10,7 @@ from small_networks import MEAN, SIDE, STD, settled_network
 from toolkit.graphs.build import build_graph
 from toolkit.graphs.half import LARGEST
 from toolkit.graphs.layers import name_nodes
-from toolkit.graphs.ranges import HEADROOM, SUMS, Ranges
+from toolkit.graphs.ranges import HEADROOM, Ranges
 from toolkit.networks.classifier import Classifier
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), dtype=np.uint8)

@@ -1,7 +1,8 @@
 """The proof of an export: the written file, opened in a fresh process, answers as it should.
 
 A float32 or float16 file is compared with the network, an int8 one with the float32 file. A float16 file has to answer
-twice: as it is, and rounded to float16 after every operator, as CPUs do not. N images, S px their side, C classes.
+twice: as it is, and rounded to float16 after every operator, which a CPU does not do. N images, S px their side,
+C classes.
 """
 
 from dataclasses import dataclass, replace

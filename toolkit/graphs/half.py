@@ -56,9 +56,10 @@ def _multiply_before_transposing(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if node.op_type != "Transpose" or len(found := readers.get(node.output[0], [])) != 1:
             continue
-        (product,), order = found, node.attribute[0].ints
+        (product,) = found
+        order = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), [0])
         into_product = product.op_type == "MatMul" and product.input[0] == node.output[0]
-        if into_product and product.input[1] in matrices and order[-1] == len(order) - 1:
+        if into_product and product.input[1] in matrices and len(order) > 1 and order[-1] == len(order) - 1:
             product.input[0], product.output[0], node.output[0] = node.input[0], node.output[0], product.output[0]
             node.input[0] = product.output[0]
             nodes.remove(node)
