@@ -49,6 +49,7 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, option
     else:
         network, mean, std = _new_network(recipe, data.num_classes)
         network = distributed.synchronize_batch_norms(network, options.device)
+        job.require_trainable(network)
     learner = TappedNetwork(Classifier(network, mean, std), ())
     extra = _judge_import(source, learner.classifier, job) if source else _fit(learner, job)
     preprocess = Preprocess(recipe.data.image_size, recipe.data.resize, mean, std)
