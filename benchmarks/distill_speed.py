@@ -56,7 +56,8 @@ from toolkit.machine.hardware import describe_hardware, describe_versions
 from toolkit.machine.limits import available_cores
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.weights import read_state_dict
+from toolkit.networks.tensor_files import read_tensors
+from toolkit.networks.weights import load_into
 from toolkit.pipeline import distill_student, make_teacher
 from toolkit.recipe import Recipe
 from toolkit.workspace import open_for_training
@@ -87,7 +88,7 @@ def main() -> None:
     options.images = options.images or default_images(device, len(dataset.train))
     teacher = registry.build("resnet18", len(dataset.classes))
     if options.teacher:
-        teacher.load_state_dict(read_state_dict(options.teacher))
+        load_into(teacher, read_tensors(options.teacher), options.teacher, len(dataset.classes))
     result: dict[str, Any] = {"size_px": options.size, "device": device, "batch_size": BATCH_SIZE}
     result |= measure_speed(options, recipe, dataset, teacher, device, folder)
     if options.epochs:

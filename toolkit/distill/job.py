@@ -19,7 +19,6 @@ from toolkit.distill.compilation import make_room
 from toolkit.distill.curves import draw_learning_curves
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.metrics import EpochMetrics
-from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatArithmetic, NetworkStep, choose_precision
 from toolkit.distill.quantized import views_to_answer
 from toolkit.distill.trainable import require_trainable
