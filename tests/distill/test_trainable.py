@@ -81,8 +81,8 @@ def require(network: nn.Module, *settings: str) -> str:
 
 def test_the_refusal_says_what_where_and_what_is_allowed() -> None:
     assert require(pooled(nn.BatchNorm2d(4)), "distill.batch_size=1") == (
-        "distill.batch_size = 1 is too small: of an image of 48 px, a batch norm of depthwise sees one value per channel,"
-        " and it needs two to train; use --set distill.batch_size=2 or more, or a larger data.image_size"
+        "distill.batch_size = 1 is too small: of an image of 48 px, a batch norm of depthwise sees one value per"
+        " channel, and it needs two to train; use --set distill.batch_size=2 or more, or a larger data.image_size"
     )
     growing = require(build("depthwise", 3, base=2), "distill.batch_size=1", "distill.start_image_size=24")
     assert "of an image of 24 px" in growing

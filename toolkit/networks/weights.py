@@ -30,6 +30,10 @@ FEWEST_TENSORS = 16
 
 Channels = tuple[float, float, float]
 
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+"""What torchvision's weights were trained with."""
+
 METADATA_KEY = "kd_toolkit"
 """The one metadata entry of our files: JSON, so that the bytes of a file do not depend on a hash map's order."""
 
