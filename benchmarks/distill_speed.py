@@ -159,7 +159,7 @@ class NotebookProcess:
             [*command, *(f"{flag}={value}" for flag, value in flags.items())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
 
     def train_an_epoch(self) -> Epoch:
@@ -233,7 +233,7 @@ def measure_accuracy(options: argparse.Namespace, teacher: nn.Module, device: st
     make_teacher(job)
     distill_student(job)
     seconds = time.perf_counter() - start
-    lines = [json.loads(line) for line in job.model_dir.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in job.model_dir.metrics.read_text(encoding="utf-8").splitlines()]
     before_training_s = seconds - lines[-1]["seconds"]
     reached = next((line for line in lines if line["valid_accuracy"] >= best.valid_accuracy), None)
     ours_s = before_training_s + reached["seconds"] if reached else None
