@@ -11,6 +11,7 @@ RUN_FLAGS ?=
 PYTEST_FLAGS ?=
 HADOLINT_VERSION := 2.15.1
 UV_VERSION := 0.13.8
+ATHERIS_VERSION := 3.0.0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +25,7 @@ SOURCES := toolkit tests scripts $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data run demo test test-gpu lint format test-browser test-container lock clean
+.PHONY: help install data run demo test test-gpu lint format test-browser test-container fuzz lock clean
 
 help:
 	@echo 'make run             train, distil, export, benchmark on Fashion-MNIST; prints the table'
@@ -35,6 +36,7 @@ help:
 	@echo 'make format          ruff format, and the fixes ruff can make'
 	@echo 'make test-browser    the demo in a real browser (Chromium), and its accessibility'
 	@echo 'make test-container  build both images and try them (needs Docker)'
+	@echo 'make fuzz TARGET=picture MINUTES=20    feed a reader of files with what a fuzzer makes (tests/fuzz)'
 	@echo 'make data            make sure that Fashion-MNIST is on this machine'
 	@echo 'make lock            write locks/ anew, with the newest versions'
 	@echo 'make clean           delete .venv and what tools left; models/ and the cache stay'
@@ -81,6 +83,13 @@ test-browser: $(INSTALLED_DEV)
 test-container: $(INSTALLED_DEV)
 	@scripts/fetch_compose.sh
 	$(BIN)/python -m pytest -m container -rs --durations=15 tests/container $(PYTEST_FLAGS)
+
+# atheris has wheels for few Pythons and Linux alone, so it is in no lock.
+TARGET ?= picture
+MINUTES ?= 20
+fuzz: $(INSTALLED_DEV)
+	$(PIP_INSTALL) atheris==$(ATHERIS_VERSION)
+	$(BIN)/python scripts/fuzz_readers.py $(TARGET) --minutes $(MINUTES)
 
 # One resolution for every platform and every Python from 3.11 on; the others keep to cuda.txt, what `pip install` gets.
 # Versions stay as they are where LOCK_FLAGS is empty.

@@ -393,3 +393,18 @@ class TestSettingsOfNetworks:
     def test_a_setting_is_written_as_it_is_meant(self, tmp_path: Path) -> None:
         recipe = Recipe.from_toml(write(tmp_path / "r.toml", "[student]\nwidth_mult = 2\n"))
         assert json.dumps(recipe.model_dump(mode="json")["student"]["width_mult"]) == "2.0"
+
+
+def test_a_path_that_is_not_utf8_is_refused_with_a_way_out() -> None:
+    with pytest.raises(
+        RecipeError, match=r"data\.source = \".*\" is not UTF-8 text; rename that folder or file, or link"
+    ):
+        Recipe().with_overrides({"data.source": os.fsdecode(b"photos\xff")})
+
+
+@pytest.mark.parametrize("setting", ["distill.method", "distill.student_taps", "x" * 3000])
+def test_a_value_of_any_length_fits_into_the_message(setting: str) -> None:
+    section, _, key = setting.partition(".")
+    with pytest.raises(RecipeError) as refused:
+        Recipe.from_dict({section: {key.partition("=")[0]: "x" * 3000}}, "recipe.toml")
+    assert len(str(refused.value)) < 1000

@@ -25,7 +25,7 @@ from pydantic import (
 
 from toolkit import console, shipped
 from toolkit.architectures import check_settings, settings_of
-from toolkit.errors import RecipeError, did_you_mean
+from toolkit.errors import RecipeError, did_you_mean, shorten
 from toolkit.names import RUNTIME_NAMES, RuntimeName
 
 DEFAULT_RECIPE = "fashion-mnist"
@@ -265,7 +265,7 @@ class DistillRecipe(StageRecipe):
     @classmethod
     def _a_list(cls, names: Any) -> Any:
         if isinstance(names, str):
-            raise ValueError(f'write a list of names: ["{names}"]')
+            raise ValueError(f"write a list of names: [{json.dumps(shorten(names))}]")
         return names
 
     @field_validator("method")
@@ -555,7 +555,7 @@ def _toml_value(text: str) -> Any:
 def _first_problem(error: ValidationError, origin: str, values: dict[str, Any]) -> RecipeError:
     problem = error.errors()[0]
     keys = [str(part) for part in problem["loc"]]
-    path = ".".join(keys)
+    path = shorten(".".join(keys))
     if problem["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
         settings, told = _known_settings(keys[:-1], values)
@@ -564,7 +564,9 @@ def _first_problem(error: ValidationError, origin: str, values: dict[str, Any]) 
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that contradict each other
         return RecipeError(f"{origin}: {path or 'the recipe'} is not allowed", message)
-    got = json.dumps(problem["input"], default=str)
+    got = shorten(json.dumps(problem["input"], default=str))
+    if problem["type"] == "string_unicode":  # a path on Linux may hold any bytes, a recipe holds text
+        return RecipeError(f"{origin}: {path} = {got} is not UTF-8 text", "rename that folder or file, or link to it")
     return RecipeError(f"{origin}: {path} = {got} is not allowed", f"{message[0].lower()}{message[1:]}")
 
 

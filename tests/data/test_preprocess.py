@@ -12,7 +12,7 @@ from conftest import make_image, make_png
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from toolkit.data.preprocess import Preprocess, decode_rgb, open_image, why_unreadable
+from toolkit.data.preprocess import MAX_SIDE, Preprocess, decode_rgb, open_image, why_unreadable
 from toolkit.errors import WeightsError
 from toolkit.recipe import DataRecipe
 
@@ -230,6 +230,8 @@ def test_json_round_trip_repeats_every_setting() -> None:
         make_preprocess(8).to_json().replace("8", '"8"'),
         make_preprocess(8).to_json().replace("[0.2, 0.3", "[0.0, 0.3"),
         make_preprocess(8).to_json().replace("[0.5, 0.4", "[NaN, 0.4"),
+        make_preprocess(8).to_json().replace("[0.5, 0.4", f"[{10**400}, 0.4"),
+        make_preprocess(8).to_json().replace('"side_px": 8', f'"side_px": {MAX_SIDE + 1}'),
     ],
 )
 def test_foreign_metadata_is_refused(text: str) -> None:

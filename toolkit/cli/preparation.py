@@ -1,6 +1,5 @@
 """Commands that write no model: doctor, data and plan; and the plan that a training stage prints at its start."""
 
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -61,7 +60,7 @@ def data(
     from toolkit.errors import DataError
     from toolkit.recipe import Recipe
 
-    recipe = Recipe().with_overrides([f"data.source={json.dumps(source)}", *(overrides or [])])
+    recipe = Recipe().with_overrides({"data.source": source}).with_overrides(overrides or [])
     dataset = load_dataset(recipe.data)
     report = check_dataset(dataset)
     if as_json:

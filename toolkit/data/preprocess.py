@@ -40,6 +40,9 @@ _UPRIGHT = {
 _ON_ITS_SIDE = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 
+MAX_SIDE = 4096
+"""px; the largest side that a recipe or a model's metadata may ask for"""
+
 _JPEG_SCAN = b"\xff\xda"
 """Marks the start of a scan of a JPEG; the bytes of pixels never contain it."""
 _MAX_JPEG_SCANS = 100
@@ -164,15 +167,15 @@ class Preprocess:
             steps = json.loads(text)
             size, resize = steps["centre_crop"]["side_px"], steps["resize"]["shorter_side_px"]
             mean, std = ([float(value) for value in steps["normalise"][key]] for key in ("mean", "std"))
-            if not (
-                type(size) is int and size > 0 and type(resize) is int and resize >= 0 and len(mean) == len(std) == 3
-            ):
-                raise ValueError("a value out of range")
+            if not (type(size) is int and 0 < size <= MAX_SIDE and type(resize) is int and 0 <= resize <= MAX_SIDE):
+                raise ValueError(f"a side must be of 1 to {MAX_SIDE} px")
+            if not len(mean) == len(std) == 3:
+                raise ValueError("mean and std must have three values each")
             if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
                 raise ValueError("mean and std must be finite, and std above 0")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             raise WeightsError(
-                f"the model's `preprocess` metadata cannot be read ({error!r})",
+                f"the model's `preprocess` metadata cannot be read ({type(error).__name__}: {one_line(error)})",
                 "export the model again with this toolkit",
             ) from None
         return cls(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))

@@ -1,7 +1,6 @@
 """The resume state of a training stage: one file, tensors and plain values only, whole or not at all."""
 
 import io
-import pickle
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -168,10 +167,14 @@ class Checkpoint:
         try:
             # bytes first: a file that is being read must not be damaged by one that is written meanwhile
             content = torch.load(io.BytesIO(self.path.read_bytes()), map_location="cpu", weights_only=True)
+        except Exception as error:  # a parser of damaged bytes raises whatever the bytes lead it to
+            raise self._unreadable(error) from None
+        try:
             if not (isinstance(content, dict) and isinstance(content.get("settings"), dict)):
                 raise ValueError("it is not a checkpoint")
             return content["settings"], TrainingState.from_dict(content)
-        except (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ArtifactError(
-                f"{self.path} cannot be read ({one_line(error)})", "delete it, or start over with --force"
-            ) from None
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> ArtifactError:
+        return ArtifactError(f"{self.path} cannot be read ({one_line(error)})", "delete it, or start over with --force")
