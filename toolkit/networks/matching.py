@@ -11,12 +11,16 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from toolkit.errors import shorten
+
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that torch adds where a part of a network was wrapped: `features.module.0.weight`."""
 COUNTERS = {"num_batches_tracked", "n_averaged", "total_ops", "total_params"}
 """Last parts of names that no answer depends on: old files lack the first, a profiler leaves the last two."""
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Heads that GoogLeNet and Inception have in training alone."""
+MOST_PARTS = 64
+"""of a name; torchvision's have eight at most"""
 AVERAGES = {"ema", "swa", "averaged", "average", "teacher"}
 """Words of a prefix that say that these weights are an average over training."""
 
@@ -41,7 +45,7 @@ class Match:
         under = f" under {self.prefix.rstrip('.')}" if self.prefix else ""
         without = f" without {' and '.join(self.without)}" if self.without else ""
         names = " and ".join(other.rstrip(".") or "no prefix" for other in self.others)
-        return f"the weights{under}{without}" + (f" (there are others under {names})" if names else "")
+        return shorten(f"the weights{under}{without}" + (f" (there are others under {names})" if names else ""))
 
 
 def match(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Match | None:
@@ -76,8 +80,10 @@ def _prefixes(tensors: Iterable[str], own: Iterable[str]) -> Counter[str]:
 
 
 def _ends(name: str) -> list[str]:
-    """`a.b.c` → `a.b.c`, `b.c`, `c`"""
+    """`a.b.c` → `a.b.c`, `b.c`, `c`; none of a name that no script gives."""
     parts = name.split(".")
+    if len(parts) > MOST_PARTS:
+        return []
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from toolkit.errors import WeightsError, one_line
+from toolkit.errors import WeightsError, one_line, shorten
 
 HARMLESS_MODULES = ("argparse", "datetime", "decimal", "fractions", "numpy.dtypes", "pathlib", "typing", "uuid")
 """Modules whose classes are data, whatever their names."""
@@ -176,7 +176,7 @@ def _stand_in(name: str) -> type | None:
 
 def _refusal(path: Path, asked: list[str], reason: str) -> WeightsError:
     """`asked`: names of classes and functions; the last is the one that is refused, "" if it is something else."""
-    names = ", ".join(asked[-MOST_NAMED:])
+    names = shorten(", ".join(asked[-MOST_NAMED:]))
     if asked[-1].startswith(("torch.nn.", "torchvision.")):
         content = f"a whole network (it asks for {names})"
     elif asked[-1]:
@@ -195,7 +195,7 @@ def _refusal(path: Path, asked: list[str], reason: str) -> WeightsError:
 
 def _walk(content: object, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
     """(path, tensor) of every named tensor below `content`; each mapping and list is looked into once."""
-    if isinstance(content, Tensor) and path:
+    if isinstance(content, Tensor) and path and _is_plain(content):
         yield path, content.detach()
     if depth == DEEPEST or id(content) in seen or not isinstance(content, Mapping | list | tuple):
         return
@@ -206,6 +206,12 @@ def _walk(content: object, path: str, depth: int, seen: set[int]) -> Iterator[tu
             yield from _walk(value, f"{path}.{key}" if path else str(key), depth + 1, seen)
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it holds real numbers, one beside the other, as weights do."""
+    is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return is_dense and not tensor.is_quantized and not tensor.is_complex()
+
+
 def _describe(content: object) -> str:
     """A file's content that has no named tensor."""
     if not isinstance(content, Mapping):
@@ -213,4 +219,4 @@ def _describe(content: object) -> str:
     odd = next(((key, value) for key, value in content.items() if not isinstance(value, Mapping)), None)
     if odd is None:
         return "an empty state dict"
-    return f"not a state dict: {odd[0]!r} is a {type(odd[1]).__name__}"
+    return f"not a state dict: {shorten(repr(odd[0]))} is a {type(odd[1]).__name__}"

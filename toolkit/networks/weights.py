@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from toolkit import console
 from toolkit.architectures import DEPTHWISE
 from toolkit.data.preprocess import Preprocess
-from toolkit.errors import WeightsError, one_line
+from toolkit.errors import WeightsError, one_line, shorten
 from toolkit.files import write_atomically
 from toolkit.modeldir import Role
 from toolkit.networks.classifier import Classifier
@@ -141,11 +141,12 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, num
     if odd:
         _refuse_classes(own, weights, odd, path, num_classes)
         shapes = f"{tuple(weights[odd[0]].shape)} instead of {tuple(own[odd[0]].shape)}"
-        raise _unfit(network, tensors, path, f"{found.prefix}{odd[0]} is {shapes}")
+        raise _unfit(network, tensors, path, f"{shorten(found.prefix + odd[0])} is {shapes}")
     for name, value in weights.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise WeightsError(
-                f"{path}: {found.prefix}{name} holds values that are not finite", "train or export those weights again"
+                f"{path}: {shorten(found.prefix + name)} holds values that are not finite",
+                "train or export those weights again",
             )
     if taken_off := found.describe():
         console.say(f"{path}: took {taken_off}")
@@ -160,7 +161,7 @@ def find_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
     missing, unexpected = misfits(tensors, own)
     name, what = (missing[0], "missing") if missing else (unexpected[0], "unexpected")
     count = f"{len(missing)} keys missing, {len(unexpected)} unexpected"
-    raise _unfit(network, tensors, path, f"{name} is {what} ({count})")
+    raise _unfit(network, tensors, path, f"{shorten(name)} is {what} ({count})")
 
 
 def import_teacher(
