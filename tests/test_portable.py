@@ -154,7 +154,7 @@ AS_WINDOWS = """
 import ctypes, os, signal, sys, types
 import torch, torchvision, onnxruntime, safetensors.torch
 from toolkit.cli import ending
-import toolkit.pipeline, toolkit.workspace, toolkit.control_process, toolkit.export.export
+import toolkit.pipeline, toolkit.stage_setup, toolkit.control_process, toolkit.export.export
 sys.modules["fcntl"] = None
 for name in ("getuid", "geteuid", "getgid", "sched_getaffinity", "getloadavg", "sysconf", "fork", "chown", "nice"):
     delattr(os, name)

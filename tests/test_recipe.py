@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused and how the refusal reads."""
+"""Recipes: the values that are read, the refusals, and their words."""
 
 import hashlib
 import json
@@ -164,7 +164,7 @@ def test_settings_that_do_not_fit_together_are_refused_without_repeating_them_al
 @pytest.mark.parametrize(
     "method", ["kd", "dkd", "dist", "hard", "fitnets", "attention", "similarity", "dist+similarity"]
 )
-def test_methods_of_logits_and_of_layers_are_told_apart(method: str) -> None:
+def test_methods_of_logits_and_of_layers_are_distinguished(method: str) -> None:
     section = Recipe().with_overrides([f"distill.method={method}"]).distill
     parts = {section.logit_method, section.feature_method} - {None}
     assert parts == set(method.split("+"))
@@ -254,9 +254,9 @@ def test_a_single_layer_s_name_gets_the_form_of_a_list() -> None:
 
 @pytest.fixture
 def _nothing_is_told_yet() -> Iterator[None]:
-    recipe_module._told_of_moved.clear()
+    recipe_module._reported_as_moved.clear()
     yield
-    recipe_module._told_of_moved.clear()
+    recipe_module._reported_as_moved.clear()
 
 
 @pytest.mark.usefixtures("_nothing_is_told_yet")
@@ -266,7 +266,7 @@ class TestMovedSettings:
     OLD = '[distill]\nseed = 3\nprecision = "bf16"\ncompile = "default"\nalpha = 0.2\n'
     NEW = '[training]\nseed = 3\nprecision = "bf16"\ncompile = "default"\n[distill]\nalpha = 0.2\n'
 
-    def test_an_old_file_is_read_as_a_new_one_and_told_in_one_line(
+    def test_an_old_file_is_read_as_a_new_one_and_reported_in_one_line(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         new = Recipe.from_toml(write(tmp_path / "new.toml", self.NEW))
@@ -279,7 +279,7 @@ class TestMovedSettings:
         assert old == new
         assert old.states("training.seed")
         assert old.with_overrides(["distill.seed=4"]).training.seed == 4
-        assert capsys.readouterr().err == "", "once a command"
+        assert capsys.readouterr().err == "", "once per command"
 
     def test_an_override_by_the_old_name_wins_over_the_file(self, capsys: pytest.CaptureFixture[str]) -> None:
         recipe = Recipe().with_overrides(["training.seed=1", "distill.seed=2"])
@@ -297,7 +297,7 @@ class TestMovedSettings:
             Recipe.from_toml(write(tmp_path / "r.toml", text))
         assert Recipe.from_toml(write(tmp_path / "r.toml", text.replace("2", "1"))).training.seed == 1
 
-    def test_what_weights_of_earlier_versions_say_is_read_silently(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_recipes_in_weights_of_earlier_versions_are_read_silently(self, capsys: pytest.CaptureFixture[str]) -> None:
         values = Recipe().model_dump(mode="json")
         written = values | {"distill": values["distill"] | values.pop("training") | {"seed": 7}}
         for recipe in (Recipe.model_validate(written), Recipe.from_dict(written, "student.safetensors")):
@@ -370,7 +370,7 @@ class TestSettingsOfNetworks:
         ],
     )
     def test_fingerprints_are_those_of_earlier_versions(self, overrides: list[str], student: str, teacher: str) -> None:
-        """As 9a6d517 computed them: what was made then stays up to date."""
+        """As 9a6d517 computed them: results of that time stay up to date."""
         recipe = Recipe().with_overrides(overrides)
         assert recipe.fingerprint("student")[:8] == student
         assert recipe.fingerprint("teacher")[:8] == teacher
@@ -386,7 +386,7 @@ class TestSettingsOfNetworks:
         assert smaller.fingerprint("teacher") != teacher.fingerprint("teacher")
         assert smaller.fingerprint("student") == teacher.fingerprint("student")
 
-    def test_what_is_left_to_its_default_is_not_stated(self) -> None:
+    def test_a_setting_left_to_its_default_is_not_stated(self) -> None:
         recipe = Recipe().with_overrides(["teacher.architecture=depthwise", "teacher.base=8"])
         assert recipe.with_overrides(["teacher.epochs=3"]).teacher.stated_settings == {"base": 8}
 

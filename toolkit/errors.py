@@ -33,17 +33,17 @@ def one_line(error: BaseException | str, *, last: bool = False) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     if not lines:
         return "" if isinstance(error, str) else type(error).__name__
-    told = lines[-1] if last else lines[0]
+    text = lines[-1] if last else lines[0]
     for line in () if last else lines[1:]:
-        if not told.endswith(":"):
+        if not text.endswith(":"):
             break
-        told += f" {line}"
-    sentence = re.split(r"[.!] (?=[A-Z])", told)[0].rstrip(".!") or told
+        text += f" {line}"
+    sentence = re.split(r"[.!] (?=[A-Z])", text)[0].rstrip(".!") or text
     return shorten(sentence)
 
 
 def shorten(text: str) -> str:
-    """At most LONGEST_REASON characters of what somebody else wrote, with `…` in place of the rest."""
+    """At most LONGEST_REASON characters of a foreign text, with `…` in place of the rest."""
     return text if len(text) <= LONGEST_REASON else f"{text[: LONGEST_REASON - 1].rstrip()}…"
 
 

@@ -12,7 +12,7 @@ from conftest import make_class_folders, make_image
 from distill_samples import load_splits
 from torch import Tensor, nn
 
-from toolkit import pipeline, workspace
+from toolkit import pipeline
 from toolkit.data.sources import load_dataset
 from toolkit.distill import distributed, teacher
 from toolkit.distill.doubts import (
@@ -29,6 +29,7 @@ from toolkit.modeldir import ModelDir
 from toolkit.networks.registry import register
 from toolkit.networks.weights import Channels
 from toolkit.recipe import DataRecipe, Recipe
+from toolkit.stage_setup import prepare_training
 
 NUMBERS = tuple(sorted(map(str, range(11))))
 """As folders stand: 0, 1, 10, 2, ..."""
@@ -209,8 +210,8 @@ class TestImport:
         settings.append(f'teacher.weights="{tmp_path / "given.pth"}"')
         if not any(setting.startswith("teacher.mean") for setting in settings):
             settings += ["teacher.mean=[0.5,0.5,0.5]", "teacher.std=[0.5,0.5,0.5]"]
-        job = workspace.open_for_training(None, str(data), tmp_path / "m", settings, device="cpu", force=True)
-        return pipeline.make_teacher(job)
+        setup = prepare_training(None, str(data), tmp_path / "m", settings, device="cpu", force=True)
+        return pipeline.make_teacher(setup)
 
     def test_what_is_right_is_not_remarked_on(
         self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

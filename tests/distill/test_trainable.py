@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import toolkit
-from toolkit import pipeline, workspace
+from toolkit import pipeline
 from toolkit.cli import app
 from toolkit.distill import distributed
 from toolkit.distill.objective import learn_from_labels
@@ -24,6 +24,7 @@ from toolkit.distill.training import Training
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.networks.registry import build
 from toolkit.recipe import Recipe
+from toolkit.stage_setup import prepare_training
 
 
 class OwnNorm(nn.Module):
@@ -150,8 +151,8 @@ class TestBeforeAnyWork:
         torch.save(build("depthwise", 3, base=2).state_dict(), tmp_path / "given.pth")
         settings = [*SMALL, "teacher.batch_size=1", f'teacher.weights="{tmp_path / "given.pth"}"']
         for _ in range(2):
-            opened = workspace.open_for_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
-            pipeline.make_teacher(opened)
+            setup = prepare_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+            pipeline.make_teacher(setup)
 
 
 LABELS = learn_from_labels(0.0)

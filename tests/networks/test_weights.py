@@ -1,4 +1,4 @@
-"""Weights files: what is written comes back, what is damaged, unsafe or unfit is refused in one line."""
+"""Weights files: a file that is written comes back, and a damaged, unsafe or unfit one is refused in one line."""
 
 import json
 import struct
@@ -159,7 +159,7 @@ class TestSaveAndLoad:
         with pytest.raises(ArtifactError, match="cannot write"):
             save_model(tmp_path / "file" / "student.safetensors", student, make_info())
 
-    def test_info_is_told_without_tensors(self, saved: Path, tmp_path: Path) -> None:
+    def test_info_is_read_without_tensors(self, saved: Path, tmp_path: Path) -> None:
         assert read_info(saved) == make_info()
         assert carries_info(saved)
         bare = tmp_path / "bare.safetensors"

@@ -1,4 +1,4 @@
-"""report.json, field by field: what `toolkit bench` writes, and what everything else reads from it.
+"""report.json, field by field: `toolkit bench` writes it, and everything else reads it.
 
 Schema 1: fields may be added, never renamed. Fractions are fractions (0.91), not percents. A description starts with
 the unit, if there is one: "ms; ...". A field with a default came later than the first reports, or is

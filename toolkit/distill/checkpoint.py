@@ -19,7 +19,7 @@ Settings = dict[str, Any]
 
 @dataclass
 class TrainingProgress:
-    """Where a run is: the next step, and the sums of the epoch so far."""
+    """The place of a run: the next step, and the sums of the epoch so far."""
 
     epoch: int = 0
     step: int = 0
@@ -69,7 +69,7 @@ class TrainingState:
         return self.progress.epoch
 
     def to_dict(self) -> dict[str, Any]:
-        """What checkpoint.pt holds: tensors and plain values."""
+        """The content of checkpoint.pt: tensors and plain values."""
         values = vars(self.steps) | {"epoch": self.epoch} | vars(self)
         del values["steps"]
         return values | {
@@ -141,7 +141,7 @@ class Checkpoint:
             temporary.write_bytes(content.getbuffer())
 
     def discard(self) -> None:
-        """Delete the state, and what a kill in the midst of writing one left beside it."""
+        """Delete the state, and the unfinished files that killed processes left beside it."""
         self.path.unlink(missing_ok=True)
         for unfinished in self.path.parent.glob(f".{self.path.name}.*"):
             unfinished.unlink(missing_ok=True)

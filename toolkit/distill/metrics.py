@@ -91,7 +91,7 @@ def to_values(metrics: EpochMetrics) -> dict[str, Any]:
 
 
 def from_values(values: Mapping[str, Any]) -> EpochMetrics:
-    """What `to_values` was given."""
+    """The metrics that `to_values` was given."""
     others = {name: value for name, value in values.items() if name != "stage"}
     return EpochMetrics(role=ROLES[values["stage"]], **others)
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from toolkit.distill.precision import Arithmetic
 from toolkit.modeldir import Role
-from toolkit.recipe import StageRecipe
+from toolkit.settings import StageRecipe
 
 
 def image_size_of(epoch: int, section: StageRecipe, full_size: int) -> int:

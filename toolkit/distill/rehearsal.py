@@ -60,12 +60,12 @@ class Rehearsal:
     def precision(self) -> FloatArithmetic:
         return "bf16" if has_fast_bf16(self.device) else "fp32"
 
-    def images_a_second(self) -> float:
+    def images_per_second(self) -> float:
         """Of the faster of the epochs that follow the first, from its beginning to its end."""
         return max(line["train_img_s"] for line in self.train(EPOCHS)[1:])
 
     def count_launches(self) -> "Launches | None":
-        """What one step asks of the GPU: the difference of two trainings, one of which takes twice as many steps.
+        """The demands of one step on a GPU: the difference of two trainings, one of which takes twice as many steps.
 
         None on a CPU, and if nothing was counted: CUDA's profiling interface may be missing.
         """

@@ -31,7 +31,8 @@ from toolkit.modeldir import ModelDir
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place
 from toolkit.networks.weights import IMAGENET_MEAN, IMAGENET_STD, Channels, import_teacher, teacher_spec
-from toolkit.recipe import IMAGENET, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import IMAGENET
 
 SHOWN_CLASSES = 12
 """names in a warning about their order"""
@@ -92,14 +93,14 @@ def _fit(learner: TappedNetwork, job: TrainingJob) -> dict[str, Any]:
 
 
 def _judge_import(source: Path, classifier: Classifier, job: TrainingJob) -> dict[str, Any]:
-    """The accuracy on this job's validation images, and what is known about the training images."""
+    """The accuracy on this job's validation images, and the known facts about the training images."""
     recipe = job.recipe
     info = provenance.describe(source)
     trained_on = provenance.find_training_images(info) if info else None
     provenance.warn_of_differences(source, recipe, job.data.dataset)
     known = provenance.known_accuracy(source, recipe, job.data.dataset)
-    told = "" if known is None else "; its file has its accuracy on the same validation images"
-    console.say(f"teacher: imported {source}{told}")
+    remark = "" if known is None else "; its file has its accuracy on the same validation images"
+    console.say(f"teacher: imported {source}{remark}")
     accuracy = _measure_accuracy(classifier, job, has_normalisation=info is not None) if known is None else known
     return {"valid_accuracy": accuracy, "trained_on": trained_on}
 

@@ -36,7 +36,8 @@ from toolkit.modeldir import Role
 from toolkit.networks import small_maps
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.registry import NetworkSpec
-from toolkit.recipe import DataRecipe, Recipe, StageRecipe
+from toolkit.recipe import Recipe
+from toolkit.settings import DataRecipe, StageRecipe
 
 SAMPLED_IMAGES = 24
 """training images that are decoded, and whose views are rendered"""
@@ -259,7 +260,7 @@ class MeasuredSpeeds:
 
 
 def _key(recipe: Recipe, role: Role) -> NetworkKey:
-    """What a network is built from."""
+    """The spec and the image size that a network is built from."""
     spec = provenance.teacher_network(recipe) if role == "teacher" else NetworkSpec.of(recipe.student)
     return spec, recipe.data.image_size
 

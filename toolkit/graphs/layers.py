@@ -25,7 +25,7 @@ def find_sources(graph: onnx.GraphProto) -> dict[str, frozenset[str]]:
 
 
 def name_layer(graph: onnx.GraphProto, layer: str) -> str:
-    """What the network calls a layer, `cnn.3.0`; the node's own name if its weights do not say."""
+    """A layer's name in the network, `cnn.3.0`; the node's own name if its weights do not say."""
     node = next(node for node in graph.node if node.name == layer)
     weights = next((name for name in node.input[1:] if "." in name), "")
     name = weights.removeprefix("classifier.").removeprefix("network.").rpartition(".")[0]

@@ -19,7 +19,7 @@ from toolkit.recipe import Recipe
 
 
 def describe_bare_weights(path: Path, recipe: Recipe, classes: tuple[str, ...] | None) -> tuple[Classifier, ModelInfo]:
-    """The network that the keys and shapes of `path` describe, and what is assumed about it; a line on stderr says so.
+    """The network that the keys and shapes of `path` describe, and the assumptions about it; a line on stderr says so.
 
     `classes` names its classes; without them, they are numbered. Raises WeightsError if their number differs, or the
     tensors do not fit the student or the recipe's teacher.

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from toolkit.architectures import DEPTHWISE, NetworkSettings, add_settings, check_settings, settings_of
 from toolkit.errors import RecipeError, did_you_mean, one_line
 from toolkit.networks.depthwise import DepthwiseStudent
-from toolkit.recipe import NetworkRecipe, StudentRecipe, TeacherRecipe
+from toolkit.settings import NetworkRecipe, StudentRecipe, TeacherRecipe
 
 __all__ = ["DEPTHWISE", "NetworkSettings", "NetworkSpec", "register"]
 
@@ -142,7 +142,7 @@ class NetworkSpec:
         """RecipeError, naming the size, if a network refuses it."""
         try:
             yield
-        except (AssertionError, RuntimeError, ValueError) as error:  # whatever networks say no with
+        except (AssertionError, RuntimeError, ValueError) as error:  # networks refuse sizes with any of these
             if image_size is None:
                 raise
             raise RecipeError(
@@ -169,7 +169,7 @@ def build(
 
 
 def spec_of(network: nn.Module) -> NetworkSpec:
-    """What `network` was built from, its settings complete; KeyError if it was not built here."""
+    """The spec that `network` was built from, with all settings; KeyError if it was not built here."""
     spec: NetworkSpec = vars(network)["spec"]
     return spec
 

@@ -43,7 +43,7 @@ OF_DEPTHWISE = {"base": 16, "width_mult": 1.0}
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a weights file says about itself. `extra` holds JSON values such as valid_accuracy."""
+    """The description of a weights file, in the file itself. `extra` holds JSON values such as valid_accuracy."""
 
     role: Role
     network: NetworkSpec
@@ -116,7 +116,7 @@ def carries_info(path: Path) -> bool:
 
 
 def read_info(path: Path) -> ModelInfo:
-    """What the file says about itself, without reading its tensors. Raises WeightsError."""
+    """The description of a weights file, without reading its tensors. Raises WeightsError."""
     info = _find_info(path)
     if info is None:
         raise WeightsError(

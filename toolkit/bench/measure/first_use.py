@@ -49,7 +49,7 @@ OWN_SETTINGS = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
 
 @dataclass(frozen=True)
 class FirstUse:
-    """Of one row, once, with its file in the system's cache."""
+    """Figures of one row, measured once, with its file in the system's cache."""
 
     first_call_ms: float
     """From opening the file to the answer for one image, compiling included.
@@ -114,7 +114,7 @@ def _opening(row: "Row") -> dict[str, Any]:
 
 
 class _ThisProcess(contextlib.nullcontext[Any]):
-    """Answers as a _Process does, but without the memory: what this process holds already would hide it."""
+    """Answers as a _Process does, but without the memory: this process's own memory would hide it."""
 
     def __init__(self, row: "Row", batch_size: int) -> None:
         super().__init__(self)

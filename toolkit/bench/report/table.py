@@ -27,8 +27,8 @@ def print_table(report: Report) -> None:
     console.out.print(_build_table(report))
     for row in report.rows:
         if row.vs_teacher:
-            told = f"{name_model(row)}, {row.runtime}: {describe_difference(row)} than the teacher"
-            console.out.print(told.replace("as accurate than", "as accurate as"), markup=False)
+            text = f"{name_model(row)}, {row.runtime}: {describe_difference(row)} than the teacher"
+            console.out.print(text.replace("as accurate than", "as accurate as"), markup=False)
     console.out.print(f"\n{describe_classes(report.classes)}", markup=False)
     console.out.print(f"\n{describe_gain(report.distillation)}", markup=False)
     console.out.print(f"\n{report.verdict}", style="bold", markup=False)
@@ -64,7 +64,7 @@ NAMES: dict[str, Cell] = {"model": name_model, "runtime": lambda row: row.runtim
 
 
 def _columns(batch_size: str) -> dict[str, Cell]:
-    """What fits into 80 columns."""
+    """The columns that fit into 80 characters."""
     return NAMES | {
         "params": lambda row: short_count(row.params),
         "size": lambda row: console.size(row.size_bytes),
@@ -227,10 +227,10 @@ def _describe_preprocessing(duration: Duration | None) -> str:
 def _title(report: Report) -> str:
     dataset = report.dataset
     places = {row.runtime: row.provider for row in report.rows}
-    told = ", ".join(f"{runtime} on {short_provider(provider)}" for runtime, provider in places.items())
+    text = ", ".join(f"{runtime} on {short_provider(provider)}" for runtime, provider in places.items())
     batch_size = max(report.rows[0].throughput_img_s, key=int)
     return (
-        f"{dataset.name}, {dataset.images:,} test images; {told}, "
+        f"{dataset.name}, {dataset.images:,} test images; {text}, "
         f"{console.count(report.hardware.cores, 'core')}\n"
         f"p50, p95: one image; img/s: batches of {batch_size}"
     )
