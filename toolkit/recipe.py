@@ -100,12 +100,15 @@ class Recipe(Section):
     def from_toml(cls, path: Path) -> Self:
         """The recipe in `path`; a teacher's file beside it becomes a path from the current directory."""
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin with a mark
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise RecipeError(f"cannot read the recipe {path}: {reason}", "give --recipe a TOML file") from None
+        try:
+            values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{path} is not valid TOML: {error}", "correct that line") from None
+            paths = ", and write paths with / or in single quotes" if "\\" in text else ""
+            raise RecipeError(f"{path} is not valid TOML: {error}", f"correct that line{paths}") from None
         _find_weights_beside(path, values)
         _report_moved(setting for setting in MOVED if _holds(values, setting))
         return cls.from_dict(values, str(path))
