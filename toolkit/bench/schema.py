@@ -24,7 +24,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 MAX_COUNT = 2**63 - 1
 AtLeastOne = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-BatchSize = Annotated[str, Field(pattern=r"^[1-9]\d*$")]
+BatchSize = Annotated[str, Field(pattern=r"^[1-9]\d{0,8}$")]
 
 
 class Part(BaseModel):
@@ -126,7 +126,7 @@ class RowSpeed(Part):
     """How fast a row answers, and what its first use costs."""
 
     latency_ms: Latency = Field(description="ms; one image, from uint8 pixels to logits")
-    throughput_img_s: dict[BatchSize, Positive] = Field(description="images per second; by batch size")
+    throughput_img_s: dict[BatchSize, Positive] = Field(min_length=1, description="images per second; by batch size")
     end_to_end_ms: Duration | None = Field(
         None, description="ms; one image, from the file's bytes to probabilities; null for torch and I/O binding"
     )
