@@ -1,5 +1,5 @@
 # make run    from nothing to the teacher-versus-student table      make test   all tests, from nothing
-# Needs Python 3.11 or newer and make. Everything is installed into .venv; repeated calls install nothing anew.
+# Needs Python 3.11 or newer and make. Everything is installed into .venv; repeated calls install nothing again.
 #
 #   PYTHON=python3.12       which Python makes .venv
 #   LOCKS=                  install the newest versions, not those of locks/
@@ -11,10 +11,11 @@ RUN_FLAGS ?=
 PYTEST_FLAGS ?=
 HADOLINT_VERSION := 2.15.1
 UV_VERSION := 0.13.8
+ATHERIS_VERSION := 3.0.0
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Stamps: touched after an installation, so that only a change of what is asked for installs again.
+# Stamps: touched after an installation, so that only a change of the requirements installs again.
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -24,20 +25,21 @@ SOURCES := toolkit tests scripts $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data run demo test test-gpu lint format test-browser test-container lock clean
+.PHONY: help install data run demo test test-gpu lint format test-browser test-container fuzz lock clean
 
 help:
 	@echo 'make run             train, distil, export, benchmark on Fashion-MNIST; prints the table'
 	@echo 'make demo            teacher and student side by side in the browser'
 	@echo 'make test            all tests'
-	@echo 'make test-gpu        the tests that need an NVIDIA GPU; they fail where torch sees none'
+	@echo 'make test-gpu        the tests that need an NVIDIA GPU; they fail if torch sees none'
 	@echo 'make lint            ruff, mypy, hadolint'
 	@echo 'make format          ruff format, and the fixes ruff can make'
 	@echo 'make test-browser    the demo in a real browser (Chromium), and its accessibility'
 	@echo 'make test-container  build both images and try them (needs Docker)'
+	@echo 'make fuzz TARGET=picture MINUTES=20    feed a reader of files with what a fuzzer makes (tests/fuzz)'
 	@echo 'make data            make sure that Fashion-MNIST is on this machine'
-	@echo 'make lock            write locks/ anew, with the newest versions'
-	@echo 'make clean           delete .venv and what tools left; models/ and the cache stay'
+	@echo 'make lock            write locks/ again, with the newest versions'
+	@echo 'make clean           delete .venv and the files of tools; models/ and the cache stay'
 
 install: $(INSTALLED)
 
@@ -50,13 +52,13 @@ run: data
 demo: $(INSTALLED)
 	$(BIN)/toolkit demo
 
-# In two processes: what these two folders load (OpenVINO, compilers) stays out of the others'. Exit code 5: no test chosen.
+# In two processes: the libraries of these two folders (OpenVINO, compilers) stay out of the others'. Exit code 5: no test.
 PYTEST = $(BIN)/python -m pytest -m "not browser and not container" $(PYTEST_FLAGS)
 test: $(INSTALLED_DEV)
 	$(PYTEST) --ignore tests/bench --ignore tests/runtimes || [ $$? = 5 ]
 	$(PYTEST) tests/bench tests/runtimes || [ $$? = 5 ]
 
-# Elsewhere these tests are skipped; here they fail without a GPU, as green would mean that they had passed.
+# `make test` skips these tests without a GPU. Here they fail, because green would mean that they had passed.
 test-gpu: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m "gpu and not container" --require-gpu -rs --durations=10 tests $(PYTEST_FLAGS)
 
@@ -72,18 +74,25 @@ format: $(INSTALLED_DEV)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-# CHROMIUM=/path/to/chromium, where it is not on PATH. KD_TOOLKIT_DOCS=MODEL_DIR writes docs/demo-*.webp anew.
+# CHROMIUM=/path/to/chromium, if it is not on PATH. KD_TOOLKIT_DOCS=MODEL_DIR writes docs/demo-*.webp again.
 test-browser: $(INSTALLED_DEV)
 	@scripts/prepare_browser.sh $(VENV)/axe-core
 	$(BIN)/python -m pytest -m browser -rs tests/browser $(PYTEST_FLAGS)
 
-# BASE_IMAGE, where it is set, takes the place of ubuntu:24.04.
+# BASE_IMAGE, if it is set, takes the place of ubuntu:24.04.
 test-container: $(INSTALLED_DEV)
 	@scripts/fetch_compose.sh
 	$(BIN)/python -m pytest -m container -rs --durations=15 tests/container $(PYTEST_FLAGS)
 
-# One resolution for every platform and every Python from 3.11 on; the others keep to cuda.txt, what `pip install` gets.
-# Versions stay as they are where LOCK_FLAGS is empty.
+# atheris has wheels for few Pythons and Linux alone, so it is in no lock.
+TARGET ?= picture
+MINUTES ?= 20
+fuzz: $(INSTALLED_DEV)
+	$(PIP_INSTALL) atheris==$(ATHERIS_VERSION)
+	$(BIN)/python scripts/fuzz_readers.py $(TARGET) --minutes $(MINUTES)
+
+# One resolution for every platform and every Python from 3.11 on; the others keep to cuda.txt, as `pip install` does.
+# Versions stay as they are if LOCK_FLAGS is empty.
 LOCK_FLAGS ?= --upgrade
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	--no-annotate --custom-compile-command 'make lock' $(LOCK_FLAGS) pyproject.toml

@@ -1,6 +1,6 @@
 """The notebook's loop against this engine, in turns; the last line printed is one JSON object.
 
-    python benchmarks/distill_speed.py --data DIR --teacher FILE                images a second at equal resolution
+    python benchmarks/distill_speed.py --data DIR --teacher FILE                images per second at equal resolution
     python benchmarks/distill_speed.py --data DIR --teacher FILE --epochs 15    and time to the notebook's best accuracy
 
 Speed: both train on the same images at the same size with the same teacher, the engine with the teacher live and with
@@ -56,16 +56,17 @@ from toolkit.machine.hardware import describe_hardware, describe_versions
 from toolkit.machine.limits import available_cores
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.weights import read_state_dict
+from toolkit.networks.tensor_files import read_tensors
+from toolkit.networks.weights import load_into
 from toolkit.pipeline import distill_student, make_teacher
 from toolkit.recipe import Recipe
-from toolkit.workspace import open_for_training
+from toolkit.stage_setup import prepare_training
 
 BATCH_SIZE = 64
 IMAGES, GPU_IMAGES = 1024, 16_384
-"""for the engine, an epoch: of fewer, the beginning of the epoch is most of what is timed on a GPU"""
+"""per epoch of the engine: with fewer, the beginning of the epoch is most of what is timed on a GPU"""
 EPOCHS = 15
-"""of the training that is stood for: the live teacher's arithmetic is chosen as for all of them"""
+"""epochs of the training that this stands for: the live teacher's arithmetic is chosen for all of them"""
 NO_NORMALISATION = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -87,7 +88,7 @@ def main() -> None:
     options.images = options.images or default_images(device, len(dataset.train))
     teacher = registry.build("resnet18", len(dataset.classes))
     if options.teacher:
-        teacher.load_state_dict(read_state_dict(options.teacher))
+        load_into(teacher, read_tensors(options.teacher), options.teacher, len(dataset.classes))
     result: dict[str, Any] = {"size_px": options.size, "device": device, "batch_size": BATCH_SIZE}
     result |= measure_speed(options, recipe, dataset, teacher, device, folder)
     if options.epochs:
@@ -104,14 +105,14 @@ def default_images(device: str, available: int) -> int:
 def measure_speed(
     options: argparse.Namespace, recipe: Recipe, dataset: Dataset, teacher: nn.Module, device: str, folder: Path
 ) -> dict[str, Any]:
-    """Training images a second of the notebook, the engine with a live teacher, and with stored logits, in turns."""
+    """Training images per second of the notebook, the engine with a live teacher, and with stored logits, in turns."""
     train = subset(dataset.train, min(options.images, len(dataset.train)))
     engine = EngineSpeed(recipe, replace(dataset, train=train, valid=subset(dataset.valid, 8)), teacher, device, folder)
     notebook = NotebookProcess(options, device, epochs=options.rounds + 1, images=options.images // 4)
     contestants: dict[str, Callable[[], float]] = {
-        "notebook": lambda: notebook.train_an_epoch().train_img_s,
-        "live": lambda: engine.images_a_second(engine.live),
-        "stored": lambda: engine.images_a_second(engine.stored),
+        "notebook": lambda: notebook.train_epoch().train_img_s,
+        "live": lambda: engine.images_per_second(engine.live),
+        "stored": lambda: engine.images_per_second(engine.stored),
     }
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(options.rounds + 1):
@@ -158,10 +159,10 @@ class NotebookProcess:
             [*command, *(f"{flag}={value}" for flag, value in flags.items())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
 
-    def train_an_epoch(self) -> Epoch:
+    def train_epoch(self) -> Epoch:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("\n")
@@ -195,7 +196,7 @@ class EngineSpeed:
         store = LogitStore("teacher", dataset.sha256, views, self._valid, num_views=1)
         self.stored = store.open(tapped, arithmetic)
 
-    def images_a_second(self, teacher: Teacher) -> float:
+    def images_per_second(self, teacher: Teacher) -> float:
         plan = Plan(
             role="student",
             section=self._recipe.distill,
@@ -219,7 +220,7 @@ def measure_accuracy(options: argparse.Namespace, teacher: nn.Module, device: st
     notebook = NotebookProcess(options, device, epochs=options.epochs, images=0)
     epochs = []
     for _ in range(options.epochs):
-        epochs.append(epoch := notebook.train_an_epoch())
+        epochs.append(epoch := notebook.train_epoch())
         console.say(
             f"notebook {epoch.epoch + 1}/{options.epochs}: valid acc {epoch.valid_accuracy:.4f}, {epoch.seconds:.0f} s"
         )
@@ -228,11 +229,11 @@ def measure_accuracy(options: argparse.Namespace, teacher: nn.Module, device: st
     torch.save({name: value.cpu() for name, value in teacher.state_dict().items()}, weights)
     start = time.perf_counter()
     overrides = [f"teacher.weights={json.dumps(str(weights))}", f"distill.epochs={options.epochs}"]
-    job = open_for_training(options.recipe, str(options.data), folder / "model", overrides, device=device)
+    job = prepare_training(options.recipe, str(options.data), folder / "model", overrides, device=device)
     make_teacher(job)
     distill_student(job)
     seconds = time.perf_counter() - start
-    lines = [json.loads(line) for line in job.model_dir.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in job.model_dir.metrics.read_text(encoding="utf-8").splitlines()]
     before_training_s = seconds - lines[-1]["seconds"]
     reached = next((line for line in lines if line["valid_accuracy"] >= best.valid_accuracy), None)
     ours_s = before_training_s + reached["seconds"] if reached else None

@@ -1,13 +1,13 @@
-"""What a training step costs on this card, by size, batch and teacher; the last line printed is one JSON object.
+"""The cost of a training step on this card, by size, batch and teacher; the last line printed is one JSON object.
 
     python benchmarks/gpu_step.py                   about a minute on a GPU; docs/gpu.md has what to expect
     python benchmarks/gpu_step.py --device cpu      a few small rows, which show that it runs
     python benchmarks/gpu_step.py --cudnn-benchmark the same with the kernels that cuDNN finds fastest by trying them
 
-Needs no data: the engine trains the student on noise (toolkit/distill/rehearsal.py). A row's images a second are those
-of the faster of two epochs after a first one. Beside it stands the limit: what the card's measured peaks of arithmetic
-and memory allow if every layer reads its input and writes its output once, and the share of it that is reached. A row
-that fails says why, and the others go on.
+Needs no data: the engine trains the student on noise (toolkit/distill/rehearsal.py). A row has the images per second of
+the faster of two epochs, after a first one. Beside it stands the limit by the card's measured peaks of arithmetic and
+memory, if every layer reads its input and writes its output once, and the share of it that is reached. A row that fails
+says why, and the others go on.
 """
 
 import argparse
@@ -48,7 +48,7 @@ ROWS = {
     "cpu": (Row(64, 8, 15.0), Row(32, 16)),
 }
 IMAGES = {"gpu": 4096, "cpu": 32}
-"""an epoch; at 256 px 4,096 are 1 GB"""
+"""images per epoch; at 256 px 4,096 are 1 GB"""
 
 
 def main() -> None:
@@ -112,10 +112,10 @@ def measure_row(
     rehearsal = Rehearsal(device, row.image_size_px, row.batch_size, steps, live=teacher == "live", settings=settings)
     try:
         with captured_output() as said:
-            speed = rehearsal.images_a_second()
+            speed = rehearsal.images_per_second()
             remarks = _remarks(said())
             launches = replace(rehearsal, steps=COUNTED_STEPS).count_launches()
-    except Exception as error:  # whatever a driver raises: the other rows are worth having
+    except Exception as error:  # drivers raise errors of their own; the other rows are worth having
         return found | {"error": one_line(error)}
     found |= {
         "remarks": remarks,
@@ -136,7 +136,7 @@ def _count(name: str, size: int) -> tuple[float, float, int]:
 
 
 def find_limits(size: int, teacher: str, precision: FloatArithmetic, ceilings: dict[str, float]) -> Limits:
-    """Of one training image, with the teacher's forward pass where it is live."""
+    """Work of one training image, with the forward pass of a live teacher."""
     flop, _, elements = _count("depthwise", size)
     moved = 3 * elements
     if teacher == "live":
@@ -147,7 +147,7 @@ def find_limits(size: int, teacher: str, precision: FloatArithmetic, ceilings: d
 
 
 def _remarks(said: str) -> list[str]:
-    """What the engine said of its own accord; not its line an epoch, nor what the profiler logs."""
+    """Remarks of the engine, without its line per epoch and without the profiler's log."""
     return [line for line in said.splitlines() if line and not re.match(r"student +\d|\w+:\d{4}-\d\d-\d\d ", line)]
 
 

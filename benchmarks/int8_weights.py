@@ -1,4 +1,4 @@
-"""What int8 weights of 7 bits cost, and what those of 8 bits cost on a CPU without VNNI.
+"""The cost of int8 weights of 7 bits, and of those of 8 bits on a CPU without VNNI.
 
     python benchmarks/int8_weights.py models/fashion-mnist/student.safetensors
 
@@ -81,7 +81,7 @@ def _answer(model: onnx.ModelProto, test: Pixels, chosen: NDArray[np.int64], *, 
 
 
 def _time(graphs: dict[str, onnx.ModelProto], test: Pixels, rounds: int) -> dict[str, float]:
-    """Least of some rounds in turns, ms for a batch of 256 test images, all of them where there are fewer."""
+    """Least of some rounds in turns, ms for a batch of 256 test images, or of all if there are fewer."""
     images = test.centre(spread(len(test), BATCH))
     sessions = {name: _open(model, exact=False) for name, model in graphs.items()}
     times: dict[str, list[float]] = {name: [] for name in graphs}

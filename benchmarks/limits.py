@@ -1,4 +1,4 @@
-"""How far a training speed is from what the device could do: floating-point operations and bytes of one image."""
+"""The limits of training speed on a device: floating-point operations and bytes of one image."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Limits:
 
     @property
     def images_s(self) -> float:
-        """Images a second if nothing but the tighter of the two limits held training up."""
+        """Images per second if nothing but the tighter of the two limits held training up."""
         return min(self.peak_flop_s / self.flop, self.peak_bytes_s / self.bytes)
 
 
@@ -40,7 +40,7 @@ def measure_limits(network: nn.Module, size: int, device: str, precision: FloatA
 
 
 def count_training_flop(network: nn.Module, size: int) -> float:
-    """Of forward and backward pass of one image, whose own gradient is not needed; a multiply-add is 2 operations."""
+    """Operations of a training image, which needs no gradient itself: forward, backward; a multiply-add is 2."""
     with _flop_counter() as counter:
         network(torch.rand(1, 3, size, size)).sum().backward()
     return float(counter.get_total_flops())
@@ -72,7 +72,7 @@ def _count_convolution_backward(
     wanted: Sequence[bool],
     **rest: object,
 ) -> int:
-    """Of the gradients that are `wanted` of (inputs, weight, bias); all but the last are shapes and settings.
+    """Operations of the `wanted` gradients of (inputs, weight, bias); all but the last are shapes and settings.
 
     Each of the first two costs what the forward pass does, groups or not, as a weight has (channels out, channels in of
     one group, height, width). torch's own formula takes the gradient of the weight as if there were one group.

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: the views, the whole step, and each block of the student by itself.
+"""The parts of a training step's time: the views, the whole step, and each block of the student by itself.
 
     python benchmarks/step_parts.py [--size 256] [--batch 64] [--precision bf16] [--rounds 9]
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Where `docker compose` is missing: take Debian's plugin for it, without installing a package. Ends well in any case,
-# and says so where there is no compose; the tests that need it are skipped then.
+# If `docker compose` is missing: take Debian's plugin for it, without installing a package. Ends well in any case,
+# and says so if there is no compose; the tests that need it are skipped then.
 set -euo pipefail
 docker compose version >/dev/null 2>&1 && exit 0
 docker info >/dev/null 2>&1 || exit 0

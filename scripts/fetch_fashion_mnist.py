@@ -1,7 +1,7 @@
 """Make sure that Fashion-MNIST is on this machine; `make data` runs this. No root needed.
 
 It is looked for in the toolkit's cache and in the system's folder, then fetched with torchvision, then unpacked from
-the Debian package dataset-fashion-mnist. What was fetched lies in the cache, whole and checked, or not at all.
+the Debian package dataset-fashion-mnist. Fetched files lie in the cache, whole and checked, or not at all.
 """
 
 import gzip
@@ -40,7 +40,7 @@ def main() -> int:
         try:
             with tempfile.TemporaryDirectory(prefix="fashion-mnist.") as temporary:
                 install(fetch(Path(temporary)), cache)
-        except Exception as error:  # one source failing in whatever way sends us to the next
+        except Exception as error:  # after any failure of one source, the next one is tried
             failures.append(f"{source}: {first_line(error)}")
             continue
         say(f"Fashion-MNIST is in {cache}, from {source}")
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def cache_folder() -> Path:
-    """Where toolkit.data.cache keeps things; said again because this also runs where the toolkit is not installed."""
+    """The folder of toolkit.data.cache, written here again because this also runs without the toolkit."""
     if own := os.environ.get("KD_TOOLKIT_CACHE"):
         return Path(own).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "kd-toolkit"
@@ -64,7 +64,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def sha256_unpacked(path: Path) -> str:
-    """SHA-256 of the gzip file's content, "" where it is missing or broken."""
+    """SHA-256 of the gzip file's content, "" if it is missing or broken."""
     try:
         with gzip.open(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -84,7 +84,7 @@ def fetch_with_torchvision(folder: Path) -> Path:
 
 
 def fetch_with_apt(folder: Path) -> Path:
-    """Download and unpack the Debian package under `folder`; package lists go there too where there are none."""
+    """Download and unpack the Debian package under `folder`; package lists go there too if there are none."""
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
             raise RuntimeError(f"{program} is not here")
@@ -121,7 +121,7 @@ def install(source: Path, cache: Path) -> None:
 
 
 def run(command: list[str], folder: Path) -> None:
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=600)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, encoding="utf-8", timeout=600)
 
 
 def first_line(error: Exception) -> str:

@@ -3,7 +3,7 @@
 # What is there is left alone. What cannot be installed is said here, and again by the tests that are skipped for it.
 #
 #   scripts/prepare_browser.sh FOLDER     axe-core goes to FOLDER
-#   CHROMIUM=/path/to/chromium            the browser, where it is not on PATH
+#   CHROMIUM=/path/to/chromium            the browser, if it is not on PATH
 set -euo pipefail
 axe_version=4.14.1
 axe=$1

@@ -139,8 +139,8 @@ def ship(arguments: argparse.Namespace) -> Path:
         save_model(halved, classifier.network, info, halved=True)
         answers = [ask(split, weights, halved, dataset, device) for split in ("valid", "test")]
         require_same_accuracy(answers[1])
-    told = {"float32_sha256": sha256_file(weights), SHIPPED_ACCURACY: answers[0].accuracy(answers[0].shipped)}
-    info = replace(info, extra=info.extra | told)
+    figures = {"float32_sha256": sha256_file(weights), SHIPPED_ACCURACY: answers[0].accuracy(answers[0].shipped)}
+    info = replace(info, extra=info.extra | figures)
     save_model(path, classifier.network, info, halved=True)  # the same tensors, and the measured figures
     shipment = Shipment(
         path,
@@ -196,7 +196,7 @@ def require_same_accuracy(test: Answers) -> None:
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """`section.key` → value of all settings of a teacher's training, but for paths and threads."""
+    """`section.key` → value of all settings of a teacher's training, except paths and threads."""
     values = {
         f"{section}.{key}": value
         for section, table in recipe.model_dump(mode="json").items()

@@ -1,13 +1,13 @@
 """Make installed packages smaller, for the image: `slim.py SITE_PACKAGES [--cpu]`. Linux on x86-64.
 
-Always: what UNUSED names is deleted, and torch's libraries keep what their program headers load. They lose the rest,
+Always: the files of UNUSED are deleted, and torch's libraries keep what their program headers load. They lose the rest,
 tables of symbols that only a debugger reads. (`strip` does the same to most files; those that patchelf rearranged, as
 torch's are, it can break.)
 
 --cpu: torch on PyPI is built for CUDA alone, and runs on the CPU wherever there is no GPU; yet it is linked to
 gigabytes of NVIDIA's libraries. Here
 
-- libtorch_cuda.so keeps its host code and loses its GPU code (section .nv_fatbin): where that was, zeros are mapped;
+- libtorch_cuda.so keeps its host code and loses its GPU code (section .nv_fatbin): zeros are mapped in its place;
 - a library that is asked for and not installed gets a stand-in of a few kB with just the functions that torch asks of
   it. Nothing calls them without a GPU; one that is called says its name and ends the process.
 
@@ -100,14 +100,14 @@ def main(site_packages: Path, without_cuda: bool) -> int:
 
 
 def cut(library: Path, unloaded: tuple[int, int] | None = None) -> None:
-    """Write `library` anew with its loaded segments alone, and zeros in place of addresses `unloaded`."""
+    """Write `library` again with its loaded segments alone, and zeros in place of addresses `unloaded`."""
     data = library.read_bytes()
     start, count = struct.unpack_from("<Q", data, 32)[0], struct.unpack_from("<H", data, 56)[0]
     if data[:6] != b"\x7fELF\x02\x01" or start != HEADER_SIZE:
         raise ValueError(f"{library} is not a library of the expected form")
     segments = [Segment(*PROGRAM_HEADER.unpack_from(data, start + i * PROGRAM_HEADER.size)) for i in range(count)]
     if unloaded is not None:
-        # One more segment needs one more header, and there is room for it only where another goes.
+        # One more segment needs one more header, and it only has room in the place of another one.
         segments = [part for one in segments if one.type != NOTE for part in split(one, *unloaded)]
         if len(segments) > count:
             raise ValueError(f"{library} has no header to spare")
@@ -165,7 +165,7 @@ def write_stand_ins(folder: Path, site_packages: Path) -> None:
 
 
 def stem(library: str) -> str:
-    """What the names of a library's functions begin with: libcuBLAS.so.13 → cublas."""
+    """The start of the names of a library's functions: libcuBLAS.so.13 → cublas."""
     return library.split(".so")[0].removeprefix("lib").removesuffix("_host").lower()
 
 
@@ -180,7 +180,7 @@ def read_needed(library: Path) -> list[str]:
 
 
 def read_undefined(library: Path) -> list[tuple[str, str]]:
-    """Functions that the library asks of others, with the version it asks for, "" where it names none."""
+    """Functions that the library asks of others, with the version it asks for, "" if it names none."""
     rows = (line.split() for line in readelf("--dyn-syms", library).splitlines())
     names = [row[7] for row in rows if len(row) > 7 and row[6] == "UND"]
     return [(name.partition("@")[0], name.partition("@")[2]) for name in names]
@@ -188,7 +188,7 @@ def read_undefined(library: Path) -> list[tuple[str, str]]:
 
 def readelf(option: str, library: Path) -> str:
     command = ["readelf", "--wide", option, str(library)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
 
 
 def write_library(path: Path, symbols: dict[str, str]) -> None:

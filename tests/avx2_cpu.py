@@ -1,4 +1,4 @@
-"""What a program does on a CPU of AVX2 alone, seen from one that has more."""
+"""A program as on a CPU of AVX2 alone, run on one that has more."""
 
 import os
 import shutil
@@ -14,9 +14,9 @@ UNSUPPORTED = 77
 
 
 def run_python_on_avx2(folder: Path, *arguments: str | Path) -> None:
-    """`python ARGUMENTS`, with AVX-512, VNNI and AMX hidden from it where this CPU has them.
+    """`python ARGUMENTS`, with AVX-512, VNNI and AMX hidden from it if this CPU has them.
 
-    `folder` takes what is built for that. The test is skipped where it cannot be done: no Linux on x86-64, no C
+    `folder` takes what is built for that. The test is skipped if it cannot be done: no Linux on x86-64, no C
     compiler, no CPUID faulting (Intel's CPUs have it, and virtual machines on them).
     """
     hidden = {"LD_PRELOAD": str(_build(folder))} if _is_newer_than_avx2() else {}

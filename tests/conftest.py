@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-"""Real photographs and the notebook's student, where they are beside the checkout."""
+"""Real photographs and the notebook's student, if they are beside the checkout."""
 
 
 DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)]
-"""What the body of a test for a GPU runs on: the CPU proves the body."""
+"""Devices for the body of a test for a GPU: the CPU proves the body."""
 
 
 USERS_CACHE = Path(os.environ.get("KD_TOOLKIT_CACHE") or Path.home() / ".cache" / "kd-toolkit")
@@ -25,7 +25,7 @@ USERS_CACHE = Path(os.environ.get("KD_TOOLKIT_CACHE") or Path.home() / ".cache" 
 
 
 def shared(*parts: str) -> Path:
-    """A path in ../shared; the test is skipped where it is not there."""
+    """A path in ../shared; the test is skipped if it is not there."""
     path = SHARED.joinpath(*parts)
     if not path.exists():
         pytest.skip(f"../shared/{'/'.join(parts)} is not here")
@@ -33,8 +33,8 @@ def shared(*parts: str) -> Path:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that stays free: until this process ends the system gives it to nobody who asks for any port,
-    and whoever asks for it by its number (with SO_REUSEADDR, as servers do) can listen there."""
+    """A port of 127.0.0.1 that stays free: until this process ends the system gives it to no process that asks for any
+    port. A process that asks for its number (with SO_REUSEADDR, as servers do) can listen there."""
     holder = socket.socket()
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     holder.bind(("127.0.0.1", 0))
@@ -44,12 +44,12 @@ def free_port() -> int:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--require-gpu", action="store_true", help="tests marked gpu fail where torch sees no GPU, and are not skipped"
+        "--require-gpu", action="store_true", help="tests marked gpu fail if torch sees no GPU, and are not skipped"
     )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test marked gpu is skipped where there is none; with --require-gpu (make test-gpu) it fails."""
+    """A test marked gpu is skipped if there is none; with --require-gpu (make test-gpu) it fails."""
     if item.get_closest_marker("gpu") is None or item.get_closest_marker("container"):
         return
     import torch
@@ -63,9 +63,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test fills the user's own cache, nor reads decoded images or hashes from it.
+    """No test fills the user's own cache, or reads decoded images or hashes from it.
 
-    Neither torch.compile's: kernels that it compiled for another kind of CPU (ATEN_CPU_CAPABILITY) compute nonsense.
+    The same holds for torch.compile's: its kernels for another kind of CPU (ATEN_CPU_CAPABILITY) compute nonsense.
     """
     os.environ["KD_TOOLKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
@@ -89,7 +89,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def fashion_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real Fashion-MNIST, where it is on this machine; else the test is skipped."""
+    """The real Fashion-MNIST, if it is on this machine; else the test is skipped."""
     from toolkit.data import named
     from toolkit.data.idx import find_idx_files
 
@@ -118,9 +118,9 @@ def make_png(width: int, height: int, rows: bytes = b"", depth: int = 8, colour:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def make_class_folders(root: Path, images_a_class: tuple[int, int, int] = (12, 4, 4)) -> Path:
+def make_class_folders(root: Path, images_per_class: tuple[int, int, int] = (12, 4, 4)) -> Path:
     """root/{train,val,test}/{blue,green,red}/*.png, easy to learn; returns root."""
-    for split, count in zip(("train", "val", "test"), images_a_class, strict=True):
+    for split, count in zip(("train", "val", "test"), images_per_class, strict=True):
         for label, name in ((2, "blue"), (1, "green"), (0, "red")):
             folder = root / split / name
             folder.mkdir(parents=True, exist_ok=True)

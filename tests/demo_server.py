@@ -22,7 +22,7 @@ from toolkit.modeldir import ModelDir
 
 CLASSES = ("red", "green", "blue", "<b>bold</b>", "cyan", "magenta", "grey")
 
-# Every host that Python is asked to find or to connect to is noted, whoever asks.
+# Every host that any code asks Python to find or to connect to is noted.
 SERVE = """
 import json, sys
 hosts = set()
@@ -144,7 +144,7 @@ class Server:
         return cls(process, url, log)
 
     def stop(self, by: signal.Signals = signal.SIGTERM) -> str:
-        """End it as a service manager does; what it printed after its first line."""
+        """End it as a service manager does; returns its output after the first line."""
         os.kill(self.process.pid, by)
         try:
             output, _ = self.process.communicate(timeout=600)

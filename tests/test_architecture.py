@@ -1,4 +1,4 @@
-"""How the code hangs together: what may import what, and how large a part of it may be."""
+"""The structure of the code: the imports that are allowed, and the size of functions."""
 
 import ast
 import os
@@ -12,14 +12,14 @@ PACKAGE = Path(__file__).parents[1] / "toolkit"
 FLOORS = (
     "errors names shipped",
     "console plotting files architectures",
-    "machine recipe",
-    "modeldir",
+    "machine settings",
+    "modeldir recipe",
     "data",
     "networks",
     "graphs",
     "runtimes",
     "predict distill export bench",
-    "demo workspace",
+    "demo stage_setup",
     "control_process",
     "pipeline",
     "api forecast doctor",

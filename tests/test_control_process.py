@@ -1,6 +1,6 @@
-"""Student and control side by side: the same weights as one after the other, whatever stops or fails on the way.
+"""Student and control side by side: the same weights as one after the other, in spite of stops and failures.
 
-The other process is a real one. What is to happen in it is patched by a sitecustomize that it finds on its path.
+The other process is a real one. A sitecustomize on its path patches it, so that events happen in it.
 """
 
 import os
@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from toolkit_process import start_toolkit
 
-from toolkit import control_process, pipeline, workspace
+from toolkit import control_process, pipeline
 from toolkit.distill.checkpoint import Checkpoint, TrainingState
 from toolkit.distill.metrics import EpochMetrics, read_metrics
 from toolkit.distill.precision import NetworkStep
@@ -33,6 +33,7 @@ from toolkit.forecast.command import forecast_command
 from toolkit.forecast.estimate import BESIDE, CONTROL_START_S
 from toolkit.machine.devices import same_imports
 from toolkit.modeldir import ModelDir
+from toolkit.stage_setup import StageSetup, prepare_training
 
 EPOCHS = 6
 SMALL = [
@@ -41,10 +42,10 @@ SMALL = [
     *("distill.control=true", "distill.teacher_views=2"),
     *(f"distill.epochs={EPOCHS}", "distill.batch_size=8"),
 ]
-TOLD = "student and control train side by side, on 1 and 1 of 2 cores"
+SIDE_BY_SIDE = "student and control train side by side, on 1 and 1 of 2 cores"
 BOTH_SAVED = r"^student, epoch 1, step 1, and saved; in control, (epoch|after epoch) .*, and saved$"
 HANG_S = 600.0
-"""s after which a test gives up; it says nothing of how fast a machine is"""
+"""s after which a test gives up; it says nothing about the machine's speed"""
 
 SLOWLY = "time.sleep(0.3)"
 """before each of the control's steps"""
@@ -54,7 +55,7 @@ HELD = "wait_until_asked_to_stop() if next(steps) > 5 else None"
 
 @pytest.fixture(autouse=True)
 def _two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever this machine has; one thread each."""
+    """Two cores on any machine; one thread for each training."""
     monkeypatch.setattr("toolkit.machine.limits.available_cores", lambda: 2)
     torch.set_num_threads(2)
     yield
@@ -67,7 +68,7 @@ def whole(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("toolkit.machine.limits.available_cores", lambda: 1)
-        pipeline.distill_student(open_job(class_folders, out))
+        pipeline.distill_student(make_setup(class_folders, out))
     return out
 
 
@@ -120,8 +121,8 @@ def hold_control(folder: Path, wait: str, monkeypatch: pytest.MonkeyPatch) -> No
         file.write(f"    toolkit.machine.devices.keep_freed_memory = lambda: {wait}\n")
 
 
-def open_job(data: Path, out: Path, *overrides: str, **options: Any) -> workspace.Workspace:
-    return workspace.open_for_training(None, str(data), out, [*SMALL, *overrides], device="cpu", **options)
+def make_setup(data: Path, out: Path, *overrides: str, **options: Any) -> StageSetup:
+    return prepare_training(None, str(data), out, [*SMALL, *overrides], device="cpu", **options)
 
 
 def once_control_trains(monkeypatch: pytest.MonkeyPatch, out: Path, action: Callable[[], None]) -> None:
@@ -172,7 +173,7 @@ def assert_same(out: Path, whole: Path) -> None:
 
 def test_the_control_s_epochs_are_reported_when_both_have_ended(class_folders: Path, out: Path) -> None:
     seen: list[EpochMetrics] = []
-    pipeline.distill_student(open_job(class_folders, out, on_epoch=seen.append))
+    pipeline.distill_student(make_setup(class_folders, out, on_epoch=seen.append))
     assert [(one.role, one.epoch) for one in seen] == [
         (role, epoch) for role in ("student", "control") for epoch in range(EPOCHS)
     ]
@@ -184,30 +185,32 @@ def test_an_error_of_the_caller_s_in_an_epoch_stops_both_and_both_go_on(class_fo
         raise ZeroDivisionError(metrics.role)
 
     with pytest.raises(ZeroDivisionError, match="student"):
-        pipeline.distill_student(open_job(class_folders, out, on_epoch=refuse))
-    pipeline.distill_student(open_job(class_folders, out, resume=True))
+        pipeline.distill_student(make_setup(class_folders, out, on_epoch=refuse))
+    pipeline.distill_student(make_setup(class_folders, out, resume=True))
     assert stages_of(out).count("distill") == stages_of(out).count("control") == EPOCHS
 
 
-def test_both_are_what_they_are_one_after_the_other(
+def test_both_are_the_same_as_one_after_the_other(
     class_folders: Path, out: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline.distill_student(open_job(class_folders, out))
+    pipeline.distill_student(make_setup(class_folders, out))
     assert_same(out, whole)
     with Image.open(out / "learning_curves.png") as picture:
         picture.load()
-    told = capsys.readouterr().err
-    assert told.count(TOLD) == 1
-    assert len(re.findall(rf"^(student|control) +\d/{EPOCHS}  train loss .* left$", told, re.MULTILINE)) == 2 * EPOCHS
+    printed = capsys.readouterr().err
+    assert printed.count(SIDE_BY_SIDE) == 1
+    assert (
+        len(re.findall(rf"^(student|control) +\d/{EPOCHS}  train loss .* left$", printed, re.MULTILINE)) == 2 * EPOCHS
+    )
     assert torch.get_num_threads() == 2
 
 
 def test_a_stop_before_the_control_trains_is_no_traceback(
     class_folders: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The question is there and its end as well: what wakes the control finds it wherever it is."""
+    """The question and the end of stdin come together: the control is stopped at any point of its start."""
     hold_control(tmp_path / "patches", "__import__('time').sleep(1)", monkeypatch)
-    question = pickle.dumps(([], open_job(class_folders, out), "fp32", 1))
+    question = pickle.dumps(([], make_setup(class_folders, out), "fp32", 1))
     command = [sys.executable, "-P", "-m", "toolkit.control_process"]
     done = subprocess.run(command, input=question, capture_output=True, env=os.environ | same_imports())
     assert (done.returncode, done.stderr) == (0, b"")
@@ -221,25 +224,25 @@ def test_a_stop_before_the_control_trains_is_no_traceback(
 def test_each_seed_has_its_pair_and_what_is_there_is_not_trained_again(
     class_folders: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline.distill_student(open_job(class_folders, out, "distill.epochs=1", seeds=2))
-    assert capsys.readouterr().err.count(TOLD) == 2
+    pipeline.distill_student(make_setup(class_folders, out, "distill.epochs=1", seeds=2))
+    assert capsys.readouterr().err.count(SIDE_BY_SIDE) == 2
     for folder in (out, out / "seeds" / "1"):
         assert (folder / "control.safetensors").exists()
-    pipeline.distill_student(open_job(class_folders, out, "distill.epochs=1", seeds=2))
+    pipeline.distill_student(make_setup(class_folders, out, "distill.epochs=1", seeds=2))
     (out / "control.safetensors").unlink()
-    pipeline.distill_student(open_job(class_folders, out, "distill.epochs=1", seeds=2))
-    assert TOLD not in capsys.readouterr().err, "the control alone has all cores"
+    pipeline.distill_student(make_setup(class_folders, out, "distill.epochs=1", seeds=2))
+    assert SIDE_BY_SIDE not in capsys.readouterr().err, "the control alone has all cores"
     assert (out / "control.safetensors").exists()
 
 
 def test_a_live_teacher_leaves_no_cores_for_the_control(
     class_folders: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline.distill_student(open_job(class_folders, out, "distill.teacher_views=0", "distill.epochs=1"))
-    assert TOLD not in capsys.readouterr().err
+    pipeline.distill_student(make_setup(class_folders, out, "distill.teacher_views=0", "distill.epochs=1"))
+    assert SIDE_BY_SIDE not in capsys.readouterr().err
 
 
-def test_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_if_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_process, "memory_bytes", lambda: 8 * 2**30)
     assert control_process.has_room("cpu")
     assert not control_process.has_room("cuda:0")
@@ -269,15 +272,15 @@ def test_a_stop_saves_both_and_both_go_on_to_the_same_weights(
     in_control(HELD)
     once_control_trains(monkeypatch, out, lambda: signal.raise_signal(number))
     with pytest.raises(Interrupted, match=BOTH_SAVED) as stopped:
-        pipeline.distill_student(open_job(class_folders, out))
+        pipeline.distill_student(make_setup(class_folders, out))
     assert stopped.value.exit_code == code
     assert capsys.readouterr().err.count("stopping after this step") == 1
     assert {path.name for path in out.glob("checkpoint*")} == {"checkpoint.pt", "checkpoint-control.pt"}
     monkeypatch.undo()
-    pipeline.distill_student(open_job(class_folders, out, resume=True))
-    told = capsys.readouterr().err
-    assert "student: going on at epoch 1, step 2" in told
-    assert re.search(r"^control: going on at epoch \d", told, re.MULTILINE)
+    pipeline.distill_student(make_setup(class_folders, out, resume=True))
+    printed = capsys.readouterr().err
+    assert "student: going on at epoch 1, step 2" in printed
+    assert re.search(r"^control: going on at epoch \d", printed, re.MULTILINE)
     assert_same(out, whole)
 
 
@@ -293,7 +296,7 @@ def test_a_stop_before_the_control_trains_does_not_say_that_it_saved_something(
 
     monkeypatch.setattr(Stepper, "take", stopping)
     with pytest.raises(Interrupted) as stopped:
-        pipeline.distill_student(open_job(class_folders, out))
+        pipeline.distill_student(make_setup(class_folders, out))
     assert stopped.value.where == (
         "student, epoch 1, step 1, and saved; in control, outside of its epochs, with nothing new to save"
     )
@@ -312,7 +315,7 @@ def test_a_second_signal_ends_both_at_once(
 
     once_control_trains(monkeypatch, out, stop_twice)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.distill_student(open_job(class_folders, out))
+        pipeline.distill_student(make_setup(class_folders, out))
     assert not is_alive(pid)
     assert not (out / "checkpoint.pt").exists()
 
@@ -329,11 +332,11 @@ def test_a_stop_while_only_the_control_still_trains_saves_it(
 
     threading.Thread(target=stop_later, daemon=True).start()
     with pytest.raises(Interrupted, match=r"^control, .*, and saved$") as stopped:
-        pipeline.distill_student(open_job(class_folders, out))
+        pipeline.distill_student(make_setup(class_folders, out))
     assert stopped.value.exit_code == 143
     assert [path.name for path in out.glob("checkpoint*")] == ["checkpoint-control.pt"]
     monkeypatch.undo()
-    pipeline.distill_student(open_job(class_folders, out, resume=True))
+    pipeline.distill_student(make_setup(class_folders, out, resume=True))
     assert {"student.safetensors", "control.safetensors"} <= {path.name for path in out.iterdir()}
 
 
@@ -348,7 +351,7 @@ def test_an_error_of_the_student_stops_the_control_which_saves_its_state(
 
     once_control_trains(monkeypatch, out, fail)
     with pytest.raises(TrainingError, match="the student has failed; do this"):
-        pipeline.distill_student(open_job(class_folders, out))
+        pipeline.distill_student(make_setup(class_folders, out))
     assert not is_alive(pid)
     assert (out / "checkpoint-control.pt").exists()
     assert torch.get_num_threads() == 2
@@ -383,22 +386,22 @@ def test_an_error_of_the_control_is_said_at_once_and_raised_when_the_student_is_
     message: str,
 ) -> None:
     in_control(code)
-    take, told = Stepper.take, [""]
+    take, printed = Stepper.take, [""]
 
-    def is_told() -> bool:
-        told[0] += capsys.readouterr().err
-        return "\nwarning: the control has failed: " in told[0]
+    def is_printed() -> bool:
+        printed[0] += capsys.readouterr().err
+        return "\nwarning: the control has failed: " in printed[0]
 
     def waiting(*arguments: Any) -> Any:
         """The student's first step."""
         monkeypatch.setattr(Stepper, "take", take)
-        wait_until(is_told)
+        wait_until(is_printed)
         return take(*arguments)
 
     monkeypatch.setattr(Stepper, "take", waiting)
     with pytest.raises(error, match=message) as raised:
-        pipeline.distill_student(open_job(class_folders, out))
-    assert told[0].splitlines()[-1].endswith(f": the control has failed: {str(raised.value).splitlines()[-1]}")
+        pipeline.distill_student(make_setup(class_folders, out))
+    assert printed[0].splitlines()[-1].endswith(f": the control has failed: {str(raised.value).splitlines()[-1]}")
     assert "has failed" not in capsys.readouterr().err, "once"
     assert (out / "student.safetensors").exists()
     assert not (out / "control.safetensors").exists()
@@ -418,10 +421,10 @@ def test_a_control_s_state_from_before_it_had_a_file_of_its_own_is_gone_on_with(
 
     monkeypatch.setattr(Checkpoint, "save", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.distill_student(open_job(class_folders, out))
+        pipeline.distill_student(make_setup(class_folders, out))
     monkeypatch.undo()
     (out / "checkpoint-control.pt").rename(out / "checkpoint.pt")
-    pipeline.distill_student(open_job(class_folders, out, resume=True))
+    pipeline.distill_student(make_setup(class_folders, out, resume=True))
     assert "control: going on at epoch 3, step 1" in capsys.readouterr().err
     assert not list(out.glob("checkpoint*"))
     assert ModelDir(out).checkpoint("control").name == "checkpoint-control.pt"
@@ -440,8 +443,8 @@ def test_the_plan_says_so_and_measures_with_the_threads_that_each_will_have(
         return measure(step, *arguments, **options)
 
     monkeypatch.setattr(speeds, "step_seconds", noting)
-    job = open_job(class_folders, out, "training.seed=5")  # its logits are not stored
-    planned = {stage.name: stage for stage in forecast_command(job, "distill").stages}
+    setup = make_setup(class_folders, out, "training.seed=5")  # its logits are not stored
+    planned = {stage.name: stage for stage in forecast_command(setup, "distill").stages}
     assert planned["student"].seconds > 0
     assert planned["control"].seconds == pytest.approx(CONTROL_START_S)
     assert planned["control"].note == BESIDE

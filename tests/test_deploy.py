@@ -81,7 +81,7 @@ def test_compose_runs_the_stages_in_order() -> None:
     assert override.keys() == services.keys()
 
 
-def test_the_image_tells_its_version() -> None:
+def test_the_image_states_its_version() -> None:
     assert f'org.opencontainers.image.version="{toolkit.__version__}"' in DOCKERFILE
 
 

@@ -4,7 +4,7 @@ from toolkit.errors import LONGEST_REASON, did_you_mean, one_line
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "expected"),
     [
         ("no room", "no room"),
         ("no room.", "no room"),
@@ -18,8 +18,8 @@ from toolkit.errors import LONGEST_REASON, did_you_mean, one_line
         ("\n \n", "RuntimeError"),
     ],
 )
-def test_an_errors_message_is_one_line(message: str, told: str) -> None:
-    assert one_line(RuntimeError(message)) == told
+def test_an_errors_message_is_one_line(message: str, expected: str) -> None:
+    assert one_line(RuntimeError(message)) == expected
 
 
 def test_a_line_that_ends_in_a_colon_goes_on_in_the_next() -> None:
@@ -53,11 +53,11 @@ def test_a_name_that_is_near_is_suggested() -> None:
     assert did_you_mean("temprature", ["temperature"], prefix="distill.") == "did you mean distill.temperature? "
 
 
-def test_nothing_is_suggested_where_nothing_is_near() -> None:
+def test_nothing_is_suggested_if_nothing_is_near() -> None:
     assert did_you_mean("imagenet", ["cifar10"]) == ""
     assert did_you_mean("", ["cifar10"]) == ""
     assert did_you_mean("x", []) == ""
 
 
-def test_names_that_differ_in_punctuation_alone_are_told_apart() -> None:
+def test_names_that_differ_in_punctuation_alone_are_distinguished() -> None:
     assert did_you_mean("food_11", ["food-11", "food11"], at_most=2) == "did you mean food-11 or food11? "

@@ -57,7 +57,7 @@ def unpacked(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("place", ["cache/fashion-mnist", "cache/fashion-mnist/FashionMNIST/raw", "system"])
-def test_what_is_there_is_not_fetched(
+def test_existing_files_are_not_fetched(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
     pack(tmp_path / place, CONTENTS)
@@ -84,7 +84,7 @@ def test_apt_comes_next_and_a_broken_cache_is_mended(
     assert capsys.readouterr().err.endswith("from the Debian package\n")
 
 
-def test_one_line_says_what_to_do_where_nothing_works(
+def test_one_line_says_what_to_do_if_nothing_works(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script.fetch_with_apt = giving({**CONTENTS, "t10k-labels": b"something else"})

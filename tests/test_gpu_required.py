@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[1]
 NEEDS_A_GPU = "tests/doctor/test_ceilings.py::test_a_gpu_is_faster_at_all_of_it_than_a_cpu_may_be"
 
 
-@pytest.mark.parametrize(("flags", "code", "told"), [((), 0, "1 skipped"), (("--require-gpu",), 1, "1 error")])
-def test_without_a_gpu_they_fail_where_one_is_required(flags: tuple[str, ...], code: int, told: str) -> None:
+@pytest.mark.parametrize(("flags", "code", "expected"), [((), 0, "1 skipped"), (("--require-gpu",), 1, "1 error")])
+def test_without_a_gpu_they_fail_if_one_is_required(flags: tuple[str, ...], code: int, expected: str) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "-m", "gpu", *flags, NEEDS_A_GPU]
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=hidden, capture_output=True, text=True, check=False)
-    assert (done.returncode, told in done.stdout) == (code, True), done.stdout
+    assert (done.returncode, expected in done.stdout) == (code, True), done.stdout
     assert "torch sees no GPU" in done.stdout
     assert "passed" not in done.stdout
 

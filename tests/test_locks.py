@@ -1,4 +1,4 @@
-"""locks/*.txt: complete, hashed, of one mind, and as pyproject.toml has it."""
+"""locks/*.txt: complete, hashed, consistent, and as pyproject.toml has it."""
 
 import re
 import tomllib
@@ -55,7 +55,7 @@ def test_no_place_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("system", [DEBIAN_12, UBUNTU_24_04], ids=["Debian 12", "Ubuntu 24.04"])
 @pytest.mark.parametrize("name", ["cuda", "cpu", "dev"])
-def test_what_the_project_asks_for_is_there(name: str, system: dict[str, str]) -> None:
+def test_every_requirement_of_the_project_is_there(name: str, system: dict[str, str]) -> None:
     versions = installed(name, system)
     extras = project()["optional-dependencies"]
     optional = [text for extra in extras.values() for text in extra] if name == "dev" else []

@@ -106,7 +106,7 @@ def test_a_process_that_was_killed_leaves_no_claim(claimed: "subprocess.Popen[st
     ModelDir(tmp_path).claim()
 
 
-def test_where_there_is_no_such_lock_nothing_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_there_is_no_such_lock_nothing_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def refuse(*_: object) -> None:
@@ -119,7 +119,7 @@ def test_where_there_is_no_such_lock_nothing_is_claimed(tmp_path: Path, monkeypa
     assert asked == ["for a lock"]
 
 
-def test_a_second_command_is_told_before_it_plans(
+def test_a_second_command_is_refused_before_it_plans(
     claimed: "subprocess.Popen[str]", class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--data", str(class_folders), "--out", str(tmp_path), "--device", "cpu"]
@@ -185,9 +185,9 @@ def test_a_volume_that_was_forgotten(
     assert missing_volume(there) is None  # not in the image
     monkeypatch.setenv("KD_TOOLKIT_VOLUME", "/app/models")
     assert missing_volume(there) == missing
-    with pytest.raises(ArtifactError) as told:
+    with pytest.raises(ArtifactError) as caught:
         ModelDir(there).require(there / "student.onnx")
-    assert ("docker run -v kd-models:/app/models" in str(told.value)) == (missing is not None)
+    assert ("docker run -v kd-models:/app/models" in str(caught.value)) == (missing is not None)
 
 
 def test_sha256(tmp_path: Path) -> None:
@@ -198,8 +198,8 @@ def test_sha256(tmp_path: Path) -> None:
 def test_a_relative_path_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m" / "report.md").mkdir(parents=True)
-    told = r"cannot write .*m/report\.md: "
-    with pytest.raises(ArtifactError, match=told), write_atomically(Path("m/report.md")) as path:
+    expected = r"cannot write .*m/report\.md: "
+    with pytest.raises(ArtifactError, match=expected), write_atomically(Path("m/report.md")) as path:
         path.write_text("x")
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["report.md"]
 

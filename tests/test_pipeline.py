@@ -1,4 +1,4 @@
-"""The stages end to end, as commands, on small images: what they write, keep, refuse and say."""
+"""The stages end to end, as commands, on small images: their files, refusals and messages."""
 
 import json
 import shlex
@@ -16,7 +16,7 @@ from PIL import Image
 from toolkit_process import start_toolkit, toolkit
 from torchvision.models import resnet18
 
-from toolkit import workspace
+from toolkit import stage_setup
 from toolkit.errors import ArtifactError
 from toolkit.predict import predict_files, to_json
 
@@ -30,12 +30,12 @@ SMALL = [
 
 
 SMALL_TEACHER = ("--set", "teacher.architecture=depthwise", "--set", "teacher.epochs=1")
-"""Where it is the commands that count, and not what they learn."""
+"""For tests of the commands and not of their learning."""
 
 
 @pytest.fixture(scope="session")
 def finished(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A model directory after `toolkit run`, and what the command printed."""
+    """A model directory after `toolkit run`, and the command's output."""
     out = tmp_path_factory.mktemp("models") / "shapes"
     return out, toolkit("run", "--data", class_folders, "--out", out, *SMALL).stdout
 
@@ -102,7 +102,7 @@ def test_a_stage_says_its_plan_before_it_begins(finished: tuple[Path, str], clas
     assert "minutes: the unchanged recipe fits into 600" in fitting.stderr
 
 
-def test_seeds_train_pairs_and_the_report_tells_mean_and_deviation(
+def test_seeds_train_pairs_and_the_report_has_mean_and_deviation(
     finished: tuple[Path, str], class_folders: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "teacher.safetensors").symlink_to(finished[0] / "teacher.safetensors")
@@ -316,16 +316,16 @@ def test_ctrl_c_saves_says_how_to_go_on_and_leaves_nothing_half_written(class_fo
 def test_little_memory_is_said_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(workspace, "memory_bytes", lambda: 256 * 2**20)
+    monkeypatch.setattr(stage_setup, "memory_bytes", lambda: 256 * 2**20)
     with pytest.raises(ArtifactError, match="there is no model directory"):
-        workspace.open_finished(tmp_path / "none", None, None, [])
+        stage_setup.prepare_finished(tmp_path / "none", None, None, [])
     assert capsys.readouterr().err.startswith("warning: 0.2 GiB of memory for this process; ")
 
 
 def test_a_forgotten_volume_is_said_before_anything_is_trained(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(workspace, "missing_volume", lambda path: "/app/models")
-    workspace.open_for_training(None, "fashion-mnist", tmp_path / "m", [])
-    told = "lies in this container and is deleted with it; to keep it, mount a volume: docker run -v kd-models:"
-    assert f"warning: {tmp_path / 'm'} {told}/app/models" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr(stage_setup, "missing_volume", lambda path: "/app/models")
+    stage_setup.prepare_training(None, "fashion-mnist", tmp_path / "m", [])
+    expected = "lies in this container and is deleted with it; to keep it, mount a volume: docker run -v kd-models:"
+    assert f"warning: {tmp_path / 'm'} {expected}/app/models" in " ".join(capsys.readouterr().err.split())

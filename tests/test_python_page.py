@@ -10,7 +10,7 @@ import pytest
 from conftest import make_class_folders
 
 import toolkit
-import toolkit.api
+import toolkit.api.workspace
 
 PAGE = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -34,7 +34,7 @@ SMALL = {
 
 
 class Run:
-    """What wandb.init returns, as far as the page knows it."""
+    """The result of wandb.init, as far as the page uses it."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -65,7 +65,7 @@ def test_every_block_runs(
     real = toolkit.open
 
     def open_small(path: str, *, settings: dict[str, Any] | None = None, **options: Any) -> toolkit.Workspace:
-        flat = SMALL | toolkit.api.flatten(settings or {})
+        flat = SMALL | toolkit.api.workspace.flatten(settings or {})
         if "student.architecture" in flat:
             del flat["student.base"]
         return real(path, settings=flat, device="cpu", **options)
@@ -89,7 +89,7 @@ def test_every_block_runs(
 
 
 def test_the_page_names_every_keyword_and_every_public_name() -> None:
-    for name in toolkit.api.Options.__annotations__:
+    for name in toolkit.Options.__annotations__:
         assert f"| `{name}=" in PAGE
     for name in toolkit.__all__:
         if name not in ("Options", "Interrupted", "Model", "Prediction", "UsageError", "Workspace"):

@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused and how the refusal reads."""
+"""Recipes: the values that are read, the refusals, and their words."""
 
 import hashlib
 import json
@@ -99,10 +99,19 @@ def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
     assert recipe.data.flip is False
 
 
+def test_a_file_of_a_windows_editor(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_bytes(b"\xef\xbb\xbf[teacher]\r\nweights = 'C:\\Users\\t.pth'\r\n")
+    assert Recipe.from_toml(tmp_path / "r.toml").teacher.weights == r"C:\Users\t.pth"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"[distill\n", "is not valid TOML: .*line 1.*; correct that line"),
+        (
+            b'[teacher]\nweights = "C:\\Users\\t.pth"\n',
+            "is not valid TOML: .*line 2.*; .* paths with / or in single quotes",
+        ),
         (b"\xff\xfe", "cannot read the recipe .*: it is not UTF-8 text"),
         (b"distill = 3\n", "distill = 3 is not allowed; input should be a valid dictionary"),
     ],
@@ -155,7 +164,7 @@ def test_settings_that_do_not_fit_together_are_refused_without_repeating_them_al
 @pytest.mark.parametrize(
     "method", ["kd", "dkd", "dist", "hard", "fitnets", "attention", "similarity", "dist+similarity"]
 )
-def test_methods_of_logits_and_of_layers_are_told_apart(method: str) -> None:
+def test_methods_of_logits_and_of_layers_are_distinguished(method: str) -> None:
     section = Recipe().with_overrides([f"distill.method={method}"]).distill
     parts = {section.logit_method, section.feature_method} - {None}
     assert parts == set(method.split("+"))
@@ -245,9 +254,9 @@ def test_a_single_layer_s_name_gets_the_form_of_a_list() -> None:
 
 @pytest.fixture
 def _nothing_is_told_yet() -> Iterator[None]:
-    recipe_module._told_of_moved.clear()
+    recipe_module._reported_as_moved.clear()
     yield
-    recipe_module._told_of_moved.clear()
+    recipe_module._reported_as_moved.clear()
 
 
 @pytest.mark.usefixtures("_nothing_is_told_yet")
@@ -257,7 +266,7 @@ class TestMovedSettings:
     OLD = '[distill]\nseed = 3\nprecision = "bf16"\ncompile = "default"\nalpha = 0.2\n'
     NEW = '[training]\nseed = 3\nprecision = "bf16"\ncompile = "default"\n[distill]\nalpha = 0.2\n'
 
-    def test_an_old_file_is_read_as_a_new_one_and_told_in_one_line(
+    def test_an_old_file_is_read_as_a_new_one_and_reported_in_one_line(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         new = Recipe.from_toml(write(tmp_path / "new.toml", self.NEW))
@@ -270,7 +279,7 @@ class TestMovedSettings:
         assert old == new
         assert old.states("training.seed")
         assert old.with_overrides(["distill.seed=4"]).training.seed == 4
-        assert capsys.readouterr().err == "", "once a command"
+        assert capsys.readouterr().err == "", "once per command"
 
     def test_an_override_by_the_old_name_wins_over_the_file(self, capsys: pytest.CaptureFixture[str]) -> None:
         recipe = Recipe().with_overrides(["training.seed=1", "distill.seed=2"])
@@ -288,7 +297,7 @@ class TestMovedSettings:
             Recipe.from_toml(write(tmp_path / "r.toml", text))
         assert Recipe.from_toml(write(tmp_path / "r.toml", text.replace("2", "1"))).training.seed == 1
 
-    def test_what_weights_of_earlier_versions_say_is_read_silently(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_recipes_in_weights_of_earlier_versions_are_read_silently(self, capsys: pytest.CaptureFixture[str]) -> None:
         values = Recipe().model_dump(mode="json")
         written = values | {"distill": values["distill"] | values.pop("training") | {"seed": 7}}
         for recipe in (Recipe.model_validate(written), Recipe.from_dict(written, "student.safetensors")):
@@ -361,7 +370,7 @@ class TestSettingsOfNetworks:
         ],
     )
     def test_fingerprints_are_those_of_earlier_versions(self, overrides: list[str], student: str, teacher: str) -> None:
-        """As 9a6d517 computed them: what was made then stays up to date."""
+        """As 9a6d517 computed them: results of that time stay up to date."""
         recipe = Recipe().with_overrides(overrides)
         assert recipe.fingerprint("student")[:8] == student
         assert recipe.fingerprint("teacher")[:8] == teacher
@@ -377,10 +386,25 @@ class TestSettingsOfNetworks:
         assert smaller.fingerprint("teacher") != teacher.fingerprint("teacher")
         assert smaller.fingerprint("student") == teacher.fingerprint("student")
 
-    def test_what_is_left_to_its_default_is_not_stated(self) -> None:
+    def test_a_setting_left_to_its_default_is_not_stated(self) -> None:
         recipe = Recipe().with_overrides(["teacher.architecture=depthwise", "teacher.base=8"])
         assert recipe.with_overrides(["teacher.epochs=3"]).teacher.stated_settings == {"base": 8}
 
     def test_a_setting_is_written_as_it_is_meant(self, tmp_path: Path) -> None:
         recipe = Recipe.from_toml(write(tmp_path / "r.toml", "[student]\nwidth_mult = 2\n"))
         assert json.dumps(recipe.model_dump(mode="json")["student"]["width_mult"]) == "2.0"
+
+
+def test_a_path_that_is_not_utf8_is_refused_with_a_way_out() -> None:
+    with pytest.raises(
+        RecipeError, match=r"data\.source = \".*\" is not UTF-8 text; rename that folder or file, or link"
+    ):
+        Recipe().with_overrides({"data.source": os.fsdecode(b"photos\xff")})
+
+
+@pytest.mark.parametrize("setting", ["distill.method", "distill.student_taps", "x" * 3000])
+def test_a_value_of_any_length_fits_into_the_message(setting: str) -> None:
+    section, _, key = setting.partition(".")
+    with pytest.raises(RecipeError) as refused:
+        Recipe.from_dict({section: {key.partition("=")[0]: "x" * 3000}}, "recipe.toml")
+    assert len(str(refused.value)) < 1000

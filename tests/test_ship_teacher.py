@@ -1,4 +1,4 @@
-"""scripts/ship_teacher.py: the file that ships, the card beside it, and what is not shipped."""
+"""scripts/ship_teacher.py: the file that ships, the card beside it, and weights that do not ship."""
 
 import importlib.util
 import re
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from toolkit import pipeline, workspace
+from toolkit import pipeline
 from toolkit.data.pixels import load_pixels
 from toolkit.data.sources import load_dataset
 from toolkit.distill.evaluation import compute_logits
@@ -19,6 +19,7 @@ from toolkit.errors import GateError, RecipeError, WeightsError
 from toolkit.files import sha256_file
 from toolkit.networks.weights import load_model, read_info
 from toolkit.recipe import Recipe
+from toolkit.stage_setup import prepare_training
 
 RECIPE = """\
 [data]
@@ -43,7 +44,7 @@ def script() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["ship_teacher"] = module  # where dataclasses looks for it
+    sys.modules["ship_teacher"] = module  # dataclasses looks for it there
     spec.loader.exec_module(module)
     return module
 
@@ -54,7 +55,7 @@ def trained(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("trained")
     (folder / "recipe.toml").write_text(RECIPE.format(source=class_folders))
     recipe = str(folder / "recipe.toml")
-    pipeline.make_teacher(workspace.open_for_training(recipe, None, folder, ["training.seed=3"], device="cpu"))
+    pipeline.make_teacher(prepare_training(recipe, None, folder, ["training.seed=3"], device="cpu"))
     return folder
 
 
@@ -126,8 +127,10 @@ def test_it_is_written_once_to_be_measured_and_once_to_ship(
 
 
 def test_a_recipe_that_did_not_make_it_is_refused(script: ModuleType, trained: Path, tmp_path: Path) -> None:
-    told = r"other settings than .*recipe\.toml: training.seed = 3 and not 4; teacher.epochs = 3 and not 9; give the"
-    with pytest.raises(RecipeError, match=told):
+    expected = (
+        r"other settings than .*recipe\.toml: training.seed = 3 and not 4; teacher.epochs = 3 and not 9; give the"
+    )
+    with pytest.raises(RecipeError, match=expected):
         ship(script, *words(trained, tmp_path, "--set", "training.seed=4", "--set", "teacher.epochs=9"))
     assert list(tmp_path.iterdir()) == []
 
@@ -165,8 +168,8 @@ def test_other_data_and_a_teacher_without_epochs_are_refused(
     monkeypatch.setattr(script, "load_dataset", lambda data: _renamed(real(data)))
     monkeypatch.setattr(sys, "argv", ["ship_teacher.py", *words(tmp_path, tmp_path)])
     assert script.main() == 1
-    told = capsys.readouterr().err
-    assert re.search(r"error: .*teacher\.safetensors was trained on another \S+; put back the data", told)
+    printed = capsys.readouterr().err
+    assert re.search(r"error: .*teacher\.safetensors was trained on another \S+; put back the data", printed)
 
 
 def _renamed(dataset: object) -> object:

@@ -1,4 +1,4 @@
-"""What ships beside the code: found in a checkout and in a package, and the given teacher is what its card says."""
+"""Files that ship beside the code: found in a checkout and in a package; the given teacher is as its card says."""
 
 import re
 import subprocess
@@ -32,7 +32,7 @@ def test_in_a_checkout_they_lie_in_models(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "toolkit")
     recipe = touch(tmp_path / "models" / "a" / "recipe.toml")
     weights = touch(tmp_path / "models" / "a" / "teacher-resnet18.safetensors")
-    touch(tmp_path / "models" / "b" / "teacher.safetensors")  # what a stage wrote
+    touch(tmp_path / "models" / "b" / "teacher.safetensors")  # written by a stage
     assert shipped.recipe_files() == {"a": recipe}
     assert shipped.weights_files() == {"a": weights}
 
@@ -88,11 +88,11 @@ class TestTheTeacherOfFashionMnist:
 
     @pytest.mark.usefixtures("fashion_mnist")
     def test_it_answers_as_its_card_says(self) -> None:
-        """On the first test images; two of a thousand may fall otherwise where another CPU rounds otherwise."""
+        """On the first test images; two of a thousand may differ if another CPU rounds in another way."""
         card = TEACHER.with_suffix(".md").read_text(encoding="utf-8")
-        told = re.search(r"Of the first ([\d,]+) test images, ([\d,]+) get the right answer", card)
-        assert told is not None
-        count, right = (int(number.replace(",", "")) for number in told.groups())
+        counts = re.search(r"Of the first ([\d,]+) test images, ([\d,]+) get the right answer", card)
+        assert counts is not None
+        count, right = (int(number.replace(",", "")) for number in counts.groups())
         classifier, info = load_model(TEACHER)
         dataset = load_dataset(Recipe.from_dict(info.recipe, str(TEACHER)).data)
         assert dataset.sha256 == info.dataset_sha256

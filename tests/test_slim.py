@@ -25,7 +25,7 @@ def slim() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["slim"] = module  # where dataclasses looks for it
+    sys.modules["slim"] = module  # dataclasses looks for it there
     spec.loader.exec_module(module)
     return module
 
@@ -41,7 +41,7 @@ def test_a_cut_library_is_smaller_and_works(slim: ModuleType, tmp_path: Path) ->
     assert slim.read_needed(library) == slim.read_needed(TORCH / "libc10.so")
 
 
-def test_what_is_not_a_library_is_refused(slim: ModuleType, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_library_is_refused(slim: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "lib.so").write_bytes(bytes(200))
     with pytest.raises(ValueError, match="is not a library of the expected form"):
         slim.cut(tmp_path / "lib.so")
@@ -79,7 +79,7 @@ def test_a_stand_in_says_which_function_was_called(slim: ModuleType, tmp_path: P
     assert "libnone.so.7" in slim.readelf("--dyn-syms", library)
 
 
-def test_what_torch_asks_of_nvidia_is_known(slim: ModuleType) -> None:
+def test_functions_that_torch_asks_of_nvidia_are_known(slim: ModuleType) -> None:
     if not (TORCH / "libtorch_cuda.so").exists():
         pytest.skip("this torch is without CUDA")
     asked = dict(slim.read_undefined(TORCH / "libtorch_cuda.so"))

@@ -5,7 +5,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toolkit.api import Model, Options, TrainingResult, Workspace, load, open
+    from toolkit.api.model import Model, load
+    from toolkit.api.workspace import Options, TrainingResult, Workspace, open
     from toolkit.architectures import NetworkSettings
     from toolkit.bench.schema import Report
     from toolkit.data.arrays import from_arrays
@@ -58,7 +59,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# From 1.29 on onnxruntime on Linux sends its maker what models it opens, unless this is set before it is imported.
+# From 1.29 on onnxruntime on Linux reports opened models to its maker, unless this is set before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULE_OF = {
@@ -71,7 +72,8 @@ _MODULE_OF = {
     "from_arrays": "data.arrays",
     "keep_freed_memory": "machine.devices",
     "register_network": "networks.registry:register",
-    **dict.fromkeys(("Model", "Options", "TrainingResult", "Workspace", "load", "open"), "api"),
+    **dict.fromkeys(("Model", "load"), "api.model"),
+    **dict.fromkeys(("Options", "TrainingResult", "Workspace", "open"), "api.workspace"),
 }
 """Public name → its module, imported when the name is first used; the others are errors. `:` another name there."""
 

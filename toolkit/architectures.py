@@ -1,4 +1,4 @@
-"""What each architecture can be told: its settings, with units, ranges and defaults.
+"""The settings of each architecture, with units, ranges and defaults.
 
 Recipes are checked with these before torch is imported; toolkit/networks/registry.py knows how to build the networks.
 """
@@ -19,7 +19,7 @@ class NetworkSettings(BaseModel):
 
 
 class DepthwiseSettings(NetworkSettings):
-    """The notebook's student, in widths to choose."""
+    """The widths of the notebook's student."""
 
     base: int = Field(16, ge=1, le=512, description="channels of the first block; only for depthwise")
     width_mult: float = Field(
@@ -35,10 +35,10 @@ def add_settings(architecture: str, settings: type[NetworkSettings]) -> None:
 
 
 def settings_of(architecture: str) -> type[NetworkSettings]:
-    """NetworkSettings itself, which has none, for torchvision's classifiers and for names that nobody registered."""
+    """The class of its settings; one without any for torchvision's classifiers and for names that nobody registered."""
     return _settings.get(architecture, NetworkSettings)
 
 
 def check_settings(architecture: str, values: Mapping[str, Any]) -> NetworkSettings:
-    """`values`, of TOML or JSON, with the defaults of what they leave out. Raises pydantic's ValidationError."""
+    """`values`, from TOML or JSON, with the defaults of missing keys. Raises pydantic's ValidationError."""
     return settings_of(architecture).model_validate_json(json.dumps(values, default=str))

@@ -6,6 +6,7 @@ on. If stdin ends, as it does with the process that writes to it, the control sa
 to its stderr, and its result to its stdout.
 """
 
+import _thread
 import contextlib
 import importlib
 import math
@@ -39,7 +40,7 @@ from toolkit.machine.limits import memory_bytes
 from toolkit.networks.registry import modules_to_import
 
 if TYPE_CHECKING:
-    from toolkit.workspace import Workspace
+    from toolkit.stage_setup import StageSetup
 
 ENOUGH_MEMORY_BYTES = 4 * GIB
 """for two trainings"""
@@ -59,19 +60,19 @@ def has_room(device: str, *architectures: str) -> bool:
 
 
 @contextlib.contextmanager
-def control_beside(workspace: "Workspace", precision: Arithmetic) -> Iterator[None]:
+def control_beside(setup: "StageSetup", precision: Arithmetic) -> Iterator[None]:
     """While the body trains the student, train its control too, in the same arithmetic; ends when both have.
 
     Each keeps its share of the threads to the end, so that the weights do not depend on which of them is faster. A
     stop, or an error, of the body stops the control, which saves its state. An error of the control is printed at
     once and raised when the body has ended: TrainingError if its process was killed, RuntimeError with the traceback
-    for a bug. The workspace's `on_epoch` gets the control's epochs here, one after another, when both have ended.
+    for a bug. The setup's `on_epoch` gets the control's epochs here, one after another, when both have ended.
     """
     threads = torch.get_num_threads()
     share = threads // 2
     console.say(f"student and control train side by side, on {threads - share} and {share} of {threads} cores")
     with stop_request() as request:  # also while the student is saved, and while the control is waited for
-        control = _Control(workspace, precision, share)
+        control = _Control(setup, precision, share)
         torch.set_num_threads(threads - share)
         try:
             with _suspended_together(control):
@@ -130,7 +131,7 @@ class _Control:
     `is_awaited`: nothing else is left to do, so its error is raised at once and need not be printed before.
     """
 
-    def __init__(self, workspace: "Workspace", precision: Arithmetic, threads: int) -> None:
+    def __init__(self, setup: "StageSetup", precision: Arithmetic, threads: int) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "toolkit.control_process"],
             stdin=subprocess.PIPE,
@@ -145,15 +146,15 @@ class _Control:
         self._questions, self._answer, self._words = self._process.stdin, self._process.stdout, self._process.stderr
         self.is_awaited = False
         self._epochs: list[EpochMetrics] = []
-        self._on_epoch = workspace.on_epoch
+        self._on_epoch = setup.on_epoch
         self._ending: Exception | None = RuntimeError("the control's process has not said how it ended")
         self._speaker = threading.Thread(target=self._say_words, daemon=True)
         self._speaker.start()
         self._listener = threading.Thread(target=self._hear_answer, daemon=True)
         self._listener.start()
         with contextlib.suppress(BrokenPipeError):  # `ending` gives the reason
-            modules = modules_to_import(workspace.recipe.student.architecture)
-            alone = replace(workspace, on_epoch=None)  # a function of this process's
+            modules = modules_to_import(setup.recipe.student.architecture)
+            alone = replace(setup, on_epoch=None)  # a function of this process's
             self._questions.write(pickle.dumps((modules, alone, precision, threads)))
             self._questions.flush()
 
@@ -200,10 +201,10 @@ class _Control:
 
 
 def _read_answer(code: int, answer: bytes) -> tuple[Exception | None, list[EpochMetrics]]:
-    """What `ending` returns and the epochs, from the process's exit code and its answer."""
+    """The result of `ending` and the epochs, from the process's exit code and its answer."""
     if code == 0:
-        told: tuple[Exception | None, list[EpochMetrics]] = pickle.loads(answer)  # noqa: S301 - of our own process
-        return told
+        ending: tuple[Exception | None, list[EpochMetrics]] = pickle.loads(answer)  # noqa: S301 - of our own process
+        return ending
     if code > 0:
         return RuntimeError(f"the control's process ended with exit code {code}"), []
     killed = TrainingError(
@@ -219,17 +220,17 @@ def main() -> None:
     os.dup2(2, 1)  # a library's output must not go into the answer
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a sender to all means the other process, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    modules, workspace, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of who started this
+    modules, setup, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started this
     for module in modules:
         importlib.import_module(module)
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END)
+        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END, encoding="utf-8")
     console.err = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=False)
     console.LOG_INTERVAL_S = math.inf
     torch.set_num_threads(threads)
     keep_freed_memory()
     epochs: list[EpochMetrics] = []
-    ending = _train(replace(workspace, on_epoch=epochs.append), precision)
+    ending = _train(replace(setup, on_epoch=epochs.append), precision)
     pickle.dump((ending, epochs), answer)
     answer.flush()
 
@@ -238,16 +239,19 @@ def _watch() -> None:
     """Stop, as at Ctrl-C, once stdin ends."""
     os.read(0, 1)
     console.err.quiet = True  # the other process has reported it, or is gone
-    os.kill(os.getpid(), signal.SIGINT)
+    if hasattr(signal, "SIGKILL"):
+        os.kill(os.getpid(), signal.SIGINT)
+    else:
+        _thread.interrupt_main()  # on Windows os.kill ends the process at once
 
 
-def _train(workspace: "Workspace", precision: Arithmetic) -> Exception | None:
+def _train(setup: "StageSetup", precision: Arithmetic) -> Exception | None:
     try:
         threading.Thread(target=_watch, daemon=True).start()  # here, as it may interrupt whatever comes next
         console.err.quiet = True  # the other process has printed everything about the data
-        data = workspace.training_data
+        data = setup.training_data
         console.err.quiet = False
-        train_control(workspace.recipe, workspace.model_dir, data, workspace.options, precision)
+        train_control(setup.recipe, setup.model_dir, data, setup.options, precision)
     except (ToolkitError, Interrupted) as error:
         return error
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable
 
 LONGEST_REASON = 200
-"""characters of another library's message that fit into one of our lines"""
+"""characters of another library's message, or of a value in a file, that fit into one of our lines"""
 
 NEAR = 0.6
 """How alike two names must be (difflib's ratio, 0 to 1) for one to be taken for a misspelling of the other."""
@@ -33,13 +33,18 @@ def one_line(error: BaseException | str, *, last: bool = False) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     if not lines:
         return "" if isinstance(error, str) else type(error).__name__
-    told = lines[-1] if last else lines[0]
+    text = lines[-1] if last else lines[0]
     for line in () if last else lines[1:]:
-        if not told.endswith(":"):
+        if not text.endswith(":"):
             break
-        told += f" {line}"
-    sentence = re.split(r"[.!] (?=[A-Z])", told)[0].rstrip(".!") or told
-    return sentence if len(sentence) <= LONGEST_REASON else f"{sentence[: LONGEST_REASON - 1].rstrip()}…"
+        text += f" {line}"
+    sentence = re.split(r"[.!] (?=[A-Z])", text)[0].rstrip(".!") or text
+    return shorten(sentence)
+
+
+def shorten(text: str) -> str:
+    """At most LONGEST_REASON characters of a foreign text, with `…` in place of the rest."""
+    return text if len(text) <= LONGEST_REASON else f"{text[: LONGEST_REASON - 1].rstrip()}…"
 
 
 def did_you_mean(name: str, known: Iterable[str], *, at_most: int = 1, prefix: str = "") -> str:

@@ -64,12 +64,17 @@ class ModelDir:
         return self.path / "metrics.jsonl"
 
     def checkpoint(self, role: Role) -> Path:
-        """Where an interrupted training stage goes on from; the control may be trained while the student is."""
+        """The state that an interrupted stage goes on from; the control's is apart, as both may be trained at once."""
         return self.path / ("checkpoint-control.pt" if role == "control" else "checkpoint.pt")
 
     @property
+    def classes(self) -> Path:
+        """The order in which an imported teacher's outputs seem to stand, as a data set's classes.txt has it."""
+        return self.path / "classes.txt"
+
+    @property
     def minutes(self) -> Path:
-        """What --minutes chose."""
+        """The settings that --minutes chose."""
         return self.path / "minutes.json"
 
     def of_seed(self, seed: int) -> "ModelDir":

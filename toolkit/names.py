@@ -3,6 +3,6 @@
 from typing import Literal, get_args
 
 RuntimeName = Literal["torch", "torch.compile", "onnxruntime", "openvino"]
-"""What the benchmark may be asked for; toolkit/runtimes/opening.py has the table."""
+"""Runtimes that the benchmark may be asked for; toolkit/runtimes/opening.py has the table."""
 
 RUNTIME_NAMES: tuple[RuntimeName, ...] = get_args(RuntimeName)

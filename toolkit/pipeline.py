@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from toolkit import console
 from toolkit.errors import DeviceError
 from toolkit.modeldir import FilePrecision
-from toolkit.workspace import Workspace, with_control
+from toolkit.stage_setup import StageSetup, with_control
 
 if TYPE_CHECKING:
     from toolkit.bench.schema import Report
@@ -19,7 +19,21 @@ if TYPE_CHECKING:
     from toolkit.export.export import ExportOptions, ExportResult
 
 
-def refuse_several_processes() -> None:
+def set_up_run(set_up: Callable[[], StageSetup], device: str, provider: str) -> StageSetup:
+    """The setup that `set_up` makes, for `run_all`. The needs of its last stages are checked before hours of training.
+
+    Raises DeviceError under torchrun, and if a provider or a runtime of the benchmark is not there.
+    """
+    from toolkit.runtimes.providers import require_provider
+
+    _refuse_several_processes()
+    require_provider(provider, device)
+    setup = set_up()
+    require_runtimes(setup)
+    return setup
+
+
+def _refuse_several_processes() -> None:
     """DeviceError under torchrun: export and bench have nothing to share out."""
     from toolkit.distill.distributed import launched
 
@@ -30,88 +44,95 @@ def refuse_several_processes() -> None:
         )
 
 
-def require_runtimes(workspace: Workspace) -> None:
-    """DeviceError if a runtime of the benchmark is not installed: before hours of training, and not after them."""
+def require_runtimes(setup: StageSetup) -> None:
+    """DeviceError if a runtime of the benchmark is not installed."""
     from toolkit.runtimes.opening import RUNTIMES
 
-    for name in workspace.recipe.bench.runtimes:
+    for name in setup.recipe.bench.runtimes:
         RUNTIMES[name].require()
 
 
-def make_teacher(workspace: Workspace) -> "WeightsFile":
+def make_teacher(setup: StageSetup) -> "WeightsFile":
     from toolkit.distill import provenance, teacher
 
-    provenance.require_fitting(workspace.recipe, workspace.dataset)  # before anything is downloaded or decoded
-    return teacher.make_teacher(workspace.recipe, workspace.model_dir, workspace.training_data, workspace.options)
+    provenance.require_fitting(setup.recipe, setup.dataset)  # before anything is downloaded or decoded
+    return teacher.make_teacher(setup.recipe, setup.model_dir, setup.training_data, setup.options)
 
 
-def distill_student(workspace: Workspace, *, control: bool = False) -> "WeightsFile":
+def distill_student(setup: StageSetup, *, control: bool = False) -> "WeightsFile":
     """Distil the student; a directory without a teacher gets one first.
 
     The control is trained too if the recipe says so. If the recipe leaves it open, `control` decides, and several seeds
     always have one. Both train side by side if that is faster. Further seeds go into directories of their own below the
-    workspace's.
+    setup's.
     """
     from toolkit import control_process
     from toolkit.distill import student
 
-    if not workspace.model_dir.weights("teacher").exists():
-        console.say(f"{workspace.model_dir.path} has no teacher yet: making one first")
-        _make_teacher_first(workspace)
-    also_control = with_control(workspace, by_default=control)
-    first = workspace.recipe.training.seed
+    if not setup.model_dir.weights("teacher").exists():
+        console.say(f"{setup.model_dir.path} has no teacher yet: making one first")
+        _make_teacher_first(setup)
+    also_control = with_control(setup, by_default=control)
+    first = setup.recipe.training.seed
     made = None
-    for seed in range(first, first + workspace.seeds):
-        recipe = workspace.recipe.with_overrides([f"training.seed={seed}"])
-        directory = workspace.model_dir if seed == first else workspace.model_dir.of_seed(seed)
-        if workspace.seeds > 1:
-            console.say(f"seed {seed} ({seed - first + 1} of {workspace.seeds}), in {directory.path}")
+    for seed in range(first, first + setup.seeds):
+        recipe = setup.recipe.with_overrides([f"training.seed={seed}"])
+        directory = setup.model_dir if seed == first else setup.model_dir.of_seed(seed)
+        if setup.seeds > 1:
+            console.say(f"seed {seed} ({seed - first + 1} of {setup.seeds}), in {directory.path}")
         directory.make()
         # with stored logits only: a live teacher is most of the work, and only the student's
         pair = (
             also_control
             and bool(recipe.distill.stored_views)
-            and control_process.has_room(workspace.device, workspace.recipe.student.architecture)
+            and control_process.has_room(setup.device, setup.recipe.student.architecture)
         )
-        pair = pair and not student.has_control(recipe, directory, workspace.training_data, workspace.options)
-        of_seed = replace(workspace, recipe=recipe, model_dir=directory)
+        pair = pair and not student.has_control(recipe, directory, setup.training_data, setup.options)
+        of_seed = replace(setup, recipe=recipe, model_dir=directory)
         other = partial(control_process.control_beside, of_seed) if pair else nullcontext
-        one = student.distill_student(
-            recipe, directory, workspace.training_data, workspace.options, workspace.model_dir, other
-        )
+        one = student.distill_student(recipe, directory, setup.training_data, setup.options, setup.model_dir, other)
         made = made or one
         if also_control and not (pair and one.new):
-            student.train_control(recipe, directory, workspace.training_data, workspace.options)
+            student.train_control(recipe, directory, setup.training_data, setup.options)
     assert made is not None
     return made
 
 
-def _make_teacher_first(workspace: Workspace) -> None:
-    """`make_teacher`, and its accuracy as a remark: a command that goes on has another result to end with."""
-    if (accuracy := make_teacher(workspace).info.extra.get("valid_accuracy")) is not None:
+def _make_teacher_first(setup: StageSetup) -> None:
+    """`make_teacher`, and its accuracy as a remark: a command that goes on has another result to end with.
+
+    RecipeError, before hours of work, if the student could not be trained afterwards.
+    """
+    from toolkit.distill.trainable import require_trainable
+    from toolkit.networks.registry import NetworkSpec
+
+    recipe = setup.recipe
+    student = NetworkSpec.of(recipe.student).build(len(setup.dataset.classes), recipe.data.image_size)
+    require_trainable(student, recipe, "student")
+    if (accuracy := make_teacher(setup).info.extra.get("valid_accuracy")) is not None:
         console.say(f"teacher: validation accuracy {accuracy:.4f}")
 
 
-def export_models(workspace: Workspace, smaller: tuple[FilePrecision, ...] = ()) -> "list[ExportResult]":
+def export_models(setup: StageSetup, smaller: tuple[FilePrecision, ...] = ()) -> "list[ExportResult]":
     """Teacher and student as fp32 ONNX files and in the `smaller` precisions, each proven."""
     from toolkit.export.export import export_model_dir
 
-    return export_model_dir(workspace.model_dir, _export_options(workspace, smaller, with_images=True))
+    return export_model_dir(setup.model_dir, _export_options(setup, smaller, with_images=True))
 
 
 def export_weights(
-    workspace: Workspace, weights: Path, smaller: tuple[FilePrecision, ...] = (), *, with_images: bool
+    setup: StageSetup, weights: Path, smaller: tuple[FilePrecision, ...] = (), *, with_images: bool
 ) -> "list[ExportResult]":
-    """Export one weights file into the workspace's directory; `open_weights_file` makes such a workspace.
+    """Export one weights file into the setup's directory; `weights_setup` makes such a setup.
 
-    If the workspace's data belongs to these weights (`with_images`), it gives a bare file its class names, and images
+    If the setup's data belongs to these weights (`with_images`), it gives a bare file its class names, and images
     to check its accuracy on.
     """
     from toolkit.export.export import export_weights_file
 
-    classes = workspace.dataset.classes if with_images else None
-    options = _export_options(workspace, smaller, with_images=with_images)
-    return export_weights_file(weights, workspace.model_dir.path, options, classes)
+    classes = setup.dataset.classes if with_images else None
+    options = _export_options(setup, smaller, with_images=with_images)
+    return export_weights_file(weights, setup.model_dir.path, options, classes)
 
 
 def write_triton_models(repository: Path, prefix: str, results: "list[ExportResult]", *, force: bool) -> list[Path]:
@@ -123,40 +144,40 @@ def write_triton_models(repository: Path, prefix: str, results: "list[ExportResu
     ]
 
 
-def _export_options(workspace: Workspace, smaller: tuple[FilePrecision, ...], *, with_images: bool) -> "ExportOptions":
+def _export_options(setup: StageSetup, smaller: tuple[FilePrecision, ...], *, with_images: bool) -> "ExportOptions":
     from toolkit.export.export import ExportOptions
 
-    valid = workspace.valid_pixels if with_images else None
-    train = workspace.train_pixels if with_images and "int8" in smaller else None
-    return ExportOptions(workspace.recipe, valid, train, smaller, workspace.force)
+    valid = setup.valid_pixels if with_images else None
+    train = setup.train_pixels if with_images and "int8" in smaller else None
+    return ExportOptions(setup.recipe, valid, train, smaller, setup.force)
 
 
-def bench_models(workspace: Workspace, provider: str = "auto", baseline: "Report | None" = None) -> "Report":
+def bench_models(setup: StageSetup, provider: str = "auto", baseline: "Report | None" = None) -> "Report":
     """Write the report and return it; with a `baseline`, it compares the rows with the baseline's."""
     from toolkit.bench.bench import run_bench
     from toolkit.bench.measure.images import BenchImages
 
-    images = BenchImages.choose(workspace.dataset, workspace.test_pixels, workspace.recipe.bench.images)
+    images = BenchImages.choose(setup.dataset, setup.test_pixels, setup.recipe.bench.images)
     return run_bench(
-        workspace.model_dir,
-        workspace.recipe,
+        setup.model_dir,
+        setup.recipe,
         images,
-        device=workspace.device,
+        device=setup.device,
         provider=provider,
         baseline=baseline,
     )
 
 
-def run_all(workspace: Workspace, provider: str = "auto") -> "Report":
+def run_all(setup: StageSetup, provider: str = "auto") -> "Report":
     """Teacher, student and its control, ONNX, report: the stages one after another; returns the report."""
     start = time.perf_counter()
-    stages: tuple[tuple[str, Callable[[Workspace], object]], ...] = (
+    stages: tuple[tuple[str, Callable[[StageSetup], object]], ...] = (
         ("1/4 teacher", _make_teacher_first),
         ("2/4 distill", partial(distill_student, control=True)),
         ("3/4 export", export_models),
     )
     for title, stage in stages:
         console.say(f"── {title} · {console.duration(time.perf_counter() - start)} so far")
-        stage(workspace)
+        stage(setup)
     console.say(f"── 4/4 bench · {console.duration(time.perf_counter() - start)} so far")
-    return bench_models(workspace, provider)
+    return bench_models(setup, provider)

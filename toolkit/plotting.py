@@ -1,4 +1,4 @@
-"""What all pictures of a report share: a figure without global state, a title, plain axes, PNG bytes."""
+"""The common parts of a report's pictures: a figure without global state, a title, plain axes, PNG bytes."""
 
 import io
 import warnings

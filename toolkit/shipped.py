@@ -1,4 +1,4 @@
-"""What ships beside the code: recipes, and weights of given teachers.
+"""Files that ship beside the code: recipes, and weights of given teachers.
 
 In an installed package they lie in `toolkit/recipes/` and `toolkit/weights/` (pyproject.toml puts them there), in a
 checkout as `models/<name>/recipe.toml` and `models/<name>/teacher-<architecture>.safetensors`. The name is the same in

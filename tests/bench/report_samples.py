@@ -1,4 +1,4 @@
-"""Made-up reports and answers, so that what is said of them can be worked out by hand."""
+"""Made-up reports and answers, so that the sentences about them can be worked out by hand."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -110,18 +110,18 @@ def make_report(
 
 def first_report(report: Report) -> dict[str, Any]:
     """The same as the first version of the toolkit wrote it: without the fields that came later."""
-    told = report.to_json()
+    values = report.to_json()
     for name in ("preprocess_ms", "classes", "timing_warnings", "license"):
-        del told[name]
+        del values[name]
     for name in ("device", "clock_mhz", "load_1m", "other_load_cores"):
-        del told["hardware"][name]
-    del told["distillation"]["per_seed"]
-    for row in told["rows"]:
+        del values["hardware"][name]
+    del values["distillation"]["per_seed"]
+    for row in values["rows"]:
         for name in ("threads", "calibration", "float_layers", "end_to_end_ms", "first_call_ms"):
             del row[name]
         for name in ("round_p50_min", "round_p50_max"):
             del row["latency_ms"][name]
-    return told
+    return values
 
 
 def make_answers(

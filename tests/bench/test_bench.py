@@ -1,4 +1,4 @@
-"""The report: its schema, its figures against independent ones, what it says, and what it refuses."""
+"""The report: its schema, its figures against independent ones, its sentences, and its errors."""
 
 import json
 from dataclasses import dataclass, replace
@@ -240,7 +240,7 @@ def test_classes_are_those_of_the_teacher_and_of_what_ships(bench: Bench) -> Non
         assert one.student_recall == pytest.approx(np.mean(numbers[own] % 4 != 0))  # the ONNX file's, not torch's
 
 
-def test_noise_is_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_noise_is_reported(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [f"{hardware.cores} are busy"])
     (warning,) = bench.run().timing_warnings
     assert f"warning: {warning}" in capsys.readouterr().err
@@ -249,8 +249,8 @@ def test_noise_is_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None
 def test_many_warnings_about_speed_are_cut_short(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.monkeypatch.setattr(report_module, "find_noise", lambda rows, hardware: [f"row {i}" for i in range(9)])
     assert len(bench.run().timing_warnings) == 9
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert told == [*(f"warning: row {i}" for i in range(4)), "warning: 5 more warnings about speed in report.md"]
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert printed == [*(f"warning: row {i}" for i in range(4)), "warning: 5 more warnings about speed in report.md"]
     assert "row 8" in (bench.folder / "report.md").read_text(encoding="utf-8")
 
 
@@ -265,7 +265,7 @@ def test_test_images_are_kept_for_the_demo(bench: Bench) -> None:
 
 @pytest.mark.usefixtures("_draws")
 def test_all_that_is_promised_is_written(bench: Bench) -> None:
-    """And named; beside it there is nothing but the models' files."""
+    """It is named too, and the only other files are the models'."""
     before = set(bench.folder.iterdir())
     bench.run()
     written = written_files(ModelDir(bench.folder))
@@ -289,7 +289,7 @@ def test_a_readme_of_somebody_s_own_stays(bench: Bench, capsys: pytest.CaptureFi
         assert MADE_BY in card.read_text(encoding="utf-8")
 
 
-def test_the_distillation_section_passes_on_what_the_student_tells(bench: Bench) -> None:
+def test_the_distillation_section_passes_on_the_student_s_figures(bench: Bench) -> None:
     assert bench.run().distillation.to_json() == {
         "control_accuracy_top1": None,
         "gain_top1": None,
@@ -414,7 +414,7 @@ def test_the_plot_is_a_picture_with_ink_of_both_models(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "p50", "accuracy", "told"),
+    ("size", "p50", "accuracy", "expected"),
     [
         (1_000_000, 1.0, 0.916, "44.8 times smaller, 12.3 times faster and 0.4 points less accurate"),
         (44_800_000, 12.3, 0.92, "about as large, about as fast and as accurate"),
@@ -422,9 +422,9 @@ def test_the_plot_is_a_picture_with_ink_of_both_models(bench: Bench) -> None:
         (100_000, 0.1, 0.92, "448 times smaller, 123 times faster and as accurate"),
     ],
 )
-def test_a_difference_in_words(size: int, p50: float, accuracy: float, told: str) -> None:
+def test_a_difference_in_words(size: int, p50: float, accuracy: float, expected: str) -> None:
     rows = [make_row("teacher", 12.3, 0.92, 44_800_000), make_row("student", p50, accuracy, size)]
-    assert describe_difference(compare_with_teacher(rows)[1]) == told
+    assert describe_difference(compare_with_teacher(rows)[1]) == expected
 
 
 def test_each_row_is_compared_in_its_own_runtime() -> None:
@@ -477,7 +477,7 @@ def test_rows_of_real_files_from_end_to_end(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_onnxruntime_on_a_gpu_from_end_to_end(bench: Bench) -> None:
-    """As on a machine with two, of which torch takes neither; the sentence on int8 is one about speed."""
+    """As on a machine with two GPUs, both without torch; the sentence on int8 is one about speed."""
     model_dir = ModelDir(bench.folder)
     for role in ("teacher", "student"):
         save_network(model_dir, role, COLOURS)

@@ -31,7 +31,7 @@ TOLERANCE = 0.1
 TRIES = 20
 """Other programs on this machine may disturb one of the two measurements, but hardly every time."""
 CLOCK = time.thread_time_ns
-"""The time that this thread computes, as a session of one thread does: what others take of the machine is not in it."""
+"""The time that this thread computes, as a session of one thread does: the time of other processes is not in it."""
 
 
 def open_session(path: Path) -> Any:

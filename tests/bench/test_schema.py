@@ -28,7 +28,7 @@ TITLES = {
 }
 """Model → heading, in the order of the document."""
 UNITS = ("ms", "s", "MHz", "GiB", "MiB", "bytes", "cores", "processes", "images per second", "times", "fraction")
-"""What a description may start with."""
+"""Units that a description may start with."""
 LONGEST = 60
 """characters of an example"""
 
@@ -79,9 +79,9 @@ def field_tables() -> str:
         for name, field in models[model]["properties"].items():
             optional = "" if name in models[model].get("required", []) else ", optional"
             unit, separator, meaning = field["description"].partition("; ")
-            told = [unit, meaning] if separator and unit in UNITS else ["", field["description"]]
+            texts = [unit, meaning] if separator and unit in UNITS else ["", field["description"]]
             shown = "see below" if "$ref" in json.dumps(field) else show(values[name])
-            cells = [f"`{name}`", describe_type(field) + optional, *told, shown]
+            cells = [f"`{name}`", describe_type(field) + optional, *texts, shown]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)

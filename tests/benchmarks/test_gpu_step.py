@@ -50,20 +50,20 @@ def test_the_tighter_of_the_two_limits_counts() -> None:
     assert live.bytes > by_arithmetic.bytes
 
 
-def test_a_row_tells_its_speed_and_what_a_step_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_has_its_speed_and_the_launches_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(self: Rehearsal) -> float:
         assert self.settings == ("data.rotation_degrees=15.0",)
         assert (self.steps, self.live) == (4, True)
         return 500.0
 
-    monkeypatch.setattr(Rehearsal, "images_a_second", train)
+    monkeypatch.setattr(Rehearsal, "images_per_second", train)
     monkeypatch.setattr(Rehearsal, "count_launches", lambda self: Launches(365, 7, 0.1))
     row = measure_row(Row(64, 8, 15.0), "live", "cpu", "fp32", CEILINGS, images=32)
     assert (row["img_s"], row["kernels"], row["sent"], row["read"]) == (500.0, 365, 7, 0.1)
     assert "365 kernels, 7.0 copies from the host a step" in "  ".join(gpu_step._tell(row))
 
 
-def test_remarks_of_the_engine_are_kept_and_its_lines_an_epoch_are_not() -> None:
+def test_remarks_of_the_engine_are_kept_and_its_lines_per_epoch_are_not() -> None:
     said = (
         "out of memory: going on with 4 images at a time\n"
         "student    1/3  train loss 1.3\n"
@@ -76,7 +76,7 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(monkeypatch: pytest.Monk
     def fail(self: Rehearsal) -> float:
         raise RuntimeError("CUDA error: out of memory\nand more")
 
-    monkeypatch.setattr(Rehearsal, "images_a_second", fail)
+    monkeypatch.setattr(Rehearsal, "images_per_second", fail)
     row = measure_row(Row(64, 8), "stored", "cpu", "fp32", CEILINGS, images=8)
     assert row["error"] == "CUDA error: out of memory"
     assert list(gpu_step._tell(row)) == ["64 px, batch 8, stored, ±0°:", "failed: CUDA error: out of memory"]

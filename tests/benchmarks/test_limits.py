@@ -1,4 +1,4 @@
-"""What a training image costs, against numbers that were worked out by hand."""
+"""The cost of a training image, against numbers that were worked out by hand."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ def depthwise() -> nn.Module:
 
 
 def test_a_plain_layer_costs_its_forward_pass_and_the_gradient_of_its_weight() -> None:
-    """Of the images no gradient is wanted."""
+    """The images need no gradient."""
     assert count_forward_flop(plain(), 10) == PLAIN
     assert count_training_flop(plain(), 10) == 2 * PLAIN
 

@@ -21,7 +21,7 @@ from toolkit.modeldir import ModelDir
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_FLAGS = (
-    # What asks another host fails at once and is seen, and the browser itself keeps quiet.
+    # A request to another host fails at once and is seen, and the browser itself keeps quiet.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--disable-background-networking",
     "--disable-component-update",
@@ -32,7 +32,7 @@ CHROMIUM_FLAGS = (
     "--use-fake-ui-for-media-stream",
 )
 WAIT_MS = 120_000
-"""ms after which a test gives up; it says nothing of how fast a machine is"""
+"""ms after which a test gives up; it says nothing about the machine's speed"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Demo:
 
 @dataclass
 class Watched:
-    """What pages did that they must not do: errors in the console, requests that fail or go to another host."""
+    """Forbidden acts of pages: errors in the console, requests that fail or go to another host."""
 
     problems: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Watched:
             self.problems.append(f"another host was asked: {request.url}")
 
     def _lose(self, request: Request) -> None:
-        if "ERR_ABORTED" not in str(request.failure):  # what a page that is left no longer waits for
+        if "ERR_ABORTED" not in str(request.failure):  # requests that a page no longer waits for, because it was left
             self.problems.append(f"failed: {request.url} ({request.failure})")
 
 
@@ -134,7 +134,7 @@ def open_page(browser: Browser, demo: Demo, watched: Watched) -> Iterator[OpenPa
         context.set_default_timeout(WAIT_MS)
         page = context.new_page()
         watched.watch(page)
-        page.on("filechooser", lambda _: None)  # now, since it takes a moment until the browser tells of its dialogues
+        page.on("filechooser", lambda _: None)  # now, since it takes a moment until the browser reports its dialogues
         _load(page, url, watched)
         return page
 

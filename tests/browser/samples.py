@@ -1,4 +1,4 @@
-"""What the browser tests show: model directories whose answers can be worked out by hand, good files and bad ones."""
+"""The samples of the browser tests: model directories with answers known by hand, good files and bad ones."""
 
 import io
 import json
@@ -84,7 +84,7 @@ def _weights(classes: int, blue: int, seed: int) -> NDArray[np.float64]:
 
 
 def _write_test_images(directory: ModelDir) -> None:
-    """What `toolkit bench` keeps of a test split: here of pictures that are mostly red, green or blue."""
+    """The images that `toolkit bench` keeps of a test split, here mostly red, green or blue."""
     teacher, student = (OnnxPredictor(directory.onnx(role), "cpu") for role in ("teacher", "student"))
     side = teacher.preprocess.resize
     images = np.stack([np.asarray(make_image(seed, seed, (side, side))) for seed in range(TEST_IMAGES)])

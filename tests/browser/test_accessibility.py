@@ -31,7 +31,7 @@ def axe() -> str:
 def find_violations(page: Page, axe: str, where: str) -> list[str]:
     if not page.evaluate("typeof axe === 'object'"):
         page.evaluate(axe)
-    expect(page.locator(".pending")).to_have_count(0)  # faint while it is drawn anew
+    expect(page.locator(".pending")).to_have_count(0)  # faint while it is drawn again
     return [
         f"{where}: {violation['id']} ({violation['impact']}): {node['html'][:200]} {node['failureSummary']}"
         for violation in page.evaluate(CHECK)["violations"]
@@ -86,7 +86,7 @@ def test_signing_in(browser: Browser, axe: str, tmp_path: Path, scheme: Literal[
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_chosen_tab_can_be_read(open_page: OpenPage, scheme: str) -> None:
-    """axe-core cannot tell what tabs stand on that may wrap: Gradio draws a gradient there."""
+    """axe-core cannot judge the ground below tabs that may wrap: Gradio draws a gradient there."""
     colours = (
         open_page(scheme=scheme)
         .get_by_role("tab", selected=True)
@@ -97,7 +97,7 @@ def test_the_chosen_tab_can_be_read(open_page: OpenPage, scheme: str) -> None:
 
 
 def luminance(colour: str) -> float:
-    """Of `rgb(0, 0, 0)`, as WCAG 2 defines it."""
+    """Relative luminance of `rgb(0, 0, 0)`, as WCAG 2 defines it."""
     shares = (int(part) / 255 for part in re.findall(r"\d+", colour))
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue

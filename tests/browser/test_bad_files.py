@@ -1,4 +1,4 @@
-"""What is no picture gets a clear message on the page, in its language, and the next picture is answered."""
+"""A file that is no picture gets a clear message on the page, in its language, and the next picture is answered."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_a_bad_file_has_its_message(open_page: OpenPage, name: str, language: La
     expect(page.locator("#seen img")).to_have_count(0)
     assert "Traceback" not in page.content()
     assert str(tmp_path) not in alert.inner_text()
-    assert "gradio" not in alert.inner_text()  # nor where the server keeps what was uploaded
+    assert "gradio" not in alert.inner_text()  # and no path of the server's uploads
     chosen.set_input_files(save_picture(tmp_path, "green"))
     expect_answers(page)
     expect(alert).to_have_count(0)

@@ -55,7 +55,9 @@ def test_another_model_answers_and_brings_its_own_tabs(page: Page, demo: Demo, t
         expect(page.get_by_role("radio", name="int8")).to_have_count(int(directory is demo.full))
 
 
-def test_one_directory_with_one_precision_has_neither(open_page: OpenPage, watched: Watched, tmp_path: Path) -> None:
+def test_one_directory_with_one_precision_has_no_switch_and_no_picker(
+    open_page: OpenPage, watched: Watched, tmp_path: Path
+) -> None:
     with serve(make_bare_dir(tmp_path / "only"), log=tmp_path / "log") as url:
         page = open_page(url=url)
         expect(page.locator("#model")).to_be_hidden()
@@ -64,7 +66,7 @@ def test_one_directory_with_one_precision_has_neither(open_page: OpenPage, watch
         page.context.close()
 
 
-def test_what_is_chosen_while_a_request_runs_is_answered_in_the_end(page: Page, demo: Demo, tmp_path: Path) -> None:
+def test_a_choice_while_a_request_runs_is_answered_in_the_end(page: Page, demo: Demo, tmp_path: Path) -> None:
     Image.new("RGB", (6000, 5000), "red").save(tmp_path / "slow.png")
     upload(page, tmp_path / "slow.png")
     for precision in ("fp16", "int8"):

@@ -1,4 +1,4 @@
-"""All that a mouse can do, the keyboard can: in a sensible order, and one sees where one is."""
+"""The keyboard can do all that a mouse can, in a sensible order, and the focus is visible."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ FOCUSED = """upload => {
 
 
 def walk(page: Page) -> list[dict[str, str]]:
-    """What Tab reaches from the top of the page to its end; each stop must be seen."""
+    """The elements that Tab reaches from the top of the page to its end; each stop must be seen."""
     stops = []
     for _ in range(MOST_STOPS):
         page.keyboard.press("Tab")
@@ -74,7 +74,7 @@ def test_a_tab_an_example_and_the_slider_without_a_mouse(page: Page) -> None:
         page.keyboard.press("ArrowRight")
     expect(slider).not_to_have_attribute("aria-valuetext", "T = 1.0")
     assert page.locator("#knowledge .kd-value").all_inner_texts() != cold
-    expect(slider).to_be_focused()  # drawing the bars anew does not take the slider away
+    expect(slider).to_be_focused()  # drawing the bars again does not take the slider away
     page.keyboard.press("End")
     expect(slider).to_have_attribute("aria-valuetext", "T = 20.0")
 

@@ -33,7 +33,7 @@ def soften(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float6
 
 
 def move(page: Page, position: float) -> None:
-    """As a mouse does; position is 0 to 1."""
+    """Move the slider as a mouse does; position is 0 to 1."""
     page.locator("#temperature").evaluate(
         "(slider, at) => { slider.value = Number(slider.min) + at * (slider.max - slider.min);"
         " slider.dispatchEvent(new Event('input', {bubbles: true})); }",

@@ -1,4 +1,4 @@
-"""A phone's width: nothing sticks out, and what is touched is large enough."""
+"""A phone's width: nothing sticks out, and controls are large enough to touch."""
 
 from pathlib import Path
 

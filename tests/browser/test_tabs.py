@@ -1,4 +1,4 @@
-"""Disagreements and Benchmark: what `toolkit bench` left in the model directory, or the command that makes it."""
+"""Disagreements and Benchmark: the files that `toolkit bench` left, or the command that makes them."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_a_disagreement_opens_under_compare(page: Page, demo: Demo) -> None:
         assert best == (getattr(chosen, role), f"{100 * confidence:.1f} %")
 
 
-def test_what_is_missing_names_its_command(page: Page, demo: Demo) -> None:
+def test_each_missing_part_names_its_command(page: Page, demo: Demo) -> None:
     choose_model(page, demo.bare)
     command = f"toolkit bench {demo.bare.path}"
     for tab, where in (

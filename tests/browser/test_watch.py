@@ -1,4 +1,4 @@
-"""What every page of these tests is watched for would be seen."""
+"""Every fault that the pages of these tests are watched for is noticed."""
 
 import time
 
@@ -14,7 +14,7 @@ def expect_noticed(page: Page, watched: Watched, message: str) -> None:
     end = time.monotonic() + WAIT_MS / 1000
     while not any(message in problem for problem in watched.problems):
         assert time.monotonic() < end, watched.problems
-        page.wait_for_timeout(10)  # meanwhile, what happened is told
+        page.wait_for_timeout(10)  # meanwhile, events are reported
     watched.problems.clear()
 
 

@@ -1,4 +1,4 @@
-"""What a visitor does on the page, and what the visitor reads there."""
+"""A visitor's acts on the page, and the texts that the visitor reads there."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`toolkit bench` around the measuring: the baseline's gate, JSON alone, and what ends it before any work."""
+"""`toolkit bench` around the measuring: the baseline's gate, JSON alone, and errors before any work."""
 
 import json
 from pathlib import Path
@@ -26,13 +26,13 @@ class Measured:
         self.baseline.write_text(json.dumps(self.report))
         self.measured = 0
         dataset = SimpleNamespace(name="fashion-mnist", sha256="ab" * 32)
-        job = SimpleNamespace(recipe=Recipe(), model_dir=self.directory, dataset=dataset, test_pixels=range(10_000))
-        monkeypatch.setattr(bench, "open_finished", lambda *args, **options: job)
+        setup = SimpleNamespace(recipe=Recipe(), model_dir=self.directory, dataset=dataset, test_pixels=range(10_000))
+        monkeypatch.setattr(bench, "prepare_finished", lambda *args, **options: setup)
         monkeypatch.setattr(bench, "bench_models", self._bench)
         monkeypatch.setattr(bench, "written_files", lambda directory: [])
-        self.job = job
+        self.setup = setup
 
-    def _bench(self, workspace: object, provider: str, baseline: Report) -> Report:
+    def _bench(self, setup: object, provider: str, baseline: Report) -> Report:
         self.measured += 1
         report = Report.model_validate(self.report)
         return report.with_baseline(compare_with_baseline(report.rows, baseline.rows))
@@ -71,7 +71,7 @@ def test_a_worse_report_is_shown_and_then_refused(
     assert json.loads(out)["rows"] if as_json else "onnxruntime" in out
     if as_json:
         assert [row["slowdown"] for row in json.loads(out)["baseline"]] == [1.0, 1.0, 1.0, 2.0]
-    assert "next:" not in out, "whoever failed a gate is not sent on"
+    assert "next:" not in out, "after a failed gate, no next command is named"
 
 
 def test_the_directory_s_own_report_can_be_no_baseline(measure: Measured) -> None:
@@ -83,7 +83,7 @@ def test_the_directory_s_own_report_can_be_no_baseline(measure: Measured) -> Non
 
 
 def test_other_images_are_refused_before_anything_is_measured(measure: Measured) -> None:
-    measure.job.test_pixels = range(500)
+    measure.setup.test_pixels = range(500)
     with pytest.raises(ArtifactError, match=r"the baseline was measured on 10,000 images of fashion-mnist, .* on 500"):
         measure()
     assert measure.measured == 0
@@ -91,7 +91,7 @@ def test_other_images_are_refused_before_anything_is_measured(measure: Measured)
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """What run_load is asked for, and does not do: directory, role, precision, provider, clients, seconds."""
+    """The arguments of run_load, which does not run: directory, role, precision, provider, clients, seconds."""
     asked: list[tuple[object, ...]] = []
     result = SimpleNamespace(summary=lambda: "", to_json=dict)
 

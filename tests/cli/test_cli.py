@@ -36,7 +36,7 @@ WITH_A_PROVIDER = (
     *(("bench", "nowhere", "--provider", "npu"), ("bench", "nowhere", "--clients", "2", "--provider", "npu")),
     *(("load-test", "nowhere", "--provider", "npu"), ("predict", "nowhere.onnx", "x.png", "--provider", "npu")),
 )
-"""None of the models is there: what is wrong with the command is told first."""
+"""None of the models is there: errors of the command come first."""
 
 
 def invoke(*arguments: str) -> Result:
@@ -76,7 +76,7 @@ def assert_one_line_error(result: subprocess.CompletedProcess[str], *parts: str,
 
 
 def test_help_names_every_command_and_loads_nothing_but_the_command_line() -> None:
-    """That is why it takes well under a second."""
+    """So it takes well under a second."""
     command = [sys.executable, "-X", "importtime", "-m", "toolkit", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert all(command in result.stdout for command in COMMANDS)
@@ -103,7 +103,7 @@ def test_every_command_has_help(command: str) -> None:
 
 
 def panels_of(*arguments: str) -> dict[str, str]:
-    """What --help prints, by the titles of its panels."""
+    """The output of --help, by the titles of its panels."""
     parts = re.split(r"╭─ (.+?) ─+╮\n", invoke(*arguments, "--help").stdout)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -237,7 +237,7 @@ def test_a_user_s_mistake_is_one_line_and_exit_1(
         *(((name, "--set", 'bench.runtimes=["openvino"]'), ("openvino is not installed",)) for name in ("run", "plan")),
     ],
 )
-def test_what_cannot_run_here_is_told_before_anything_is_looked_for_or_made(
+def test_a_place_that_cannot_run_is_refused_before_anything_is_looked_for_or_made(
     arguments: tuple[str, ...],
     parts: tuple[str, ...],
     toolkit_here: Callable[..., subprocess.CompletedProcess[str]],
@@ -340,7 +340,7 @@ def test_without_a_temporary_folder_it_says_so(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_onnxruntime_s_telemetry_is_off(tmp_path: Path) -> None:
-    """Where it is on, opening a model leaves an identity and a store of what is to be sent in the home folder."""
+    """If it is on, opening a model leaves an identity, and data to be sent, in the home folder."""
     code = (
         "import toolkit; from toolkit.runtimes import tiny_model; import onnxruntime as o;"
         "o.InferenceSession(tiny_model.build(), providers=['CPUExecutionProvider'])"

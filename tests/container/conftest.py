@@ -11,7 +11,7 @@ from .engine import ROOT, TRAINING, docker, inspect, run, settings
 
 def build(flavour: str) -> str:
     if shutil.which("docker") is None or docker("info", check=False).returncode != 0:
-        pytest.skip("NO DOCKER ENGINE ANSWERS HERE (docker info): the images were neither built nor tried")
+        pytest.skip("NO DOCKER ENGINE ANSWERS HERE (docker info): the images were not built and not tried")
     tag = f"kd-toolkit:{flavour}"
     base = os.environ.get("BASE_IMAGE")
     base_flags = ["--build-arg", f"BASE_IMAGE={base}"] if base else []
@@ -67,7 +67,7 @@ def distilled(image: str, mount: tuple[Path, Any], pictures: tuple[Path, Any]) -
 
 @pytest.fixture(scope="session")
 def exported(image: str, mount: tuple[Path, Any], pictures: tuple[Path, Any], distilled: Path) -> Path:
-    # A network that saw 36 pictures once may be of two minds about one; what the gate is about is tested elsewhere.
+    # A network that saw 36 pictures once may be undecided about one; other tests are about this gate.
     lenient = settings("export.min_agreement=0.5", "export.max_accuracy_drop=0.5")
     run(image, "export", "--onnx", "models/small", *lenient, flags=(*mount[1], *pictures[1]))
     return distilled

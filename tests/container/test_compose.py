@@ -68,5 +68,5 @@ def test_the_whole_chain(project: dict[str, str]) -> None:
     assert "gradio" in read_page(f"http://127.0.0.1:{port}/", name).lower()
     assert '"schema": 1' in docker("exec", name, "cat", "models/fashion-mnist/report.json").stdout
 
-    again = compose(*SMALL, "up", "--detach", "--no-build", **project)  # a second time: what is there is kept
+    again = compose(*SMALL, "up", "--detach", "--no-build", **project)  # a second time: existing results are kept
     assert "error" not in again.stderr.lower()

@@ -19,8 +19,8 @@ roots += sorted(packages.glob("nvidia/cudnn/lib/*.so*"))  # cuDNN opens its part
 roots += sorted(packages.glob("nvidia/*/lib/libcufft.so*")) + sorted(packages.glob("torch/lib/lib*.so"))
 found, missing = {}, {}
 for root in roots:
-    told = subprocess.run(["ldd", str(root)], capture_output=True, text=True, env=environment, check=True).stdout
-    for name, place in re.findall(r"^\s*(\S+) => (not found|\S+)", told, re.M):
+    printed = subprocess.run(["ldd", str(root)], capture_output=True, text=True, env=environment, check=True).stdout
+    for name, place in re.findall(r"^\s*(\S+) => (not found|\S+)", printed, re.M):
         if place == "not found":
             missing.setdefault(name, []).append(root.name)
         else:
@@ -30,7 +30,7 @@ print(json.dumps({"found": found, "missing": missing}))
 """
 
 OF_THE_DRIVER = {"libcuda.so.1", "libnvidia-ml.so.1"}
-"""What `--gpus all` brings in from the host."""
+"""Libraries that `--gpus all` brings in from the host."""
 
 
 def resolve_libraries(image: str, *flags: str, before: str = "true") -> dict[str, Any]:
@@ -42,7 +42,7 @@ def resolve_libraries(image: str, *flags: str, before: str = "true") -> dict[str
 
 
 def check_libraries(resolved: dict[str, Any]) -> str:
-    """What is wrong, "" if nothing."""
+    """A sentence about faults, "" if there are none."""
     absent = {name: users for name, users in resolved["missing"].items() if name not in OF_THE_DRIVER}
     if absent:
         return f"missing: {absent}"
@@ -91,7 +91,7 @@ def test_no_other_driver_is_inside(cuda_image: str) -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_is_used_where_the_engine_gives_one(cuda_image: str) -> None:
+def test_a_gpu_is_used_if_the_engine_gives_one(cuda_image: str) -> None:
     if docker("run", "--rm", "--gpus", "all", "--entrypoint", "true", cuda_image, check=False).returncode != 0:
         pytest.skip("THIS ENGINE GIVES NO GPU (--gpus all): the image was not tried on one")
     found = {check["name"]: check["status"] for check in doctor(cuda_image, "--gpus", "all")["checks"]}

@@ -1,4 +1,4 @@
-"""The demo in a container: it answers, is healthy, and stops when told."""
+"""The demo in a container: it answers, is healthy, and stops on request."""
 
 import os
 import uuid
@@ -21,7 +21,7 @@ def demo(image: str, mount: tuple[Path, tuple[str, ...]], exported: Path) -> Ite
         yield name, f"http://127.0.0.1:{port}/"
 
 
-def test_the_demo_answers_on_its_port_and_stops_when_told(demo: tuple[str, str]) -> None:
+def test_the_demo_answers_on_its_port_and_stops_on_request(demo: tuple[str, str]) -> None:
     name, address = demo
     assert "gradio" in read_page(address, name).lower()
     docker("stop", "--time", "30", name)
@@ -29,7 +29,7 @@ def test_the_demo_answers_on_its_port_and_stops_when_told(demo: tuple[str, str])
     assert "Traceback" not in docker("logs", name).stderr
 
 
-def test_the_demo_is_healthy_and_its_log_does_not_tell_of_it(demo: tuple[str, str]) -> None:
+def test_the_demo_is_healthy_and_its_log_does_not_mention_it(demo: tuple[str, str]) -> None:
     name, address = demo
     read_page(f"{address}healthz", name)
     wait_for_health(name)
@@ -44,7 +44,7 @@ def test_a_demo_that_hangs_is_unhealthy(demo: tuple[str, str]) -> None:
     assert docker("exec", name, "python", "-m", "toolkit.machine.health", check=False).returncode == 1
 
 
-def test_a_stage_is_healthy_and_says_nothing_of_it(cpu_image: str) -> None:
+def test_a_stage_is_healthy_and_does_not_mention_it(cpu_image: str) -> None:
     with running(cpu_image, "distill", flags=("--network", "none")) as name:
         wait_for_health(name)
         assert {entry["Output"] for entry in inspect(name, ".State.Health.Log")} == {""}

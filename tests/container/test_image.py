@@ -1,4 +1,4 @@
-"""What the images are made of."""
+"""The content of the images."""
 
 import json
 import re

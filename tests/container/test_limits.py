@@ -1,4 +1,4 @@
-"""What an operator takes away or puts in place of the defaults: it works, or ends in one line that says what to do."""
+"""Limits and changes by an operator: the toolkit works, or ends in one line that says what to do."""
 
 import os
 import uuid
@@ -60,9 +60,9 @@ def test_the_default_shared_memory_is_enough(cpu_image: str) -> None:
 @pytest.mark.usefixtures("exported")
 def test_threads_follow_the_cpus(image: str, mount: Mount) -> None:
     code = (
-        "import torch; from pathlib import Path; from toolkit.workspace import open_finished;"
+        "import torch; from pathlib import Path; from toolkit.stage_setup import prepare_finished;"
         "from toolkit.runtimes.onnxruntime import OnnxPredictor; model = Path('models/small');"
-        "open_finished(model, None, None, []); session = OnnxPredictor(model / 'student.onnx')._session;"
+        "prepare_finished(model, None, None, []); session = OnnxPredictor(model / 'student.onnx')._session;"
         "print(torch.get_num_threads(), session.get_session_options().intra_op_num_threads)"
     )
     assert run_python(image, code, "--cpus", "1", *mount[1]) == "1 1"
@@ -98,9 +98,9 @@ def test_as_its_owner_it_works(cpu_image: str, pictures: Mount, tmp_path: Path) 
 
 
 def test_a_forgotten_volume_is_said(cpu_image: str, pictures: Mount, volume: str) -> None:
-    told = "lies in this container and is deleted with it; to keep it, mount a volume: docker run -v kd-models:"
+    expected = "lies in this container and is deleted with it; to keep it, mount a volume: docker run -v kd-models:"
     done = run(cpu_image, *SMALL, flags=pictures[1])
-    assert f"warning: models/small {told}/app/models" in done.stderr
+    assert f"warning: models/small {expected}/app/models" in done.stderr
     assert_one_line(run(cpu_image, "export", "--onnx", check=False), 1, "docker run -v kd-models:/app/models")
     done = run(cpu_image, "export", "--onnx", flags=("--volume", f"{volume}:/app/models"), check=False)
     assert_one_line(done, 1, "make one with: toolkit run")

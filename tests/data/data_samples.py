@@ -4,6 +4,7 @@ from typing import NoReturn
 
 import numpy as np
 from conftest import make_image
+from PIL import Image
 
 from toolkit.data.dataset import Dataset, Images
 from toolkit.data.preprocess import Preprocess
@@ -14,6 +15,14 @@ SIZES = [(31, 20), (20, 31), (48, 48), (47, 200), (201, 30), (7, 9), (9, 160), (
 
 def make_preprocess(image_size: int, resize: int = 0) -> Preprocess:
     return Preprocess(image_size, resize, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def make_scene(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
+    """Blobs of all sizes and colours with fine noise: as rich as a photograph, and like no other."""
+    draw = np.random.default_rng(seed)
+    coarse = Image.fromarray(draw.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    fine = draw.integers(-12, 13, (size[1], size[0], 3))
+    return Image.fromarray((np.asarray(coarse) + fine).clip(0, 255).astype(np.uint8))
 
 
 def make_dataset(sizes: list[tuple[int, int]], sha256: str = "a") -> Dataset:

@@ -12,7 +12,7 @@ from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.data.views import draw_mix
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 INDICES = np.array([3, 17, 0, 35, 8])
 

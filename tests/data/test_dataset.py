@@ -1,4 +1,4 @@
-"""Which images of a split are taken where not all are."""
+"""The images of a split that are taken if not all are."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Writing the map: its size is known beforehand, a killed process leaves nothing behind that counts or stays."""
+"""Writing the map: its size is known beforehand, and a killed process leaves nothing behind that counts or stays."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def test_only_the_middle_of_a_panorama_is_kept() -> None:
 
 @pytest.mark.parametrize("resize", [0, 16, 21, 40])
 @pytest.mark.parametrize("image_size", [8, 33, 64, 300])
-def test_the_estimate_is_exact_where_every_header_is_read(image_size: int, resize: int) -> None:
+def test_the_estimate_is_exact_if_every_header_is_read(image_size: int, resize: int) -> None:
     preprocess = make_preprocess(image_size, resize)
     dataset = make_dataset(SIZES)
     least_long_side = image_size if resize == 0 or resize * 2 < image_size else 0

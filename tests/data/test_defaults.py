@@ -1,4 +1,4 @@
-"""Settings that follow the pictures: what is chosen from which sizes and counts, and what is left alone."""
+"""Settings that follow the pictures: the choices from sizes and counts, and the settings that are left alone."""
 
 from pathlib import Path
 
@@ -8,13 +8,14 @@ from conftest import make_image
 from data_samples import make_dataset
 from PIL import Image
 
-from toolkit import pipeline, workspace
+from toolkit import pipeline
 from toolkit.cli.preparation import data as data_command
 from toolkit.data import defaults
 from toolkit.data.dataset import Images
 from toolkit.data.defaults import Pictures, choose_settings, follow_pictures, left_to_pictures, measure_pictures
 from toolkit.networks.weights import read_info
 from toolkit.recipe import FOLLOW_PICTURES, Recipe, builtin_names, load_builtin
+from toolkit.stage_setup import prepare_finished, prepare_training
 
 PHOTOGRAPHS = {"data.image_size": 160, "data.resize": 176, "data.crop_padding": 0}
 QUICK = [
@@ -27,11 +28,11 @@ def choose(side_px: int, count: int = 1000, *overrides: str) -> dict[str, int]:
     return choose_settings(Recipe().with_overrides(overrides), Pictures(count, 10, side_px))
 
 
-def make_folders(root: Path, side: int, images_a_class: int = 12) -> Path:
+def make_folders(root: Path, side: int, images_per_class: int = 12) -> Path:
     """root/{blue,green,red}/*.png, `side` px high and a little wider; no splits."""
     for label, name in ((2, "blue"), (1, "green"), (0, "red")):
         (root / name).mkdir(parents=True)
-        for i in range(images_a_class):
+        for i in range(images_per_class):
             make_image(label, label * 1000 + i, (side + 4, side)).save(root / name / f"{i}.png")
     return root
 
@@ -87,7 +88,7 @@ def test_photographs_get_the_defaults_of_the_recipe() -> None:
         ("teacher.start_image_size=128", {"data.image_size": 128, "data.resize": 128}),
     ],
 )
-def test_what_is_stated_stays_and_decides_the_other_size(override: str, others: dict[str, int]) -> None:
+def test_a_stated_setting_stays_and_decides_the_other_size(override: str, others: dict[str, int]) -> None:
     recipe = Recipe().with_overrides([override])
     chosen = choose(40, 100, override)
     assert override.split("=")[0] not in chosen
@@ -112,13 +113,13 @@ def test_the_sample_is_spread_over_the_split_and_broken_files_are_left_out() -> 
 
 
 def test_arrays_of_pixels_are_measured_too() -> None:
-    """As idx sets are: no file has a header there."""
+    """Idx sets are like that: no file has a header there."""
     images = Images.from_array("train", np.zeros((7, 28, 30), np.uint8), np.arange(7) % 2)
     recipe, _ = follow_pictures(Recipe(), images)
     assert (recipe.data.image_size, recipe.data.resize, recipe.data.crop_padding) == (32, 32, 4)
 
 
-def test_where_no_image_can_be_read_nothing_is_chosen_or_said() -> None:
+def test_if_no_image_can_be_read_nothing_is_chosen_or_said() -> None:
     def read(_: int) -> Image.Image:
         raise OSError("broken")
 
@@ -147,27 +148,27 @@ class TestJobs:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         folder, out = make_folders(tmp_path / "tiny", 32), tmp_path / "m"
-        job = workspace.open_for_training(None, str(folder), out, QUICK, device="cpu")
+        setup = prepare_training(None, str(folder), out, QUICK, device="cpu")
         said = capsys.readouterr().err
-        assert "dataset" in vars(job), "read once"
+        assert "dataset" in vars(setup), "read once"
         assert said.count("settings that follow the pictures") == 1
         chosen = "data.image_size=32 data.resize=32 data.crop_padding=4 teacher.epochs=1 distill.epochs=2"
         assert f"{chosen} (27 of 27 training images sampled: median shorter side 32 px" in said
-        assert left_to_pictures(job.recipe) == []
-        pipeline.distill_student(job)
+        assert left_to_pictures(setup.recipe) == []
+        pipeline.distill_student(setup)
         for role in ("teacher", "student"):
             info = read_info(out / f"{role}.safetensors")
             assert (info.preprocess.image_size, info.preprocess.resize) == (32, 32)
             assert info.recipe["data"]["crop_padding"] == 4
             assert (info.recipe["teacher"]["epochs"], info.recipe["distill"]["epochs"]) == (1, 2)
         capsys.readouterr()
-        finished = workspace.open_finished(out, None, None, ["bench.samples=10", "bench.seconds=0.5"], device="cpu")
-        assert finished.recipe.data == job.recipe.data
+        finished = prepare_finished(out, None, None, ["bench.samples=10", "bench.seconds=0.5"], device="cpu")
+        assert finished.recipe.data == setup.recipe.data
         pipeline.export_models(finished)
         report = pipeline.bench_models(finished)
         assert report.recipe["data"]["image_size"] == 32
-        again = workspace.open_for_training(None, None, out, [], device="cpu")
-        assert again.recipe.data == job.recipe.data
+        again = prepare_training(None, None, out, [], device="cpu")
+        assert again.recipe.data == setup.recipe.data
         assert "follow the pictures" not in capsys.readouterr().err, "everything is stated by now"
 
     def test_a_recipe_given_again_to_a_later_stage_follows_the_same_pictures(self, tmp_path: Path) -> None:
@@ -175,21 +176,21 @@ class TestJobs:
         recipe = tmp_path / "mine.toml"
         recipe.write_text(f'[data]\nsource = "{folder}"\n[student]\nbase = 4\n')
         (tmp_path / "m").mkdir()
-        job = workspace.open_finished(tmp_path / "m", str(recipe), None, [], device="cpu")
-        assert (job.recipe.data.image_size, job.recipe.data.resize) == (40, 40)
+        setup = prepare_finished(tmp_path / "m", str(recipe), None, [], device="cpu")
+        assert (setup.recipe.data.image_size, setup.recipe.data.resize) == (40, 40)
 
     def test_set_comes_before_the_file_and_the_file_before_the_pictures(self, tmp_path: Path) -> None:
         folder = make_folders(tmp_path / "tiny", 32)
         recipe = tmp_path / "mine.toml"
         recipe.write_text("[data]\nimage_size = 48\ncrop_padding = 1\n[teacher]\nepochs = 9\n")
         out, overrides = tmp_path / "m", ["data.image_size=40"]
-        job = workspace.open_for_training(str(recipe), str(folder), out, overrides, device="cpu")
-        assert (job.recipe.data.image_size, job.recipe.data.resize, job.recipe.data.crop_padding) == (40, 40, 1)
-        assert (job.recipe.teacher.epochs, job.recipe.distill.epochs) == (9, 2)
+        setup = prepare_training(str(recipe), str(folder), out, overrides, device="cpu")
+        assert (setup.recipe.data.image_size, setup.recipe.data.resize, setup.recipe.data.crop_padding) == (40, 40, 1)
+        assert (setup.recipe.teacher.epochs, setup.recipe.distill.epochs) == (9, 2)
 
-    def test_nothing_is_read_where_the_recipe_states_it_all(self, tmp_path: Path) -> None:
-        job = workspace.open_for_training(None, "fashion-mnist", tmp_path / "m", [], device="cpu")
-        assert "dataset" not in vars(job)
+    def test_nothing_is_read_if_the_recipe_states_it_all(self, tmp_path: Path) -> None:
+        setup = prepare_training(None, "fashion-mnist", tmp_path / "m", [], device="cpu")
+        assert "dataset" not in vars(setup)
 
     def test_toolkit_data_says_what_would_be_chosen(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folder = make_folders(tmp_path / "tiny", 64)

@@ -17,7 +17,7 @@ from toolkit.data.device_views import DeviceViews
 from toolkit.data.host_crops import CentreCrops, HostCrops, ViewCrops
 from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 SOURCES = ["resident", "host"]
 
@@ -95,7 +95,7 @@ class TestHostCrops:
         for batch in batches:
             assert torch.equal(crops.take(batch, 1), torch.stack([one_by_one[i] for i in batch.tolist()]))
 
-    def test_what_is_expected_is_cut_before_anybody_asks_and_only_once(
+    def test_expected_crops_are_cut_before_anybody_asks_and_only_once(
         self, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         threads: list[int] = []

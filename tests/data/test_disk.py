@@ -46,7 +46,7 @@ def set_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def make_images(count: int, side: int, decoded: list[int] | None = None) -> Dataset:
-    """`count` pictures of side × side px. What is read beyond headers is noted in `decoded`."""
+    """`count` pictures of side × side px. Images that are read beyond their headers are noted in `decoded`."""
 
     class Picture(Image.Image):
         def load(self) -> object:
@@ -114,7 +114,7 @@ def test_a_small_set_works_on_a_nearly_full_disk(set_disk: Callable[..., None]) 
     assert len(load(make_images(100, 50))) == 100
 
 
-def test_a_small_set_is_refused_where_even_it_does_not_fit(set_disk: Callable[..., None]) -> None:
+def test_a_small_set_is_refused_if_even_it_does_not_fit(set_disk: Callable[..., None]) -> None:
     set_disk(500 * GIB, 700_000)
     refuse(make_images(100, 50), "100 train images need about 750.0 kB decoded, but the disk of", "has 700.0 kB free;")
 
@@ -180,13 +180,13 @@ def test_the_limit_counts_what_is_there(pixels_folder: Path, monkeypatch: pytest
     assert len(load(make_images(50, 50))) == 50
 
 
-def test_what_lies_in_the_cache_is_used_whatever_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_in_the_cache_is_used_whatever_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     load(make_images(100, 50))
     monkeypatch.setenv("KD_TOOLKIT_CACHE_LIMIT_GIB", "1e-9")
     assert len(load(make_images(100, 50))) == 100
 
 
-def test_the_limit_holds_where_the_estimate_was_too_low(pixels_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_holds_even_if_the_estimate_was_too_low(pixels_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "SAMPLED_IMAGES", 2)
     small, large = Image.new("RGB", (10, 10)), Image.new("RGB", (100, 100))
     images = Images(

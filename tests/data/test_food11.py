@@ -17,7 +17,7 @@ from toolkit.data import food11
 from toolkit.data.food11 import load_food11, teacher_weights
 from toolkit.data.sources import load_dataset
 from toolkit.errors import DataError
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 RECIPE = DataRecipe(source="food-11")
 

@@ -19,7 +19,7 @@ NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/ü.png"]
 LABELS = [0, 0, 1, 1]
 CLASSES = ("a", "b")
 BEFORE_MEMOS = "6f8752298942aae0753ea6c7ff2d1df73a2e828168f7cce40bd3e04a3fec7e7c"
-"""What fingerprint_files gave for the files below when it still read all of them every time (commit 1ce06bc)."""
+"""The fingerprint of the files below from when every file was still read every time (commit 1ce06bc)."""
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,7 @@ def test_a_touched_file_is_read_again_and_the_fingerprint_stays(root: Path, open
     assert fingerprint(root) == before
     assert opened == ["a/1.png"]
     assert fingerprint(root) == before
-    assert opened == ["a/1.png"], "remembered anew"
+    assert opened == ["a/1.png"], "remembered again"
 
 
 def test_two_files_that_change_places_are_noticed(root: Path) -> None:
@@ -134,7 +134,7 @@ def test_two_files_that_change_places_are_noticed(root: Path) -> None:
     assert fingerprint(root) == reference(root) != before
 
 
-def test_files_are_told_apart_without_inodes(root: Path, monkeypatch: pytest.MonkeyPatch, opened: list[str]) -> None:
+def test_files_are_distinguished_without_inodes(root: Path, monkeypatch: pytest.MonkeyPatch, opened: list[str]) -> None:
     """Some file systems number no inodes, and an archive may give all its files one time."""
     real = Path.stat
 

@@ -1,4 +1,4 @@
-"""Sets known by name: where they are looked for, what a damaged file says, how a download that fails is told."""
+"""Sets known by name: the places of their files, and the messages for damaged files and failed downloads."""
 
 import gzip
 import hashlib
@@ -19,7 +19,8 @@ from toolkit.data.cache import cache_folder
 from toolkit.data.idx import FILES, read_idx
 from toolkit.data.sources import NAMED, builtin_recipe_of, load_dataset
 from toolkit.errors import DataError
-from toolkit.recipe import DataRecipe, load_builtin
+from toolkit.recipe import load_builtin
+from toolkit.settings import DataRecipe
 
 FASHION = DataRecipe(source="fashion-mnist", image_size=32, resize=0)
 
@@ -87,7 +88,7 @@ def test_the_cache_goes_before_the_system_and_the_system_before_a_download(cache
 
 
 @pytest.mark.usefixtures("cache")
-def test_nowhere_to_be_had_is_one_line_that_says_what_to_do() -> None:
+def test_a_set_that_cannot_be_had_is_one_line_that_says_what_to_do() -> None:
     with pytest.raises(DataError) as caught:
         load_dataset(FASHION)
     message = str(caught.value)

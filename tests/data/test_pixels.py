@@ -22,7 +22,7 @@ from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess, decode_rgb
 from toolkit.data.sources import load_dataset
 from toolkit.errors import DataError
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize("resize", [0, 16, 21, 40])
 @pytest.mark.parametrize("image_size", [8, 15, 32, 33, 64, 150, 300])
 def test_centre_is_the_definition_to_the_pixel(image_size: int, resize: int) -> None:
-    """Also where the cache kept only a panorama's middle, and where the network's square exceeds the image."""
+    """Also if the cache kept only a panorama's middle, and if the network's square exceeds the image."""
     preprocess = make_preprocess(image_size, resize)
     dataset = make_dataset(SIZES)
     pixels = load_pixels(dataset, "train", preprocess)
@@ -112,7 +112,7 @@ def test_a_second_call_decodes_nothing() -> None:
 
 
 @pytest.mark.parametrize("change", ["content", "split", "resize", "square", "members"])
-def test_whatever_changes_the_pixels_decodes_anew(change: str) -> None:
+def test_every_change_of_the_pixels_decodes_again(change: str) -> None:
     dataset = make_dataset(SIZES)
     load_pixels(dataset, "train", make_preprocess(16, 20))
     other = forbid_reading(dataset)
@@ -132,8 +132,8 @@ def test_whatever_changes_the_pixels_decodes_anew(change: str) -> None:
         load_pixels(other, split, preprocess)
 
 
-def test_a_changed_file_decodes_its_split_anew(tmp_path: Path) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(3, 1, 1))
+def test_a_changed_file_decodes_its_split_again(tmp_path: Path) -> None:
+    root = make_class_folders(tmp_path / "set", images_per_class=(3, 1, 1))
     changed = root / "train" / "green" / "1.png"
     recipe = DataRecipe(source=str(root), image_size=32, resize=0)
 
@@ -147,7 +147,7 @@ def test_a_changed_file_decodes_its_split_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("suffix", "change"), [("rgb", "cut"), ("npz", "cut"), ("npz", "empty"), ("npz", "foreign")])
-def test_a_damaged_cache_is_decoded_anew(
+def test_a_damaged_cache_is_decoded_again(
     cache: Path, capsys: pytest.CaptureFixture[str], suffix: str, change: str
 ) -> None:
     dataset = make_dataset(SIZES)
@@ -185,10 +185,10 @@ def test_a_cache_inside_a_file_is_one_line(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_processes_that_decode_at_once_do_not_disturb_each_other(cache: Path, tmp_path: Path) -> None:
-    root = make_class_folders(tmp_path / "set", images_a_class=(30, 1, 1))
+    root = make_class_folders(tmp_path / "set", images_per_class=(30, 1, 1))
     code = (
         "import sys; from toolkit.data.pixels import load_pixels; from toolkit.data.preprocess import Preprocess\n"
-        "from toolkit.data.sources import load_dataset; from toolkit.recipe import DataRecipe; import hashlib\n"
+        "from toolkit.data.sources import load_dataset; from toolkit.settings import DataRecipe; import hashlib\n"
         "recipe = DataRecipe(source=sys.argv[1], image_size=32, resize=40)\n"
         "pixels = load_pixels(load_dataset(recipe), 'train', Preprocess.from_recipe(recipe))\n"
         "sys.stdout.write(hashlib.sha256(pixels.data).hexdigest())"
@@ -280,9 +280,9 @@ def load(root: Path, **options: bool) -> tuple[Dataset, Pixels]:
 def test_broken_images_are_named_and_left_out(broken_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in ("decoded", "from the cache"):
         dataset, pixels = load(broken_set)
-        told = capsys.readouterr().err
-        assert "left out of train: train/blue/7.png (not a JPEG, PNG, WebP, BMP or GIF image" in told
-        assert "left out of train: train/red/3.png (image file is truncated" in told
+        printed = capsys.readouterr().err
+        assert "left out of train: train/blue/7.png (not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM image" in printed
+        assert "left out of train: train/red/3.png (image file is truncated" in printed
         assert len(dataset.train) == 36
         assert len(pixels) == 34
         assert set(dataset.train.names) - set(pixels.names) == {"train/blue/7.png", "train/red/3.png"}
@@ -311,10 +311,10 @@ def test_many_broken_images_are_counted(broken_set: Path, capsys: pytest.Capture
         for i in range(11):
             (broken_set / "train" / name / f"{i}.png").write_bytes(b"")
     load(broken_set)
-    told = capsys.readouterr().err
-    assert told.count("left out of train: train/") == 20
-    assert "(the file is empty)" in told
-    assert "left out of train: 3 more" in told
+    printed = capsys.readouterr().err
+    assert printed.count("left out of train: train/") == 20
+    assert "(the file is empty)" in printed
+    assert "left out of train: 3 more" in printed
 
 
 def test_a_class_without_a_readable_image_is_an_error(broken_set: Path) -> None:

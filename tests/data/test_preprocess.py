@@ -12,9 +12,9 @@ from conftest import make_image, make_png
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from toolkit.data.preprocess import Preprocess, decode_rgb, open_image, why_unreadable
+from toolkit.data.preprocess import MAX_SIDE, Preprocess, decode_rgb, open_image, why_unreadable
 from toolkit.errors import WeightsError
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -170,14 +170,14 @@ def test_damaged_exif_does_not_lose_the_picture(tmp_path: Path, exif: bytes) -> 
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"hello, not an image", "not a JPEG, PNG, WebP, BMP or GIF image, or damaged at its start"),
+        (b"hello, not an image", "not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM image, or damaged at its start"),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "not a JPEG, PNG, WebP, BMP or GIF image, or damaged at",
+            "not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM image, or damaged at",
         ),
     ],
 )
-def test_what_is_no_image_says_so(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_file_that_is_no_image_says_so(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises((OSError, ValueError)) as caught:
         open_image(tmp_path / "x.jpg")
@@ -230,6 +230,8 @@ def test_json_round_trip_repeats_every_setting() -> None:
         make_preprocess(8).to_json().replace("8", '"8"'),
         make_preprocess(8).to_json().replace("[0.2, 0.3", "[0.0, 0.3"),
         make_preprocess(8).to_json().replace("[0.5, 0.4", "[NaN, 0.4"),
+        make_preprocess(8).to_json().replace("[0.5, 0.4", f"[{10**400}, 0.4"),
+        make_preprocess(8).to_json().replace('"side_px": 8', f'"side_px": {MAX_SIDE + 1}'),
     ],
 )
 def test_foreign_metadata_is_refused(text: str) -> None:

@@ -18,7 +18,7 @@ from toolkit.data.dataset import Dataset, Images
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.resident import ResidentPixels
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 BATCH = np.array([4, 0, 2, 2])
 ALIKE, UNLIKE = [(20, 24)] * 5, [(31, 20), (18, 25), (8, 8), (40, 12), (17, 17)]
@@ -60,7 +60,7 @@ def test_pixels_go_up_in_pieces_and_the_host_never_holds_them_all(monkeypatch: p
 
 
 def test_an_index_a_pixel_is_the_largest_thing_that_cutting_makes() -> None:
-    """Eight bytes for every byte of every canvas once were gigabytes."""
+    """Eight bytes for every byte of every canvas were gigabytes once."""
     pixels = load([(300, 200)] * 5)
     copy = ResidentPixels(pixels, "cpu")
     places = torch.arange(16).expand(len(BATCH), -1)
@@ -80,7 +80,7 @@ def _no_cyclic_collector() -> Iterator[None]:
 class TestRoom:
     @pytest.fixture
     def gpu(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-        """The memory of a GPU that is not there, in bytes; what goes to it stays on the CPU."""
+        """The memory of a GPU that is not there, in bytes; its pixels stay on the CPU."""
         memory = SimpleNamespace(free=10**9, reserved=0, allocated=0)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (memory.free, 10**9))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: memory.reserved)
@@ -108,7 +108,7 @@ class TestRoom:
         del views
         assert gone() is None
 
-    def test_where_they_do_not_fit_that_is_said_once(
+    def test_if_they_do_not_fit_that_is_said_once(
         self, gpu: SimpleNamespace, capsys: pytest.CaptureFixture[str]
     ) -> None:
         pixels = load(ALIKE)
@@ -122,7 +122,7 @@ class TestRoom:
         ]
 
     @pytest.mark.usefixtures("gpu")
-    def test_where_what_is_free_cannot_be_had_they_stay_too(
+    def test_if_free_memory_cannot_be_allocated_they_stay_on_the_host_too(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """A captured step keeps memory for itself that counts as free: smaller batches would not help."""
@@ -137,7 +137,7 @@ class TestRoom:
         assert len(tried) == 1
         assert "stay in the host's memory" in capsys.readouterr().err
 
-    def test_what_torch_keeps_and_does_not_use_is_free(self, gpu: SimpleNamespace) -> None:
+    def test_memory_that_torch_keeps_and_does_not_use_is_free(self, gpu: SimpleNamespace) -> None:
         gpu.free, gpu.reserved, gpu.allocated = 10_000, 50_000, 40_000
         assert resident.free_memory_bytes("cuda:0") == 20_000
         assert ResidentPixels.where_it_fits(load(ALIKE), "meta") is not None

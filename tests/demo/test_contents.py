@@ -1,4 +1,4 @@
-"""What a model directory has to show, and the command that makes what it lacks."""
+"""The contents of a model directory for the page, and the command that makes a missing part."""
 
 import base64
 import io
@@ -80,11 +80,11 @@ def test_test_images_come_with_labels_and_answers(directory: ModelDir) -> None:
     shown = contents.examples
     assert (shown["dataset"], shown["images"], shown["differing"]) == ("colours", 6, 2)
     for kind in ("examples", "disagreements"):
-        for place, (one, told) in enumerate(zip(getattr(kept, kind), shown[kind], strict=True)):
-            assert asdict(one).items() <= told.items()
+        for place, (one, tile) in enumerate(zip(getattr(kept, kind), shown[kind], strict=True)):
+            assert asdict(one).items() <= tile.items()
             full = contents.picture(kind, place)
             assert full is not None
-            assert max(decode(told["src"]).size) == min(THUMBNAIL, max(full.size))
+            assert max(decode(tile["src"]).size) == min(THUMBNAIL, max(full.size))
     for place in (-1, len(kept.examples)):
         assert contents.picture("examples", place) is None
 
@@ -108,7 +108,7 @@ def test_the_report_in_short(directory: ModelDir) -> None:
         ),
     ],
 )
-def test_a_damaged_report_is_told_and_stops_nothing(
+def test_a_damaged_report_is_reported_and_stops_nothing(
     directory: ModelDir, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(directory)
@@ -116,12 +116,12 @@ def test_a_damaged_report_is_told_and_stops_nothing(
     contents = read_contents(directory)
     assert "report.json cannot be read" in contents.report["problem"]
     assert "rows" not in contents.report
-    told = " ".join(capsys.readouterr().err.split())
-    assert re.search(r"warning: .*report\.json cannot be read .*; make it again with: toolkit bench", told)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"warning: .*report\.json cannot be read .*; make it again with: toolkit bench", printed)
     assert contents.examples["differing"] == 2
 
 
-def test_a_damaged_picture_is_told_and_stops_nothing(directory: ModelDir) -> None:
+def test_a_damaged_picture_is_reported_and_stops_nothing(directory: ModelDir) -> None:
     kept = fill(directory)
     with zipfile.ZipFile(directory.examples) as archive:
         content = {name: archive.read(name) for name in archive.namelist()}

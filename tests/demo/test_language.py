@@ -45,7 +45,7 @@ def test_both_languages_say_the_same_things() -> None:
         fields, translated = (
             sorted(name for _, name, *_ in string.Formatter().parse(t) if name) for t in (text, chinese[key])
         )
-        if text:  # where it is empty, the error's own sentence is shown
+        if text:  # if it is empty, the error's own sentence is shown
             assert fields == translated, key
         assert re.search(r"[\u4e00-\u9fff]", chinese[key]) or key == "col_top1"
 
@@ -59,7 +59,7 @@ async def other(request: Request) -> Response:
 
 
 def fetch(path: str, **headers: str) -> tuple[dict[str, str], bytes]:
-    """What the middleware makes of an application with one page."""
+    """An application of one page behind the middleware."""
     app = SpeakLanguage(Starlette(routes=[Route("/", page), Route("/other", other)]))
     sent: list[Any] = []
 

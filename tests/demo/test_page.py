@@ -68,12 +68,14 @@ def test_a_bad_file_ends_in_a_clear_message_and_no_traceback(
     with pytest.raises(AppError, match=message) as error:
         ask(client, bad)
     assert str(tmp_path) not in str(error.value)
-    assert "gradio" not in str(error.value)  # nor the server's own path of the upload
+    assert "gradio" not in str(error.value)  # and not the server's own path of the upload
     assert "Traceback" not in server.log.read_text()
 
 
 @pytest.mark.parametrize("image", [None, {}, "a.png"], ids=repr)
-def test_a_call_without_a_picture_is_told_what_to_pass(client: Client, server: Server, image: Any) -> None:
+def test_a_call_without_a_picture_gets_a_message_that_says_what_to_pass(
+    client: Client, server: Server, image: Any
+) -> None:
     with pytest.raises(AppError, match=r"upload"):
         client.predict(image, api_name="/predict")
     assert "Traceback" not in server.log.read_text()
@@ -87,7 +89,7 @@ def test_a_very_large_picture_is_answered(client: Client, tmp_path: Path) -> Non
     assert (got["width"], got["height"], got["teacher"]["top"][0]["class"]) == (12_000, 9_000, "red")
 
 
-def test_what_programs_may_call_is_described(client: Client) -> None:
+def test_the_function_for_programs_is_described(client: Client) -> None:
     (name,) = client.view_api(return_format="dict", print_info=False)["named_endpoints"]  # type: ignore[index]
     assert name == "/predict"
 
@@ -112,6 +114,6 @@ def test_many_programs_at_once_all_get_their_own_answer(url: str, model_dirs: li
         assert answer == list(expected.answer.top)
 
 
-def test_a_model_that_is_not_there_is_told_on_the_page(model_dirs: list[ModelDir]) -> None:
+def test_a_model_that_is_not_there_is_reported_on_the_page(model_dirs: list[ModelDir]) -> None:
     with pytest.raises(gradio.Error, match="there is no model '&lt;b&gt;'; there are: first, second"):
         Handlers(open_models(model_dirs, "cpu")).pick("<b>")

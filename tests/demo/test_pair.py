@@ -59,9 +59,9 @@ def test_a_precision_answers_from_its_own_file(directory: ModelDir, tmp_path: Pa
     found = pair.compare(picture, precision="int8")
     assert found.student.top == top_of(directory.onnx("student", "int8"), picture)
     assert found.student.top != pair.compare(picture).student.top
-    told = found.to_json()
-    assert (told["student"]["precision"], told["teacher"]["precision"]) == ("int8", "fp32")  # no teacher.int8.onnx
-    assert told["student"]["size_bytes"] == directory.onnx("student", "int8").stat().st_size
+    values = found.to_json()
+    assert (values["student"]["precision"], values["teacher"]["precision"]) == ("int8", "fp32")  # no teacher.int8.onnx
+    assert values["student"]["size_bytes"] == directory.onnx("student", "int8").stat().st_size
     shutil.copy(directory.onnx("teacher"), directory.onnx("teacher", "int8"))
     again = open_pair(directory, "cpu").compare(picture, precision="int8")
     assert again.to_json()["teacher"]["precision"] == "int8"
@@ -69,19 +69,19 @@ def test_a_precision_answers_from_its_own_file(directory: ModelDir, tmp_path: Pa
         pair.compare(picture, precision="fp16")
 
 
-def test_what_programs_get_has_all_digits(directory: ModelDir, tmp_path: Path) -> None:
+def test_values_for_programs_have_all_digits(directory: ModelDir, tmp_path: Path) -> None:
     start = time.perf_counter()
     found = open_pair(directory, "cpu").compare(save_picture(tmp_path / "a.png"))
     took_ms = 1e3 * (time.perf_counter() - start)
-    told = found.to_json()
-    assert told["classes"] == list(CLASSES)
-    assert (told["width"], told["height"], told["image_size"], told["notes"]) == (70, 50, 32, {})
-    logits = np.array(told["student"]["logits"], np.float64)
+    values = found.to_json()
+    assert values["classes"] == list(CLASSES)
+    assert (values["width"], values["height"], values["image_size"], values["notes"]) == (70, 50, 32, {})
+    logits = np.array(values["student"]["logits"], np.float64)
     powers = np.exp(logits - logits.max())
-    for entry in told["student"]["top"]:
+    for entry in values["student"]["top"]:
         place = CLASSES.index(entry["class"])
         assert entry["probability"] == pytest.approx(powers[place] / powers.sum(), rel=1e-12)
-    assert 0 < told["student"]["latency_ms"] < took_ms
+    assert 0 < values["student"]["latency_ms"] < took_ms
 
 
 def test_unusual_pictures_are_answered_and_noted(directory: ModelDir, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_the_size_is_that_of_the_upright_picture(directory: ModelDir, tmp_path: 
     assert open_pair(directory, "cpu").compare(tmp_path / "a.jpg").size == upright
 
 
-def test_a_file_is_named_as_it_is_told(directory: ModelDir, tmp_path: Path) -> None:
+def test_an_error_has_the_name_that_was_given(directory: ModelDir, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"?")
     with pytest.raises(DataError, match=r"cannot read holiday\.jpg as"):
         open_pair(directory, "cpu").compare(tmp_path / "x", "holiday.jpg")

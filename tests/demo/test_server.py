@@ -1,4 +1,4 @@
-"""The demo's server: who is let in, what can be had from it, and how it ends."""
+"""The demo's server: its visitors, the paths that it serves, and its end."""
 
 import concurrent.futures
 import contextlib
@@ -55,15 +55,15 @@ def uploaded(reply: Reply) -> str:
 
 
 def predict(url: str, path: str, seconds: float = 600) -> tuple[int, Any]:
-    """As a program without a client library: status and what it was told; (200, answer) where all went well."""
+    """Ask as a program without a client library: (200, answer) if all went well, else status and message."""
     picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
     asked = post_json(url, PREDICT, {"data": [picture, "", ""]})
-    told = json.loads(asked.body)
+    reply = json.loads(asked.body)
     if asked.status != 200:
-        return asked.status, told["detail"]
+        return asked.status, reply["detail"]
     host, _, port = url.removeprefix("http://").partition(":")
     with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=seconds)) as connection:
-        connection.request("GET", f"{PREDICT}/{told['event_id']}")
+        connection.request("GET", f"{PREDICT}/{reply['event_id']}")
         text = connection.getresponse().read().decode()
     (data,) = re.findall(r"^event: complete\ndata: (.*)$", text, re.MULTILINE)
     return 200, json.loads(data)[0]
@@ -82,7 +82,7 @@ def test_health_is_one_word(url: str) -> None:
     assert (reply.status, reply.body) == (200, b"ok")
 
 
-def test_a_browser_is_told_to_ask_no_other_host(url: str) -> None:
+def test_the_policy_forbids_a_browser_to_ask_other_hosts(url: str) -> None:
     for path in ("/", "/theme.css", "/healthz", "/nowhere"):
         headers = request(url, path).headers
         assert headers["x-content-type-options"] == "nosniff"
@@ -179,13 +179,13 @@ def test_too_large_a_file_is_refused_and_not_kept(url: str, server: Server) -> N
     largest = uploaded(post_file(url, bytes(10 * 2**20)))
     folder = Path(largest).parents[1]
     before = files_below(folder)
-    for size, told in (
+    for size, expected in (
         (10 * 2**20 + 1, b"File size exceeded maximum allowed size of 10485760 bytes."),  # as gradio says it
         (10_600_000, b'{"detail":"the file is too large; give one of at most 10 MB"}'),
         (40_000_000, b'{"detail":"the file is too large; give one of at most 10 MB"}'),
     ):
         reply = post_file(url, bytes(size))
-        assert (reply.status, reply.body) == (413, told)
+        assert (reply.status, reply.body) == (413, expected)
     assert files_below(folder) == before
     assert "Traceback" not in server.log.read_text()
 
@@ -257,7 +257,7 @@ def test_a_call_may_name_nothing_but_an_upload(
     assert "Traceback" not in server.log.read_text()
 
 
-def test_the_clients_user_is_told_to_upload(client: Client, stranger: tuple[socket.socket, str]) -> None:
+def test_the_client_s_user_gets_a_message_to_upload(client: Client, stranger: tuple[socket.socket, str]) -> None:
     listener, address = stranger
     with pytest.raises(ValidationError, match=f"image: this is not an uploaded file; {UPLOAD_FIRST}"):
         client.predict(handle_file(address), api_name="/predict")
@@ -265,14 +265,14 @@ def test_the_clients_user_is_told_to_upload(client: Client, stranger: tuple[sock
         listener.accept()
 
 
-def test_what_is_not_json_is_refused(url: str, server: Server) -> None:
+def test_a_body_that_is_not_json_is_refused(url: str, server: Server) -> None:
     for body in (b"", b"{", b"\xff\xfe", b"[" * 500_000, b"NaN,", b'{"data": [], "fn_index": 0'):
         reply = request(url, PREDICT, "POST", body, {"Content-Type": "application/json"})
         assert (reply.status, reply.body) == (400, b'{"detail":"the request is not JSON"}')
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_call_without_all_its_inputs_is_told_what_they_are(
+def test_a_call_without_all_its_inputs_gets_their_names(
     url: str, client: Client, server: Server, tmp_path: Path
 ) -> None:
     (endpoint,) = client.view_api(return_format="dict")["named_endpoints"].values()
@@ -291,7 +291,7 @@ def test_a_call_without_all_its_inputs_is_told_what_they_are(
     assert "Traceback" not in server.log.read_text()
 
 
-def test_who_leaves_while_sending_leaves_no_trace(url: str, server: Server) -> None:
+def test_a_visitor_who_leaves_while_sending_leaves_no_trace(url: str, server: Server) -> None:
     host, _, port = url.removeprefix("http://").partition(":")
     for path, kind in (("/gradio_api/upload", "multipart/form-data; boundary=b"), (PREDICT, "application/json")):
         with socket.create_connection((host, int(port)), timeout=600) as connection:
@@ -317,7 +317,7 @@ def test_the_progress_of_no_upload_is_no_error(url: str) -> None:
 
 
 def spellings(path: str) -> Iterator[str]:
-    """What a server might take for `path`."""
+    """Spellings that a server might take for `path`."""
     yield quote(path)
     yield quote(path, safe="").replace(".", "%2e")
     yield quote(quote(path, safe=""), safe="")
@@ -391,7 +391,7 @@ def test_nobody_sees_which_files_others_have_uploaded(url: str) -> None:
         ("DELETE", "/"),
     ],
 )
-def test_what_the_page_does_not_need_is_not_there(url: str, method: str, path: str) -> None:
+def test_paths_that_the_page_does_not_need_are_not_there(url: str, method: str, path: str) -> None:
     assert request(url, path, method, b"{}").status == 404
 
 
@@ -436,7 +436,7 @@ def test_a_full_queue_says_so_and_sigterm_ends_all(
             replies = list(visitors.map(lambda _: predict(server.url, picture), range(50)))
         statuses = Counter(status for status, _ in replies)
         assert set(statuses) == {200, 503}
-        assert all(told.startswith("Queue is full.") for status, told in replies if status == 503)
+        assert all(answer.startswith("Queue is full.") for status, answer in replies if status == 503)
         with open_streams(server.url), concurrent.futures.ThreadPoolExecutor(3) as visitors:
             for _ in range(3):
                 visitors.submit(predict, server.url, large, 10)
@@ -453,7 +453,7 @@ def test_a_full_queue_says_so_and_sigterm_ends_all(
 
 
 def check_prefix(url: str) -> None:
-    """A proxy may serve the page under a path; what is closed stays closed there. And 0.0.0.0 was asked for."""
+    """A proxy may serve the page under a path; closed paths stay closed there. The address is 0.0.0.0 here."""
     assert json.loads(request(url, "/config").body)["root"] == f"{url}/kd"
     assert request(url, "/kd/healthz").body == b"ok"
     assert request(url, "/kd/config").status == 200
@@ -463,7 +463,7 @@ def check_prefix(url: str) -> None:
 
 @contextlib.contextmanager
 def open_streams(url: str) -> Iterator[None]:
-    """What open pages leave open: streams of events, and a connection that asks nothing."""
+    """The connections of open pages: streams of events, and one that asks nothing."""
     host, _, port = url.removeprefix("http://").partition(":")
     with contextlib.ExitStack() as stack:
         for path in ("/gradio_api/heartbeat/one", "/gradio_api/heartbeat/two", "/config"):
@@ -494,10 +494,10 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def guarded(model_dirs: list[ModelDir], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """With a login, and an environment by which Gradio could be told to open what nobody asked this demo to open."""
+    """With a login, and an environment that could make Gradio open more than this demo wants."""
     login = {"KD_TOOLKIT_USER": USER, "KD_TOOLKIT_PASSWORD": PASSWORD}
     folder = tmp_path_factory.mktemp("guarded")
-    # onnxruntime keeps its reports below HOME until they are sent; it makes none where CI is set.
+    # onnxruntime keeps its reports below HOME until they are sent; it makes none if CI is set.
     places = {"HOME": str(folder), "XDG_CACHE_HOME": "", "CI": ""}
     log = folder / "stderr"
     server = Server.start(model_dirs, log, environment={**HOSTILE, **login, **places})

@@ -1,4 +1,4 @@
-"""What the tests of training share: a small job in this process, and `toolkit` as a command in another one."""
+"""Samples for the tests of training: a small job in this process, and `toolkit` as a command in another one."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ from toolkit.distill.step import Stepper
 from toolkit.distill.trainer import Records
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
-from toolkit.recipe import DataRecipe, DistillRecipe
+from toolkit.settings import DataRecipe, DistillRecipe
 
 DATA = DataRecipe(image_size=32, resize=0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 SETTINGS = {"stage": "student", "recipe_sha256": "r", "dataset_sha256": "d"}
@@ -57,7 +57,7 @@ def make_views(pixels: Pixels, data: DataRecipe = DATA, *, mixup: float = 0.0, s
 
 
 def make_state(epoch: int = 0, learner: dict[str, Tensor] | None = None) -> TrainingState:
-    """What a checkpoint may hold of a training that has `epoch` epochs behind it."""
+    """A possible checkpoint of a training that has `epoch` epochs behind it."""
     steps = StepState(learner or {}, {}, {}, None, None)
     progress, rng = TrainingProgress(epoch=epoch), torch.get_rng_state()
     return TrainingState(steps, progress, 0.1, [], None, {}, rng, None, "fp32", "fp32")
@@ -99,7 +99,7 @@ def read_lines(metrics_file: Path) -> list[dict[str, Any]]:
 
 
 def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
-    """Where two checkpoints are not the same to the bit; times and speeds, which never are, left out."""
+    """The values of two checkpoints that are not the same to the bit, without times and speeds, which never are."""
     if isinstance(one, Tensor):
         if not torch.equal(one, other):
             yield place

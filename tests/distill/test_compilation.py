@@ -25,7 +25,7 @@ from toolkit.errors import RecipeError
 from toolkit.modeldir import ModelDir
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.recipe import Recipe
-from toolkit.workspace import open_for_training
+from toolkit.stage_setup import prepare_training
 
 GROWING = ("start_image_size=32", "epochs=40", "learning_rate=0.05")
 """From 32 to 256 px in steps of 8: 29 sizes."""
@@ -67,7 +67,7 @@ def test_other_recipes_are_not(settings: list[str]) -> None:
 def test_a_command_refuses_them_when_it_is_called(class_folders: Path, tmp_path: Path) -> None:
     settings = ["data.image_size=256", "training.compile=default", *growing("distill")]
     with pytest.raises(RecipeError, match="29 sizes"):
-        open_for_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+        prepare_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
 
 
 def test_a_stage_makes_room_before_it_trains(

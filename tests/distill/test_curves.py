@@ -1,4 +1,4 @@
-"""The learning-curve picture: whatever stages there are, of however many epochs."""
+"""The learning-curve picture, of any stages and any number of epochs."""
 
 import io
 import json

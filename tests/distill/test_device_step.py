@@ -1,11 +1,11 @@
 """A step on a GPU, without one: torch's meta device stands for it, or the CPU does what a GPU would.
 
-On meta nothing is computed, and reading a value back raises. What that proves wherever the suite runs: no tensor of the
-host meets one of the device, nothing is read back within a step, little crosses the bus, and no large tensor is made on
-the host. On the CPU, steps that are taken as on a GPU end in the same weights to the bit.
+On meta nothing is computed, and reading a value back raises. On every machine that proves: no tensor of the host meets
+one of the device, nothing is read back within a step, little crosses the bus, and no large tensor is made on the host.
+On the CPU, steps that are taken as on a GPU end in the same weights to the bit.
 
-Of what a GPU does, torch's meta device has no autocast, for which HalfProducts stands, and no fused SGD, for which the
-one in a few operations over all parameters stands. The fused AdamW it has, once torch is told to use it.
+torch's meta device lacks two things of a GPU. HalfProducts stands for autocast, and torch's SGD in a few operations
+over all parameters stands for the fused one. It has the fused AdamW, once torch is asked to use it.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ from toolkit.recipe import Recipe
 
 COUNT, BATCH, SIDE, CANVAS, CLASSES = 64, 16, 32, 36, 5
 MOST_COPIES = 1
-"""from the host to the device, a step: the images' numbers"""
+"""from the host to the device, per step: the images' numbers"""
 MOST_BYTES = 2**16
 """of a tensor that a step makes on the host or sends over"""
 
@@ -232,7 +232,7 @@ def test_a_step_of_images_that_are_there_sends_nothing_but_numbers(how: str, sid
 @pytest.mark.usefixtures("_meta_is_a_gpu")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("name", ["kd", "all at once"])
-def test_what_a_graph_holds_needs_nothing_of_the_host(optimizer: str, name: str) -> None:
+def test_the_graph_of_a_step_needs_nothing_of_the_host(optimizer: str, name: str) -> None:
     """From the place in the epoch's order to the weights and their average: no copy to the device or back."""
     stepper, _ = make_stepper("stored", "meta", *SETTINGS[name], f"distill.optimizer={optimizer}")
     stepper._use_graph()
@@ -251,7 +251,7 @@ def test_what_a_graph_holds_needs_nothing_of_the_host(optimizer: str, name: str)
 
 @pytest.mark.usefixtures("_meta_is_a_gpu")
 @pytest.mark.parametrize("how", ["live", "stored"])
-def test_an_epoch_sends_some_bytes_an_image(how: str) -> None:
+def test_an_epoch_sends_some_bytes_per_image(how: str) -> None:
     stepper, _ = make_stepper(how, "meta", *SETTINGS["all at once"])
     for _ in range(2):
         stepper.take(np.arange(BATCH), 0, SIDE)
@@ -264,7 +264,7 @@ def test_an_epoch_sends_some_bytes_an_image(how: str) -> None:
 @pytest.mark.usefixtures("_meta_is_a_gpu")
 @pytest.mark.parametrize("how", ["live", "stored"])
 @pytest.mark.parametrize("name", ["kd", "all at once"])
-def test_where_pixels_stay_on_the_host_a_step_sends_its_crops_and_little_else(how: str, name: str) -> None:
+def test_if_pixels_stay_on_the_host_a_step_sends_its_crops_and_little_else(how: str, name: str) -> None:
     stepper, _ = make_stepper(how, "meta", *SETTINGS[name], has_room=False)
     for _ in range(2):
         stepper.take(np.arange(BATCH), 0, SIDE)

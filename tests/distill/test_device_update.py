@@ -7,7 +7,7 @@ from torch import nn
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.optimization import Optimization, make_rates
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import DistillRecipe
+from toolkit.settings import DistillRecipe
 
 STEPS = 12
 

@@ -44,7 +44,7 @@ from toolkit.distill.step import Stepper
 from toolkit.distill.training import Training
 
 HANG_S = 600.0
-"""s after which a test gives up; it says nothing of how fast a machine is"""
+"""s after which a test gives up; it says nothing about the machine's speed"""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "toolkit"]
 
 
@@ -57,7 +57,7 @@ def toolkit(tmp_path_factory: pytest.TempPathFactory) -> ToolkitCommands:
 
 
 def together(work: Callable[[], Any], folder: Path) -> list[Any]:
-    """What `work`, a function of this file, returns in each of two processes."""
+    """The results of `work`, a function of this file, in each of two processes."""
     context = other_processes()
     queue = context.SimpleQueue()
     rest = (folder / "meeting", queue, dict(os.environ))
@@ -166,7 +166,7 @@ def part_without_collectives() -> bool:
 
 
 def test_the_end_is_agreed_on_without_a_gpu_s_kernels(tmp_path: Path) -> None:
-    """Where a barrier of nccl times out, its watchdog ends the process."""
+    """If a barrier of nccl times out, its watchdog ends the process."""
     assert together(part_without_collectives, tmp_path) == [True, True]
 
 
@@ -174,10 +174,10 @@ def test_the_end_is_agreed_on_without_a_gpu_s_kernels(tmp_path: Path) -> None:
     ("backend", "all_at_the_end", "ending"),
     [("nccl", True, "destroyed"), ("nccl", False, "aborted"), ("gloo", False, "destroyed")],
 )
-def test_nccl_waits_for_its_kernels_only_where_all_processes_came_to_their_end(
+def test_nccl_waits_for_its_kernels_only_if_all_processes_came_to_their_end(
     monkeypatch: pytest.MonkeyPatch, backend: str, all_at_the_end: bool, ending: str
 ) -> None:
-    """A process that failed leaves the others in a collective, and itself in what waits for theirs."""
+    """A process that failed leaves the others in a collective, and would wait for them at its own end."""
     did: list[str] = []
     came = threading.Event()
     if all_at_the_end:
@@ -266,6 +266,23 @@ def test_batch_norms_on_the_cpu_have_the_statistics_and_gradients_of_the_whole_b
         torch.testing.assert_close(got["evaluated"], expected["evaluated"], **close)
 
 
+def norm_vectors_of_one_image() -> Tensor:
+    """A share of one image, after global pooling: alone, torch's own norm would refuse it."""
+    torch.manual_seed(0)
+    network = distributed.synchronize_batch_norms(nn.Sequential(nn.BatchNorm1d(3)), "cpu")
+    values = torch.randn(2, 3)
+    shared = network(values[distributed.rank() :: 2]).detach()
+    assert network.eval()(values).shape == (2, 3)
+    return shared
+
+
+def test_batch_norms_of_vectors_are_shared_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    expected = nn.BatchNorm1d(3)(torch.randn(2, 3)).detach()
+    for rank, got in enumerate(together(norm_vectors_of_one_image, tmp_path)):
+        torch.testing.assert_close(got, expected[rank::2])
+
+
 def norm_far_from_zero() -> Tensor:
     torch.manual_seed(0)
     network = distributed.synchronize_batch_norms(nn.Sequential(nn.BatchNorm2d(1)), "cpu")
@@ -273,7 +290,7 @@ def norm_far_from_zero() -> Tensor:
     return network(values[distributed.rank() :: 2]).detach()
 
 
-def test_batch_norms_on_the_cpu_stay_exact_where_the_mean_is_large(tmp_path: Path) -> None:
+def test_batch_norms_on_the_cpu_stay_exact_if_the_mean_is_large(tmp_path: Path) -> None:
     torch.manual_seed(0)
     values = torch.randn(8, 1, 16, 16) * 0.1 + 100
     expected = nn.BatchNorm2d(1).double()(values.double())
@@ -469,7 +486,7 @@ def wait_for_torchrun() -> None:
     ending.OTHERS_WAIT_S = HANG_S
 
 
-def test_what_torchrun_cannot_share_is_refused_in_one_line(
+def test_work_that_torchrun_cannot_share_is_refused_in_one_line(
     toolkit: ToolkitCommands, class_folders: Path, tmp_path: Path
 ) -> None:
     command = ["run", "--data", class_folders, "--out", tmp_path / "m"]

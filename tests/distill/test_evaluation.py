@@ -1,4 +1,4 @@
-"""A split's logits: the same whatever fits into memory, and one line where nothing does."""
+"""A split's logits: the same for any amount of memory, and one line if nothing fits."""
 
 import contextlib
 from pathlib import Path
@@ -36,7 +36,7 @@ class Greedy(nn.Module):
 
 
 @pytest.mark.parametrize("where", list(OUT_OF_MEMORY))
-def test_smaller_batches_are_tried_where_memory_runs_out(
+def test_smaller_batches_are_tried_if_memory_runs_out(
     where: str, class_folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pixels = load_splits(class_folders)[1]
@@ -82,7 +82,7 @@ def test_on_a_gpu_images_are_cut_where_they_lie_and_batches_are_larger(
     assert network.sizes == [batch_size, len(many) - batch_size]
 
 
-def test_where_a_gpu_has_no_room_the_next_batch_is_cut_while_it_computes(
+def test_if_a_gpu_has_no_room_the_next_batch_is_cut_while_it_computes(
     class_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The views come from the host's memory, to the bit those of the CPU."""

@@ -82,7 +82,7 @@ def test_similarity_by_a_hand_worked_case() -> None:
 
 
 @over_terms
-def test_a_term_is_0_where_student_equals_teacher(term: Term) -> None:
+def test_a_term_is_0_if_student_equals_teacher(term: Term) -> None:
     same = features(6, 3, 4, 2, 5)
     assert term(same, same.clone()).item() == 0
 
@@ -202,7 +202,7 @@ def test_closed_taps_leave_no_hooks() -> None:
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_unknown_layer_is_told_with_its_near_matches() -> None:
+def test_unknown_layer_is_reported_with_its_near_matches() -> None:
     with pytest.raises(RecipeError) as error:
         Taps(resnet18(num_classes=2), ("layer3", "layr4"), setting="distill.teacher_taps")
     message = str(error.value)
@@ -210,7 +210,7 @@ def test_unknown_layer_is_told_with_its_near_matches() -> None:
     assert "\n" not in message
 
 
-def test_unknown_layer_without_near_match_is_told_with_the_layers_there_are() -> None:
+def test_unknown_layer_without_near_match_is_reported_with_all_layers() -> None:
     network = nn.Sequential(small_network(), nn.Softmax(1))
     with pytest.raises(RecipeError) as error:
         Taps(network, ("backbone",), setting="distill.student_taps")
@@ -231,15 +231,15 @@ class Awkward(nn.Module):
 
 
 @pytest.mark.parametrize(("name", "what"), [("pair", "a tuple"), ("flat", r"a tensor \(12,\)")])
-def test_output_that_is_no_feature_is_told(name: str, what: str) -> None:
+def test_output_that_is_no_feature_is_refused(name: str, what: str) -> None:
     network = Awkward()
     Taps(network, (name,), setting="distill.teacher_taps")
-    told = rf"distill\.teacher_taps: the layer {name} gives {what}, not a tensor of 2 to 4 dimensions; name a layer"
-    with pytest.raises(RecipeError, match=told):
+    expected = rf"distill\.teacher_taps: the layer {name} gives {what}, not a tensor of 2 to 4 dimensions; name a layer"
+    with pytest.raises(RecipeError, match=expected):
         network(torch.zeros(1, 3, 4, 4))
 
 
-def test_layer_that_does_not_run_is_told() -> None:
+def test_layer_that_does_not_run_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"^taps: the layer idle has not run; name one that every image goes through"):
         tap_channels(Awkward(), ("idle",), 4)
 
@@ -289,7 +289,7 @@ def test_network_without_maps_at_its_end_has_no_default_tap() -> None:
         )
 
 
-def test_looking_for_taps_changes_neither_modes_nor_statistics() -> None:
+def test_looking_for_taps_does_not_change_modes_or_statistics() -> None:
     student = DepthwiseStudent(2, base=1).train()
     student.cnn[0].eval()
     before = copy.deepcopy(student.state_dict())
@@ -356,7 +356,7 @@ def test_tapped_network_is_compiled_in_one_graph() -> None:
         torch.testing.assert_close(compiled(images), network(images))
 
 
-def test_tapped_network_tells_the_setting_of_an_unknown_layer() -> None:
+def test_tapped_network_names_the_setting_of_an_unknown_layer() -> None:
     classifier = Classifier(small_network(), (0.5,) * 3, (0.2,) * 3)
     for project_to in (None, [3]):
         with pytest.raises(RecipeError, match=r"distill\.student_taps: there is no layer 'cnn\.7'"):
@@ -365,7 +365,7 @@ def test_tapped_network_tells_the_setting_of_an_unknown_layer() -> None:
 
 @pytest.fixture(scope="module")
 def teacher_features() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """A fixed batch, and what a ResNet-18 makes of it at its default tap."""
+    """A fixed batch, and a ResNet-18's features of it at its default tap."""
     torch.manual_seed(0)
     images, network = torch.rand(8, 3, SIZE, SIZE), resnet18(num_classes=4)
     teacher = tapped(network, (default_tap(network, SIZE),)).eval().requires_grad_(False)

@@ -66,11 +66,11 @@ def test_a_network_that_enlarges_images_still_does() -> None:
 
 def test_in_bfloat16_weights_are_cast_once_and_to_the_same() -> None:
     classifier = make_classifier(registry.build("resnet18", 4))
-    once, anew = freeze(classifier, "bf16", 64), freeze(classifier, "fp32", 64)
+    once, again = freeze(classifier, "bf16", 64), freeze(classifier, "fp32", 64)
     layers = [module for module in once.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
     with torch.no_grad(), autocast("cpu", "bf16"):
-        assert torch.equal(once(IMAGES), anew(IMAGES))
+        assert torch.equal(once(IMAGES), again(IMAGES))
 
 
 def test_normalisation_is_the_classifier_s_and_stays_channels_last() -> None:
@@ -81,7 +81,7 @@ def test_normalisation_is_the_classifier_s_and_stays_channels_last() -> None:
 
 
 class Branching(nn.Module):
-    """Asks the values of an image which way to go."""
+    """A network whose path depends on the values of an image."""
 
     def __init__(self) -> None:
         super().__init__()

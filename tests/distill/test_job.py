@@ -1,4 +1,4 @@
-"""What every training stage refuses before it begins."""
+"""Refusals of every training stage before it begins."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,7 +50,9 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     monkeypatch.setattr(distributed, "synchronize_batch_norms", lambda network, device: network)
     recipe = Recipe().with_overrides([*SMALL, "distill.batch_size=2", "training.precision=fp32"])
-    message = "2 images a step cannot be shared out to 3 processes; use a larger distill.batch_size or fewer processes"
+    message = (
+        "2 images per step cannot be shared out to 3 processes; use a larger distill.batch_size or fewer processes"
+    )
     with pytest.raises(TrainingError, match=message):
         train_control(recipe, ModelDir(tmp_path), images, TrainingOptions())
 
@@ -84,10 +86,10 @@ def test_a_teacher_that_cannot_take_the_images_is_refused(capsys: pytest.Capture
     teacher = Classifier(Picky(), (0.5,) * 3, (0.5,) * 3)
     info = SimpleNamespace(preprocess=SimpleNamespace(image_size=64))
     _require_same_size(teacher, info, 64, "teacher.safetensors")  # type: ignore[arg-type]
-    told = (
+    expected = (
         r"teacher\.safetensors, trained at 64 px, cannot take images of 32 px \(data\.image_size\): Output size is too"
     )
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(RecipeError, match=expected):
         _require_same_size(teacher, info, 32, "teacher.safetensors")  # type: ignore[arg-type]
     easy = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (0.5,) * 3, (0.5,) * 3)
     assert capsys.readouterr().err == ""

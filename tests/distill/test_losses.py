@@ -10,7 +10,7 @@ import torch
 
 from toolkit.distill.losses import cross_entropy, dist_term, dkd_term, hard_term, kd_term, standardize_logits
 from toolkit.distill.objective import NetworkOutput, learn_from_teacher
-from toolkit.recipe import DistillRecipe
+from toolkit.settings import DistillRecipe
 
 
 def kd_loss(
@@ -59,7 +59,7 @@ def test_direction_is_teacher_to_student_by_a_hand_worked_case() -> None:
     assert loss.item() == pytest.approx(kl, rel=1e-6)
 
 
-def test_no_soft_loss_where_student_equals_teacher() -> None:
+def test_no_soft_loss_if_student_equals_teacher() -> None:
     same = logits(2)
     assert kd_loss(same, same + 5.0, LABELS, temperature=3.0, alpha=1.0).item() == pytest.approx(0, abs=1e-6)
 
@@ -196,7 +196,7 @@ def test_dist_term_equals_the_float64_reference(temperature: float, weights: tup
     assert got.item() == pytest.approx(numpy_dist(student, teacher, temperature, *weights), rel=1e-5)
 
 
-def test_dist_is_greatest_where_the_student_says_the_opposite() -> None:
+def test_dist_is_greatest_if_the_student_says_the_opposite() -> None:
     student = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
     got = dist_term(student, student.flip(1), temperature=2.0, inter_weight=1.0, intra_weight=3.0)
     assert got.item() == pytest.approx(2 * 2**2 * (1 + 3))
@@ -273,7 +273,7 @@ def test_cross_entropy_of_bfloat16_logits_and_probabilities_is_float32() -> None
 
 
 @pytest.mark.parametrize("name", ["kd", "dkd", "dist", "standardized_kd"])
-def test_a_term_is_0_with_gradient_0_where_student_equals_teacher(name: str) -> None:
+def test_a_term_is_0_with_gradient_0_if_student_equals_teacher(name: str) -> None:
     student = logits(34).double().requires_grad_()
     loss = TERMS[name](student, student.detach() + 5.0)
     loss.backward()
@@ -283,7 +283,7 @@ def test_a_term_is_0_with_gradient_0_where_student_equals_teacher(name: str) -> 
 
 
 @over_terms
-def test_a_term_is_positive_where_student_differs_from_teacher(term: Callable[..., torch.Tensor]) -> None:
+def test_a_term_is_positive_if_student_differs_from_teacher(term: Callable[..., torch.Tensor]) -> None:
     assert term(logits(35), logits(36)).item() > 0.1
 
 

@@ -1,4 +1,4 @@
-"""What counts as memory that ran out, by the words of each library, and what does not."""
+"""Errors that mean that memory ran out, by the words of each library, and errors that do not."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_other_errors(error: Exception) -> None:
     assert not is_out_of_memory(error)
 
 
-def test_what_torch_keeps_is_given_back_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_torch_keeps_is_given_back_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
     free_cache("cpu")

@@ -32,7 +32,7 @@ def test_other_stages_lines_stay_and_the_stage_s_own_history_is_restored(tmp_pat
 
 
 def test_two_stages_at_once_lose_no_line(tmp_path: Path) -> None:
-    """One begins anew again and again while the other one adds; a lock is as good between threads as processes."""
+    """One starts over again and again while the other one adds; a lock between threads stands for one of processes."""
     path = tmp_path / "metrics.jsonl"
 
     def add_all() -> None:
@@ -58,11 +58,11 @@ def test_a_start_from_nothing_leaves_no_old_file(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_the_line_on_stderr_tells_the_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_line_on_stderr_has_the_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     MetricsLog(tmp_path / "metrics.jsonl", "student", epochs=4).add(metrics(0))
-    told = capsys.readouterr().err
-    assert told.startswith("student    1/4  train loss 1.0000 acc 0.5000  valid loss 1.1000 acc 0.2500  100 img/s")
-    assert told.rstrip().endswith("6.0 s left")
+    printed = capsys.readouterr().err
+    assert printed.startswith("student    1/4  train loss 1.0000 acc 0.5000  valid loss 1.1000 acc 0.2500  100 img/s")
+    assert printed.rstrip().endswith("6.0 s left")
 
 
 def test_tensorboard_gets_every_figure(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from toolkit import recipe
+from toolkit import settings
 from toolkit.distill.losses import cross_entropy, dist_term, dkd_term, hard_term, kd_term, standardize_logits
 from toolkit.distill.objective import (
     FEATURE_METHODS,
@@ -15,7 +15,8 @@ from toolkit.distill.objective import (
     learn_from_teacher,
 )
 from toolkit.errors import RecipeError
-from toolkit.recipe import OF_TEACHING, DistillRecipe, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import OF_TEACHING, DistillRecipe
 
 LABELS = torch.arange(6) % 4
 
@@ -85,13 +86,13 @@ def test_label_smoothing_and_mixed_targets_reach_cross_entropy() -> None:
     torch.testing.assert_close(learn_from_teacher(section)(STUDENT, mixed, TEACHER), smoothed)
 
 
-def test_the_recipe_names_the_methods_of_the_table_and_no_others() -> None:
-    assert tuple(LOGIT_METHODS) == recipe.LOGIT_METHODS
-    assert tuple(FEATURE_METHODS) == recipe.FEATURE_METHODS
+def test_the_settings_name_the_methods_of_the_table_and_no_others() -> None:
+    assert tuple(LOGIT_METHODS) == settings.LOGIT_METHODS
+    assert tuple(FEATURE_METHODS) == settings.FEATURE_METHODS
 
 
 @pytest.mark.parametrize("method", LOGIT_METHODS)
-def test_what_a_method_is_set_by_is_no_setting_of_the_control(method: str) -> None:
+def test_the_settings_of_a_method_are_none_of_the_control(method: str) -> None:
     assert set(LOGIT_METHODS[method].settings.values()) <= OF_TEACHING & set(DistillRecipe.model_fields)
 
 

@@ -1,4 +1,4 @@
-"""Training on a GPU: what the CPU computes, and nothing lost. The CPU runs the same bodies, which proves them."""
+"""Training on a GPU: the CPU's results, and nothing lost. The CPU runs the same bodies, which proves them."""
 
 import contextlib
 import gc
@@ -34,7 +34,8 @@ from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.networks.small_maps import place
-from toolkit.recipe import DataRecipe, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import DataRecipe
 
 METHODS = ("kd", "dkd", "dist", "hard", "fitnets", "attention", "similarity")
 SIDE, BATCH, CLASSES = 64, 8, 10
@@ -59,7 +60,7 @@ def make_views_on(device: str, splits: Splits, data: DataRecipe = DATA, mixup: f
     return TrainingViews(splits[0], data, 3, seed=3, mixup=mixup, device=device)
 
 
-# What is shown.
+# Views.
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -80,7 +81,7 @@ def test_views_and_targets_are_the_cpus(
         torch.testing.assert_close(there.targets(indices, view).cpu(), here.targets(indices, view), rtol=0, atol=1e-6)
 
 
-# What is computed.
+# Computations.
 
 
 Step = dict[str, Tensor]
@@ -187,7 +188,7 @@ def stopping_after(steps: int) -> Iterator[None]:
 def test_a_training_that_was_stopped_goes_on_to_the_same_losses(
     splits: Splits, device: str, stop: int, tmp_path: Path
 ) -> None:
-    """36 images in batches of 8 are 5 steps an epoch."""
+    """36 images in batches of 8 are 5 steps per epoch."""
 
     def go_on(folder: Path) -> list[dict[str, Any]]:
         plan = make_plan_on(device, epochs=3, batch_size=8, schedule="one-cycle", warm_up=0.25, ema=0.9)
@@ -258,7 +259,7 @@ def test_every_kind_of_training_comes_to_its_end(
     class_folders: Path, device: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from toolkit.pipeline import distill_student
-    from toolkit.workspace import open_for_training
+    from toolkit.stage_setup import prepare_training
 
     monkeypatch.setenv("KD_TOOLKIT_CACHE", str(tmp_path / "cache"))
     threads = torch.get_num_threads()
@@ -271,16 +272,16 @@ def test_every_kind_of_training_comes_to_its_end(
         "student.base=4",
         "distill.control=true",
     ]
-    job = open_for_training(None, str(class_folders), tmp_path / "m", [*small, *few, *SETTINGS[name]], device=device)
+    setup = prepare_training(None, str(class_folders), tmp_path / "m", [*small, *few, *SETTINGS[name]], device=device)
     try:
-        made = distill_student(job)
+        made = distill_student(setup)
     finally:
         torch.set_num_threads(threads)
     assert made.info.extra["epochs"] == 3
     assert all(math.isfinite(line["train_loss"]) for line in read_lines(tmp_path / "m" / "metrics.jsonl"))
 
 
-# What only a GPU has.
+# Properties of a GPU alone.
 
 
 @pytest.mark.gpu
@@ -303,7 +304,7 @@ def test_pixels_leave_the_gpu_with_those_who_use_them(splits: Splits) -> None:
 @pytest.mark.parametrize("how", ["live", "stored"])
 @pytest.mark.parametrize("rotation", [0.0, 15.0])
 def test_a_step_does_not_wait_for_the_gpu(splits: Splits, how: str, rotation: float, tmp_path: Path) -> None:
-    """torch raises at whatever waits: a number that is read back, or a copy from pages that may move."""
+    """torch raises an error at every wait: a number that is read back, or a copy from pages that may move."""
     data = DATA.model_copy(update={"rotation_degrees": rotation})
     device, plan = "cuda:0", make_plan_on("cuda:0", batch_size=12)
     views, teacher, learner = make_views_on(device, splits, data), make_student(seed=5), make_student()

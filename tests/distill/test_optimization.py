@@ -8,7 +8,7 @@ from torch import nn
 
 from toolkit.distill.optimization import make_average, make_optimizer, make_scheduler
 from toolkit.distill.plan import image_size_of
-from toolkit.recipe import DistillRecipe
+from toolkit.settings import DistillRecipe
 
 
 def section(**values: object) -> DistillRecipe:
@@ -48,7 +48,7 @@ def test_cosine_climbs_in_a_straight_line_then_falls_to_nothing() -> None:
     assert found[20:] == pytest.approx(expected)
 
 
-def test_one_cycle_peaks_where_warm_up_ends() -> None:
+def test_one_cycle_peaks_when_warm_up_ends() -> None:
     found = rates(section(schedule="one-cycle", warm_up=0.3), 101)
     assert found.index(max(found)) == pytest.approx(29, abs=1)
     assert max(found) == pytest.approx(0.05, rel=1e-3)

@@ -36,7 +36,7 @@ def _nothing_is_known_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Steps:
-    """Steps on which a clock of their own goes on by so many s an image; `calls` are (name, images)."""
+    """Steps on which a clock of their own goes on by so many s per image; `calls` are (name, images)."""
 
     def __init__(self, **image_s: float) -> None:
         self.now, self.image_s, self.calls = 0.0, image_s, list[tuple[str, int]]()
@@ -74,7 +74,7 @@ def test_auto_takes_the_faster(
     assert steps.calls == [("fp32", 4), ("bf16", 4)] * (1 + precision.ROUNDS)
 
 
-def test_bfloat16_is_not_tried_where_there_are_no_instructions_for_it(
+def test_bfloat16_is_not_tried_if_there_are_no_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(precision, "has_fast_bf16", lambda device: False)
@@ -106,7 +106,7 @@ def test_a_call_that_is_slow_by_chance_is_not_held_against_the_last_candidate() 
     assert least_times(works, 2, 8, clock=steps.clock) == {"a": pytest.approx(0.001)}
 
 
-def test_what_is_chosen_is_remembered_for_the_same_network_size_batch_and_use(
+def test_a_choice_is_remembered_for_the_same_network_size_batch_and_use(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = Steps(fp32=0.02, bf16=0.015)
@@ -126,7 +126,7 @@ def test_what_is_chosen_is_remembered_for_the_same_network_size_batch_and_use(
     assert len(steps.calls) > asked
 
 
-def test_what_was_called_once_is_called_again_where_its_time_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_was_called_once_is_called_again_if_its_time_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(fp32=0.16, bf16=0.15)
     steps.stand_for(monkeypatch)
     assert choose_precision("auto", NetworkStep(network(), 8, 256, "cpu"), clock=steps.clock) == "bf16"
@@ -145,12 +145,12 @@ class TestTime:
         assert CHOICE_S <= steps.now < CHOICE_S + longest
         assert steps.calls == [("a", 2), ("b", 2), ("a", 8), ("b", 8)]
 
-    def test_nor_after_two_percent_of_what_is_to_come(self) -> None:
+    def test_no_call_begins_after_two_percent_of_the_work(self) -> None:
         steps = Steps(a=0.001, b=0.001)
         least_times(steps.works(), 2, 8, images=1000, clock=steps.clock)
         assert sum(images for _, images in steps.calls) == 20 == 0.02 * 1000
 
-    def test_where_next_to_nothing_is_to_come_the_first_is_taken_untimed_against_others(self) -> None:
+    def test_if_almost_no_work_is_left_the_first_is_taken_untimed_against_others(self) -> None:
         steps = Steps(a=0.002, b=0.001)
         assert list(least_times(steps.works(), 2, 8, images=10, clock=steps.clock)) == ["a"]
         assert steps.calls == [("a", 2)]
@@ -192,7 +192,7 @@ def test_autocast_computes_in_the_precision_asked_for() -> None:
 
 
 @pytest.mark.parametrize("has_it", [True, False])
-def test_a_cpu_has_bfloat16_where_onednn_has_instructions_for_it(monkeypatch: pytest.MonkeyPatch, has_it: bool) -> None:
+def test_a_cpu_has_bfloat16_if_onednn_has_instructions_for_it(monkeypatch: pytest.MonkeyPatch, has_it: bool) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_it)
     assert has_fast_bf16("cpu") is has_it
 

@@ -1,4 +1,4 @@
-"""The int8 teacher: near the float one, the same each time, and taken only where it is worth it."""
+"""The int8 teacher: near the float one, the same each time, and taken only if it is worth it."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from toolkit.distill.precision import FloatArithmetic
 from toolkit.distill.quantized import QuantizedClassifier, choose_teacher, mean_distance, teacher_in
 from toolkit.errors import DeviceError, RecipeError
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import DistillRecipe, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import DistillRecipe
 
 NORMALISATION = ((0.45, 0.4, 0.35), (0.2, 0.25, 0.3))
 
@@ -110,7 +111,7 @@ def choose(teacher: Classifier, views: TrainingViews, monkeypatch: pytest.Monkey
 
 
 class TestAuto:
-    def test_takes_int8_where_it_is_faster_and_near(self, choose: Chooser, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_takes_int8_if_it_is_faster_and_near(self, choose: Chooser, capsys: pytest.CaptureFixture[str]) -> None:
         network, precision = choose()
         assert isinstance(network, QuantizedClassifier)
         assert precision == "int8"
@@ -138,12 +139,12 @@ class TestAuto:
         monkeypatch.setattr(quantized, "QuantizedClassifier", never)
         assert choose()[1] == "bf16"
 
-    def test_not_where_it_is_slower(self, choose: Chooser, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_not_if_it_is_slower(self, choose: Chooser, capsys: pytest.CaptureFixture[str]) -> None:
         choose.int8_s = 1.5
         assert choose() == (choose.teacher, "bf16")
         assert "teacher in bf16" in capsys.readouterr().err
 
-    def test_not_where_it_is_far_off(self, choose: Chooser, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_not_if_it_is_far_off(self, choose: Chooser, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(quantized, "FARTHEST", 1e-4)
         assert choose() == (choose.teacher, "bf16")
 
@@ -157,7 +158,7 @@ class TestAuto:
             {"method": "similarity"},
         ],
     )
-    def test_not_tried_where_there_is_little_work_or_another_wish(
+    def test_not_tried_if_there_is_little_work_or_another_wish(
         self, choose: Chooser, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
     ) -> None:
         monkeypatch.setattr(quantized, "QuantizedClassifier", never)
@@ -216,7 +217,7 @@ def test_processes_agree_on_whether_int8_is_worth_a_try(choose: Chooser, monkeyp
     assert choose() == (choose.teacher, "bf16")
 
 
-def test_auto_stays_in_float_where_int8_cannot_be_made(
+def test_auto_stays_in_float_if_int8_cannot_be_made(
     choose: Chooser, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*arguments: object) -> None:
@@ -227,6 +228,6 @@ def test_auto_stays_in_float_where_int8_cannot_be_made(
     assert "answers in float, because it cannot be made in int8: no such operator\n" in capsys.readouterr().err
 
 
-def test_the_distance_of_a_wanted_int8_is_told(choose: Chooser, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_distance_of_a_requested_int8_is_reported(choose: Chooser, capsys: pytest.CaptureFixture[str]) -> None:
     choose(teacher_precision="int8")
     assert "teacher in int8: its probabilities are " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A training on noise by the engine itself, and what a step of it asks of a GPU."""
+"""A training on noise by the engine itself, and the demands of its steps on a GPU."""
 
 import math
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ MOST_KERNELS = {"live": 400, "stored": 300}
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("live", [True, False])
-def test_it_trains_and_tells_how_fast(device: str, live: bool) -> None:
+def test_it_trains_and_reports_its_speed(device: str, live: bool) -> None:
     rehearsal = Rehearsal(device, 32, 8, 3, live=live, settings=("data.rotation_degrees=15.0",))
     lines = rehearsal.train(2)
     assert [line["epoch"] for line in lines] == [0, 1]
@@ -23,13 +23,13 @@ def test_it_trains_and_tells_how_fast(device: str, live: bool) -> None:
     assert lines[0]["image_size"] == 32
     assert len(rehearsal._pixels) == 3 * 8
     assert rehearsal._pixels.data.nbytes == 24 * 36 * 36 * 3
-    assert rehearsal.images_a_second() > 0
+    assert rehearsal.images_per_second() > 0
 
 
 def test_the_first_epoch_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = [{"train_img_s": speed} for speed in (900.0, 500.0, 600.0)]
     monkeypatch.setattr(Rehearsal, "train", lambda self, epochs: speeds[:epochs])
-    assert Rehearsal("cpu", 32, 8, 1).images_a_second() == 600.0
+    assert Rehearsal("cpu", 32, 8, 1).images_per_second() == 600.0
 
 
 def test_images_are_noise_that_repeats() -> None:
@@ -40,7 +40,7 @@ def test_images_are_noise_that_repeats() -> None:
 
 
 def test_a_step_is_the_difference_of_a_long_and_a_short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a beginning, an end and a validation launch is in both."""
+    """The launches of the beginning, the end and the validation are in both."""
     monkeypatch.setattr(
         Rehearsal, "_profile", lambda self: Launches(1000 + 270 * self.steps, 7 + 2 * self.steps, 5 + self.steps / 20)
     )
@@ -53,7 +53,7 @@ def test_nothing_is_counted_on_a_cpu_or_without_a_profiling_interface(monkeypatc
     assert Rehearsal("cuda:0", 32, 8, 20).count_launches() is None
 
 
-def test_kernels_and_copies_are_told_apart() -> None:
+def test_kernels_and_copies_are_distinguished() -> None:
     names = [
         *("sm90_xmma_fprop", "void at::native::vectorized_elementwise_kernel", "Memset (Device)"),
         *("Memcpy HtoD (Pageable -> Device)", "Memcpy HtoD (Pinned -> Device)", "Memcpy DtoH (Device -> Pageable)"),

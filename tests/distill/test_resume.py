@@ -114,10 +114,10 @@ def stopping_at_validation(number: int) -> Objective:
 
 
 def go_on(case: tuple[Any, Plan], splits: Splits, folder: Path, objective: Objective = LABELS) -> BestWeights:
-    """A run from its beginning or from the checkpoint in `folder`, with everything made anew as in a new process."""
+    """A run from its beginning or from the checkpoint in `folder`, with everything made again as in a new process."""
     make, plan = case
     state = make_records(folder).checkpoint.open(resume=True, force=False)
-    torch.manual_seed(random.getrandbits(32))  # whatever the process did before
+    torch.manual_seed(random.getrandbits(32))  # after any earlier work of the process
     learner = make()
     views = make_views(splits[0], mixup=plan.section.mixup)
     return train(Training(learner, objective, views, splits[1], plan), make_records(folder, state))
@@ -198,7 +198,7 @@ def test_a_power_cut_between_checkpoint_and_metrics_leaves_each_epoch_once(
     assert_same_result(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_where_epochs_end_without_a_checkpoint_a_stop_between_two_saves_and_a_power_cut_costs_them(
+def test_if_epochs_end_without_a_checkpoint_a_stop_between_two_saves_and_a_power_cut_costs_them(
     splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where checkpoints are written by time."""
@@ -265,10 +265,10 @@ def test_one_of_several_processes_stops_at_once_at_a_signal_that_comes_later(
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), SystemExit(1), RuntimeError("reentrant"), ImportError()])
-def test_a_signal_is_obeyed_though_nobody_can_be_told(
+def test_a_signal_is_obeyed_even_if_nothing_can_be_printed(
     splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """Ctrl-C also ends what the output is piped to; and it may come while the first line of all is written."""
+    """Ctrl-C also ends the program that the output is piped to; and it may come while the first line is written."""
 
     def say(text: str) -> None:
         if "stopping" in text:
@@ -293,7 +293,9 @@ def test_a_signal_that_comes_too_late_to_be_obeyed_is_not_forgotten(error: Excep
         end_after_a_signal(error)
 
 
-def test_what_an_outer_request_noted_stops_the_body_too_and_is_not_sent_again(splits: Splits, tmp_path: Path) -> None:
+def test_a_signal_that_an_outer_request_noted_stops_the_body_too_and_is_not_sent_again(
+    splits: Splits, tmp_path: Path
+) -> None:
     """A signal that comes while the student's control is being started, before the student's own epochs begin."""
     with interruption.stop_request() as outer:
         signal.raise_signal(signal.SIGTERM)
@@ -305,7 +307,7 @@ def test_what_an_outer_request_noted_stops_the_body_too_and_is_not_sent_again(sp
         outer.signal_number = 0
 
 
-def test_an_error_is_told_though_a_signal_came() -> None:
+def test_an_error_is_reported_even_if_a_signal_came() -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         end_after_a_signal(RuntimeError("a bug"))
 
@@ -313,7 +315,7 @@ def test_an_error_is_told_though_a_signal_came() -> None:
 def test_a_long_epoch_is_saved_before_its_validation(
     case: tuple[Any, Plan], splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Validation may outlast the patience of whoever sent the signal."""
+    """Validation may outlast the patience of the sender of the signal."""
     go_on(case, splits, tmp_path / "whole")
     monkeypatch.setattr(trainer, "SAVE_SECONDS_AT_END", 0.0)
 
@@ -350,7 +352,7 @@ def test_a_checkpoint_holds_what_it_held_in_earlier_versions() -> None:
 
 
 class TestRefusals:
-    def test_an_interrupted_run_is_neither_replaced_nor_gone_on_with_unasked(self, tmp_path: Path) -> None:
+    def test_an_interrupted_run_is_not_replaced_or_resumed_without_a_flag(self, tmp_path: Path) -> None:
         checkpoint = make_records(tmp_path).checkpoint
         checkpoint.save(make_state(2))
         message = (
@@ -445,7 +447,7 @@ WHOLE = (
 
 EPOCHS = 4
 TEACHER_HELD = partial(hold_training, 2 * 3 + 1)
-"""In the third epoch of the teacher; it takes three steps an epoch."""
+"""In the third epoch of the teacher; it takes three steps per epoch."""
 STUDENT_HELD = partial(hold_training, 3 * 3 + 2 * STEPS_AN_EPOCH + 1)
 """In the third epoch of the student, after three of the teacher."""
 
@@ -456,7 +458,7 @@ def same_tensors(one: Path, other: Path) -> bool:
 
 
 def assert_whole_files(out: Path) -> None:
-    """What has a final name can be read to its end."""
+    """Every file with a final name can be read to its end."""
     for path in out.glob("[!.]*.safetensors"):
         load_file(path)
     for path in out.glob("checkpoint*"):
@@ -580,7 +582,7 @@ def last_line(said: str) -> str:
     return said.strip().splitlines()[-1]
 
 
-def test_what_an_interrupted_directory_refuses(toolkit: ToolkitCommands, class_folders: Path, stopped: Path) -> None:
+def test_refusals_of_an_interrupted_directory(toolkit: ToolkitCommands, class_folders: Path, stopped: Path) -> None:
     """Each in one line, with nothing changed."""
     before = (stopped / "checkpoint.pt").read_bytes()
     command = ["distill", "--data", class_folders, "--out", stopped, *SMALL, *LONG]
@@ -605,7 +607,7 @@ def test_what_an_interrupted_directory_refuses(toolkit: ToolkitCommands, class_f
     assert (stopped / "checkpoint.pt").read_bytes() == before
 
 
-def test_a_damaged_checkpoint_is_refused_and_force_begins_anew(
+def test_a_damaged_checkpoint_is_refused_and_force_starts_over(
     toolkit: ToolkitCommands, class_folders: Path, stopped: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "teacher.safetensors").write_bytes((stopped / "teacher.safetensors").read_bytes())
@@ -614,8 +616,8 @@ def test_a_damaged_checkpoint_is_refused_and_force_begins_anew(
     damaged = last_line(toolkit.run(*command, "--resume", code=1))
     assert damaged.startswith(f"error: {tmp_path}/checkpoint.pt cannot be read (")
     assert damaged.endswith("); delete it, or start over with --force")
-    anew = toolkit.run(*command, "--force")
-    assert "going on" not in anew
+    forced = toolkit.run(*command, "--force")
+    assert "going on" not in forced
     assert [line["epoch"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0, 1]
     assert not (tmp_path / "checkpoint.pt").exists()
 
@@ -656,7 +658,7 @@ def test_a_state_whose_result_is_there_already_goes(
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_what_a_kill_left_of_a_checkpoint_is_cleaned_up(tmp_path: Path) -> None:
+def test_the_rest_of_a_killed_write_of_a_checkpoint_is_cleaned_up(tmp_path: Path) -> None:
     checkpoint = make_records(tmp_path).checkpoint
     checkpoint.save(make_state())
     (tmp_path / f".{checkpoint.path.name}.x1y2.pt").write_bytes(b"half a state")
@@ -665,7 +667,7 @@ def test_what_a_kill_left_of_a_checkpoint_is_cleaned_up(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_while_a_checkpoint_is_written_is_one_line(tmp_path: Path) -> None:
-    """A limit on the size of files is what a full disk is to the writer."""
+    """To the writer, a limit on the size of files is like a full disk."""
     checkpoint = make_records(tmp_path).checkpoint
     checkpoint.save(make_state())
     before = checkpoint.path.read_bytes()

@@ -1,4 +1,4 @@
-"""One optimiser step: in parts where memory runs out, and through torch.compile where that works."""
+"""One optimiser step: in parts if memory runs out, and through torch.compile if that works."""
 
 import copy
 import re
@@ -117,7 +117,7 @@ def test_it_is_halved_once_and_stays_so_through_a_checkpoint(
     assert torch.equal(flatten(resumed.state_dict()), flatten(greedy.state_dict()))
 
 
-def test_a_whole_batch_is_tried_again_where_a_checkpoint_was_never_short_of_memory(
+def test_a_whole_batch_is_tried_again_if_a_checkpoint_was_never_short_of_memory(
     splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of two processes sees half a batch at a time; a single one that goes on takes it whole."""
@@ -145,7 +145,7 @@ def test_training_goes_on_after_it_ran_out_of_memory(splits: Splits, tmp_path: P
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["part_size"] == 4
 
 
-def test_out_of_memory_with_one_image_is_told_in_one_line(splits: Splits) -> None:
+def test_out_of_memory_with_one_image_is_reported_in_one_line(splits: Splits) -> None:
     stepper = make_stepper(splits, tapped(Greedy(0, OUT_OF_MEMORY["cpu"])), make_plan(batch_size=12))
     message = (
         "student: out of memory with one image at a time; use a smaller distill.batch_size, data.image_size or net"
@@ -168,7 +168,7 @@ class TestCompile:
         yield
         torch._dynamo.reset()
 
-    def test_where_it_cannot_work_the_error_is_one_line_with_its_remedy(
+    def test_if_it_cannot_work_the_error_is_one_line_with_its_remedy(
         self, splits: Splits, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from torch._inductor.exc import InvalidCxxCompiler

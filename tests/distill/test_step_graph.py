@@ -1,4 +1,4 @@
-"""Steps that are captured and replayed: which ones, and that they compute what any step does.
+"""Steps that are captured and replayed: which ones, and with the results of any other step.
 
 Without a GPU a stand-in for the graph leaves its results at the same addresses at every replay, as a graph does.
 """
@@ -40,7 +40,7 @@ from toolkit.machine.devices import fp32_products_in, same_imports
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Counts what is captured, replayed and watched; `error` is raised by a capture, `waits` told by a watch."""
+    """Counts what is captured, replayed and watched; `error` is raised by a capture, `waits` is a watch's finding."""
     counts = SimpleNamespace(captured=0, replayed=0, watched=0, error=None, waits=False)
 
     def capture(work: Callable[[], Sums], device: torch.device) -> tuple[Sums, Callable[[], None]]:
@@ -51,7 +51,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
         def replay() -> None:
             counts.replayed += 1
-            with monkeypatch.context() as patch:  # of Python, a replay runs nothing: it takes what is shown
+            with monkeypatch.context() as patch:  # a replay runs no Python: it takes the teacher's view that is shown
                 patch.setattr(DeviceViews, "show", lambda *_: None)
                 patch.setattr(StoredTeacher, "show", lambda *_: None)
                 values = work()
@@ -71,7 +71,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture
 def _no_collector() -> Iterator[None]:
-    """Whatever goes, goes at once."""
+    """Without the cyclic collector, so that objects are freed at once or not at all."""
     gc.collect()
     gc.disable()
     yield
@@ -216,7 +216,7 @@ def test_a_step_that_waits_for_the_gpu_is_not_tried(
 
 @pytest.fixture
 def scarce(graphs: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> tuple[Stepper, Callable[..., None]]:
-    """A stepper whose step is captured, and what takes steps of so many images, of which so many run out of memory."""
+    """A stepper whose step is captured, and a function for steps of so many images, some of which run out of memory."""
     stepper, _ = make_graphed("stored")
     compute, failures = stepper._compute_gradients, [0]
 
@@ -247,7 +247,7 @@ def test_if_memory_runs_out_the_graph_goes_and_comes_back_once(
         "out of memory: going on without the CUDA graph of a step; it is captured once more later"
     ]
     take(BATCH, steps=5)
-    assert (graphs.watched, graphs.captured, graphs.replayed) == (2, 2, 3), "after it has warmed up anew"
+    assert (graphs.watched, graphs.captured, graphs.replayed) == (2, 2, 3), "after it has warmed up again"
     take(5, fail=1)
     assert stepper.part_size == BATCH
     assert capsys.readouterr().err.splitlines() == [
@@ -272,7 +272,7 @@ def test_if_the_room_of_the_graph_is_not_enough_the_batch_is_halved_and_captured
     assert (graphs.captured, graphs.replayed) == (2, 6)
 
 
-def test_no_gradient_is_left_where_memory_ran_out(
+def test_no_gradient_is_left_after_memory_ran_out(
     scarce: tuple[Stepper, Callable[..., None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the cache is given back: a tensor that is left in a graph's memory keeps all of it."""
@@ -339,7 +339,7 @@ def test_a_stepper_and_its_graph_are_freed_without_the_cyclic_collector(monkeypa
 
 
 class Graphed:
-    """Trains with a live teacher on the CPU as a GPU would: 36 images, so 4 steps of 8 an epoch and one of 4."""
+    """Trains with a live teacher on the CPU as a GPU would: 36 images, so 4 steps of 8 and one of 4 per epoch."""
 
     def __init__(self, graphs: SimpleNamespace, class_folders: Path) -> None:
         self._graphs = graphs
@@ -347,7 +347,7 @@ class Graphed:
         self._plan = make_plan(epochs=3, batch_size=8, schedule="one-cycle", warm_up=0.25, ema=0.9, mixup=0.3)
 
     def train(self, folder: Path) -> TappedNetwork:
-        """From the beginning, or from the checkpoint in `folder`; what has learnt."""
+        """Train from the beginning, or from the checkpoint in `folder`; returns the learner."""
         state = make_records(folder).checkpoint.open(resume=True, force=False)
         pixels, valid = self._splits
         learner, views = make_student(), make_views(pixels, mixup=0.3)
@@ -495,7 +495,7 @@ def test_on_a_gpu_a_capture_that_fails_is_survived() -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_dropout_draws_anew_at_every_replay() -> None:
+def test_on_a_gpu_dropout_draws_new_numbers_at_every_replay() -> None:
     images = torch.ones(10_000, device="cuda")
 
     def drop(indices: Tensor, view: int, side: int) -> Sums:

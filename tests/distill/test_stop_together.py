@@ -27,7 +27,7 @@ EPOCHS = 4
 HELD = partial(hold_training, 4)
 """In the second epoch, whose first step this is: an epoch has three."""
 HANG_S = 600.0
-"""s after which a test gives up; it says nothing of how fast a machine is"""
+"""s after which a test gives up; it says nothing about the machine's speed"""
 
 Prepare = Callable[[], None] | None
 Pair = tuple[Running, Running]
@@ -195,7 +195,7 @@ def test_a_stop_before_training_leaves_no_traceback(job: Job, both_at_once: bool
 
 
 @pytest.mark.slow
-def test_where_one_is_killed_the_other_says_so_in_one_line(job: Job) -> None:
+def test_if_one_is_killed_the_other_says_so_in_one_line(job: Job) -> None:
     main, other = job.start_training(wait_shortly_for_a_signal, HELD)
     other.send(signal.SIGKILL)
     said = main.end(1, timeout_s=HANG_S)

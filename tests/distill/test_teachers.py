@@ -1,4 +1,4 @@
-"""The store of teacher logits: what is replayed is what a live teacher says, and anything else makes it anew."""
+"""The store of teacher logits: replayed answers are those of a live teacher, other settings make another store."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ from toolkit.distill import logit_store
 from toolkit.distill.logit_store import LogitStore, StoredTeacher
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.errors import DataError
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 INDICES = np.array([5, 30, 0, 17])
 NO_IMAGES = torch.empty(0, 3, 0, 0)
@@ -62,7 +62,7 @@ def test_replayed_logits_are_those_of_a_live_teacher_on_the_same_view(splits: Sp
     torch.testing.assert_close(stored.valid_logits(), live.valid_logits(), rtol=1e-5, atol=1e-5)
 
 
-def test_a_live_teacher_sees_full_size_where_the_student_s_images_are_smaller(splits: Splits) -> None:
+def test_a_live_teacher_sees_full_size_if_the_student_s_images_are_smaller(splits: Splits) -> None:
     views = make_views(splits[0])
     live = LiveTeacher(make_student(seed=5), views, splits[1], "fp32")
     small = views.render(INDICES, 1, side=16)
@@ -93,9 +93,9 @@ def test_a_second_run_asks_no_teacher(splits: Splits, cache: Path, capsys: pytes
     second = store(splits)
     assert path.stat().st_mtime_ns == before
     assert torch.equal(first.answer(INDICES, 1, NO_IMAGES).logits, second.answer(INDICES, 1, NO_IMAGES).logits)
-    told = capsys.readouterr().err
-    assert "2 views of 36 images to compute once" in told
-    assert "2 views of 36 images from the store" in told
+    printed = capsys.readouterr().err
+    assert "2 views of 36 images to compute once" in printed
+    assert "2 views of 36 images from the store" in printed
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -111,7 +111,7 @@ CHANGED_DATA: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("change", [*CHANGES, *CHANGED_DATA, "seed", "mixup", "fewer images"])
-def test_whatever_decides_the_logits_makes_another_store(splits: Splits, cache: Path, change: str) -> None:
+def test_every_setting_that_decides_the_logits_makes_another_store(splits: Splits, cache: Path, change: str) -> None:
     store(splits)
     views = make_views(splits[0])
     if change in CHANGED_DATA:
@@ -132,7 +132,7 @@ def test_every_setting_of_the_data_is_decided_on() -> None:
     assert set(CHANGED_DATA) | logit_store.NOT_IN_VIEWS == set(DataRecipe.model_fields)
 
 
-def test_what_does_not_change_a_view_keeps_the_store(splits: Splits, cache: Path) -> None:
+def test_settings_that_do_not_change_a_view_keep_the_store(splits: Splits, cache: Path) -> None:
     store(splits)
     same = DataRecipe.model_validate(
         DATA.model_dump() | {"source": "elsewhere", "workers": 3, "mean": (0.1, 0.2, 0.3), "std": (0.9, 0.9, 0.9)}
@@ -141,7 +141,7 @@ def test_what_does_not_change_a_view_keeps_the_store(splits: Splits, cache: Path
     assert len(list(cache.iterdir())) == 1
 
 
-def test_a_store_that_is_not_whole_is_computed_anew(splits: Splits, cache: Path) -> None:
+def test_a_store_that_is_not_whole_is_computed_again(splits: Splits, cache: Path) -> None:
     whole = store(splits).answer(INDICES, 1, NO_IMAGES).logits
     (path,) = cache.iterdir()
     path.write_bytes(path.read_bytes()[:-8])

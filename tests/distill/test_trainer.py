@@ -152,7 +152,7 @@ def test_sizes_grow_as_planned_for_the_student_and_the_teacher_sees_all_at_full_
 
     answering = LiveTeacher(teacher, views, splits[1], "fp32")
     train(Training(student, objective, views, splits[1], plan, answering), make_records(tmp_path))
-    # one batch of all 36 images an epoch; validation shows 12
+    # one batch of all 36 images per epoch; validation shows 12
     planned = [plan.image_size_of(epoch) for epoch in range(5)]
     assert len(set(planned)) >= 3
     seen = [batch for batch in student.classifier.network.seen if len(batch) == 36]
@@ -258,7 +258,7 @@ def test_weights_that_the_last_step_of_an_epoch_broke_are_not_saved_as_good(spli
 
 @pytest.fixture
 def rendered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int]]:
-    """Which images were rendered, batch by batch, and which view of them."""
+    """The images that were rendered, batch by batch, and their view."""
     shown: list[tuple[list[int], int]] = []
     render = TrainingViews.render
 
@@ -277,14 +277,14 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int]]:
         ({"teacher_views": 0}, [0, 1, 2, 3, 4]),
     ],
 )
-def test_views_cycle_where_the_teacher_s_answers_are_stored_without_a_teacher_too(
+def test_views_cycle_if_the_teacher_s_answers_are_stored_without_a_teacher_too(
     splits: Splits, tmp_path: Path, rendered: list[tuple[list[int], int]], of_plan: dict[str, Any], expected: list[int]
 ) -> None:
     run(splits, tmp_path, tapped(Recorder()), epochs=5, batch_size=36, role="control", **of_plan)
     assert [view for _, view in rendered] == expected
 
 
-def test_every_image_is_seen_once_an_epoch_in_another_order(
+def test_every_image_is_seen_once_per_epoch_in_another_order(
     splits: Splits, tmp_path: Path, rendered: list[tuple[list[int], int]]
 ) -> None:
     run(splits, tmp_path, tapped(Recorder()), epochs=2, batch_size=12)
@@ -316,7 +316,7 @@ def test_a_checkpoint_is_written_within_an_epoch_when_the_last_one_is_long_ago(
 def test_on_a_gpu_checkpoints_are_written_by_time_and_at_the_end(
     splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where an epoch takes seconds, one checkpoint an epoch would be a fifth of the time."""
+    """If an epoch takes seconds, one checkpoint per epoch would be a fifth of the time."""
     places: list[tuple[int, int]] = []
     monkeypatch.setattr(Checkpoint, "save", lambda _, state: places.append((state.epoch, state.progress.step)))
     monkeypatch.setattr(trainer._Run, "_saves_every_epoch", lambda _: False)

@@ -50,7 +50,7 @@ def test_a_slow_device_is_not_asked_for_larger_products_than_it_has_time_for(pro
         ("fp32", True, torch.float32),
     ],
 )
-def test_the_peak_is_of_the_arithmetic_that_training_used_where_the_device_has_it(
+def test_the_peak_is_of_the_arithmetic_that_training_used_if_the_device_has_it(
     products: Products, monkeypatch: pytest.MonkeyPatch, precision: FloatArithmetic, has_bf16: bool, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(ceilings, "has_fast_bf16", lambda device: has_bf16)

@@ -81,7 +81,7 @@ def test_a_working_gpu_is_ok(monkeypatch: pytest.MonkeyPatch) -> None:
         ((12, 8), "13.2", "problem", "the driver has 12.8, torch was built for 13.2"),
     ],
 )
-def test_a_driver_that_is_older_than_torchs_cuda_is_told(
+def test_a_driver_that_is_older_than_torchs_cuda_is_reported(
     monkeypatch: pytest.MonkeyPatch, driver: tuple[int, int], built: str, status: str, finding: str
 ) -> None:
     monkeypatch.setattr(checks, "driver_cuda", lambda: driver)
@@ -91,7 +91,7 @@ def test_a_driver_that_is_older_than_torchs_cuda_is_told(
     assert ("update the" in check.remedy) == (status != "ok")
 
 
-def test_without_a_driver_or_a_torch_for_cuda_nothing_is_told_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_or_a_torch_for_cuda_nothing_is_said_about_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "driver_cuda", lambda: None)
     assert list(checks.check_cuda()) == []
     monkeypatch.setattr(checks, "driver_cuda", lambda: (13, 0))

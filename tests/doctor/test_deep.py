@@ -1,4 +1,4 @@
-"""`toolkit doctor --deep`: what works is measured, what computes wrong or fails is a problem with a remedy."""
+"""`toolkit doctor --deep`: working parts are measured, and wrong or failing ones are problems with a remedy."""
 
 import json
 import sys
@@ -21,9 +21,9 @@ from toolkit.machine import hardware
 from toolkit.runtimes import providers
 
 HANG_S = 600.0
-"""s after which a test gives up; it says nothing of how fast a machine is"""
+"""s after which a test gives up; it says nothing about the machine's speed"""
 BUILT = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
-"""What torch 2.15 for CUDA 13.2 has code for."""
+"""The kinds of GPU that torch 2.15 for CUDA 13.2 has code for."""
 
 
 @pytest.fixture
@@ -133,8 +133,8 @@ def test_a_narrow_way_to_the_gpu_is_noted(monkeypatch: pytest.MonkeyPatch, pinne
     monkeypatch.setattr(deep, "copy_bytes_s", lambda device: 3e12)
     monkeypatch.setattr(deep, "bus_bytes_s", lambda device, pinned: pinned_bytes_s if pinned else 1e9)
     check = deep.check_copies("cuda:0")
-    told = f"3,000 GB/s in its memory, 1.0 GB/s from the host, {pinned_bytes_s / 1e9:.1f} from pinned memory"
-    assert (check.status, check.finding) == (status, told)
+    expected = f"3,000 GB/s in its memory, 1.0 GB/s from the host, {pinned_bytes_s / 1e9:.1f} from pinned memory"
+    assert (check.status, check.finding) == (status, expected)
     assert ("pcie.link.width" in check.remedy) == (status == "note")
 
 
@@ -147,25 +147,25 @@ def test_a_product_that_is_wrong_is_a_problem(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("launches", "told"),
+    ("launches", "ending"),
     [
         (Launches(270.8, 2.1, 0.0), "; a step takes 271 kernels and 2 copies from the host; cuDNN 9.26"),
         (None, "; kernels were not counted, because CUDA's profiling interface shows none; cuDNN 9.26"),
     ],
 )
-def test_training_on_a_gpu_tells_its_kernels(
-    monkeypatch: pytest.MonkeyPatch, launches: Launches | None, told: str
+def test_training_on_a_gpu_reports_its_kernels(
+    monkeypatch: pytest.MonkeyPatch, launches: Launches | None, ending: str
 ) -> None:
-    monkeypatch.setattr(Rehearsal, "images_a_second", lambda self: 12_345.6)
+    monkeypatch.setattr(Rehearsal, "images_per_second", lambda self: 12_345.6)
     monkeypatch.setattr(Rehearsal, "precision", "bf16")
     monkeypatch.setattr(Rehearsal, "count_launches", lambda self: launches)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92_600)
     check = deep.check_training("cuda:0")
     expected = "12,346 images per second (student, 160 px, bf16, stored logits, batches of 64)"
-    assert (check.status, check.finding) == ("ok", expected + told)
+    assert (check.status, check.finding) == ("ok", expected + ending)
 
 
-def test_whatever_fails_is_a_problem_with_its_first_line() -> None:
+def test_every_failure_is_a_problem_with_its_first_line() -> None:
     def fail() -> Check:
         raise RuntimeError("CUDA error: no kernel image is available\nand more")
 

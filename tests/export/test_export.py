@@ -133,7 +133,7 @@ class TestFile:
         assert b"site-packages" not in content  # no paths of the machine that made it
         assert b"toolkit/export" not in content
 
-    def test_result_tells_what_was_measured(self, exports: dict[str, Exported], architecture: str) -> None:
+    def test_result_has_the_measurements(self, exports: dict[str, Exported], architecture: str) -> None:
         result = exports[architecture].result
         assert result.size_bytes == result.path.stat().st_size
         assert result.images == 24
@@ -146,7 +146,7 @@ class TestFile:
 
 
 def test_graph_is_as_plain_as_the_network(student: Exported) -> None:
-    """No chain of gathers where pooling stands, batch norms folded into convolutions."""
+    """Pooling is no chain of gathers, and batch norms are folded into convolutions."""
     operators = [node.op_type for node in onnx.load(str(student.result.path)).graph.node]
     assert operators[:3] == ["Transpose", "Cast", "BatchNormalization"]
     assert operators[-4:] == ["ReduceMean", "Reshape", "Gemm", "Softmax"]
@@ -210,12 +210,20 @@ class TestBareWeights:
         metadata = open_session(result.path).get_modelmeta().custom_metadata_map
         assert (metadata["role"], json.loads(metadata["classes"])) == ("teacher", ["0", "1", "2", "3"])
 
-    def test_weights_of_neither(self, tmp_path: Path) -> None:
+    def test_wrapped_ones_are_found(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        for architecture in ("depthwise", "resnet18"):
+            state = settled_network(architecture).state_dict()
+            path = tmp_path / f"{architecture}.pth"
+            torch.save({"net": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, path)
+            self.export(path)
+            assert f"{path}: took the weights under net.module\n" in capfd.readouterr().err
+
+    def test_weights_of_another_network(self, tmp_path: Path) -> None:
         torch.save({"a.weight": torch.zeros(3, 2), "a.bias": torch.zeros(3)}, tmp_path / "odd.bin")
         with pytest.raises(WeightsError, match="does not fit ResNet"):
             self.export(tmp_path / "odd.bin")
         torch.save({"a.weight": torch.zeros(3, 2)}, tmp_path / "odd.bin")
-        with pytest.raises(WeightsError, match=r"its last tensor a\.weight is not the bias"):
+        with pytest.raises(WeightsError, match=r"does not fit ResNet: conv1\.weight is missing"):
             self.export(tmp_path / "odd.bin")
 
     def test_files_that_describe_themselves_keep_their_description(
@@ -306,12 +314,12 @@ class TestFaults:
     def test_the_accuracy_gate_alone_catches_a_ruined_network(
         self, student: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whatever closeness and agreement are allowed: a file that cannot classify any more is not written."""
+        """A file that can no longer classify is not written, even if any closeness and agreement are allowed."""
         self.plant(student, monkeypatch, factor=-1.0)
         loose = RECIPE.with_overrides(["export.max_logit_difference=1e9", "export.min_agreement=0.0"])
         pixels = make_pixels(labels_mostly_right(student.weights))
-        told = r"its accuracy is 0\.\d+, the network's 0\.7500 on 24 validation images \(wrong on valid"
-        with pytest.raises(GateError, match=told):
+        expected = r"its accuracy is 0\.\d+, the network's 0\.7500 on 24 validation images \(wrong on valid"
+        with pytest.raises(GateError, match=expected):
             export_onnx(student.weights, tmp_path / "student.onnx", ExportOptions(loose, pixels))
         assert list(tmp_path.iterdir()) == []
 

@@ -25,14 +25,15 @@ from toolkit.export.samples import Samples
 from toolkit.export.verify import Reference
 from toolkit.graphs.build import build_graph
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import ExportRecipe, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import ExportRecipe
 
 COUNT = 32
 RECIPE = Recipe().with_overrides(["export.images=32", "export.max_drop=0.2", "export.calibration_images=16"])
 
 
 def own_labels(network: nn.Module) -> np.ndarray:
-    """What the network says of the pictures of `make_pixels`."""
+    """The network's answers to the pictures of `make_pixels`."""
     images = torch.from_numpy(make_pixels(np.zeros(COUNT)).centre(np.arange(COUNT))).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
         return Classifier(network, MEAN, STD).eval()(images).argmax(1).numpy()
@@ -70,7 +71,7 @@ class TestExport:
             assert result.agreement == pytest.approx((logits.argmax(1) == other.argmax(1)).mean())
         assert results[2].max_logit_difference == pytest.approx(np.abs(answers[2] - answers[0]).max(), rel=1e-3)
 
-    def test_the_int8_file_tells_how_it_was_made(self, results: list[ExportResult]) -> None:
+    def test_the_int8_file_says_how_it_was_made(self, results: list[ExportResult]) -> None:
         session = onnxruntime.InferenceSession(results[2].path, providers=["CPUExecutionProvider"])
         metadata = session.get_modelmeta().custom_metadata_map
         assert metadata["precision"] == "int8"
@@ -78,7 +79,7 @@ class TestExport:
         assert tuple(json.loads(metadata["float_layers"])) == results[2].float_layers
         assert json.loads(metadata["classes"]) == list(CLASSES)
 
-    def test_speed_is_told(self, results: list[ExportResult]) -> None:
+    def test_speed_is_reported(self, results: list[ExportResult]) -> None:
         assert results[0].times_faster is None
         for result in results[1:]:
             assert result.times_faster is not None

@@ -1,4 +1,4 @@
-"""The fresh process: it is one, it knows nothing but the file, and its failures are told in one line."""
+"""The fresh process: it is one, it knows nothing but the file, and each failure of it is one line."""
 
 import os
 import signal
@@ -30,8 +30,8 @@ def test_answers_from_another_process_without_torch(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"no model")
-    told = r"m\.onnx cannot be used by onnxruntime \S+: .+; the file was not kept"
-    with Replay(tmp_path / "m.onnx", "m.onnx") as replay, pytest.raises(GateError, match=told):
+    expected = r"m\.onnx cannot be used by onnxruntime \S+: .+; the file was not kept"
+    with Replay(tmp_path / "m.onnx", "m.onnx") as replay, pytest.raises(GateError, match=expected):
         replay.answer(IMAGES)
 
 

@@ -1,4 +1,4 @@
-"""Triton model repositories: what Triton's own schema reads from the configuration is what the file says."""
+"""Triton model repositories: Triton's own schema reads the file's facts from the configuration."""
 
 import re
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_tritons_schema_reads_what_the_file_says(exported: Path) -> None:
 
 
 def test_the_configuration_is_balanced_text(exported: Path) -> None:
-    """Also where Triton's schema is not installed: every block is closed, every field stands once."""
+    """Also without Triton's schema: every block is closed, every field stands once."""
     text = render_config("mine_student", onnx.load(exported))
     assert text.count("{") == text.count("}")
     assert text.count("[") == text.count("]")

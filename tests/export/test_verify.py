@@ -18,7 +18,7 @@ from toolkit.export.samples import Samples, choose_samples, draw_images
 from toolkit.export.verify import ODD_BATCH, Bounds, Proof, prove_file, refer_to_network
 from toolkit.modeldir import FilePrecision
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import ExportRecipe
+from toolkit.settings import ExportRecipe
 
 SIDE, COUNT = 4, 20
 MeanColours = Callable[..., Path]
@@ -94,8 +94,8 @@ def test_the_difference_is_the_largest_one(write: MeanColours) -> None:
 
 def test_closeness(write: MeanColours) -> None:
     worst = int((true_logits() * 0.1).max(1).argmax())
-    told = rf"means\.onnx .* off by .* on synthetic image {worst} \(in batches of 64\), 0\.001 is allowed"
-    with pytest.raises(GateError, match=told):
+    expected = rf"means\.onnx .* off by .* on synthetic image {worst} \(in batches of 64\), 0\.001 is allowed"
+    with pytest.raises(GateError, match=expected):
         prove(write(scale=1.1), samples())
 
 
@@ -116,8 +116,8 @@ def test_agreement(write: MeanColours) -> None:
     offset = (0.05, 0.0, 0.0)
     same = true_logits().argmax(1) == (true_logits() + offset).argmax(1)
     assert 0.6 < same.mean() < 1
-    told = rf"on {same.sum()} of 20 images, but not on synthetic image {same.argmin()}; 0\.999 is required"
-    with pytest.raises(GateError, match=told):
+    expected = rf"on {same.sum()} of 20 images, but not on synthetic image {same.argmin()}; 0\.999 is required"
+    with pytest.raises(GateError, match=expected):
         prove(write(offset=offset), samples(), max_logit_difference=1.0)
     proof = prove(write(offset=offset), samples(), max_logit_difference=1.0, min_agreement=0.6)
     assert proof.agreement == pytest.approx(same.mean())
@@ -127,8 +127,10 @@ def test_accuracy(write: MeanColours) -> None:
     offset = (0.05, 0.0, 0.0)
     labels = true_logits().argmax(1)
     after = ((true_logits() + offset).argmax(1) == labels).mean()
-    told = rf"its accuracy is {after:.4f}, the network's 1\.0000 on 20 validation images .* a drop of 0\.001 is allowed"
-    with pytest.raises(GateError, match=told):
+    expected = (
+        rf"its accuracy is {after:.4f}, the network's 1\.0000 on 20 validation images .* a drop of 0\.001 is allowed"
+    )
+    with pytest.raises(GateError, match=expected):
         prove(write(offset=offset), samples(labels), max_logit_difference=1.0, min_agreement=0.0)
 
 

@@ -1,4 +1,4 @@
-"""Speeds that are made up: a second is a second, whatever the machine does."""
+"""Made-up speeds: a second is a second on every machine."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from toolkit.recipe import Recipe
 
 
 class MadeUpSpeeds:
-    """s an image: training 1 s for the teacher and 0.1 s for the student at 100 px, in proportion to the pixels."""
+    """s per image: training 1 s for the teacher and 0.1 s for the student at 100 px, in proportion to the pixels."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Role, int]] = []

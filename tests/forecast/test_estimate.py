@@ -109,7 +109,7 @@ class TestSideBySide:
         assert control.seconds > 0
         assert control.note == ""
 
-    def test_what_it_takes_longer_counts(self) -> None:
+    def test_the_time_that_it_takes_longer_counts(self) -> None:
         """The student has 4 of its 6 epochs behind it, the control one."""
         done = {("student", 0): 4, ("control", 0): 1}
         alone, found = (stages(self.STORED, make_facts(room_for_two=room, epochs_done=done)) for room in (False, True))
@@ -140,7 +140,7 @@ def test_every_seed_has_its_logits_student_and_control() -> None:
     assert three["teacher"].seconds == one["teacher"].seconds
 
 
-def test_what_is_there_takes_no_time() -> None:
+def test_existing_work_takes_no_time() -> None:
     there = frozenset({("teacher", 0), ("student", 0)})
     found = stages(make_recipe("distill.teacher_views=2"), make_facts(there=there))
     assert {name for name, stage in found.items() if stage.note == THERE} == {"decode", "teacher", "student"}
@@ -169,7 +169,7 @@ def test_a_given_teacher_takes_one_look_at_the_validation_images() -> None:
     assert teacher.note == GIVEN
 
 
-def test_a_given_teacher_that_tells_its_accuracy_is_only_copied() -> None:
+def test_a_given_teacher_that_states_its_accuracy_is_only_copied() -> None:
     teacher = stages(make_recipe(), make_facts(given_teacher=True, known_accuracy=True))["teacher"]
     assert teacher.seconds == pytest.approx(IMPORT_S)
 
@@ -251,10 +251,10 @@ class TestPrinting:
         ]
 
     def test_a_table_on_a_terminal(self) -> None:
-        told = self.printed(terminal=True)
+        printed = self.printed(terminal=True)
         for word in ("stage", "images", "px", "epochs", "time", "disk", "3,000", "96–160", "total", "20 min 12 s"):
-            assert word in told
-        assert "plan:" not in told
+            assert word in printed
+        assert "plan:" not in printed
 
     def test_json_has_plain_units(self) -> None:
         value = json.loads(json.dumps(self.FORECAST.to_json()))

@@ -1,4 +1,4 @@
-"""Fitting into minutes: what is given up, in which order, and that the result takes no longer than was aimed at."""
+"""Fitting into minutes: the settings that are given up, their order, and a result that fits."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def fitted(recipe: Recipe, minutes: float, facts: Facts | None = None, spent_s: 
     return result
 
 
-def test_what_fits_is_left_as_it_is() -> None:
+def test_a_recipe_that_fits_is_left_as_it_is() -> None:
     recipe = make_recipe()
     assert fitted(recipe, 200).overrides == ()
     assert fitted(recipe, 200).recipe is recipe
@@ -46,7 +46,7 @@ def test_epochs_go_first_in_the_recipe_s_proportion() -> None:
     assert estimate(one_more, make_facts(), MadeUpSpeeds()).seconds > whole / 2 * AIM, "no time is left unused"
 
 
-def test_then_views_then_sizes_then_images_each_only_where_too_few_epochs_would_be_left() -> None:
+def test_then_views_then_sizes_then_images_each_only_if_too_few_epochs_would_be_left() -> None:
     order = []
     for minutes in (400, 150, 110, 70, 60, 50, 40, 30, 20, 15):
         names = {setting.partition("=")[0] for setting in fitted(long_recipe(), minutes).overrides}
@@ -117,10 +117,10 @@ def test_time_that_is_gone_counts() -> None:
 
 
 def test_too_little_for_one_epoch_names_the_least_that_does() -> None:
-    told = (
+    expected = (
         r"--minutes 1: 54.0 s are left for the work, but one epoch of each takes .*; give at least --minutes [\d.]+, or"
     )
-    with pytest.raises(RecipeError, match=told) as caught:
+    with pytest.raises(RecipeError, match=expected) as caught:
         fitted(long_recipe(), 1)
     least = float(caught.value.remedy.split()[4].rstrip(","))
     assert fitted(long_recipe(), least).recipe.distill.epochs >= 1

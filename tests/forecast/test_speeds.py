@@ -1,4 +1,4 @@
-"""Measuring and forecasting on a clock that goes on with what the networks really do, and real files."""
+"""Measuring and forecasting on a clock that goes on with the networks' real work, and real files."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ import torch
 from conftest import make_image
 from torch import Tensor
 
-from toolkit import pipeline, workspace
+from toolkit import pipeline
 from toolkit.data.batches import TrainingViews
 from toolkit.data.device_views import DeviceViews
 from toolkit.data.pixels import Pixels
@@ -31,6 +31,7 @@ from toolkit.modeldir import Role
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.recipe import Recipe
+from toolkit.stage_setup import StageSetup, prepare_training
 
 SMALL = [
     *("data.image_size=32", "data.resize=36", "training.precision=fp32", "distill.teacher_precision=fp32"),
@@ -46,8 +47,8 @@ SMALL = [
 
 
 class Work:
-    """A clock that goes on by 1 µs a pixel for a forward pass of the teacher, 0.1 µs for one of the student and 0.05 µs
-    for a rendered view; with the backward pass three times as much."""
+    """A clock that goes on by 1 µs per pixel for a forward pass of the teacher, 0.1 µs for one of the student and
+    0.05 µs for a rendered view; with the backward pass three times as much."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -79,13 +80,13 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
     precision.forget()
 
 
-def open_job(class_folders: Path, out: Path, *overrides: str, **options: Any) -> workspace.Workspace:
-    return workspace.open_for_training(None, str(class_folders), out, [*SMALL, *overrides], device="cpu", **options)
+def make_setup(class_folders: Path, out: Path, *overrides: str, **options: Any) -> StageSetup:
+    return prepare_training(None, str(class_folders), out, [*SMALL, *overrides], device="cpu", **options)
 
 
-def forecast(job: workspace.Workspace, work: Work, command: Command = "distill") -> Forecast:
-    facts = find_facts(job, command)
-    return estimate(job.recipe, facts, MeasuredSpeeds(job.dataset, facts, "cpu", work.clock))
+def forecast(setup: StageSetup, work: Work, command: Command = "distill") -> Forecast:
+    facts = find_facts(setup, command)
+    return estimate(setup.recipe, facts, MeasuredSpeeds(setup.dataset, facts, "cpu", work.clock))
 
 
 def seconds_of(planned: Forecast, *names: str) -> float:
@@ -101,29 +102,29 @@ def seconds_of(planned: Forecast, *names: str) -> float:
         ("distill.mixup=0.2", "distill.control=true"),
     ],
 )
-def test_what_follows_takes_as_long_as_was_forecast_within_a_quarter(
+def test_the_work_takes_as_long_as_was_forecast_within_a_quarter(
     class_folders: Path, tmp_path: Path, work: Work, overrides: tuple[str, ...]
 ) -> None:
     if "distill.start_image_size=16" in overrides:
         overrides = (*overrides, "teacher.architecture=resnet18")  # SqueezeNet takes no images of 16 px
-    job = open_job(class_folders, tmp_path, *overrides)
-    planned = forecast(job, work)
+    setup = make_setup(class_folders, tmp_path, *overrides)
+    planned = forecast(setup, work)
     start = work.now
-    pipeline.make_teacher(job)
+    pipeline.make_teacher(setup)
     assert work.now - start == pytest.approx(seconds_of(planned, "teacher"), rel=0.25)
-    pipeline.distill_student(job)
+    pipeline.distill_student(setup)
     names = ("teacher", "teacher logits", "student", "control")
     assert work.now - start == pytest.approx(seconds_of(planned, *names), rel=0.25)
 
 
 def test_measuring_takes_little_of_the_work(class_folders: Path, tmp_path: Path, work: Work) -> None:
-    job = open_job(
+    setup = make_setup(
         class_folders, tmp_path, "distill.epochs=500", "teacher.epochs=500", "distill.teacher_precision=auto"
     )
-    planned = forecast(job, work, "run")
+    planned = forecast(setup, work, "run")
     assert work.now < 0.03 * planned.seconds
     before = work.now
-    forecast(job, work, "run")
+    forecast(setup, work, "run")
     assert work.now - before < 0.2, "only views are rendered again"
 
 
@@ -132,23 +133,23 @@ def test_stages_do_not_measure_or_say_again_what_the_plan_has(
 ) -> None:
     monkeypatch.setattr(precision, "has_fast_bf16", lambda device: True)
     quick = ("training.precision=auto", "distill.teacher_precision=auto", "distill.epochs=2", "teacher.epochs=1")
-    job = open_job(class_folders, tmp_path, *quick, seeds=2)
-    forecast_command(job, "distill")
+    setup = make_setup(class_folders, tmp_path, *quick, seeds=2)
+    forecast_command(setup, "distill")
     assert "precision:" not in capsys.readouterr().err
     monkeypatch.setattr(precision.NetworkStep, "take", never)
-    pipeline.distill_student(job)
-    told = [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines() if "precision:" in line]
+    pipeline.distill_student(setup)
+    printed = [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines() if "precision:" in line]
     purposes = ("to train SqueezeNet", "to train DepthwiseStudent", "for SqueezeNet to teach")
-    assert [line.split(maxsplit=2)[2] for line in told] == list(purposes), "each once, although there are two seeds"
+    assert [line.split(maxsplit=2)[2] for line in printed] == list(purposes), "each once, although there are two seeds"
 
 
-@pytest.mark.parametrize(("command", "told"), [("teacher", False), ("distill", False), ("run", True)])
-def test_export_and_bench_are_spoken_of_where_they_are_part_of_the_work(
-    command: Command, told: bool, class_folders: Path, tmp_path: Path
+@pytest.mark.parametrize(("command", "expected"), [("teacher", False), ("distill", False), ("run", True)])
+def test_export_and_bench_are_mentioned_if_they_are_part_of_the_work(
+    command: Command, expected: bool, class_folders: Path, tmp_path: Path
 ) -> None:
-    measured = forecast_command(open_job(class_folders, tmp_path), command).measured
+    measured = forecast_command(make_setup(class_folders, tmp_path), command).measured
     assert measured.startswith("measured here in ")
-    assert measured.endswith("; export and bench are estimated from that" if told else ", by single steps on cpu")
+    assert measured.endswith("; export and bench are estimated from that" if expected else ", by single steps on cpu")
 
 
 class TestOnAGpu:
@@ -185,16 +186,16 @@ class TestOnAGpu:
         self, role: Role, batch_size: int, class_folders: Path, tmp_path: Path, clock: Callable[[], float],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
-        job = open_job(class_folders, tmp_path, "distill.ema=0.9", "distill.mixup=0.2")
-        measured = MeasuredSpeeds(job.dataset, find_facts(job, "run"), "cpu", clock)
+        setup = make_setup(class_folders, tmp_path, "distill.ema=0.9", "distill.mixup=0.2")
+        measured = MeasuredSpeeds(setup.dataset, find_facts(setup, "run"), "cpu", clock)
         monkeypatch.setattr(MeasuredSpeeds, "_is_replayed", lambda *_: True)
-        network = measured._network(job.recipe, role)
+        network = measured._network(setup.recipe, role)
         before = {name: value.clone() for name, value in network.state_dict().items()}
-        assert measured.train_s(job.recipe, role, 32) == pytest.approx(0.01 / batch_size)
+        assert measured.train_s(setup.recipe, role, 32) == pytest.approx(0.01 / batch_size)
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
         spent = clock()
-        longer = job.recipe.with_overrides(["teacher.epochs=50", "distill.epochs=70"])
-        assert measured.train_s(longer, role, 32) == measured.train_s(job.recipe, role, 32)
+        longer = setup.recipe.with_overrides(["teacher.epochs=50", "distill.epochs=70"])
+        assert measured.train_s(longer, role, 32) == measured.train_s(setup.recipe, role, 32)
         assert clock() == spent, "remembered, for any number of epochs"
 
     @pytest.mark.parametrize(
@@ -210,10 +211,10 @@ class TestOnAGpu:
         self, device: str, settings: tuple[str, ...], processes: int, replayed: list[bool],
         class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
-        job = open_job(class_folders, tmp_path, *settings)
-        measured = MeasuredSpeeds(job.dataset, find_facts(job, "run"), device)
+        setup = make_setup(class_folders, tmp_path, *settings)
+        measured = MeasuredSpeeds(setup.dataset, find_facts(setup, "run"), device)
         monkeypatch.setattr(speeds.distributed, "world_size", lambda: processes)
-        assert [measured._is_replayed(job.recipe, role) for role in ("teacher", "student")] == replayed
+        assert [measured._is_replayed(setup.recipe, role) for role in ("teacher", "student")] == replayed
 
 
 def never(*arguments: object) -> None:
@@ -225,29 +226,29 @@ class TestWhatIsThere:
         self, class_folders: Path, tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("KD_TOOLKIT_CACHE", str(tmp_path / "cache"))
-        job = open_job(class_folders, tmp_path / "m", writes=False)
-        planned = forecast(job, work, "run")
+        setup = make_setup(class_folders, tmp_path / "m", writes=False)
+        planned = forecast(setup, work, "run")
         decode = planned.stages[0]
         assert (decode.name, decode.images) == ("decode", 60)
         assert decode.disk_bytes == 60 * 36 * 43 * 3
         assert not (tmp_path / "m").exists()
         assert not list((tmp_path / "cache").rglob("*.rgb"))
 
-    def test_what_was_made_counts_nothing_and_other_settings_make_it_again(
+    def test_existing_work_counts_nothing_and_other_settings_make_it_again(
         self, class_folders: Path, tmp_path: Path, work: Work
     ) -> None:
         quick = ("teacher.epochs=1", "distill.epochs=1", "distill.teacher_views=1", "distill.control=true")
-        job = open_job(class_folders, tmp_path, *quick)
-        pipeline.distill_student(job)
-        again = forecast(open_job(class_folders, tmp_path, *quick), work)
+        setup = make_setup(class_folders, tmp_path, *quick)
+        pipeline.distill_student(setup)
+        again = forecast(make_setup(class_folders, tmp_path, *quick), work)
         assert [stage.note for stage in again.stages] == [THERE] * 4
         assert again.seconds == 0
-        longer = forecast(open_job(class_folders, tmp_path, *quick, "distill.epochs=2"), work)
+        longer = forecast(make_setup(class_folders, tmp_path, *quick, "distill.epochs=2"), work)
         notes = {stage.name: stage.note for stage in longer.stages}
         assert notes == {"decode": THERE, "teacher": THERE, "teacher logits": THERE, "student": "", "control": ""}
-        forced = forecast(open_job(class_folders, tmp_path, *quick, force=True), work, "run")
+        forced = forecast(make_setup(class_folders, tmp_path, *quick, force=True), work, "run")
         assert {stage.name: stage.note for stage in forced.stages}["teacher"] == ""
-        other_teacher = forecast(open_job(class_folders, tmp_path, *quick, "teacher.epochs=2"), work)
+        other_teacher = forecast(make_setup(class_folders, tmp_path, *quick, "teacher.epochs=2"), work)
         assert {s.name: s.note for s in other_teacher.stages}["teacher"] == THERE, "distill takes the one that is there"
 
     def test_an_interrupted_run_s_epochs_are_behind_it(
@@ -264,14 +265,14 @@ class TestWhatIsThere:
 
         monkeypatch.setattr(Checkpoint, "save", stop_after_two)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.make_teacher(open_job(class_folders, tmp_path))
-        planned = forecast(open_job(class_folders, tmp_path, resume=True), work, "teacher")
+            pipeline.make_teacher(make_setup(class_folders, tmp_path))
+        planned = forecast(make_setup(class_folders, tmp_path, resume=True), work, "teacher")
         assert planned.stages[1].note == "resumes after epoch 2"
 
 
 class TestMinutes:
-    def fit(self, job: workspace.Workspace, wanted: float, **options: Any) -> tuple[workspace.Workspace, Forecast]:
-        return minutes.fit_job(job, "distill", wanted, minutes.time.perf_counter(), **options)
+    def fit(self, setup: StageSetup, wanted: float, **options: Any) -> tuple[StageSetup, Forecast]:
+        return minutes.fit_setup(setup, "distill", wanted, minutes.time.perf_counter(), **options)
 
     @pytest.fixture(autouse=True)
     def _slow_networks(self, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,37 +289,37 @@ class TestMinutes:
     def test_the_choice_is_said_and_can_be_repeated_without(
         self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        job, planned = self.fit(open_job(class_folders, tmp_path, *self.LONG), 1)
+        setup, planned = self.fit(make_setup(class_folders, tmp_path, *self.LONG), 1)
         assert 0.5 * 54 < planned.seconds <= 54
-        told = capsys.readouterr().err
-        assert "minutes: 1, of which the plan fills 90%; the unchanged recipe takes " in told
-        assert "gave up epochs of the teacher: " in told
-        flags = told.partition("the same without --minutes: ")[2].split("\n")[0].split()
+        printed = capsys.readouterr().err
+        assert "minutes: 1, of which the plan fills 90%; the unchanged recipe takes " in printed
+        assert "gave up epochs of the teacher: " in printed
+        flags = printed.partition("the same without --minutes: ")[2].split("\n")[0].split()
         assert set(flags[::2]) == {"--set"}
-        assert open_job(class_folders, tmp_path, *self.LONG, *flags[1::2]).recipe == job.recipe
+        assert make_setup(class_folders, tmp_path, *self.LONG, *flags[1::2]).recipe == setup.recipe
 
     def test_a_second_call_and_resume_keep_it_and_force_chooses_again(
         self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        first, _ = self.fit(open_job(class_folders, tmp_path, *self.LONG), 1)
+        first, _ = self.fit(make_setup(class_folders, tmp_path, *self.LONG), 1)
         monkeypatch.setattr(minutes, "fit", never)
         for options in ({}, {"resume": True}, {"resume": True, "force": True}):
-            job, _ = self.fit(open_job(class_folders, tmp_path, *self.LONG, **options), 1)
-            assert job.recipe == first.recipe
-        told = capsys.readouterr().err
-        assert "minutes: as chosen before: --set distill.epochs=" in told
-        assert f" ({tmp_path / 'minutes.json'}; --force chooses again)\n" in told
+            setup, _ = self.fit(make_setup(class_folders, tmp_path, *self.LONG, **options), 1)
+            assert setup.recipe == first.recipe
+        printed = capsys.readouterr().err
+        assert "minutes: as chosen before: --set distill.epochs=" in printed
+        assert f" ({tmp_path / 'minutes.json'}; --force chooses again)\n" in printed
         for other, wanted in (
-            (open_job(class_folders, tmp_path, *self.LONG, force=True), 1),
-            (open_job(class_folders, tmp_path, *self.LONG), 2),
-            (open_job(class_folders, tmp_path, *self.LONG, "distill.alpha=0.4"), 1),
-            (open_job(class_folders, tmp_path, *self.LONG, 'teacher.weights="imagenet"'), 1),
+            (make_setup(class_folders, tmp_path, *self.LONG, force=True), 1),
+            (make_setup(class_folders, tmp_path, *self.LONG), 2),
+            (make_setup(class_folders, tmp_path, *self.LONG, "distill.alpha=0.4"), 1),
+            (make_setup(class_folders, tmp_path, *self.LONG, 'teacher.weights="imagenet"'), 1),
         ):
             with pytest.raises(AssertionError, match="measured already"):
                 self.fit(other, wanted)
 
     @pytest.mark.parametrize("given_up", [("data.share=0.1",), ("data.image_size=48", "data.resize=48")])
-    def test_settings_that_follow_the_pictures_are_repeated_too_where_these_change(
+    def test_settings_that_follow_the_pictures_are_repeated_too_if_these_change(
         self, given_up: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:  # fmt: skip
@@ -337,47 +338,46 @@ class TestMinutes:
         monkeypatch.setattr(minutes, "fit", fit)
         own = ("student.base=4", "training.precision=fp32")
         data, out = str(tmp_path / "data"), tmp_path / "m"
-        job, _ = self.fit(workspace.open_for_training(None, data, out, [*own], device="cpu"), 1)
-        told = capsys.readouterr().err.partition("the same without --minutes: ")[2].split("\n")[0].split()
+        setup, _ = self.fit(prepare_training(None, data, out, [*own], device="cpu"), 1)
+        printed = capsys.readouterr().err.partition("the same without --minutes: ")[2].split("\n")[0].split()
         again, kept = (
-            workspace.open_for_training(None, data, out, [*own, *overrides], device="cpu")
-            for overrides in (told[1::2], [])
+            prepare_training(None, data, out, [*own, *overrides], device="cpu") for overrides in (printed[1::2], [])
         )
-        assert again.recipe == job.recipe
-        assert self.fit(kept, 1)[0].recipe == job.recipe, "the choice that is kept is the same"
-        less = [setting for setting in told[1::2] if setting.startswith((*given_up, "distill.epochs"))]
-        other = workspace.open_for_training(None, data, out, [*own, *less], device="cpu")
-        assert other.recipe != job.recipe, "what the flags would give without them"
+        assert again.recipe == setup.recipe
+        assert self.fit(kept, 1)[0].recipe == setup.recipe, "the choice that is kept is the same"
+        less = [setting for setting in printed[1::2] if setting.startswith((*given_up, "distill.epochs"))]
+        other = prepare_training(None, data, out, [*own, *less], device="cpu")
+        assert other.recipe != setup.recipe, "what the flags would give without them"
 
-    def test_what_is_there_needs_no_time(
+    def test_existing_work_needs_no_time(
         self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         quick = ("teacher.epochs=1", "distill.epochs=1", "distill.control=false")
-        pipeline.distill_student(open_job(class_folders, tmp_path, *quick))
+        pipeline.distill_student(make_setup(class_folders, tmp_path, *quick))
         capsys.readouterr()
-        job, planned = self.fit(open_job(class_folders, tmp_path, *quick), 0.01)
-        assert (job.recipe.distill.epochs, planned.seconds) == (1, 0)
+        setup, planned = self.fit(make_setup(class_folders, tmp_path, *quick), 0.01)
+        assert (setup.recipe.distill.epochs, planned.seconds) == (1, 0)
         assert "minutes: the unchanged recipe fits into 0.01\n" in capsys.readouterr().err
 
     def test_a_plan_keeps_nothing(self, class_folders: Path, tmp_path: Path) -> None:
-        self.fit(open_job(class_folders, tmp_path / "m", *self.LONG, writes=False), 1, writes=False)
+        self.fit(make_setup(class_folders, tmp_path / "m", *self.LONG, writes=False), 1, writes=False)
         assert not (tmp_path / "m").exists()
 
     def test_a_damaged_choice_is_one_line(self, class_folders: Path, tmp_path: Path) -> None:
-        job = open_job(class_folders, tmp_path, *self.LONG)
-        job.model_dir.minutes.write_text(json.dumps([1]))
+        setup = make_setup(class_folders, tmp_path, *self.LONG)
+        setup.model_dir.minutes.write_text(json.dumps([1]))
         with pytest.raises(
             ArtifactError, match=r"minutes\.json cannot be read; delete it, then --minutes chooses again"
         ):
-            self.fit(job, 1)
+            self.fit(setup, 1)
 
-    def test_what_fits_is_said_to(
+    def test_a_recipe_that_fits_is_said_to_fit(
         self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        job, _ = self.fit(open_job(class_folders, tmp_path), 60)
-        assert job.recipe == open_job(class_folders, tmp_path).recipe
+        setup, _ = self.fit(make_setup(class_folders, tmp_path), 60)
+        assert setup.recipe == make_setup(class_folders, tmp_path).recipe
         assert "minutes: the unchanged recipe fits into 60\n" in capsys.readouterr().err
-        again, _ = self.fit(open_job(class_folders, tmp_path), 60)
-        assert again.recipe == job.recipe
-        told = f"minutes: the recipe fits into 60, as before ({tmp_path / 'minutes.json'}; --force chooses again)\n"
-        assert told in capsys.readouterr().err
+        again, _ = self.fit(make_setup(class_folders, tmp_path), 60)
+        assert again.recipe == setup.recipe
+        expected = f"minutes: the recipe fits into 60, as before ({tmp_path / 'minutes.json'}; --force chooses again)\n"
+        assert expected in capsys.readouterr().err

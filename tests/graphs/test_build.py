@@ -1,4 +1,4 @@
-"""The graph: its form is checked, and what cannot be exported is said."""
+"""The graph: its form is checked, and a network that cannot be exported is refused."""
 
 import logging
 import sys

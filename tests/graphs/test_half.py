@@ -1,4 +1,4 @@
-"""Half precision: near the float graph, of the same form, and float where float is needed."""
+"""Half precision: near the float graph, of the same form, with the parts in float that need it."""
 
 import numpy as np
 import onnx

@@ -1,4 +1,4 @@
-"""Layers of a graph: which they are, what flows between them, and what the network calls them."""
+"""Layers of a graph: their list, the nodes between them, and their names in the network."""
 
 import pytest
 from onnx import helper

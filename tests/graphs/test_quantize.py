@@ -1,4 +1,4 @@
-"""Int8 graphs: close to the float graph, in the form that was asked for, and float where it was asked for."""
+"""Int8 graphs: close to the float graph, in the form that was asked for, with float layers if they were asked for."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from toolkit.graphs import quantize as module
 from toolkit.graphs.build import build_graph, check_graph, set_metadata
 from toolkit.graphs.quantize import BETWEEN, Quantizer, _stride
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import Calibration
+from toolkit.settings import Calibration
 
 IMAGES = (
     np.random.default_rng(0).integers(0, 256, (24, SIDE // 8, SIDE // 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
@@ -169,7 +169,7 @@ class TestWithoutVnni:
             assert 60 <= np.abs(values.astype(int)).max() <= 64, "all of the range, and no more"
         assert np.iinfo(np.int16).max >= 2 * 255 * 64
 
-    def test_in_the_worst_case_a_layer_is_exact_where_8_bits_are_not(
+    def test_in_the_worst_case_a_layer_is_exact_and_with_8_bits_it_is_not(
         self, int8: onnx.ModelProto, eight_bits: onnx.ModelProto
     ) -> None:
         for model, exact in ((int8, True), (eight_bits, False)):

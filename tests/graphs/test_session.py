@@ -1,4 +1,4 @@
-"""The one way to a session: what is asked for is what onnxruntime is given."""
+"""The one way to a session: onnxruntime gets every argument."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def test_a_file_and_its_content_answer_alike(tmp_path: Path) -> None:
     np.testing.assert_allclose(answers[0], 10 * IMAGES.mean((1, 2)) / 255, rtol=1e-5)
 
 
-def test_what_is_asked_for_reaches_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_argument_reaches_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[tuple[Any, ...]] = []
 
     def remember(
@@ -40,7 +40,7 @@ def test_what_is_asked_for_reaches_onnxruntime(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "expected"),
     [
         ("[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model failed:Protobuf parsing failed.", "Load model failed"),
         (
@@ -52,9 +52,9 @@ def test_what_is_asked_for_reaches_onnxruntime(monkeypatch: pytest.MonkeyPatch) 
         ("no code", "no code"),
     ],
 )
-def test_a_refusal_is_one_line_without_its_code(message: str, told: str) -> None:
+def test_a_refusal_is_one_line_without_its_code(message: str, expected: str) -> None:
     found = why_refused(RuntimeError(message))
-    assert found.startswith(told)
+    assert found.startswith(expected)
     assert "\n" not in found
 
 

@@ -67,7 +67,7 @@ def test_own_work_is_not_others(tmp_path: Path) -> None:
     assert Second(tmp_path, *columns, own_s=2.01).other_load_cores() == 0.0, "clocks are not of one mind"
 
 
-def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
+def test_a_system_that_does_not_say(tmp_path: Path) -> None:
     assert activity.other_load_cores(tmp_path, seconds=0) is None
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "stat").write_text("cpu  1 2\n")

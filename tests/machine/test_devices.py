@@ -51,7 +51,7 @@ def test_auto_takes_the_first_working_gpu(monkeypatch: pytest.MonkeyPatch, capsy
 
 @pytest.mark.parametrize(("name", "device"), [("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:2", "cuda:2")])
 def test_no_other_gpu_is_touched(monkeypatch: pytest.MonkeyPatch, name: str, device: str) -> None:
-    """A context takes some 0.4 GB of a GPU, and is refused where the GPU is another process's alone."""
+    """A context takes some 0.4 GB of a GPU, and is refused if the GPU belongs to another process alone."""
     gpus = Gpus(monkeypatch, cuda_0="", cuda_1="", cuda_2="")
     assert devices.pick_device(name) == device
     assert gpus.touched == [device]
@@ -101,10 +101,10 @@ def test_a_visible_gpu_that_torch_cannot_count_has_torchs_reason(
     monkeypatch.setattr(torch.cuda, "is_available", is_available)
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     monkeypatch.setattr(hardware, "visible_gpus", lambda: ["NVIDIA H200"])
-    told = "The NVIDIA driver on your system is too old (found 470)"
-    assert devices.probe_devices()["cuda:0"] == told
+    expected = "The NVIDIA driver on your system is too old (found 470)"
+    assert devices.probe_devices()["cuda:0"] == expected
     assert devices.pick_device("auto") == "cpu"
-    assert f"(cuda:0: {told})" in capsys.readouterr().err
+    assert f"(cuda:0: {expected})" in capsys.readouterr().err
     with pytest.raises(DeviceError, match=r"device cuda cannot be used: The NVIDIA driver .*; available: cpu; choose"):
         devices.pick_device("cuda")
 

@@ -15,7 +15,7 @@ GIB = 2**30
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
-def test_cpu_name_on_x86_and_where_there_is_no_cpuinfo(tmp_path: Path) -> None:
+def test_cpu_name_on_x86_and_without_cpuinfo(tmp_path: Path) -> None:
     assert hardware.cpu_name(tmp_path)
     write_files(tmp_path, {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\nflags\t: a b\n"})
     assert hardware.cpu_name(tmp_path) == "Some CPU @ 3 GHz"

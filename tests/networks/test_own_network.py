@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from toolkit import architectures, control_process, pipeline, workspace
+from toolkit import architectures, control_process, pipeline
 from toolkit.bench.measure import first_use
 from toolkit.bench.measure.rows import Row
 from toolkit.bench.schema import Report
@@ -24,10 +24,11 @@ from toolkit.networks.registry import NetworkSettings, NetworkSpec, build, regis
 from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
 from toolkit.runtimes.pytorch import TorchPredictor
+from toolkit.stage_setup import prepare_training
 
 
 class PlainSettings(NetworkSettings):
-    """Of `plain`."""
+    """The settings of `plain`."""
 
     channels: int = Field(6, ge=1, le=64, description="channels of its convolution")
 
@@ -57,7 +58,7 @@ SMALL = [
 
 @pytest.fixture
 def registering(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
+    """Networks that a test registers are forgotten after it."""
     for module, name in ((registry, "_builders"), (registry, "_modules"), (architectures, "_settings")):
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
@@ -66,8 +67,8 @@ def registering(monkeypatch: pytest.MonkeyPatch) -> None:
 def finished(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """The model directory and the report of a `toolkit run` with the network as student and teacher."""
     out = tmp_path_factory.mktemp("own")
-    job = workspace.open_for_training(None, str(class_folders), out, [*SMALL, *OWN], device="cpu")
-    return out, pipeline.run_all(job)
+    setup = prepare_training(None, str(class_folders), out, [*SMALL, *OWN], device="cpu")
+    return out, pipeline.run_all(setup)
 
 
 @pytest.mark.slow
@@ -93,12 +94,12 @@ class TestFromEndToEnd:
     ) -> None:
         from toolkit.distill.student import student_settings
 
-        job = workspace.open_for_training(None, str(class_folders), finished[0], [*SMALL, *OWN], device="cpu")
+        setup = prepare_training(None, str(class_folders), finished[0], [*SMALL, *OWN], device="cpu")
         teacher = finished[0] / "teacher.safetensors"
-        settings = student_settings(job.recipe, job.dataset, teacher)
+        settings = student_settings(setup.recipe, setup.dataset, teacher)
         assert settings["recipe_sha256"] == read_info(finished[0] / "student.safetensors").recipe_sha256
-        wider = job.recipe.with_overrides(["student.channels=7"])
-        assert student_settings(wider, job.dataset, teacher) != settings
+        wider = setup.recipe.with_overrides(["student.channels=7"])
+        assert student_settings(wider, setup.dataset, teacher) != settings
 
 
 class TestRecipe:
@@ -126,7 +127,7 @@ class TestRecipe:
             ("student.base=8", r"unknown key student\.base; valid here: architecture, and for plain: channels$"),
         ],
     )
-    def test_what_it_does_not_take_is_refused(self, override: str, message: str) -> None:
+    def test_settings_that_it_does_not_take_are_refused(self, override: str, message: str) -> None:
         with pytest.raises(RecipeError, match=message) as caught:
             Recipe().with_overrides([*OWN, override])
         assert "\n" not in str(caught.value)
@@ -185,7 +186,7 @@ class TestBuild:
         with pytest.raises(RecipeError, match=r"odd answers one image of 2 classes with \(1, 768\); a network has to"):
             build("odd", 2, image_size=16)
 
-    def test_an_error_of_the_builder_is_not_told_as_one_of_the_size(self, registering: None) -> None:
+    def test_an_error_of_the_builder_is_not_reported_as_one_of_the_size(self, registering: None) -> None:
         def broken(num_classes: int) -> nn.Module:
             raise ValueError("channels must be even")
 
@@ -208,7 +209,7 @@ def test_the_document_s_network(registering: None, tmp_path: Path, monkeypatch: 
 def test_an_unknown_architecture_is_said_before_any_work(tmp_path: Path) -> None:
     for section in ("student", "teacher"):
         with pytest.raises(RecipeError, match="unknown architecture 'plane'; did you mean plain"):
-            workspace.open_for_training(None, "nowhere", tmp_path / "m", [f"{section}.architecture=plane"])
+            prepare_training(None, "nowhere", tmp_path / "m", [f"{section}.architecture=plane"])
     assert not (tmp_path / "m").exists()
 
 

@@ -79,7 +79,7 @@ def test_the_size_check_changes_nothing() -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_unknown_names_are_told_the_nearest() -> None:
+def test_unknown_names_get_the_nearest_one() -> None:
     with pytest.raises(RecipeError, match=r"unknown architecture 'resnt18'; did you mean resnet18 "):
         build("resnt18", 3)
     with pytest.raises(RecipeError, match=r"unknown architecture 'qqq'; allowed: depthwise, any classifier"):

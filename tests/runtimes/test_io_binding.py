@@ -1,4 +1,4 @@
-"""I/O binding: with the real interface on the CPU, and what a session on CUDA is asked for by one that remembers."""
+"""I/O binding: with the real interface on the CPU, and the calls to a session on CUDA, by one that remembers them."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def open_on_cuda(path: Path, monkeypatch: pytest.MonkeyPatch, fake: OnCuda) -> I
     return IoBindingPredictor(path, "cuda:1", 1)
 
 
-def test_what_is_bound_lies_on_the_gpu_and_one_image_is_a_graph(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bound_arrays_lie_on_the_gpu_and_one_image_is_a_graph(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = OnnxPredictor(path, "cpu", 1)
     fake = OnCuda()
     bound = open_on_cuda(path, monkeypatch, fake)
@@ -90,7 +90,7 @@ OPENING = (
         (OnCuda(wrong=0.1), "its answers differ from those without"),
     ],
 )
-def test_where_a_graph_does_not_hold_it_goes_without_and_says_so(
+def test_if_a_graph_does_not_hold_it_goes_without_and_says_so(
     path: Path, monkeypatch: pytest.MonkeyPatch, fake: OnCuda, reason: str
 ) -> None:
     plain = OnnxPredictor(path, "cpu", 1)

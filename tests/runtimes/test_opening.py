@@ -1,4 +1,4 @@
-"""The table of runtimes: what may be asked for is in it, and looking into it starts none of them."""
+"""The table of runtimes: it has every runtime that may be asked for, and reading it starts none of them."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Placement: by hand from what a session tells, and of a real session."""
+"""Placement: by hand from a session's list of nodes, and of a real session."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +15,8 @@ from toolkit.runtimes.placement import RECORD, Placement
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
-class ToldSession:
-    """Stands for a session whose nodes were placed as the test says, one subgraph a node: provider, operator, name."""
+class PlacedSession:
+    """Stands for a session with these placed nodes, one subgraph per node: provider, operator, name."""
 
     def __init__(self, *placed: tuple[str, ...]) -> None:
         self.placed = placed
@@ -65,7 +65,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_nodes_are_gathered_by_provider() -> None:
-    placement = Placement.of(ToldSession((CUDA, "Conv", "a"), (CPU, "Shape", "b"), (CUDA, "Relu", "c"), (CPU, "Gemm")))
+    placement = Placement.of(
+        PlacedSession((CUDA, "Conv", "a"), (CPU, "Shape", "b"), (CUDA, "Relu", "c"), (CPU, "Gemm"))
+    )
     assert placement.nodes == {CUDA: [("a", "Conv"), ("c", "Relu")], CPU: [("b", "Shape"), ("", "Gemm")]}
     assert placement.heavy == {CUDA: 1, CPU: 1}
 
@@ -81,8 +83,8 @@ def test_nodes_are_gathered_by_provider() -> None:
         ([], CUDA),
     ],
 )
-def test_who_does_the_work(placed: list[tuple[str, str]], main: str) -> None:
-    assert Placement.of(ToldSession(*placed)).main_provider(CUDA) == main
+def test_the_provider_that_does_most_of_the_work(placed: list[tuple[str, str]], main: str) -> None:
+    assert Placement.of(PlacedSession(*placed)).main_provider(CUDA) == main
 
 
 @pytest.mark.parametrize(
@@ -96,18 +98,20 @@ def test_who_does_the_work(placed: list[tuple[str, str]], main: str) -> None:
         (["Cast", "Reshape", "Gemm"], f"3 of its 3 operators run on {CPU} (Cast, Reshape, Gemm)"),
     ],
 )
-def test_what_the_images_go_through_elsewhere_is_told(path: Path, on_cpu: list[str], strays: str) -> None:
+def test_operators_of_the_images_elsewhere_are_reported(path: Path, on_cpu: list[str], strays: str) -> None:
     names = [node.name for node in onnx.load(path).graph.node]
-    placement = Placement.of(ToldSession(*((CPU if name in on_cpu else CUDA, name, name) for name in names)))
+    placement = Placement.of(PlacedSession(*((CPU if name in on_cpu else CUDA, name, name) for name in names)))
     assert placement.describe_strays(CUDA, path) == strays
 
 
-def test_of_what_onnxruntime_rewrote_the_heavy_operators_count(path: Path) -> None:
-    placement = Placement.of(ToldSession((CUDA, "Gemm", "Gemm"), (CPU, "Conv", "Conv_token_7"), (CPU, "Slice", "new")))
+def test_of_operators_that_onnxruntime_rewrote_the_heavy_ones_count(path: Path) -> None:
+    placement = Placement.of(
+        PlacedSession((CUDA, "Gemm", "Gemm"), (CPU, "Conv", "Conv_token_7"), (CPU, "Slice", "new"))
+    )
     assert placement.describe_strays(CUDA, path) == f"1 of its 2 operators run on {CPU} (Conv)"
 
 
-def test_a_real_session_tells_every_node(path: Path) -> None:
+def test_a_real_session_lists_every_node(path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry(RECORD, "1")

@@ -1,4 +1,4 @@
-"""Predictors: torch, onnxruntime and OpenVINO behind one Protocol, and what they refuse."""
+"""Predictors: torch, onnxruntime and OpenVINO behind one interface, and their refusals."""
 
 import importlib.util
 import json
@@ -67,7 +67,7 @@ def images(count: int) -> np.ndarray:
 
 
 class TestAll:
-    def test_what_it_says_of_itself(self, predictor: Predictor) -> None:
+    def test_its_description(self, predictor: Predictor) -> None:
         assert predictor.classes == CLASSES
         assert predictor.preprocess == PREPROCESS
         assert (predictor.runtime, predictor.provider) in {("torch", "cpu"), ("onnxruntime", CPU), ("openvino", "CPU")}
@@ -188,8 +188,10 @@ class TestOnnx:
         real = onnxruntime.InferenceSession
         monkeypatch.setattr(onnxruntime, "InferenceSession", Elsewhere)
         monkeypatch.setattr(onnx_runtime, "pick_provider", lambda _: "CUDAExecutionProvider")
-        told = r"onnxruntime put student\.onnx on CPUExecutionProvider instead of CUDAExecutionProvider; see `toolkit"
-        with pytest.raises(DeviceError, match=told):
+        expected = (
+            r"onnxruntime put student\.onnx on CPUExecutionProvider instead of CUDAExecutionProvider; see `toolkit"
+        )
+        with pytest.raises(DeviceError, match=expected):
             OnnxPredictor(onnx_file, "cuda")
 
     def placed(self, onnx_file: Path, monkeypatch: pytest.MonkeyPatch, *nodes: tuple[str, str]) -> None:
@@ -222,14 +224,14 @@ class TestOnnx:
         monkeypatch.setattr(onnxruntime, "InferenceSession", Placed)
         monkeypatch.setattr(onnx_runtime, "pick_provider", lambda _: CUDA)
 
-    def test_what_no_image_goes_through_may_run_elsewhere(
+    def test_operators_that_no_image_goes_through_may_run_elsewhere(
         self, onnx_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         self.placed(onnx_file, monkeypatch, (CUDA, "Conv"), (CUDA, "Gemm"), (CPU, "Shape"), (CPU, "Gather"))
         assert OnnxPredictor(onnx_file, "cuda").provider == CUDA
         assert capsys.readouterr().err == ""
 
-    def test_operators_elsewhere_are_refused_where_the_provider_was_wished_for(
+    def test_operators_elsewhere_are_refused_if_the_provider_was_requested(
         self, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.placed(
@@ -263,7 +265,7 @@ class TestOnnx:
     def test_cuda_s_options(
         self, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: str, provider: str, gpu: str
     ) -> None:
-        """Its own GPU, no search by trial, true float32; the tensor cores' layout, but where weights are int8."""
+        """Its own GPU, no search by trial, true float32; the tensor cores' layout, except if weights are int8."""
         asked: list[Any] = []
         self.placed(onnx_file, monkeypatch, (CUDA, "Conv"))
         placed = onnxruntime.InferenceSession
@@ -340,7 +342,7 @@ class TestOnnx:
 
 @needs_openvino
 class TestOpenVino:
-    def test_arithmetic_is_fp32_even_where_the_cpu_has_bfloat16(self, onnx_file: Path) -> None:
+    def test_arithmetic_is_fp32_even_if_the_cpu_has_bfloat16(self, onnx_file: Path) -> None:
         in_openvino, in_onnxruntime = OpenVinoPredictor(onnx_file, 1), OnnxPredictor(onnx_file, "cpu", 1)
         np.testing.assert_allclose(in_openvino.logits(images(9)), in_onnxruntime.logits(images(9)), rtol=0, atol=1e-5)
         assert in_openvino.metadata == in_onnxruntime.metadata
@@ -415,7 +417,9 @@ class TestTorch:
         np.testing.assert_allclose(half.logits(images(5)), whole.logits(images(5)), rtol=0, atol=2e-2)
         assert not np.array_equal(half.logits(images(5)), whole.logits(images(5)))
 
-    def test_a_compiler_that_fails_is_told_in_one_line(self, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_compiler_that_fails_is_reported_in_one_line(
+        self, weights: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from torch._dynamo.exc import TorchDynamoException
 
         def fail(_: torch.Tensor) -> torch.Tensor:

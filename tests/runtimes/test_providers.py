@@ -100,7 +100,7 @@ def test_a_gpu_without_kernels_for_nhwc_runs_in_nchw(monkeypatch: pytest.MonkeyP
     assert providers.session_providers(CUDA)[0][1]["prefer_nhwc"] == "1", "another GPU was not tried"
 
 
-def test_a_gpu_that_runs_in_neither_layout_tells_the_first_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_runs_in_no_layout_gives_the_first_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     reasons = iter(["no kernel for NHWC", "no kernel at all"])
 
     def create(*_: Any, **__: Any) -> FakeSession:
@@ -121,7 +121,7 @@ def test_the_wheel_knows_every_option() -> None:
             assert content.find(b"\0" + option.encode() + b"\0") > 0, option
 
 
-def test_where_a_model_s_operator_has_no_kernel_the_provider_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_a_model_s_operator_has_no_kernel_the_provider_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU's code for Softmax is missing: one convolution would never notice."""
 
     class NoSoftmax(FakeSession):

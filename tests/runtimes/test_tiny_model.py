@@ -1,4 +1,4 @@
-"""The tiny classifier that providers are tried with: its answer by another library, and what it stands for."""
+"""The tiny classifier that providers are tried with: its answer by another library, and its operators."""
 
 import numpy as np
 import onnx

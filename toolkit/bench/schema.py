@@ -1,4 +1,4 @@
-"""report.json, field by field: what `toolkit bench` writes, and what everything else reads from it.
+"""report.json, field by field: `toolkit bench` writes it, and everything else reads it.
 
 Schema 1: fields may be added, never renamed. Fractions are fractions (0.91), not percents. A description starts with
 the unit, if there is one: "ms; ...". A field with a default came later than the first reports, or is
@@ -21,9 +21,10 @@ Difference = Annotated[float, Field(ge=-1, le=1)]
 """of two fractions"""
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-BatchSize = Annotated[str, Field(pattern=r"^[1-9]\d*$")]
+MAX_COUNT = 2**63 - 1
+AtLeastOne = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+BatchSize = Annotated[str, Field(pattern=r"^[1-9]\d{0,8}$")]
 
 
 class Part(BaseModel):
@@ -125,7 +126,7 @@ class RowSpeed(Part):
     """How fast a row answers, and what its first use costs."""
 
     latency_ms: Latency = Field(description="ms; one image, from uint8 pixels to logits")
-    throughput_img_s: dict[BatchSize, Positive] = Field(description="images per second; by batch size")
+    throughput_img_s: dict[BatchSize, Positive] = Field(min_length=1, description="images per second; by batch size")
     end_to_end_ms: Duration | None = Field(
         None, description="ms; one image, from the file's bytes to probabilities; null for torch and I/O binding"
     )

@@ -15,8 +15,8 @@ from toolkit.cli.printing import command, print_end, print_json, print_written
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.pipeline import bench_models, require_runtimes
-from toolkit.recipe import BenchRecipe
-from toolkit.workspace import open_finished
+from toolkit.settings import BenchRecipe
+from toolkit.stage_setup import prepare_finished
 
 
 def measure(
@@ -32,19 +32,19 @@ def measure(
     """Benchmark a model directory; GateError if it is worse than the report at `baseline` allows."""
     start = time.perf_counter()
     before = _read_baseline(baseline, ModelDir(model)) if baseline else None
-    workspace = open_finished(model, recipe, data, overrides, device=device)
-    require_runtimes(workspace)
+    setup = prepare_finished(model, recipe, data, overrides, device=device)
+    require_runtimes(setup)
     if before is not None:
-        images = BenchImages.choose(workspace.dataset, workspace.test_pixels, workspace.recipe.bench.images)
+        images = BenchImages.choose(setup.dataset, setup.test_pixels, setup.recipe.bench.images)
         require_same_images(images.describe(), before.dataset)
-    report = bench_models(workspace, provider, before)
+    report = bench_models(setup, provider, before)
     if as_json:
         print_json(report.to_json())
     else:
         print_table(report)
-        print_written(written_files(workspace.model_dir))
+        print_written(written_files(setup.model_dir))
     # The gate comes after the figures: they are shown even if it fails.
-    held = _hold_against(report, before, workspace.recipe.bench) if before is not None else None
+    held = _hold_against(report, before, setup.recipe.bench) if before is not None else None
     if not as_json:
         if held is not None:
             console.out.print(held, markup=False)
@@ -84,5 +84,5 @@ def _read_baseline(path: Path, model_dir: ModelDir) -> Report:
 def _hold_against(report: Report, before: Report, bounds: BenchRecipe) -> str:
     """A line for the terminal; GateError if the report is worse than `before`."""
     rows = check_against_baseline(report, before, bounds.max_slowdown, bounds.max_drop)
-    told = f"at most {bounds.max_slowdown:g} times as slow, at most {100 * bounds.max_drop:g} points lost"
-    return f"baseline of {before.created}: {console.count(len(rows), 'row')} passed ({told})"
+    limits = f"at most {bounds.max_slowdown:g} times as slow, at most {100 * bounds.max_drop:g} points lost"
+    return f"baseline of {before.created}: {console.count(len(rows), 'row')} passed ({limits})"

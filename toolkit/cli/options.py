@@ -16,11 +16,11 @@ RECIPE, WHERE, HOW, OUTPUT = "Recipe and data", "Where", "How", "Output"
 """Panels of --help that several commands have."""
 
 Flags = dict[str, Any]
-"""Options that open_for_training passes on to the workspace."""
+"""Options that prepare_training passes on to the setup."""
 
 
 def add_seed(seed: int | None, overrides: list[str] | None) -> list[str]:
-    """What --seed and --set ask for, as overrides of the recipe; --set has the last word."""
+    """The overrides of the recipe that --seed and --set ask for; --set has the last word."""
     return [*([f"training.seed={seed}"] if seed is not None else []), *(overrides or [])]
 
 
@@ -78,6 +78,10 @@ ResumeOption = Annotated[
 ]
 ForceOption = Annotated[bool, flag("--force", HOW, "Replace what another run left in the model directory.")]
 StrictOption = Annotated[bool, flag("--strict", HOW, "Stop at an unreadable image; without this flag it is left out.")]
+NoFindingsOption = Annotated[
+    bool,
+    flag("--strict", HOW, "End with exit code 1 if there is any finding, be it a hidden file or an alpha channel."),
+]
 
 TensorboardOption = Annotated[
     bool, flag("--tensorboard", OUTPUT, "Also write DIR/tensorboard (needs kd-toolkit\\[tensorboard]).")

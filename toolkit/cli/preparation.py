@@ -1,8 +1,9 @@
 """Commands that write no model: doctor, data and plan; and the plan that a training stage prints at its start."""
 
-import json
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,7 @@ from toolkit.cli.options import (
     ForceOption,
     JsonOption,
     MinutesOption,
+    NoFindingsOption,
     OutOption,
     ProviderOption,
     RecipeOption,
@@ -30,9 +32,10 @@ from toolkit.cli.options import (
 from toolkit.cli.printing import command, print_json
 
 if TYPE_CHECKING:
+    from toolkit.data.findings import Finding
     from toolkit.forecast.facts import Command
     from toolkit.forecast.forecast import Forecast
-    from toolkit.workspace import Workspace
+    from toolkit.stage_setup import StageSetup
 
 
 def doctor(deep: DeepOption = False, as_json: JsonOption = False) -> None:
@@ -51,17 +54,16 @@ def doctor(deep: DeepOption = False, as_json: JsonOption = False) -> None:
 def data(
     source: Annotated[str, typer.Argument(metavar="NAME_OR_DIR", help="A named data set or a directory of images.")],
     overrides: SetOption = None,
-    strict: StrictOption = False,
+    strict: NoFindingsOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a data set: classes, sizes, unreadable files, images that are in two splits."""
+    """Check a data set: classes, sizes, what was passed over or read in a special way, what looks wrong."""
     from toolkit.data.check import check_dataset
     from toolkit.data.defaults import follow_pictures
     from toolkit.data.sources import builtin_recipe_of, load_dataset
-    from toolkit.errors import DataError
     from toolkit.recipe import Recipe
 
-    recipe = Recipe().with_overrides([f"data.source={json.dumps(source)}", *(overrides or [])])
+    recipe = Recipe().with_overrides({"data.source": source}).with_overrides(overrides or [])
     dataset = load_dataset(recipe.data)
     report = check_dataset(dataset)
     if as_json:
@@ -70,13 +72,24 @@ def data(
         report.print_table()
         if not builtin_recipe_of(source) and (line := follow_pictures(recipe, dataset.train)[1]):
             console.out.print(line, markup=False)
-    if strict and report.unreadable:
-        first = report.unreadable[0]
-        raise DataError(
-            f"{console.count(len(report.unreadable), 'unreadable image')} in {source}, "
-            f"the first is {first.name}: {first.reason}",
-            "repair or delete them, or leave out --strict to train without them",
-        )
+    if strict:
+        _refuse_findings(source, report.findings)
+
+
+def _refuse_findings(source: str, findings: "Sequence[Finding]") -> None:
+    """Raise DataError if there are findings; it counts them and names the worst one."""
+    from toolkit.data.findings import GROUPS
+    from toolkit.errors import DataError
+
+    if not findings:
+        return
+    otherwise = {"passed over": "take those files out", "read in a special way": "save those pictures as plain RGB"}
+    worst = max(findings, key=lambda finding: GROUPS.index(finding.group))
+    kinds = f" ({', '.join(finding.kind for finding in findings)}), among them" if len(findings) > 1 else ""
+    raise DataError(
+        f"{console.count(len(findings), 'finding')} in {source}{kinds}: {worst.sentence}",
+        f"{worst.remedy or otherwise.get(worst.group, 'mend it')}, or leave out --strict to accept them",
+    )
 
 
 def plan(
@@ -98,18 +111,15 @@ def plan(
     """Say what toolkit run would do with the same flags, and how long it would take; nothing is made."""
     start = time.perf_counter()
     from toolkit.forecast.command import warn_of_given_teacher
-    from toolkit.pipeline import refuse_several_processes, require_runtimes
-    from toolkit.runtimes.providers import require_provider
-    from toolkit.workspace import open_for_training
+    from toolkit.pipeline import set_up_run
+    from toolkit.stage_setup import prepare_training
 
-    refuse_several_processes()
-    require_provider(provider, device)
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
-    settings = add_seed(seed, overrides)
-    workspace = open_for_training(recipe, data, out, settings, device=device, writes=False, **flags)
-    require_runtimes(workspace)
-    workspace, planned = _make_plan(workspace, "run", minutes, start, writes=False)
-    warn_of_given_teacher(workspace, planned)
+    set_up = partial(
+        prepare_training, recipe, data, out, add_seed(seed, overrides), device=device, writes=False, **flags
+    )
+    setup, planned = _make_plan(set_up_run(set_up, device, provider), "run", minutes, start, writes=False)
+    warn_of_given_teacher(setup, planned)
     if as_json:
         print_json(planned.to_json())
         return
@@ -117,27 +127,27 @@ def plan(
     console.out.print(f"next: {command('run', *sys.argv[2:])}", markup=False)
 
 
-def say_plan(workspace: "Workspace", name: "Command", minutes: float | None, start: float) -> "Workspace":
-    """Print the plan on stderr, before the first image is decoded; returns the workspace, fitted into `minutes`.
+def say_plan(setup: "StageSetup", name: "Command", minutes: float | None, start: float) -> "StageSetup":
+    """Print the plan on stderr, before the first image is decoded; returns the setup, fitted into `minutes`.
 
     Raises ArtifactError if another process trains in the same directory.
     """
     from toolkit.distill.distributed import is_main
 
     if is_main():
-        workspace.model_dir.claim()
-    workspace, planned = _make_plan(workspace, name, minutes, start)
+        setup.model_dir.claim()
+    setup, planned = _make_plan(setup, name, minutes, start)
     planned.print_to(console.err)
-    return workspace
+    return setup
 
 
 def _make_plan(
-    workspace: "Workspace", name: "Command", minutes: float | None, start: float, *, writes: bool = True
-) -> "tuple[Workspace, Forecast]":
+    setup: "StageSetup", name: "Command", minutes: float | None, start: float, *, writes: bool = True
+) -> "tuple[StageSetup, Forecast]":
     if minutes is None:
         from toolkit.forecast.command import forecast_command
 
-        return workspace, forecast_command(workspace, name)
-    from toolkit.forecast.minutes import fit_job
+        return setup, forecast_command(setup, name)
+    from toolkit.forecast.minutes import fit_setup
 
-    return fit_job(workspace, name, minutes, start, writes=writes)
+    return fit_setup(setup, name, minutes, start, writes=writes)

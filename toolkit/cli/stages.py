@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,22 +75,18 @@ def run(
     start = time.perf_counter()
     from toolkit.bench.bench import written_files
     from toolkit.bench.report.table import print_table
-    from toolkit.pipeline import refuse_several_processes, require_runtimes, run_all
-    from toolkit.runtimes.providers import require_provider
-    from toolkit.workspace import open_for_training
+    from toolkit.pipeline import run_all, set_up_run
+    from toolkit.stage_setup import prepare_training
 
-    refuse_several_processes()
-    require_provider(provider, device)  # training takes hours, and onnxruntime's turn comes after it
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
-    workspace = open_for_training(recipe, data, out, add_seed(seed, overrides), device=device, **flags)
-    require_runtimes(workspace)
-    workspace = say_plan(workspace, "run", minutes, start)
-    report = run_all(workspace, provider)
+    set_up = partial(prepare_training, recipe, data, out, add_seed(seed, overrides), device=device, **flags)
+    setup = say_plan(set_up_run(set_up, device, provider), "run", minutes, start)
+    report = run_all(setup, provider)
     if as_json:
         print_json(report.to_json())
         return
     print_table(report)
-    directory = workspace.model_dir
+    directory = setup.model_dir
     print_written(
         [
             *(directory.weights(role) for role in ("teacher", "student")),
@@ -118,15 +115,15 @@ def teacher(
     """Train the teacher, fine-tune it from ImageNet, or import one with --weights."""
     start = time.perf_counter()
     from toolkit.pipeline import make_teacher
-    from toolkit.workspace import open_for_training
+    from toolkit.stage_setup import prepare_training
 
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard}
     carried_on = add_seed(seed, overrides)
     own = [f"teacher.weights={json.dumps(weights)}"] if weights is not None else []
-    workspace = open_for_training(recipe, data, out, [*own, *carried_on], device=device, **flags)
-    workspace = say_plan(workspace, "teacher", minutes, start)
-    made = make_teacher(workspace)
-    next_flags = training_flags(recipe, data, carried_on, workspace.model_dir.path)
+    setup = prepare_training(recipe, data, out, [*own, *carried_on], device=device, **flags)
+    setup = say_plan(setup, "teacher", minutes, start)
+    made = make_teacher(setup)
+    next_flags = training_flags(recipe, data, carried_on, setup.model_dir.path)
     print_weights("teacher", made, start, command("distill", *next_flags), as_json)
 
 
@@ -148,13 +145,13 @@ def distill(
     """Distil the student from the teacher; a directory without a teacher gets one first."""
     start = time.perf_counter()
     from toolkit.pipeline import distill_student
-    from toolkit.workspace import open_for_training
+    from toolkit.stage_setup import prepare_training
 
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
-    workspace = open_for_training(recipe, data, out, add_seed(seed, overrides), device=device, **flags)
-    workspace = say_plan(workspace, "distill", minutes, start)
-    made = distill_student(workspace)
-    print_weights("student", made, start, command("export", workspace.model_dir.path), as_json)
+    setup = prepare_training(recipe, data, out, add_seed(seed, overrides), device=device, **flags)
+    setup = say_plan(setup, "distill", minutes, start)
+    made = distill_student(setup)
+    print_weights("student", made, start, command("export", setup.model_dir.path), as_json)
 
 
 def export(
@@ -180,19 +177,19 @@ def export(
         raise UsageError("--out is for a weights file; a directory is exported in place", "leave out --out")
     start = time.perf_counter()
     from toolkit.pipeline import export_models, export_weights, write_triton_models
-    from toolkit.workspace import Choice, open_finished, open_weights_file
+    from toolkit.stage_setup import Choice, prepare_finished, weights_setup
 
     if triton is not None:
         ModelDir(triton).make()  # proves, before any work, that it can be written to
     settings = [*(overrides or []), *([f"export.max_drop={max_drop}"] if max_drop is not None else [])]
     smaller: tuple[FilePrecision, ...] = (*(("fp16",) if fp16 else ()), *(("int8",) if int8 else ()))
     if model.is_file():
-        workspace = open_weights_file(model, Choice(recipe, data, out, settings), force=force)
-        exported = export_weights(workspace, model, smaller, with_images=data is not None)
+        setup = weights_setup(model, Choice(recipe, data, out, settings), force=force)
+        exported = export_weights(setup, model, smaller, with_images=data is not None)
         next_command = command("predict", exported[0].path, "IMAGE")
     else:
-        workspace = open_finished(model, recipe, data, settings, device="cpu", force=force)
-        exported = export_models(workspace, smaller)
+        setup = prepare_finished(model, recipe, data, settings, device="cpu", force=force)
+        exported = export_models(setup, smaller)
         next_command = command("bench", model)
     name = exported[0].path.resolve().parent.name
     folders = write_triton_models(triton, name, exported, force=force) if triton is not None else []

@@ -72,7 +72,7 @@ def to_image(value: object, where: str) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Part:
-    """One split: what was given, and a number for each label."""
+    """One split: its images as they were given, and a number for each label."""
 
     split: Split
     images: SomeImages
@@ -83,15 +83,16 @@ class _Part:
         if len(images) != len(labels):
             raise DataError(f"{split} has {len(images)} images and {len(labels)} labels", "give one label per image")
         numbers = [_number_of(label, names, f"{split} label {i}") for i, label in enumerate(labels)]
-        if missing := sorted(set(range(len(names))) - set(numbers)):
+        missing = sorted(set(range(len(names))) - set(numbers))
+        if missing and split == "train":
             raise DataError(
                 f"class {names[missing[0]]!r} ({missing[0]}) has no images in {split}",
-                "every split that is given needs images of every class",
+                "a network learns from these: give images of every class",
             )
         return cls(split, images, numbers)
 
     def read(self, index: int) -> Image.Image:
-        """RGB, or grey where the array is."""
+        """RGB, or grey if the array is grey."""
         where = f"{self.split} image {index}"
         image = to_image(self.images[index], where)
         try:
@@ -122,9 +123,7 @@ def _number_of(label: object, names: list[str], where: str) -> int:
 def _to_number(label: object, where: str) -> int:
     if isinstance(label, (int, np.integer)):
         return int(label)
-    raise DataError(
-        f"{where} is {label!r}: neither a class number nor a class name", "give whole numbers from 0, or names"
-    )
+    raise DataError(f"{where} is {label!r}, not a class number or a class name", "give whole numbers from 0, or names")
 
 
 def _check_names(classes: list[str], name: str) -> None:
@@ -142,7 +141,7 @@ def _check_names(classes: list[str], name: str) -> None:
 
 
 def _fingerprint(parts: list[_Part], classes: list[str], name: str) -> str:
-    """Of names, labels, shapes and pixels; 32 hexadecimal digits of a SHA-256."""
+    """SHA-256 of names, labels, shapes and pixels; its first 32 hexadecimal digits."""
     total = sha256("\n".join((name, *classes)).encode())
     for part in parts:
         for index, label in enumerate(part.labels):
@@ -164,7 +163,7 @@ def _write(folder: Path, parts: list[_Part], classes: list[str], name: str) -> N
         (root / "classes.txt").write_text("".join(f"{line}\n" for line in classes), encoding="utf-8")
         temporary.rename(folder)
     except OSError as error:
-        if not folder.is_dir():  # another process was faster otherwise
+        if not folder.is_dir():  # else another process was faster
             raise DataError(f"cannot keep images in the cache, {folder.parent}: {error.strerror}", REMEDY) from None
     finally:
         if temporary is not None:
@@ -172,7 +171,7 @@ def _write(folder: Path, parts: list[_Part], classes: list[str], name: str) -> N
 
 
 def _folders_of(classes: list[str]) -> list[str]:
-    """The numbers of the classes, as their names may hold a slash; unless the names are those very numbers, mixed."""
+    """The numbers of the classes, because names may hold a slash; the names if they are these numbers in any order."""
     numbers = [str(number) for number in range(len(classes))]
     return classes if set(classes) == set(numbers) else numbers
 

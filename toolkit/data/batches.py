@@ -15,7 +15,7 @@ from toolkit.data.device_views import DeviceViews
 from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels
 from toolkit.data.views import Indices, MixDraw, draw_mix, draw_views, mix_targets, mix_views, render_views
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 Items = TypeVar("Items", bound=np.ndarray | Tensor)
 
@@ -23,7 +23,7 @@ Items = TypeVar("Items", bound=np.ndarray | Tensor)
 def batches(order: Items, batch_size: int, least: int) -> Iterator[Items]:
     """Consecutive batches; a last batch of fewer than `least` images joins the one before.
 
-    Batch statistics need two images, and every process that trains its share of each batch.
+    Batch statistics need two images, and every process needs its share of each batch.
     """
     starts = list(range(0, len(order), batch_size))
     if len(starts) > 1 and len(order) - starts[-1] < least:

@@ -1,185 +1,184 @@
-"""The contents of a data set and its faults: counts, sizes, unreadable files, images that are in two splits."""
+"""The faults of a data set: unreadable files, copies in two splits or under two labels, classes of unequal size.
 
-import hashlib
-from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any
+N images of all splits together. Copies are equal in every decoded pixel; near copies look alike.
+"""
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
-from toolkit.console import out, progress
-from toolkit.data.dataset import Dataset, Images, Split
-from toolkit.data.parallel import run_in_blocks
-from toolkit.data.preprocess import UNREADABLE, decode_rgb, why_unreadable
+from toolkit.data.contents import Copies, DataReport, ImageSizes, Place, UnreadableImage
+from toolkit.data.dataset import SPLITS, Dataset, Split
+from toolkit.data.findings import Finding, find
+from toolkit.data.near_copies import find_near_copies
+from toolkit.data.reading import KINDS
+from toolkit.data.survey import BLANK, Survey, survey
 
-SHOWN_LEAKS = 20
-"""Leaks that the table names; --json lists all."""
-
-
-@dataclass(frozen=True)
-class UnreadableImage:
-    """A file that is not an image, or a damaged image."""
-
-    split: Split
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Leak:
-    """One picture, equal in every decoded pixel, that is in more than one split: (split, name) of each copy."""
-
-    copies: tuple[tuple[Split, str], ...]
-
-
-@dataclass(frozen=True)
-class ImageSizes:
-    """Smallest, median and largest width and height of a split's readable images, upright, in px."""
-
-    width_px: tuple[int, int, int]
-    height_px: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """The findings. `counts[split][label]` includes unreadable images; `repeats[split]` counts surplus copies."""
-
-    name: str
-    sha256: str
-    classes: tuple[str, ...]
-    notes: tuple[str, ...]
-    counts: dict[Split, list[int]]
-    sizes: dict[Split, ImageSizes]
-    repeats: dict[Split, int]
-    unreadable: tuple[UnreadableImage, ...]
-    leaks: tuple[Leak, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "sha256": self.sha256,
-            "classes": list(self.classes),
-            "splits": {split: self._split_json(split) for split in self.counts},
-            "unreadable": [vars(item) for item in self.unreadable],
-            "in_two_splits": [[{"split": s, "name": name} for s, name in leak.copies] for leak in self.leaks],
-            "notes": list(self.notes),
-        }
-
-    def print_table(self) -> None:
-        """Classes and sizes as tables, then the faults, one per line, on stdout."""
-        title = f"{self.name}: {sum(map(sum, self.counts.values())):,} images, {len(self.classes)} classes"
-        for table in (self._class_table(title), self._size_table()):
-            out.print(table)
-        for note in self.notes:
-            out.print(f"note: {note}", markup=False)
-        for item in self.unreadable:
-            out.print(f"unreadable: {item.name} ({item.split}): {item.reason}", markup=False)
-        for leak in self.leaks[:SHOWN_LEAKS]:
-            copies = " = ".join(f"{name} ({split})" for split, name in leak.copies)
-            out.print(f"in two splits: {copies}", markup=False)
-        if len(self.leaks) > SHOWN_LEAKS:
-            out.print(f"in two splits: {len(self.leaks) - SHOWN_LEAKS:,} more pictures; --json lists all", markup=False)
-        out.print(self._verdict(), markup=False)
-
-    def _split_json(self, split: Split) -> dict[str, Any]:
-        sizes = self.sizes.get(split)
-        names = ("min", "median", "max")
-        return {
-            "images": sum(self.counts[split]),
-            "unreadable": sum(item.split == split for item in self.unreadable),
-            "repeated": self.repeats[split],
-            "per_class": dict(zip(self.classes, self.counts[split], strict=True)),
-            "width_px": dict(zip(names, sizes.width_px, strict=True)) if sizes else None,
-            "height_px": dict(zip(names, sizes.height_px, strict=True)) if sizes else None,
-        }
-
-    def _class_table(self, title: str) -> Table:
-        table = Table("label", "class", title=escape(title), title_justify="left")
-        for split in self.counts:
-            table.add_column(split, justify="right")
-        for label, name in enumerate(self.classes):
-            table.add_row(str(label), escape(name), *(f"{self.counts[split][label]:,}" for split in self.counts))
-        table.add_section()
-        table.add_row("", "all", *(f"{sum(counts):,}" for counts in self.counts.values()))
-        return table
-
-    def _size_table(self) -> Table:
-        table = Table("split", "smallest px", "median px", "largest px", "unreadable", "repeated")
-        for split, repeated in self.repeats.items():
-            sizes = self.sizes.get(split)
-            pairs = zip(sizes.width_px, sizes.height_px, strict=True) if sizes else ()
-            shown = [f"{width}×{height}" for width, height in pairs] or ["–"] * 3
-            broken = sum(item.split == split for item in self.unreadable)
-            table.add_row(split, *shown, f"{broken:,}", f"{repeated:,}")
-        return table
-
-    def _verdict(self) -> str:
-        found = [(len(self.unreadable), "unreadable"), (len(self.leaks), "in two splits")]
-        wrong = [f"{count:,} {what}" for count, what in found if count]
-        return f"found: {', '.join(wrong)}" if wrong else "every image can be read, and none is in two splits"
+MOST_TIMES = 10
+"""A class with fewer training images than the largest class has, divided by this, is named."""
+LARGE_PART = 0.25
+"""Share of a class's images; a class of which more cannot be read is named."""
 
 
 def check_dataset(dataset: Dataset, workers: int = 0) -> DataReport:
     """Decode every image of every split; `workers` threads; 0: the cores that this process may use."""
-    copies: dict[bytes, list[tuple[Split, str]]] = defaultdict(list)
-    unreadable: list[UnreadableImage] = []
-    sizes: dict[Split, ImageSizes] = {}
-    repeats: dict[Split, int] = {}
-    for split, images in dataset.splits.items():
-        measured = []
-        seen: set[bytes] = set()
-        for name, found in zip(images.names, _look_at_all(images, split, workers), strict=True):
-            if isinstance(found, str):
-                unreadable.append(UnreadableImage(split, name, found))
-                continue
-            width, height, digest = found
-            measured.append((width, height))
-            seen.add(digest)
-            copies[digest].append((split, name))
-        repeats[split] = len(measured) - len(seen)
-        if measured:
-            sizes[split] = _summarize_sizes(np.array(measured))
-    counts = {
-        split: np.bincount(images.labels, minlength=len(dataset.classes)).tolist()
-        for split, images in dataset.splits.items()
-    }
-    leaks = tuple(Leak(tuple(places)) for places in copies.values() if len({split for split, _ in places}) > 1)
+    seen = survey(dataset, workers)
+    pictures = _number_pictures(seen)
+    same = _group_copies(pictures)
+    near = [pair for pair in _find_near_copies(seen) if pictures[pair[0]] != pictures[pair[1]]]
+    unreadable = tuple(UnreadableImage(seen.split_of(i), seen.names[i], why) for i, why in seen.reasons.items())
+    leaks = _name_copies(dataset, seen, (group for group in same if np.ptp(seen.splits[group])))
+    near_copies = _name_copies(dataset, seen, near, exact=False)
+    two_labels = _name_copies(dataset, seen, (group for group in same if np.ptp(seen.labels[group])))
     return DataReport(
-        dataset.name,
-        dataset.sha256,
-        dataset.classes,
-        dataset.notes,
-        counts,
-        sizes,
-        repeats,
-        tuple(unreadable),
-        leaks,
+        name=dataset.name,
+        sha256=dataset.sha256,
+        classes=dataset.classes,
+        layout=dataset.layout,
+        notes=dataset.notes,
+        counts={
+            split: np.bincount(images.labels, minlength=len(dataset.classes)).tolist()
+            for split, images in dataset.splits.items()
+        },
+        sizes=_summarize_sizes(seen),
+        repeats=_count_repeats(seen, pictures),
+        unreadable=unreadable,
+        leaks=leaks,
+        near_copies=near_copies,
+        two_labels=two_labels,
+        findings=(
+            *dataset.findings,
+            *_describe_kinds(seen),
+            *_describe_unreadable(unreadable),
+            *_find_losses(dataset, seen),
+            *_describe_copies(leaks, near_copies, two_labels),
+            *_find_imbalance(dataset, seen),
+            *_find_blank(seen),
+        ),
     )
 
 
-def _look_at_all(images: Images, split: Split, workers: int) -> list[tuple[int, int, bytes] | str]:
-    """(width, height, hash of the decoded pixels) of each image, or the reason why it cannot be read."""
+def _number_pictures(seen: Survey) -> np.ndarray:
+    """int64 (N,): the same number for images that are equal in every pixel; −1 for unreadable ones."""
+    numbers = np.full(len(seen.names), -1, dtype=np.int64)
+    if seen.readable.any():
+        _, numbers[seen.readable] = np.unique(seen.digests[seen.readable], axis=0, return_inverse=True)
+    return numbers
 
-    def look_at(i: int) -> tuple[int, int, bytes] | str:
-        try:
-            image = decode_rgb(images.read(i))
-        except UNREADABLE as error:
-            return why_unreadable(error)
-        size = f"{image.width}×{image.height}".encode()
-        return image.width, image.height, hashlib.blake2b(size + image.tobytes(), digest_size=16).digest()
 
-    found: list[tuple[int, int, bytes] | str] = []
-    with progress(f"check {split}", len(images)) as advance:
-        for block in run_in_blocks(look_at, len(images), workers):
-            found += block
-            advance(len(block))
+def _group_copies(pictures: np.ndarray) -> list[np.ndarray]:
+    """The images of each picture that is there more than once; by their first images."""
+    _, inverse, times = np.unique(pictures, return_inverse=True, return_counts=True)
+    repeated = np.flatnonzero((times[inverse] > 1) & (pictures >= 0))
+    repeated = repeated[np.argsort(pictures[repeated], kind="stable")]
+    groups = np.split(repeated, np.flatnonzero(np.diff(pictures[repeated])) + 1)
+    return sorted((group for group in groups if len(group)), key=lambda group: int(group[0]))
+
+
+def _find_near_copies(seen: Survey) -> list[tuple[int, int]]:
+    """Pairs of images of two splits; equal ones among them."""
+    chosen = np.flatnonzero(seen.readable)
+    pairs = find_near_copies(seen.thumbnails[chosen], seen.labels[chosen], seen.splits[chosen])
+    return [(int(chosen[i]), int(chosen[j])) for i, j in pairs]
+
+
+def _name_copies(
+    dataset: Dataset, seen: Survey, groups: Iterable[Iterable[int]], *, exact: bool = True
+) -> tuple[Copies, ...]:
+    return tuple(
+        Copies(tuple(Place(seen.split_of(i), seen.names[i], dataset.classes[seen.labels[i]]) for i in group), exact)
+        for group in groups
+    )
+
+
+def _describe_kinds(seen: Survey) -> list[Finding]:
+    """What was read in a special way."""
+    found = []
+    for kind, what in KINDS.items():
+        found += find("read in a special way", kind, [seen.names[i] for i in seen.kinds[kind]], what)
     return found
 
 
-def _summarize_sizes(measured: np.ndarray) -> ImageSizes:
-    """int (N, 2), (width, height) → smallest, median, largest of each."""
-    low, middle, high = measured.min(axis=0), np.median(measured, axis=0).astype(int), measured.max(axis=0)
-    widths, heights = (tuple(int(part[axis]) for part in (low, middle, high)) for axis in (0, 1))
-    return ImageSizes((widths[0], widths[1], widths[2]), (heights[0], heights[1], heights[2]))
+def _find_blank(seen: Survey) -> list[Finding]:
+    blank = [seen.names[i] for i in seen.kinds[BLANK]]
+    return find("looks wrong", BLANK, blank, "picture{s} of a single colour", "take them out")
+
+
+def _describe_unreadable(images: Sequence[UnreadableImage]) -> list[Finding]:
+    return find(
+        "looks wrong",
+        "unreadable",
+        [image.name for image in images],
+        "unreadable image{s}, left out of training",
+        "repair or delete them",
+        shown=str(images[0]) if images else "",
+    )
+
+
+def _find_losses(dataset: Dataset, seen: Survey) -> list[Finding]:
+    """Classes of which a large part cannot be read."""
+    of_all = np.bincount(seen.labels, minlength=len(dataset.classes))
+    lost = np.bincount(seen.labels[~seen.readable], minlength=len(dataset.classes))
+    hit = np.flatnonzero(lost > LARGE_PART * of_all).tolist()
+    hit.sort(key=lambda label: lost[label] / of_all[label], reverse=True)
+    return find(
+        "looks wrong",
+        "unreadable class",
+        [dataset.classes[label] for label in hit],
+        f"class{{es}} of which more than {LARGE_PART:.0%} of the images cannot be read",
+        "get those images again",
+        shown=f"{dataset.classes[hit[0]]!r} loses {lost[hit[0]]:,} of {of_all[hit[0]]:,}" if hit else "",
+    )
+
+
+def _describe_copies(
+    leaks: tuple[Copies, ...], near: tuple[Copies, ...], two_labels: tuple[Copies, ...]
+) -> list[Finding]:
+    relabelled = sum(len({place.class_name for place in copies.places}) > 1 for copies in near)
+    of_them = f" ({relabelled:,} under two labels)" if relabelled else ""
+    pairs, look = f"pair{{s}} of near copies in two splits{of_them}", "look at them, and keep one picture in one split"
+    return [
+        *_find_copies("in two splits", leaks, "picture{s} in two splits", "keep each in one split only"),
+        *_find_copies("near copies", near, pairs, look),
+        *_find_copies("two labels", two_labels, "picture{s} under two labels", "keep the right one"),
+    ]
+
+
+def _find_copies(kind: str, items: tuple[Copies, ...], what: str, remedy: str) -> list[Finding]:
+    shown = [copies.with_classes() if kind == "two labels" else str(copies) for copies in items[:1]]
+    return find("looks wrong", kind, [copies.places[0].name for copies in items], what, remedy, shown="".join(shown))
+
+
+def _find_imbalance(dataset: Dataset, seen: Survey) -> list[Finding]:
+    """Classes with far fewer training images than the largest one."""
+    training = seen.labels[seen.readable & (seen.splits == SPLITS.index("train"))]
+    counts = np.bincount(training, minlength=len(dataset.classes))
+    largest = int(counts.argmax())
+    small = [int(label) for label in np.argsort(counts, kind="stable") if counts[label] * MOST_TIMES < counts[largest]]
+    return find(
+        "looks wrong",
+        "imbalance",
+        [dataset.classes[label] for label in small],
+        f"class{{es}} with less than a tenth of the training images of {dataset.classes[largest]!r} "
+        f"({counts[largest]:,})",
+        "gather more, or expect that the network rarely predicts them",
+        shown=f"{dataset.classes[small[0]]!r} ({counts[small[0]]:,})" if small else "",
+    )
+
+
+def _summarize_sizes(seen: Survey) -> dict[Split, ImageSizes]:
+    """Of the splits that have readable images."""
+    sizes = {}
+    for number, split in enumerate(SPLITS):
+        measured = seen.sizes[seen.readable & (seen.splits == number)]
+        if len(measured):
+            low, middle, high = measured.min(axis=0), np.median(measured, axis=0).astype(int), measured.max(axis=0)
+            widths, heights = (tuple(int(part[axis]) for part in (low, middle, high)) for axis in (0, 1))
+            sizes[split] = ImageSizes((widths[0], widths[1], widths[2]), (heights[0], heights[1], heights[2]))
+    return sizes
+
+
+def _count_repeats(seen: Survey, pictures: np.ndarray) -> dict[Split, int]:
+    """Surplus copies within each split."""
+    parts = ((split, pictures[seen.readable & (seen.splits == number)]) for number, split in enumerate(SPLITS))
+    return {split: len(part) - len(np.unique(part)) for split, part in parts}

@@ -134,7 +134,7 @@ def _write_pixels(
     room: Room,
     advance: Callable[[int], None],
 ) -> Index:
-    """Write the images of `blocks`, whose names are `names`, one after another; `advance` is told how many are done."""
+    """Write the images of `blocks`, named `names`, one after another; `advance` gets the number in each block."""
     sizes: list[tuple[int, int, int]] = []
     failed: list[tuple[str, str]] = []
     i = written_bytes = 0

@@ -9,7 +9,8 @@ import numpy as np
 
 from toolkit.data.dataset import Images, spread
 from toolkit.data.preprocess import UNREADABLE
-from toolkit.recipe import FOLLOW_PICTURES, DataRecipe, Recipe
+from toolkit.recipe import FOLLOW_PICTURES, Recipe
+from toolkit.settings import DataRecipe
 
 LOOKED_AT = 500
 """Training images whose size is read, evenly over the split; only the headers of files are decoded."""

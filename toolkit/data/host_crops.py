@@ -14,10 +14,10 @@ from torch import Tensor
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import crop_start
 from toolkit.data.views import crop_places, cut_crops, draw_views
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 Key = tuple[int, bytes]
-"""Which view of which images."""
+"""The number of a view, and the bytes of its images' indices."""
 
 
 class HostCrops(ABC):

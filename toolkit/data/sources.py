@@ -14,7 +14,8 @@ from toolkit.data.food11 import load_food11
 from toolkit.data.named import load_cifar, load_fashion_mnist, load_food101
 from toolkit.data.splits import take_share
 from toolkit.errors import DataError, did_you_mean
-from toolkit.recipe import DEFAULT_RECIPE, NOTEBOOK_RECIPE, DataRecipe
+from toolkit.recipe import DEFAULT_RECIPE, NOTEBOOK_RECIPE
+from toolkit.settings import DataRecipe
 
 __all__ = ["NAMED", "SPLITS", "Dataset", "Images", "Split", "builtin_recipe_of", "load_dataset"]
 

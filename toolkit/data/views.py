@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from toolkit.recipe import DataRecipe
+from toolkit.settings import DataRecipe
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 """Numbers of a batch, in the host's memory or on a device."""

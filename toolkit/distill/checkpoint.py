@@ -1,7 +1,6 @@
 """The resume state of a training stage: one file, tensors and plain values only, whole or not at all."""
 
 import io
-import pickle
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +19,7 @@ Settings = dict[str, Any]
 
 @dataclass
 class TrainingProgress:
-    """Where a run is: the next step, and the sums of the epoch so far."""
+    """The place of a run: the next step, and the sums of the epoch so far."""
 
     epoch: int = 0
     step: int = 0
@@ -70,7 +69,7 @@ class TrainingState:
         return self.progress.epoch
 
     def to_dict(self) -> dict[str, Any]:
-        """What checkpoint.pt holds: tensors and plain values."""
+        """The content of checkpoint.pt: tensors and plain values."""
         values = vars(self.steps) | {"epoch": self.epoch} | vars(self)
         del values["steps"]
         return values | {
@@ -142,7 +141,7 @@ class Checkpoint:
             temporary.write_bytes(content.getbuffer())
 
     def discard(self) -> None:
-        """Delete the state, and what a kill in the midst of writing one left beside it."""
+        """Delete the state, and the unfinished files that killed processes left beside it."""
         self.path.unlink(missing_ok=True)
         for unfinished in self.path.parent.glob(f".{self.path.name}.*"):
             unfinished.unlink(missing_ok=True)
@@ -168,10 +167,14 @@ class Checkpoint:
         try:
             # bytes first: a file that is being read must not be damaged by one that is written meanwhile
             content = torch.load(io.BytesIO(self.path.read_bytes()), map_location="cpu", weights_only=True)
+        except Exception as error:  # a parser of damaged bytes raises whatever the bytes lead it to
+            raise self._unreadable(error) from None
+        try:
             if not (isinstance(content, dict) and isinstance(content.get("settings"), dict)):
                 raise ValueError("it is not a checkpoint")
             return content["settings"], TrainingState.from_dict(content)
-        except (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ArtifactError(
-                f"{self.path} cannot be read ({one_line(error)})", "delete it, or start over with --force"
-            ) from None
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> ArtifactError:
+        return ArtifactError(f"{self.path} cannot be read ({one_line(error)})", "delete it, or start over with --force")

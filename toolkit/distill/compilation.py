@@ -3,7 +3,8 @@
 from toolkit.distill.plan import Plan, image_size_of
 from toolkit.distill.provenance import is_given
 from toolkit.errors import RecipeError
-from toolkit.recipe import Recipe, StageRecipe
+from toolkit.recipe import Recipe
+from toolkit.settings import StageRecipe
 
 MOST_SIZES = 8
 """Each takes 20 to 40 s to compile; more of them take longer than they save."""

@@ -17,7 +17,7 @@ Rates = Sequence[tuple[float, float]]
 
 
 class DeviceUpdate:
-    """Steps of `optimizer`, SGD with Nesterov's momentum or AdamW with one group, by `rates`; nothing of the host's.
+    """Steps of `optimizer`, SGD with Nesterov's momentum or AdamW with one group, by `rates`; the host takes no part.
 
     All steps of a training must be taken here: which one comes next is counted on `device`.
     """
@@ -28,7 +28,7 @@ class DeviceUpdate:
         factors = _adamw_factors(optimizer.param_groups[0], rates) if self._is_adamw else rates
         self._table = torch.tensor(factors, dtype=torch.float32, device=device)
         self._taken = torch.zeros(1, dtype=torch.int64, device=device)
-        # without gradients it does nothing, but torch's schedules warn where it was never called
+        # without gradients it does nothing, but torch's schedules warn if it was never called
         optimizer.zero_grad()
         optimizer.step()
 
@@ -38,7 +38,7 @@ class DeviceUpdate:
 
     @torch.no_grad()
     def step(self) -> None:
-        """By the gradients that lie in the parameters, which then go: a graph's memory is free for the next ones."""
+        """Update the parameters by their gradients and drop these: a graph's memory is then free for the next ones."""
         factors = self._table.index_select(0, self._taken)[0].unbind()
         self._taken.add_(1)
         parameters = [values for values in self._optimizer.param_groups[0]["params"] if values.grad is not None]
@@ -77,7 +77,7 @@ class DeviceUpdate:
         torch._foreach_sub_(parameters, changes)
 
     def _state(self, parameters: list[Tensor], name: str) -> list[Tensor]:
-        """What torch's optimiser keeps of each parameter under `name`; zeros before the first step."""
+        """The state that torch's optimiser keeps of each parameter under `name`; zeros before the first step."""
         states = [self._optimizer.state[values] for values in parameters]
         for state, values in zip(states, parameters, strict=True):
             if name not in state:
@@ -86,7 +86,7 @@ class DeviceUpdate:
 
 
 def _adamw_factors(group: dict[str, Any], rates: Rates) -> list[tuple[float, ...]]:
-    """Of every step, what AdamW multiplies or divides by: all of it follows from the rates and the step's number."""
+    """The factors and divisors of AdamW at every step: they follow from the rates and the step's number."""
     decay, (_, beta2) = group["weight_decay"], group["betas"]
     return [
         (1 - rate * decay, beta1, 1 - beta1, rate / (1 - beta1**step), math.sqrt(1 - beta2**step))

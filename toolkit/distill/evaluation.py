@@ -53,7 +53,7 @@ def compute_logits(network: Classifier, pixels: Pixels, precision: Arithmetic, d
 
 
 def _logits_or_none(network: Classifier, views: Iterator[Tensor], precision: Arithmetic, device: str) -> Tensor | None:
-    """None if memory ran out; what was allocated is free again by then."""
+    """None if memory ran out; all that was allocated is free again by then."""
     parts = []
     try:
         for images in views:

@@ -34,7 +34,7 @@ def fitnets_term(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def attention_term(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """mean((Q_student − Q_teacher)²), where Q is an image's attention map as a vector of H·W values and length 1.
+    """mean((Q_student − Q_teacher)²); Q is an image's attention map as a vector of H·W values and length 1.
 
     Zagoruyko & Komodakis 2017, "Paying More Attention to Attention" (arXiv:1612.03928), equation 2; an attention map
     is the mean over channels of the squared features. Mean over images and pixels of the squared difference, as in the
@@ -52,10 +52,10 @@ def attention_term(student_features: Tensor, teacher_features: Tensor) -> Tensor
 
 
 def similarity_term(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """‖G_student − G_teacher‖² / N², where G is the images' Gram matrix (N, N) with rows of length 1.
+    """‖G_student − G_teacher‖² / N²; G is the images' Gram matrix (N, N) with rows of length 1.
 
     Tung & Mori 2019, "Similarity-Preserving Knowledge Distillation" (arXiv:1907.09682), equation 4. Features are
-    (N, ...) of any shape, unequal ones included. Range 0 to 4/N. An all-zero image has similarities 0, with gradient 0.
+    (N, ...) of any two shapes. Range 0 to 4/N. An all-zero image has similarities 0, with gradient 0.
     """
     difference = _similarities(student_features) - _similarities(teacher_features)
     return difference.square().sum() / len(difference) ** 2
@@ -106,7 +106,7 @@ class Taps:
         self._outputs = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: without outputs, as those that carry a gradient cannot be copied."""
+        """The state that copies get. Outputs are left out, because outputs with a gradient cannot be copied."""
         return self.__dict__ | {"_outputs": {}}
 
     def _keep(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
@@ -120,7 +120,7 @@ class Taps:
 class TappedNetwork(nn.Module):
     """images (N, 3, H, W) in 0..1 → the classifier's logits (N, C), and the features of its layers `names`.
 
-    With `project_to`, the channels of the teacher's taps, features go through projectors that are trained along: 1×1
+    With `project_to`, the channels of the teacher's taps, features go through projectors, which are trained too: 1×1
     convolutions for (N, D, H, W), linear layers otherwise, without bias, and nothing if widths are equal. Widths are
     found with one image of `image_size` px. Hooks sit on modules: replace those before. Raises RecipeError as Taps
     does.
@@ -154,11 +154,12 @@ def tap_channels(network: nn.Module, names: Sequence[str], image_size: int, *, s
 
 
 def default_tap(network: nn.Module, image_size: int) -> str:
-    """The last layer that gives a map (1, D, H, W) with H·W > 1, or of any size if none does, for S = image_size.
+    """The last layer whose output is a map (1, D, H, W) with H·W > 1, or of any size if there is none; S = image_size.
 
-    Of nested modules it is the outermost. A block is any module but nn.Sequential that gives a map too; a layer inside
-    a block counts if no other does. Maps are square, as the image is: (N, H, W, D) is not a map. Adaptive pooling is
-    left out, as it can blow a map up. Raises RecipeError if there is no such layer or tokens (N, L, D) follow it (ViT).
+    If modules are nested, it is the outermost one. A block is a module whose output is a map, but no nn.Sequential;
+    layers inside a block count only if no other layer has a map. Maps are square, like the image, so (N, H, W, D) is
+    not a map. Adaptive pooling does not count, because it can enlarge a map. Raises RecipeError if there is no such
+    layer, or if tokens (N, L, D) follow it (ViT).
     """
     shapes = _output_shapes(network, image_size)
     maps = [name for name, shape in shapes.items() if len(shape) == 4 and shape[2] == shape[3]]
@@ -172,7 +173,7 @@ def default_tap(network: nn.Module, image_size: int) -> str:
 
 
 def _output_shapes(network: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the layers' tensors by name, in the order in which the layers ran (for the last time) to their end."""
+    """Shapes of the layers' tensors by name, in the order in which the layers ended their (last) run."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
@@ -204,7 +205,7 @@ def _named_layers(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def _run_once(network: nn.Module, image_size: int) -> None:
-    """One black image in evaluation mode; every submodule is back in its own mode afterwards, frozen ones too."""
+    """Run one black image in evaluation mode; afterwards every submodule is in its own mode again, frozen ones too."""
     parameter = next(network.parameters(), torch.empty(0))
     images = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
     modes = [(module, module.training) for module in network.modules()]

@@ -34,8 +34,8 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal_number, self._asked_at = signal_number, time.monotonic()
         pause = f", {REPEAT_SECONDS:.0f} s later," if distributed.launched() else ""
-        # Nobody may listen any more, or it comes in the midst of another line, while rich loads what that needs.
-        # Whatever is raised here would be raised in training, and lose the step.
+        # Printing fails if nobody reads stderr any more, or if the signal interrupts rich while it imports a module.
+        # An exception here would come out in the middle of training, and the step would be lost.
         with contextlib.suppress(Exception, SystemExit):
             console.say(f"stopping after this step; once more{pause} to stop at once")
 
@@ -46,7 +46,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Note Ctrl-C and SIGTERM instead of obeying them; what was in force before comes back at the end.
+    """Note Ctrl-C and SIGTERM instead of obeying them; the earlier handlers come back at the end.
 
     A signal that came too late for the body, or when another process was gone already, is then sent again.
     After a stop that was obeyed, one of several processes has only its end before it, and is not to be disturbed.

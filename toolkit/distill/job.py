@@ -1,4 +1,4 @@
-"""What every training stage shares: keeping or replacing a file, going on, training, and the file at the end."""
+"""The common part of all training stages: keeping or replacing a file, going on, training, and the file at the end."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from toolkit import __version__, console
 from toolkit.data.batches import TrainingViews
@@ -18,9 +19,9 @@ from toolkit.distill.compilation import make_room
 from toolkit.distill.curves import draw_learning_curves
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.metrics import EpochMetrics
-from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatArithmetic, NetworkStep, choose_precision
 from toolkit.distill.quantized import views_to_answer
+from toolkit.distill.trainable import require_trainable
 from toolkit.distill.trainer import Records, train
 from toolkit.distill.training import Training
 from toolkit.errors import ArtifactError, RecipeError, TrainingError, one_line
@@ -29,7 +30,8 @@ from toolkit.modeldir import ModelDir, Role
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import ModelInfo, read_info, save_model
-from toolkit.recipe import Recipe, StageRecipe
+from toolkit.recipe import Recipe
+from toolkit.settings import StageRecipe
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a command was called. `device` is a torch device that is proven to work.
+    """The options of a command. `device` is a torch device that is proven to work.
 
     `on_epoch` is called with the figures of every epoch, after the epoch was saved if every epoch is saved.
     """
@@ -90,7 +92,7 @@ class TrainingJob:
     def checkpoint(self) -> Checkpoint:
         settings = {"stage": self.role} | self.settings
         if self.role == "control":
-            earlier = Checkpoint(self.model_dir.checkpoint("student"), settings)  # where its state lay once
+            earlier = Checkpoint(self.model_dir.checkpoint("student"), settings)  # the former place of its state
             if earlier.is_own():
                 return earlier
         return Checkpoint(self.model_dir.checkpoint(self.role), settings)
@@ -101,7 +103,7 @@ class TrainingJob:
         Raises ArtifactError if another run's file lies there and --force was not given. With --force everything is
         made again, except while an interrupted --force is being resumed.
         """
-        if self._is_made_anew():
+        if self._starts_over():
             return None
         info = read_info(self.destination)
         if not (differing := self._differing(info)):
@@ -117,11 +119,11 @@ class TrainingJob:
 
     def is_up_to_date(self) -> bool:
         """Whether `kept` will return the file that is there; this prints and raises nothing."""
-        return not self._is_made_anew() and not self._differing(read_info(self.destination))
+        return not self._starts_over() and not self._differing(read_info(self.destination))
 
-    def _is_made_anew(self) -> bool:
-        anew = self.options.force and (not self.options.resume or self.checkpoint.is_own())
-        return anew or not self.destination.exists()
+    def _starts_over(self) -> bool:
+        starts_over = self.options.force and (not self.options.resume or self.checkpoint.is_own())
+        return starts_over or not self.destination.exists()
 
     def _differing(self, info: ModelInfo) -> list[str]:
         """Settings of the file that are not the present ones."""
@@ -145,7 +147,7 @@ class TrainingJob:
         return self.recipe.stage_of(self.role)
 
     def choose_precision(self, classifier: Classifier, *, training: bool = True) -> FloatArithmetic:
-        """Measured with `classifier`, if the recipe does not say."""
+        """The arithmetic of the recipe, or the faster one for `classifier`, measured now."""
         shown = self.section.epochs if training else views_to_answer(self.recipe.distill)
         return choose_precision(
             self.recipe.training.precision,
@@ -154,6 +156,10 @@ class TrainingJob:
             ),
             images=len(self.data.train) * shown / distributed.world_size(),
         )
+
+    def require_trainable(self, network: nn.Module) -> None:
+        """RecipeError unless this job can train `network`, which goes to its device."""
+        require_trainable(network.to(self.options.device), self.recipe, self.role)
 
     def views(self) -> TrainingViews:
         section = self.section
@@ -169,11 +175,10 @@ class TrainingJob:
     def train(self, training: Training, state: TrainingState | None) -> dict[str, Any]:
         """Train, and leave the best weights in the learner; figures for the weights' metadata."""
         learner, plan = training.learner, training.plan
-        _prove_smallest_size(learner.classifier, plan)
         make_room(plan)
         if (least := min(plan.section.batch_size, len(training.views))) < distributed.world_size():
             raise TrainingError(
-                f"{least} images a step cannot be shared out to {distributed.world_size()} processes",
+                f"{least} images per step cannot be shared out to {distributed.world_size()} processes",
                 f"use a larger {plan.section_name}.batch_size or fewer processes",
             )
         tensorboard = self.model_dir.path / "tensorboard" if self.options.tensorboard else None
@@ -186,7 +191,7 @@ class TrainingJob:
         return result.summary() | precisions
 
     def save(self, learner: TappedNetwork, extra: dict[str, Any], preprocess: Preprocess) -> WeightsFile:
-        """Write the weights with all that is known of them; only then the state to go on from may go."""
+        """Write the weights with all that is known of them; only then delete the state to go on from."""
         info = ModelInfo(
             role=self.role,
             network=registry.spec_of(learner.classifier.network),
@@ -214,18 +219,10 @@ class TrainingJob:
                     path.write_bytes(picture)
 
 
-def _prove_smallest_size(classifier: Classifier, plan: Plan) -> None:
-    """RecipeError unless the network takes the first epoch's images; data.image_size it was built for."""
-    if (size := plan.image_size_of(0)) != plan.image_size:
-        setting = f"{plan.section_name}.start_image_size"
-        remedy = f"use a larger {setting}, or 0 for full size throughout"
-        prove_size(classifier.to(plan.device), size, f"the network cannot take images of {size} px ({setting})", remedy)
-
-
 def prove_size(classifier: Classifier, size: int, problem: str, remedy: str) -> None:
     """RecipeError with `problem`, the network's reason and `remedy` unless it takes an image of `size` px."""
     try:
         with torch.no_grad():
             classifier.eval()(torch.zeros(1, 3, size, size, device=classifier.mean.device))
-    except (AssertionError, RuntimeError, ValueError) as error:  # whatever torchvision's networks raise
+    except (AssertionError, RuntimeError, ValueError) as error:  # torchvision's networks raise any of these
         raise RecipeError(f"{problem}: {one_line(error)}", remedy) from None

@@ -45,7 +45,7 @@ WRITE_BYTES = 2**26
 """bytes of logits that gather where they were computed, before they are written: no batch waits for GPU or disk"""
 
 NOT_IN_VIEWS = {"source", "workers", "validation_fraction", "test_fraction", "split_seed", "share", "mean", "std"}
-"""[data] settings that do not change a view; which images there are is in the key by itself."""
+"""[data] settings that do not change a view; the key holds the images themselves."""
 
 
 class StoredTeacher:
@@ -80,7 +80,7 @@ class StoredTeacher:
 
 @dataclass(frozen=True)
 class LogitStore:
-    """Where the cache keeps a teacher's logits of `num_views` views of every image, and of the validation images.
+    """The cache's file of a teacher's logits, of `num_views` views of every image and of the validation images.
 
     The key is all that decides them: the teacher's file, the images, the views' settings, seed and number, mixup and
     the arithmetic.
@@ -99,12 +99,12 @@ class LogitStore:
     def open(self, network: TappedNetwork, precision: Arithmetic) -> StoredTeacher:
         """From the cache, or computed now with `network`. Raises DataError if the cache cannot be written."""
         path, views, valid = self._path(precision), self.views, self.valid
-        told = f"teacher logits: {console.count(self.num_views, 'view')} of {len(views):,} images"
+        amount = f"teacher logits: {console.count(self.num_views, 'view')} of {len(views):,} images"
         if self._is_everywhere(precision):
-            console.say(f"{told} from the store")
+            console.say(f"{amount} from the store")
         else:
             size_bytes = self._rows * views.num_classes * ELEMENT_BYTES
-            console.say(f"{told} to compute once ({console.size(size_bytes)} in {path.parent})")
+            console.say(f"{amount} to compute once ({console.size(size_bytes)} in {path.parent})")
             if distributed.local_rank() == 0:
                 remove_leftovers(path.parent, (path.suffix,))
             _fill(path, LiveTeacher(network, views, valid, precision), views, self.num_views)
@@ -160,7 +160,7 @@ def _fill(path: Path, live: LiveTeacher, views: TrainingViews, num_views: int) -
 
 
 def _write(file: IO[bytes] | None, waiting: list[Tensor]) -> None:
-    """Write what waits, float32 (B, C) each, and forget it."""
+    """Write the waiting logits, float32 (B, C) each, and forget them."""
     if file is not None and waiting:
         file.write(torch.cat(waiting).cpu().numpy().data)
     waiting.clear()

@@ -15,7 +15,7 @@ CONSTANT = 1e-6
 
 
 def cross_entropy(student_logits: Tensor, target: Tensor, *, label_smoothing: float) -> Tensor:
-    """−Σ_c q_c·log softmax(student)_c, averaged over images, where q = (1−ε)·target + ε/C and ε is `label_smoothing`.
+    """−Σ_c q_c·log softmax(student)_c, averaged over images, with q = (1−ε)·target + ε/C and ε = `label_smoothing`.
 
     Target is int64 (N,), or probabilities (N, C) as mixup makes them. Label smoothing (ε in 0..1): Szegedy et al. 2016,
     "Rethinking the Inception Architecture for Computer Vision" (arXiv:1512.00567), section 7.
@@ -51,9 +51,9 @@ def dkd_term(
     """T²·(target_weight·TCKD + other_weight·NCKD), averaged over images.
 
     Zhao et al. 2022, "Decoupled Knowledge Distillation" (arXiv:2203.08679), equation 7 with α and β as the two weights.
-    TCKD is the KL divergence of (p_t, 1−p_t), the label's probability and its complement; NCKD that of the softmax over
-    the C−1 other classes. KL = TCKD + (1−p_t)·NCKD with the teacher's p_t, so `kd_term` is the case where target_weight
-    is 1 and other_weight is 1−p_t. labels int64 (N,), C ≥ 2. Range 0 to ∞; 0 if student equals teacher.
+    TCKD is the KL divergence of (p_t, 1−p_t), the label's probability and its complement; NCKD is that of the softmax
+    over the C−1 other classes. KL = TCKD + (1−p_t)·NCKD with the teacher's p_t, so `kd_term` is this loss with
+    target_weight 1 and other_weight 1−p_t. labels int64 (N,), C ≥ 2. Range 0 to ∞; 0 if student equals teacher.
     """
     student = _split_target(at_least_float32(student_logits) / temperature, labels)
     teacher = _split_target(at_least_float32(teacher_logits) / temperature, labels)
@@ -91,9 +91,9 @@ def hard_term(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def standardize_logits(logits: Tensor) -> Tensor:
     """Each image's logits (N, C) less their mean, over their standard deviation: a switch before any term.
 
-    Sun et al. 2024, "Logit Standardization in Knowledge Distillation" (arXiv:2403.01427), algorithm 1: the population's
-    standard deviation (1/C), where the authors' code takes the sample's. The temperature that the algorithm divides by
-    is the term's. Rows that are constant up to rounding become 0, with gradient 0.
+    Sun et al. 2024, "Logit Standardization in Knowledge Distillation" (arXiv:2403.01427), algorithm 1, with
+    the standard deviation of the population (1/C); the authors' code takes that of the sample. The algorithm divides
+    by the temperature too, which each term does here. Rows that are constant up to rounding become 0, with gradient 0.
     """
     logits = at_least_float32(logits)
     return math.sqrt(logits.shape[1]) * _centred_units(logits, dim=1)

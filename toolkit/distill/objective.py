@@ -17,7 +17,7 @@ from toolkit.distill.losses import (
     kd_term,
     standardize_logits,
 )
-from toolkit.recipe import DistillRecipe
+from toolkit.settings import DistillRecipe
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ FEATURE_METHODS = {
     "similarity": FeatureMethod(similarity_term, 3000.0, same_size=False),
 }
 METHODS: Mapping[str, LogitMethod | FeatureMethod] = {**LOGIT_METHODS, **FEATURE_METHODS}
-"""Every way to learn from a teacher; a new one is a function, a line here and a name in toolkit/recipe.py."""
+"""Every way to learn from a teacher; a new one is a function, a line here and a name in toolkit/settings.py."""
 
 
 class Objective(Protocol):

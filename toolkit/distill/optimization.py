@@ -11,16 +11,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from toolkit.distill.device_update import DeviceUpdate, Rates
 from toolkit.distill.features import TappedNetwork
-from toolkit.recipe import StageRecipe
+from toolkit.settings import StageRecipe
 
 MOMENTUM = 0.9
 
 
 @dataclass
 class Optimization:
-    """What a network's gradients become: a step of the optimiser, of the schedule, and of the average if there is one.
+    """The use of a network's gradients: a step of the optimiser, of the schedule, and of the average if there is one.
 
-    `network` is what is averaged, the network without its projectors. `steps` is how many steps there are in all.
+    `network`, without projectors, is averaged. `steps` is the number of all steps.
     """
 
     network: nn.Module
@@ -29,18 +29,18 @@ class Optimization:
     average: AveragedModel | None = None
     steps: int = 0
     on_device: DeviceUpdate | None = None
-    """takes the optimiser's steps where CUDA graphs hold them"""
+    """takes the optimiser's steps if CUDA graphs hold them"""
 
     @classmethod
     def of(cls, learner: TappedNetwork, section: StageRecipe, steps: int) -> Self:
-        """By the settings of `section`, for `steps` steps in all."""
+        """The optimization of `learner` by the settings of `section`, for `steps` steps in all."""
         network = learner.classifier.network
         optimizer = make_optimizer(learner, section)
         return cls(network, optimizer, make_scheduler(optimizer, section, steps), make_average(network, section), steps)
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
@@ -54,18 +54,18 @@ class Optimization:
         self.on_device = DeviceUpdate(self.optimizer, make_rates(section, self.steps), device)
 
     def step(self) -> None:
-        """By the gradients that lie in the parameters."""
+        """Take one step by the gradients in the parameters."""
         self.update()
         self.count()
 
     def update(self) -> None:
-        """The part of a step that is the device's: weights, their average, and the optimiser's state."""
+        """The device's part of a step: weights, their average, and the optimiser's state."""
         (self.on_device or self.optimizer).step()
         if self.average is not None:
             update_average(self.average, self.network)
 
     def count(self) -> None:
-        """The part of a step that is the host's: what a checkpoint knows of the schedule and of the average."""
+        """The host's part of a step: the counts of the schedule and of the average."""
         if self.average is not None:
             self.average.n_averaged += 1
         self.scheduler.step()
@@ -83,7 +83,7 @@ class Optimization:
 def make_optimizer(network: nn.Module, section: StageRecipe) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov's momentum, in torch's fused form, over all parameters of `network`.
 
-    The momentum, and AdamW's β1, is 0.9 but under `one-cycle`, which moves it too: see make_scheduler.
+    The momentum, and AdamW's β1, is 0.9, except under `one-cycle`, which moves it too: see make_scheduler.
     """
     parameters, rate, decay = network.parameters(), section.learning_rate, section.weight_decay
     if section.optimizer == "adamw":
@@ -98,12 +98,12 @@ def make_scheduler(optimizer: torch.optim.Optimizer, section: StageRecipe, steps
     arXiv:1708.07120); `cosine` and `constant` climb in a straight line, then fall by a cosine to 0 or stay.
 
     `one-cycle` moves the momentum, or AdamW's β1, against the learning rate, as the paper and torch's OneCycleLR have
-    it: from 0.95 to 0.85 at the peak and back. Both are Python numbers in the optimiser's groups, set anew after each
-    step: a CUDA graph of a step would keep those that it was captured with, and reads a table instead (make_rates).
+    it: from 0.95 to 0.85 at the peak and back. Both are Python numbers in the optimiser's groups, set again after each
+    step. A CUDA graph of a step would keep those that it was captured with, so it reads a table instead (make_rates).
     """
     if section.schedule == "one-cycle":
         steps = max(steps, 2)
-        # torch divides by zero where exactly one step climbs
+        # torch divides by zero if exactly one step climbs
         share = 0.0 if math.isclose(section.warm_up * steps, 1) else section.warm_up
         return OneCycleLR(optimizer, max_lr=section.learning_rate, total_steps=steps, pct_start=share)
     warm_up = round(section.warm_up * steps)
@@ -119,10 +119,10 @@ def make_scheduler(optimizer: torch.optim.Optimizer, section: StageRecipe, steps
 
 
 def make_rates(section: StageRecipe, steps: int) -> Rates:
-    """What the schedule sets at each of `steps` steps, all ahead."""
+    """The values that the schedule sets at each of `steps` steps, all computed in advance."""
     optimizer = make_optimizer(nn.ParameterList([torch.zeros(1)]), section)  # draws nothing at random
     scheduler = make_scheduler(optimizer, section, steps)
-    optimizer.step()  # without gradients; the schedule warns where it was never called
+    optimizer.step()  # without gradients; the schedule warns if it was never called
     group, rates = optimizer.param_groups[0], []
     for _ in range(steps):
         rates.append((group["lr"], group["betas"][0] if "betas" in group else group["momentum"]))
@@ -131,7 +131,7 @@ def make_rates(section: StageRecipe, steps: int) -> Rates:
 
 
 def make_average(network: nn.Module, section: StageRecipe) -> AveragedModel | None:
-    """The exponential moving average of weights and batch statistics, None where the recipe asks for none."""
+    """The exponential moving average of weights and batch statistics; None if the recipe asks for none."""
     if section.ema == 0:
         return None
     average_of = get_ema_multi_avg_fn(section.ema)  # type: ignore[no-untyped-call]

@@ -118,12 +118,12 @@ def choose_precision(
     if key not in _chosen:
         times = _time_steps(step, ("fp32", "bf16"), images, clock)
         _chosen[key] = min(times, key=lambda choice: times[choice])
-        told = [f"{times[choice] * 1e3:.3g} ms in {_describe(choice, device)}" for choice in times]
-        _told[key] = f"an image takes {', '.join(told)}"
-    if say and key in _told:
+        texts = [f"{times[choice] * 1e3:.3g} ms in {_describe(choice, device)}" for choice in times]
+        _unprinted[key] = f"an image takes {', '.join(texts)}"
+    if say and key in _unprinted:
         name = type(step.network.network).__name__
         purpose = f"to train {name}" if step.training else f"for {name} to teach"
-        console.say(f"precision: {_describe(_chosen[key], device)} {purpose} ({_told.pop(key)})")
+        console.say(f"precision: {_describe(_chosen[key], device)} {purpose} ({_unprinted.pop(key)})")
     return _chosen[key]
 
 
@@ -153,7 +153,7 @@ def step_seconds(
 def forget() -> None:
     """Forget all measurements and messages: for tests, which have clocks of their own."""
     _chosen.clear()
-    _told.clear()
+    _unprinted.clear()
     _step_s.clear()
     _calls.clear()
     _say_once.cache_clear()
@@ -203,7 +203,7 @@ def _comparable(left: list[Name], cold: dict[Name, float], warm: dict[Name, floa
 
 
 _chosen: dict[tuple[object, ...], FloatArithmetic] = {}
-_told: dict[tuple[object, ...], str] = {}
+_unprinted: dict[tuple[object, ...], str] = {}
 """Messages about measurements that were not printed yet."""
 _step_s: dict[tuple[object, ...], float] = {}
 """s per image of a step"""

@@ -16,7 +16,8 @@ from toolkit.data.sources import load_dataset
 from toolkit.errors import WeightsError, did_you_mean
 from toolkit.networks.registry import NetworkSpec
 from toolkit.networks.weights import ModelInfo, carries_info, read_info, teacher_spec
-from toolkit.recipe import FOOD_11, IMAGENET, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import FOOD_11, IMAGENET
 
 SPLIT_SETTINGS = ("split_seed", "validation_fraction", "test_fraction")
 """Keys of [data] that decide which images are held out of training."""
@@ -60,7 +61,7 @@ def teacher_network(recipe: Recipe) -> NetworkSpec:
 
 
 def describe(path: Path) -> ModelInfo | None:
-    """What a weights file says about itself; None if it says nothing. Raises WeightsError if it is damaged."""
+    """The description in a weights file; None if it has none. Raises WeightsError if it is damaged."""
     return read_info(path) if carries_info(path) else None
 
 
@@ -92,7 +93,7 @@ def require_same_classes(classes: tuple[str, ...], dataset: Dataset, who: str, r
 def find_training_images(info: ModelInfo) -> dict[str, Any] | None:
     """`dataset_sha256`, SPLIT_SETTINGS and `share` of the images that weights were trained on; None if not known.
 
-    An imported file describes what it was imported for; what was known about it then is passed on.
+    An imported file describes what it was imported for; facts that were known about it then are passed on.
     """
     if "trained_on" in info.extra:
         passed_on: dict[str, Any] | None = info.extra["trained_on"]

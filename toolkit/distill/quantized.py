@@ -22,7 +22,8 @@ from toolkit.graphs.build import INPUT, OUTPUTS, build_graph
 from toolkit.graphs.quantize import Quantizer
 from toolkit.graphs.session import NO_SPINNING, open_session
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import DistillRecipe, Recipe
+from toolkit.recipe import Recipe
+from toolkit.settings import DistillRecipe
 
 OPSET = 20
 CALIBRATION_IMAGES = 64
@@ -155,11 +156,11 @@ def _try_int8(
     distance = _distance(made, teacher, images, precision)
     faster = min(times, key=lambda name: times[name]) == "int8"
     taken = distributed.agree(faster and distance <= FARTHEST)
-    told = [
+    texts = [
         f"{times[name] * 1e3:.4g} ms in {precision if name == 'float' else name}" for name in works if name in times
     ]
     console.say(
-        f"teacher in {'int8' if taken else precision}: an image takes {', '.join(told)}; in int8 its probabilities are"
+        f"teacher in {'int8' if taken else precision}: an image takes {', '.join(texts)}; in int8 its probabilities are"
         f" {distance:.1%} off the float network's"
     )
     return made if taken else None

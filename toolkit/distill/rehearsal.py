@@ -60,12 +60,12 @@ class Rehearsal:
     def precision(self) -> FloatArithmetic:
         return "bf16" if has_fast_bf16(self.device) else "fp32"
 
-    def images_a_second(self) -> float:
+    def images_per_second(self) -> float:
         """Of the faster of the epochs that follow the first, from its beginning to its end."""
         return max(line["train_img_s"] for line in self.train(EPOCHS)[1:])
 
     def count_launches(self) -> "Launches | None":
-        """What one step asks of the GPU: the difference of two trainings, one of which takes twice as many steps.
+        """The demands of one step on a GPU: the difference of two trainings, one of which takes twice as many steps.
 
         None on a CPU, and if nothing was counted: CUDA's profiling interface may be missing.
         """
@@ -98,7 +98,7 @@ class Rehearsal:
             metrics = Path(folder, "metrics.jsonl")
             records = Records(metrics, Checkpoint(Path(folder, "checkpoint.pt"), {"stage": "student"}))
             train(training, records)
-            return [json.loads(line) for line in metrics.read_text().splitlines()]
+            return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
 
     @cached_property
     def _recipe(self) -> Recipe:

@@ -16,6 +16,7 @@ from toolkit.distill.objective import NetworkOutput
 from toolkit.distill.optimization import Optimization
 from toolkit.distill.precision import autocast
 from toolkit.distill.step_graph import StepGraph, Sums
+from toolkit.distill.trainable import least_batch
 from toolkit.distill.training import Training
 from toolkit.errors import TrainingError, one_line
 
@@ -35,7 +36,7 @@ class Stepper:
             self._compiled = torch.compile(self._replica, mode=plan.compile, dynamic=False)
         self._share_size = -(-plan.section.batch_size // distributed.world_size())
         self.part_size = self._share_size
-        """images that go through the network at once, in this process; halved where memory runs out"""
+        """images that go through the network at once, in this process; halved if memory runs out"""
         self._graph: StepGraph | None = None
         if self._is_capturable():
             self._use_graph()
@@ -44,7 +45,7 @@ class Stepper:
         """Step on the images at `indices`, rendered at `side` px; this process's share of the loss's sum and hits."""
         indices = self._views.upload(indices)
         while (taken := self._take_or_none(indices, view, side)) is None:
-            self._make_room()
+            self._make_room(side)
         sums, is_updated = taken
         if not is_updated:
             self._optimization.update()
@@ -52,7 +53,7 @@ class Stepper:
         return sums
 
     def _take_or_none(self, indices: Indices, view: int, side: int) -> tuple[Sums, bool] | None:
-        """The sums, and whether the weights are new too; None where memory ran out, and what was allocated is free."""
+        """The sums, and whether the weights are new too; None if memory ran out, and all that was allocated is free."""
         try:
             if self._graph is None or not isinstance(indices, Tensor):
                 return self._compute_gradients(indices, view, side), False
@@ -86,18 +87,18 @@ class Stepper:
         return loss_sum, hits
 
     def expect(self, coming: Sequence[Indices], view: int) -> None:
-        """The next steps are on these batches: begin with what a GPU would wait for."""
+        """The next steps are on these batches: begin the work that a GPU would wait for."""
         self._views.expect([part for indices in coming for part in self._parts(indices)], view)
 
     def _parts(self, indices: Indices) -> list[Indices]:
-        """What goes through the network at once, of this process's share."""
+        """This process's share, cut into the parts that go through the network at once."""
         share = distributed.own_share(indices)
         if self.part_size == self._share_size:  # in one go: processes must have the same number of parts
             return [share]
         return list(batches(share, self.part_size, min(2, self.part_size)))
 
     def _is_capturable(self) -> bool:
-        """Whether a step may become a CUDA graph: all that it reads is on one GPU, and no more than that is going on.
+        """Whether a step may become a CUDA graph: all that it reads is on one GPU, and nothing else takes part in it.
 
         torch.compile has graphs of its own, processes wait for each other, and hooks on layers are Python's.
         """
@@ -109,7 +110,7 @@ class Stepper:
         self._graph = StepGraph(self._optimization.update)
 
     def _forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Through torch.compile where it is on; odd sizes of batch go without, as each would be compiled anew."""
+        """The network's answer, through torch.compile if it is on, but not for odd sizes of batch: each is compiled."""
         if self._compiled is None or len(images) != self._share_size:
             answer: tuple[Tensor, tuple[Tensor, ...]] = self._replica(images)
             return answer
@@ -125,34 +126,48 @@ class Stepper:
 
     @contextlib.contextmanager
     def _without_exchange(self, *, last: bool) -> Iterator[None]:
-        """Processes exchange gradients once a step, with the last part's."""
+        """Let processes exchange gradients once per step, with those of the last part."""
         if last or not isinstance(self._replica, nn.parallel.DistributedDataParallel):
             yield
             return
         with self._replica.no_sync():
             yield
 
-    def _make_room(self) -> None:
-        """After memory ran out: go on without the graph, or where there is none with smaller parts."""
+    def _make_room(self, side: int) -> None:
+        """After memory ran out: go on without the graph, or with smaller parts if there is no graph."""
         if self._graph is None or not self._graph.release():
-            self._halve()
+            self._halve(side)
         self._optimization.optimizer.zero_grad()
         free_cache(self._plan.device)
 
-    def _halve(self) -> None:
+    def _halve(self, side: int) -> None:
         remedy = f"use a smaller {self._plan.section_name}.batch_size, data.image_size or network"
         if distributed.world_size() > 1:
             raise TrainingError(f"{self._plan.role}: out of memory in process {distributed.rank()}", remedy)
         if self.part_size < 2:
             raise TrainingError(f"{self._plan.role}: out of memory with one image at a time", remedy)
+        if self.part_size == 2 and not self._takes_one(side):
+            raise TrainingError(
+                f"{self._plan.role}: out of memory with two images at a time, and batch norm needs two of {side} px",
+                "use a smaller network, or give it more memory",
+            )
         self.part_size = -(-self.part_size // 2)
         console.say(
             f"out of memory: going on with {self.part_size} images at a time; gradients add up to the same batches of"
             f" {self._plan.section.batch_size}, batch statistics are of the parts"
         )
 
+    def _takes_one(self, side: int) -> bool:
+        """Whether the network can be trained on one image at a time; if there is no memory to try, a step will tell."""
+        try:
+            return least_batch(self._learner.classifier.network, side) == 1
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return True
+
     def state(self) -> StepState:
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         optimization = self._optimization
         return StepState(
             learner=self._learner.state_dict(),

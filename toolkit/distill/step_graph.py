@@ -1,10 +1,10 @@
 """A step as one CUDA graph: the host launches some 300 kernels with one call, instead of one by one.
 
-The first steps of a kind run kernel by kernel, in which libraries choose and allocate what they need. Then one is
-captured: it computes nothing, and what it launches is written down, with all addresses. A replay launches that again:
-it takes the next images of the epoch's order, reads the draws of their view, and leaves new weights, optimiser's state
-and average, and sums, where the captured step would have. Counters on the GPU say which images and which learning rate
-come next.
+The first steps of a kind run kernel by kernel; in them, libraries choose and allocate what they need. Then one is
+captured: it computes nothing, but its launches are written down, with all addresses. A replay launches the same again.
+It takes the next images of the epoch's order and reads the draws of their view. It leaves new weights, optimiser's
+state, average and sums at the addresses of the captured step. Counters on the GPU say which images and which learning
+rate come next.
 """
 
 import functools
@@ -24,16 +24,16 @@ MOST_RELEASES = 2
 """times that memory runs out and a graph goes, before steps do without one"""
 
 Kind = tuple[int, int, int]
-"""Number of images, of those in the order that they are taken from, and px of their side."""
+"""Number of images of a step, number of images in the order that it takes them from, and their side in px."""
 Sums = tuple[Tensor, Tensor]
 Body = Callable[[Tensor, int, int], Sums]
 """(indices int64 (B,) on the GPU, view, side in px) → sums of that batch; leaves its gradients in the parameters."""
 
 
 class Order:
-    """The order that a captured step takes B images from, at addresses that stay, and the place that it has come to.
+    """The order that a captured step takes B images from, and its place in that order. Their addresses never change.
 
-    `source` is what was last copied there; it is kept, so that no other tensor can be taken for it.
+    `_source` is the tensor that was copied last. It is kept, so that no other tensor can be taken for it.
     """
 
     def __init__(self, indices: Tensor) -> None:
@@ -50,7 +50,7 @@ class Order:
         return chosen
 
     def seek(self, indices: Tensor) -> None:
-        """Have `indices` come next: nothing to do where they follow the last ones, in the order that is there."""
+        """Let `indices` come next. If they follow the last ones in the present order, there is nothing to do."""
         whole, place = _whole(indices), indices.storage_offset()
         if whole is not self._source:
             self._images.copy_(whole)
@@ -78,7 +78,7 @@ class _Capture:
 class StepGraph:
     """Takes steps by the graph of the last kind that came often enough.
 
-    What comes in between, like an epoch's last and smaller batch, runs kernel by kernel. `update` is what a step does
+    Steps in between, such as an epoch's last and smaller batch, run kernel by kernel. `update` is what a step does
     with its gradients; it reads nothing of the host's that changes.
     """
 
@@ -92,9 +92,9 @@ class StepGraph:
         self._gave_up = False
 
     def run(self, body: Body, indices: Tensor, view: int, side: int) -> tuple[Sums, bool]:
-        """What `body` gives and leaves, and False; or where a step of this kind was captured, a replay's and True.
+        """The sums of `body` and False; or, if a step of this kind was captured, the sums of its replay and True.
 
-        A replay is the update too; otherwise the caller's turn has come, as memory may run out in the body alone.
+        A replay includes the update. Otherwise the caller updates, so that memory can run out in the body alone.
         """
         kind = len(indices), len(_whole(indices)), side
         self._alike = self._alike + 1 if kind == self._last else 1
@@ -111,7 +111,7 @@ class StepGraph:
         return self._replay(self._captured, indices), True
 
     def release(self) -> bool:
-        """After memory ran out: let go of what was captured; whether there was anything.
+        """After memory ran out: free the captured step; returns whether there was one.
 
         A smaller batch in between may have needed the room just once, so steps may be captured again. They warm up
         first: the next ones may be in smaller parts.
@@ -163,7 +163,7 @@ class StepGraph:
 
 
 def capture(work: Callable[[], Sums], device: torch.device) -> tuple[Sums, Callable[[], None]]:
-    """Where `work` leaves its sums at each call of the second; until the first of them they hold nothing."""
+    """The tensors of `work`'s sums, and a replay. Each call of it fills them; before the first they hold nothing."""
     with torch.cuda.device(device):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=_capture_stream(device), capture_error_mode="thread_local"):
@@ -173,21 +173,21 @@ def capture(work: Callable[[], Sums], device: torch.device) -> tuple[Sums, Calla
 
 @functools.cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The same for every capture on `device`: cuBLAS keeps memory of its own, tens of MB, for each stream it ran on."""
+    """One stream for all captures on `device`: cuBLAS keeps tens of MB of its own for each stream that it ran on."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def watch(work: Callable[[], Sums]) -> tuple[Sums, bool]:
-    """What `work` returns, and whether the host waited for the GPU in it.
+    """The result of `work`, and whether the host waited for the GPU in it.
 
     Such work cannot be captured, and an attempt that fails may leave torch's allocator unable to give memory back.
     """
     before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             sums = work()
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    return sums, any("synchronizing CUDA operation" in str(warning.message) for warning in told)
+    return sums, any("synchronizing CUDA operation" in str(warning.message) for warning in caught)

@@ -104,7 +104,7 @@ def has_control(recipe: Recipe, model_dir: ModelDir, data: TrainingData, options
 
 
 def student_settings(recipe: Recipe, dataset: Dataset, teacher_file: Path) -> dict[str, Any]:
-    """What decides the result: the same settings make the same student."""
+    """The settings that decide the result: the same ones make the same student."""
     return {
         "recipe_sha256": recipe.fingerprint("data", "student", "distill"),
         "dataset_sha256": dataset.sha256,
@@ -113,7 +113,7 @@ def student_settings(recipe: Recipe, dataset: Dataset, teacher_file: Path) -> di
 
 
 def control_settings(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
-    """What decides the control."""
+    """The settings that decide the control."""
     return {"recipe_sha256": recipe.control_fingerprint(), "dataset_sha256": dataset.sha256}
 
 
@@ -141,6 +141,7 @@ def _new_student(job: TrainingJob) -> Classifier:
     torch.manual_seed(recipe.training.seed)
     network = NetworkSpec.of(recipe.student).build(job.data.num_classes, recipe.data.image_size)
     network = distributed.synchronize_batch_norms(network, job.options.device)
+    job.require_trainable(network)
     return Classifier(network, recipe.data.mean, recipe.data.std)
 
 

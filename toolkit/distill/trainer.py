@@ -33,16 +33,16 @@ from toolkit.networks.small_maps import place
 CHECK_STEPS = 20
 """Steps between two looks at whether the loss is finite, and at most between two agreements of several processes."""
 AGREE_SECONDS = 5.0
-"""s between two agreements on stopping, about; whoever sends SIGTERM does not wait long before SIGKILL"""
+"""s between two agreements on stopping, about; after SIGTERM, SIGKILL comes soon"""
 SAVE_SECONDS = 120.0
 """s between two checkpoints; on a CPU every epoch ends with one too, on a GPU it may be over sooner than written"""
 SAVE_SECONDS_AT_END = 10.0
-"""s after which an epoch is also saved before its validation, which on a CPU may take minutes and sees to no signal"""
+"""s after which an epoch is also saved before its validation: on a CPU this may take minutes, and signals wait"""
 
 
 @dataclass(frozen=True)
 class BestWeights:
-    """What a training run gave: the weights of the best epoch by validation accuracy, and what it took."""
+    """The result of a training run: the weights of the best epoch by validation accuracy, and the cost."""
 
     state_dict: dict[str, Tensor]
     best: EpochMetrics
@@ -65,7 +65,7 @@ class BestWeights:
 
 @dataclass(frozen=True)
 class Records:
-    """Where a stage keeps what it is doing; `state` is what it goes on from."""
+    """The files that a stage writes while it trains; `state` is what it goes on from."""
 
     metrics: Path
     checkpoint: Checkpoint
@@ -77,7 +77,7 @@ class Records:
 def train(training: Training, records: Records) -> BestWeights:
     """Train the learner in place and return its best epoch; teacher and learner always see the same views.
 
-    Every epoch is a line on stderr and in metrics.jsonl. Raises TrainingError where the loss stops being finite,
+    Every epoch is a line on stderr and in metrics.jsonl. Raises TrainingError if the loss is no longer finite,
     Interrupted after Ctrl-C or SIGTERM, with the state saved.
     """
     with stop_request() as request:
@@ -86,7 +86,7 @@ def train(training: Training, records: Records) -> BestWeights:
 
 
 StepSums = tuple[Tensor, Tensor, float]
-"""Of one step: this process's share of the loss's sum and of the hits, and the learning rate."""
+"""One step: this process's share of the loss's sum and of the hits, and the learning rate."""
 
 
 class _Run:
@@ -97,7 +97,7 @@ class _Run:
         self._learner, self._views, self._plan = training.learner, training.views, plan
         self._training, self._records, self._request = training, records, request
         self._valid_teacher = NetworkOutput(training.teacher.valid_logits()) if training.teacher else None
-        self._last_step = self._steps_an_epoch()
+        self._last_step = self._steps_per_epoch()
         self._optimization = Optimization.of(training.learner, plan.section, plan.section.epochs * self._last_step)
         self._stepper = Stepper(training, self._optimization)
         self._progress = TrainingProgress()
@@ -162,7 +162,7 @@ class _Run:
         self._add_up(sums)
 
     def _finish_epoch(self) -> None:
-        """Validate, tell, keep the best and save."""
+        """Validate, report, keep the best and save."""
         plan, progress = self._plan, self._progress
         progress.training_s += progress.epoch_s
         keep_constant(self._optimization.shipped, plan.precision)
@@ -188,7 +188,7 @@ class _Run:
         self._history.append(metrics)
         self._is_saved = False
         self._progress = replace(progress, epoch=progress.epoch + 1, step=0, loss_sum=0.0, hits=0, epoch_s=0.0)
-        if self._saves_every_epoch():  # before the line: whoever reads it may count on the checkpoint
+        if self._saves_every_epoch():  # before the line, whose reader may count on the checkpoint
             self._save()
         if self._log is not None:
             self._log.add(metrics)
@@ -197,7 +197,7 @@ class _Run:
                 self._tick(training=False)  # its time is no part of the next epoch's
 
     def _validate(self) -> tuple[float, float]:
-        """Loss and accuracy on the validation images, in fp32 as weights ship; of averaged ones where there are any."""
+        """Loss and accuracy on the validation images, in fp32 as weights ship; averaged weights if there are any."""
         classifier = self._learner.classifier
         if self._optimization.average is not None:
             mean, std = (values.flatten().tolist() for values in (classifier.mean, classifier.std))
@@ -209,7 +209,7 @@ class _Run:
         return self._training.objective(NetworkOutput(logits), labels, self._valid_teacher).item(), accuracy
 
     def _add_up(self, sums: list[StepSums]) -> None:
-        """Move what `sums` hold of all processes into the progress; TrainingError where a loss is not finite."""
+        """Add `sums`, of all processes, to the progress and clear them; TrainingError if a loss is not finite."""
         if not sums:
             return
         *parts, rates = zip(*sums, strict=True)
@@ -234,7 +234,7 @@ class _Run:
         )
 
     def _stop_if_asked(self, sums: list[StepSums]) -> None:
-        """After a step: save and stop where a signal asked for it, save where the last time is long ago."""
+        """After a step: save and stop if a signal asked for it, or save if the last checkpoint is old."""
         step = self._progress.step
         asked = self._request.signal_number
         at_end = step == self._last_step
@@ -314,11 +314,11 @@ class _Run:
         return 2 * distributed.world_size()
 
     def _choose_agree_steps(self) -> int:
-        """After how many steps processes agree on stopping: after each, until an epoch has told how long one takes."""
+        """Steps between two agreements on stopping: one, until the first epoch has shown how long a step takes."""
         if not self._history:
             return 1
         step_s = len(self._views) / self._history[-1].train_img_s / self._last_step
         return distributed.agree(max(1, min(CHECK_STEPS, int(AGREE_SECONDS / step_s))))
 
-    def _steps_an_epoch(self) -> int:
+    def _steps_per_epoch(self) -> int:
         return sum(1 for _ in batches(np.arange(len(self._views)), self._plan.section.batch_size, self._least_batch()))

@@ -1,4 +1,4 @@
-"""What is trained on what."""
+"""A training: the network, its objective, its views, its plan and its teacher."""
 
 from dataclasses import dataclass
 

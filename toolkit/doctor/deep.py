@@ -189,8 +189,8 @@ def check_training(device: str) -> Check:
     batch, steps = BATCHES["cpu" if device == "cpu" else "gpu"]
     rehearsal = Rehearsal(device, IMAGE_SIZE, batch, steps)
     finding = (
-        f"{rehearsal.images_a_second():,.0f} images per second (student, {IMAGE_SIZE} px, {rehearsal.precision}, stored"
-        f" logits, batches of {batch})"
+        f"{rehearsal.images_per_second():,.0f} images per second (student, {IMAGE_SIZE} px, {rehearsal.precision},"
+        f" stored logits, batches of {batch})"
     )
     if launches := replace(rehearsal, steps=COUNTED_STEPS).count_launches():
         finding += f"; a step takes {launches.kernels:.0f} kernels and {launches.sent:.0f} copies from the host"
@@ -257,7 +257,7 @@ def settle(classifier: "Classifier", images: Any) -> None:
 
 
 def compare(path: Path, provider: str, images: np.ndarray, expected: np.ndarray) -> Check:
-    """Where the operators of the graph run on `provider`, and how far its logits are from the `expected` ones."""
+    """The check of the graph on `provider`: the providers of its operators, and its logits against `expected` ones."""
     from toolkit.runtimes.onnxruntime import OnnxPredictor
 
     predictor = OnnxPredictor(path, provider)

@@ -96,8 +96,8 @@ class ExportResult:
     def describe_speed(self) -> str:
         """`0.7 times as fast as fp32 on this CPU: slower`"""
         assert self.times_faster is not None
-        told = f"{self.times_faster:.2f} times as fast as fp32 on this CPU"
-        return f"{told}: slower" if self.times_faster < 1 else told
+        text = f"{self.times_faster:.2f} times as fast as fp32 on this CPU"
+        return f"{text}: slower" if self.times_faster < 1 else text
 
 
 def export_onnx(weights: Path, destination: Path, options: ExportOptions) -> list[ExportResult]:
@@ -205,8 +205,8 @@ class _Export:
 
     def run(self, start: float) -> list[ExportResult]:
         smaller, samples = self._options.smaller, self._samples
-        told = f"{', '.join(self._options.precisions)}, " if smaller else ""
-        console.say(f"export: {self._weights} → {self._destination}, {told}proof on {len(samples)} images")
+        text = f"{', '.join(self._options.precisions)}, " if smaller else ""
+        console.say(f"export: {self._weights} → {self._destination}, {text}proof on {len(samples)} images")
         model = build_graph(self._classifier, self._size, self._settings.opset)
         network = refer_to_network(self._classifier, samples)
         fp32, logits = self._write(_Draft("fp32", model, start), network)

@@ -19,8 +19,8 @@ from toolkit.graphs.layers import name_layer
 from toolkit.graphs.quantize import Quantizer
 from toolkit.graphs.session import open_session
 from toolkit.machine.limits import available_cores
-from toolkit.recipe import ExportRecipe
 from toolkit.runtimes.base import softmax
+from toolkit.settings import ExportRecipe
 
 TURNS, RUNS, UNTIMED, PAUSE_S = 4, 15, 5, 0.1
 """of the speed comparison: turns, runs of one image in each, those of them that warm up, s before a turn"""

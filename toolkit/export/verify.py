@@ -18,7 +18,7 @@ from toolkit.export.replay import Replay
 from toolkit.export.samples import Samples, large_batch, read_batches
 from toolkit.modeldir import FilePrecision
 from toolkit.networks.classifier import Classifier
-from toolkit.recipe import ExportRecipe
+from toolkit.settings import ExportRecipe
 
 ROUNDING = 1e-9
 """By how much a difference of two fractions may exceed a bound: 0.90 - 0.89 is a little more than 0.01."""

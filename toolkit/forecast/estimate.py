@@ -19,8 +19,9 @@ from toolkit.distill.quantized import INT8_SHARE, WORTH_S, may_answer_in_int8, v
 from toolkit.forecast.facts import Facts
 from toolkit.forecast.forecast import Forecast, ForecastStage
 from toolkit.modeldir import Role
-from toolkit.recipe import Recipe, StageRecipe
+from toolkit.recipe import Recipe
 from toolkit.runtimes.opening import RUNTIMES
+from toolkit.settings import StageRecipe
 
 MEASURED_SIZES = 3
 """Most sizes of growing images that are measured; between them time grows with the number of pixels."""

@@ -14,8 +14,9 @@ from toolkit.distill.student import control_settings, find_stored_answers, stude
 from toolkit.distill.teacher import teacher_settings
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import ModelDir, Role
-from toolkit.recipe import FOOD_11, Recipe
-from toolkit.workspace import Workspace, with_control
+from toolkit.recipe import Recipe
+from toolkit.settings import FOOD_11
+from toolkit.stage_setup import StageSetup, with_control
 
 Command = Literal["teacher", "distill", "run"]
 SeededRole = tuple[Role, int]
@@ -61,92 +62,90 @@ class Facts:
         return replace(self, there=kept, stored=frozenset(), epochs_done={})
 
 
-def find_facts(workspace: Workspace, command: Command) -> Facts:
+def find_facts(setup: StageSetup, command: Command) -> Facts:
     """Look at data, cache and model directory; make nothing, decode no image.
 
     Raises WeightsError if the teacher to be imported does not know the classes of the data.
     """
-    recipe, splits = workspace.recipe, workspace.dataset.splits
-    if command == "teacher" or not workspace.model_dir.weights("teacher").exists():
-        provenance.require_fitting(recipe, workspace.dataset)  # to find its file may need a download
+    recipe, splits = setup.recipe, setup.dataset.splits
+    if command == "teacher" or not setup.model_dir.weights("teacher").exists():
+        provenance.require_fitting(recipe, setup.dataset)  # to find its file may need a download
     wanted: tuple[Split, ...] = ("train", "valid", "test") if command == "run" else ("train", "valid")
     preprocess = Preprocess.from_recipe(recipe.data)
-    sizes = {split: bytes_to_decode(workspace.dataset, split, preprocess) for split in wanted}
+    sizes = {split: bytes_to_decode(setup.dataset, split, preprocess) for split in wanted}
     facts = Facts(
         command=command,
         images={split: len(images) for split, images in splits.items()},
-        num_classes=len(workspace.dataset.classes),
-        seeds=tuple(range(recipe.training.seed, recipe.training.seed + workspace.seeds)),
-        control=with_control(workspace, by_default=command == "run"),
+        num_classes=len(setup.dataset.classes),
+        seeds=tuple(range(recipe.training.seed, recipe.training.seed + setup.seeds)),
+        control=with_control(setup, by_default=command == "run"),
         given_teacher=provenance.is_given(recipe),
-        known_accuracy=_states_accuracy(workspace),
+        known_accuracy=_states_accuracy(setup),
         processes=distributed.world_size(),
         decoders=recipe.data.workers or available_cores(),
         cores=available_cores(),
-        on_gpu=workspace.device != "cpu",
-        room_for_two=control_process.has_room(workspace.device, workspace.recipe.student.architecture),
+        on_gpu=setup.device != "cpu",
+        room_for_two=control_process.has_room(setup.device, setup.recipe.student.architecture),
         to_decode={split: size for split, size in sizes.items() if size},
     )
-    there, done = _look_at_teacher(workspace, command)
+    there, done = _look_at_teacher(setup, command)
     if command == "teacher" or ("teacher", recipe.training.seed) not in there:
         return replace(facts, there=there, epochs_done=done)
     stored: set[int] = set()
     for seed in facts.seeds:
-        more_there, more_done, is_stored = _look_at_seed(workspace, seed, decoded=not facts.to_decode)
+        more_there, more_done, is_stored = _look_at_seed(setup, seed, decoded=not facts.to_decode)
         there, done = there | more_there, done | more_done
         stored |= {seed} if is_stored else set()
     return replace(facts, there=there, epochs_done=done, stored=frozenset(stored))
 
 
-def _states_accuracy(workspace: Workspace) -> bool:
+def _states_accuracy(setup: StageSetup) -> bool:
     """Whether the given teacher states its accuracy, so that nobody has to measure it; downloads nothing."""
-    recipe = workspace.recipe
+    recipe = setup.recipe
     if not provenance.is_given(recipe) or recipe.teacher.weights == FOOD_11:
         return False
     source = provenance.find_weights(recipe)
-    return source is not None and provenance.known_accuracy(source, recipe, workspace.dataset) is not None
+    return source is not None and provenance.known_accuracy(source, recipe, setup.dataset) is not None
 
 
 Progress = tuple[frozenset[SeededRole], dict[SeededRole, int]]
 
 
-def _look_at_teacher(workspace: Workspace, command: Command) -> Progress:
-    recipe = workspace.recipe
+def _look_at_teacher(setup: StageSetup, command: Command) -> Progress:
+    recipe = setup.recipe
     network: SeededRole = ("teacher", recipe.training.seed)
-    if command == "distill" and workspace.model_dir.weights("teacher").exists():
+    if command == "distill" and setup.model_dir.weights("teacher").exists():
         return frozenset({network}), {}  # it teaches, whatever its settings were
-    _, settings = teacher_settings(recipe, workspace.dataset)
-    return _look_at(network, _training_job(workspace, recipe, workspace.model_dir, network, settings))
+    _, settings = teacher_settings(recipe, setup.dataset)
+    return _look_at(network, _training_job(setup, recipe, setup.model_dir, network, settings))
 
 
 def _look_at_seed(
-    workspace: Workspace, seed: int, *, decoded: bool
+    setup: StageSetup, seed: int, *, decoded: bool
 ) -> tuple[frozenset[SeededRole], dict[SeededRole, int], bool]:
     """The networks of a seed that are there, their epochs, and whether the teacher's logits are stored."""
-    recipe = workspace.recipe.with_overrides([f"training.seed={seed}"])
-    directory = workspace.model_dir if seed == workspace.recipe.training.seed else workspace.model_dir.of_seed(seed)
-    teacher_file = workspace.model_dir.weights("teacher")
+    recipe = setup.recipe.with_overrides([f"training.seed={seed}"])
+    directory = setup.model_dir if seed == setup.recipe.training.seed else setup.model_dir.of_seed(seed)
+    teacher_file = setup.model_dir.weights("teacher")
     student: SeededRole = ("student", seed)
     control: SeededRole = ("control", seed)
-    taught = _training_job(
-        workspace, recipe, directory, student, student_settings(recipe, workspace.dataset, teacher_file)
-    )
-    alone = _training_job(workspace, recipe, directory, control, control_settings(recipe, workspace.dataset))
+    taught = _training_job(setup, recipe, directory, student, student_settings(recipe, setup.dataset, teacher_file))
+    alone = _training_job(setup, recipe, directory, control, control_settings(recipe, setup.dataset))
     there, done = _look_at(student, taught)
     control_there, control_done = _look_at(control, alone)
     is_stored = False
     if decoded and student not in there and recipe.distill.stored_views:
-        taught = replace(taught, data=workspace.training_data)
+        taught = replace(taught, data=setup.training_data)
         is_stored = find_stored_answers(taught, taught.views(), None) is not None
     return there | control_there, done | control_done, is_stored
 
 
 def _training_job(
-    workspace: Workspace, recipe: Recipe, directory: ModelDir, network: SeededRole, settings: dict[str, object]
+    setup: StageSetup, recipe: Recipe, directory: ModelDir, network: SeededRole, settings: dict[str, object]
 ) -> TrainingJob:
     """The job as the stage itself sees it; its images are not decoded yet."""
-    options = TrainingOptions(workspace.device, workspace.force, workspace.resume)
-    unread: TrainingData = TrainingData(workspace.dataset, None, None)  # type: ignore[arg-type]
+    options = TrainingOptions(setup.device, setup.force, setup.resume)
+    unread: TrainingData = TrainingData(setup.dataset, None, None)  # type: ignore[arg-type]
     return TrainingJob(network[0], recipe, directory, unread, settings, options)
 
 

@@ -18,29 +18,29 @@ from toolkit.forecast.fit import AIM, RecipeChoice, fit
 from toolkit.forecast.forecast import Forecast
 from toolkit.forecast.speeds import MeasuredSpeeds
 from toolkit.recipe import FOLLOW_PICTURES
-from toolkit.workspace import Workspace
+from toolkit.stage_setup import StageSetup
 
 
-def fit_job(
-    workspace: Workspace, command: Command, minutes: float, started: float, *, writes: bool = True
-) -> tuple[Workspace, Forecast]:
-    """The workspace with a recipe by which `command` ends within `minutes` of `started`, and its forecast.
+def fit_setup(
+    setup: StageSetup, command: Command, minutes: float, started: float, *, writes: bool = True
+) -> tuple[StageSetup, Forecast]:
+    """The setup with a recipe by which `command` ends within `minutes` of `started`, and its forecast.
 
     `started` is a time of time.perf_counter.
 
     It prints what it chooses and what it gives up. If the same was asked before, the earlier choice holds. Raises
     RecipeError if not even one epoch fits.
     """
-    choice = KeptChoice(workspace, command, minutes)
+    choice = KeptChoice(setup, command, minutes)
     if (kept := choice.read()) is not None:
         message = f"as chosen before: {_as_flags(kept)}" if kept else f"the recipe fits into {minutes:g}, as before"
-        console.say(f"minutes: {message} ({workspace.model_dir.minutes}; --force chooses again)")
-        workspace = with_settings(workspace, kept)
-        return workspace, forecast_command(workspace, command)
-    facts = find_facts(workspace, command)
-    speeds = MeasuredSpeeds(workspace.dataset, facts, workspace.device)
-    whole = estimate(workspace.recipe, facts, speeds)
-    fitted = fit(workspace.recipe, facts, speeds, minutes, lambda: distributed.agree(time.perf_counter() - started))
+        console.say(f"minutes: {message} ({setup.model_dir.minutes}; --force chooses again)")
+        setup = with_settings(setup, kept)
+        return setup, forecast_command(setup, command)
+    facts = find_facts(setup, command)
+    speeds = MeasuredSpeeds(setup.dataset, facts, setup.device)
+    whole = estimate(setup.recipe, facts, speeds)
+    fitted = fit(setup.recipe, facts, speeds, minutes, lambda: distributed.agree(time.perf_counter() - started))
     overrides = [*fitted.overrides, *_followed_settings(fitted)]
     if overrides:
         console.say(
@@ -52,7 +52,7 @@ def fit_job(
         console.say(f"minutes: the unchanged recipe fits into {minutes:g}")
     if writes:
         choice.write(overrides)
-    return with_settings(workspace, overrides), replace(fitted.forecast, measured=speeds.describe())
+    return with_settings(setup, overrides), replace(fitted.forecast, measured=speeds.describe())
 
 
 def _followed_settings(fitted: RecipeChoice) -> list[str]:
@@ -70,22 +70,22 @@ def _as_flags(overrides: list[str]) -> str:
 class KeptChoice:
     """The settings that were chosen for a command, recipe, data set, number of seeds and minutes: minutes.json."""
 
-    def __init__(self, workspace: Workspace, command: Command, minutes: float) -> None:
-        sections = sorted(type(workspace.recipe).model_fields)
+    def __init__(self, setup: StageSetup, command: Command, minutes: float) -> None:
+        sections = sorted(type(setup.recipe).model_fields)
         given = (
-            workspace.recipe.teacher.weights
+            setup.recipe.teacher.weights
         )  # no part of a fingerprint, but it decides whether a teacher is trained here
         what = [
             command,
-            workspace.recipe.fingerprint(*sections),
+            setup.recipe.fingerprint(*sections),
             given,
-            workspace.dataset.sha256,
-            workspace.seeds,
+            setup.dataset.sha256,
+            setup.seeds,
             minutes,
         ]
-        self._path: Path = workspace.model_dir.minutes
+        self._path: Path = setup.model_dir.minutes
         self._key = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-        self._chooses_again = workspace.force and not workspace.resume
+        self._chooses_again = setup.force and not setup.resume
 
     def read(self) -> list[str] | None:
         """Settings as --set takes them; None if nothing was chosen yet, or if --force chooses again.
@@ -115,9 +115,9 @@ class KeptChoice:
             ) from None
 
 
-def with_settings(workspace: Workspace, overrides: list[str]) -> Workspace:
-    """The workspace with those settings in its recipe; the data set is read again only if they change it."""
-    changed = replace(workspace, recipe=workspace.recipe.with_overrides(overrides))
-    if changed.recipe.data.share == workspace.recipe.data.share:
-        vars(changed)["dataset"] = workspace.dataset
+def with_settings(setup: StageSetup, overrides: list[str]) -> StageSetup:
+    """The setup with those settings in its recipe; the data set is read again only if they change it."""
+    changed = replace(setup, recipe=setup.recipe.with_overrides(overrides))
+    if changed.recipe.data.share == setup.recipe.data.share:
+        vars(changed)["dataset"] = setup.dataset
     return changed

@@ -28,6 +28,7 @@ from toolkit.distill.precision import FloatArithmetic, NetworkStep, choose_preci
 from toolkit.distill.quantized import views_to_answer
 from toolkit.distill.step import Stepper
 from toolkit.distill.step_graph import WARM_UP
+from toolkit.distill.trainable import require_trainable
 from toolkit.distill.training import Training
 from toolkit.errors import DataError
 from toolkit.forecast.facts import Facts
@@ -35,7 +36,8 @@ from toolkit.modeldir import Role
 from toolkit.networks import small_maps
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.registry import NetworkSpec
-from toolkit.recipe import DataRecipe, Recipe, StageRecipe
+from toolkit.recipe import Recipe
+from toolkit.settings import DataRecipe, StageRecipe
 
 SAMPLED_IMAGES = 24
 """training images that are decoded, and whose views are rendered"""
@@ -80,6 +82,7 @@ class MeasuredSpeeds:
     def train_s(self, recipe: Recipe, role: Role, side: int) -> float:
         section = recipe.stage_of(role)
         network, images = self._network(recipe, role), self._share(section.epochs)
+        require_trainable(network.network, recipe, role)
         with self._own_threads(recipe, role) as threads:
             batch, precision = section.batch_size, self._precision(recipe, role)
             if self._is_replayed(recipe, role):
@@ -257,7 +260,7 @@ class MeasuredSpeeds:
 
 
 def _key(recipe: Recipe, role: Role) -> NetworkKey:
-    """What a network is built from."""
+    """The spec and the image size that a network is built from."""
     spec = provenance.teacher_network(recipe) if role == "teacher" else NetworkSpec.of(recipe.student)
     return spec, recipe.data.image_size
 

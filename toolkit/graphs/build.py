@@ -145,7 +145,7 @@ def _require_opset(model: onnx.ModelProto, opset: int) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's progress lines, warnings and log records from the user; what matters is raised."""
+    """Keep the exporter's progress lines, warnings and log records from the user; problems are raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

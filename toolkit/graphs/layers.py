@@ -46,7 +46,7 @@ def find_tensors(model: onnx.ModelProto, kind: int) -> set[str]:
 
 
 def name_layer(graph: onnx.GraphProto, layer: str) -> str:
-    """What the network calls a layer, `cnn.3.0`; the node's own name if neither its weights nor its bias say."""
+    """A layer's name in the network, `cnn.3.0`; the node's own name if neither its weights nor its bias say."""
     node = next(node for node in graph.node if node.name == layer)
     added = (other for other in graph.node if other.op_type == "Add" and node.output[0] in other.input)
     inputs = [*node.input[1:], *(name for other in added for name in other.input)]

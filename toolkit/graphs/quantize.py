@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from toolkit.graphs.layers import LAYERS, find_layers, find_sources
-from toolkit.recipe import Calibration
+from toolkit.settings import Calibration
 
 CALIBRATIONS = {
     "minmax": CalibrationMethod.MinMax,
@@ -141,7 +141,7 @@ def _stride(images: int) -> int:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the quantizer's advice and progress from the user; what matters is raised."""
+    """Keep the quantizer's advice and progress from the user; problems are raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -41,5 +41,5 @@ def open_session(
 
 def why_refused(error: BaseException) -> str:
     """The cause in one line, without the status code and the node's name that onnxruntime puts before it."""
-    told = str(error).rpartition("Status Message: ")[2]
-    return one_line(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", told)) or type(error).__name__
+    message = str(error).rpartition("Status Message: ")[2]
+    return one_line(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)) or type(error).__name__

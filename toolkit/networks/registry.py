@@ -4,6 +4,7 @@ A network of your own is one file: a builder and the model of its settings (docs
 """
 
 import contextlib
+import difflib
 import functools
 import json
 import sys
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from toolkit.architectures import DEPTHWISE, NetworkSettings, add_settings, check_settings, settings_of
 from toolkit.errors import RecipeError, did_you_mean, one_line
 from toolkit.networks.depthwise import DepthwiseStudent
-from toolkit.recipe import NetworkRecipe, StudentRecipe, TeacherRecipe
+from toolkit.settings import NetworkRecipe, StudentRecipe, TeacherRecipe
 
 __all__ = ["DEPTHWISE", "NetworkSettings", "NetworkSpec", "register"]
 
@@ -29,6 +30,9 @@ BUILDER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
 """Arguments that some of torchvision's classifiers need."""
+
+MANY_CLASSES = 7919
+"""A number that no layer has but a head of so many classes."""
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
@@ -138,7 +142,7 @@ class NetworkSpec:
         """RecipeError, naming the size, if a network refuses it."""
         try:
             yield
-        except (AssertionError, RuntimeError, ValueError) as error:  # whatever networks say no with
+        except (AssertionError, RuntimeError, ValueError) as error:  # networks refuse sizes with any of these
             if image_size is None:
                 raise
             raise RecipeError(
@@ -165,7 +169,7 @@ def build(
 
 
 def spec_of(network: nn.Module) -> NetworkSpec:
-    """What `network` was built from, its settings complete; KeyError if it was not built here."""
+    """The spec that `network` was built from, with all settings; KeyError if it was not built here."""
     spec: NetworkSpec = vars(network)["spec"]
     return spec
 
@@ -195,6 +199,25 @@ def modules_to_import(*names: str) -> list[str] | None:
 def architectures() -> list[str]:
     """Every name that `build` knows."""
     return [*_builders, *_classifiers()]
+
+
+def find_classifier(like: str, fits: Callable[[Mapping[str, Tensor]], bool]) -> str | None:
+    """The classifier of torchvision whose state dict `fits`, those named like `like` first; None if none does.
+
+    State dicts are on the meta device, with a head of MANY_CLASSES. RegNets cannot be built there and are left out.
+    """
+    for name in sorted(_classifiers(), key=lambda other: -difflib.SequenceMatcher(None, like, other).ratio()):
+        if (own := _state_dict_of(name)) and fits(own):
+            return name
+    return None
+
+
+@functools.cache
+def _state_dict_of(architecture: str) -> Mapping[str, Tensor]:
+    """Empty if it cannot be built on the meta device."""
+    with contextlib.suppress(NotImplementedError), torch.device("meta"):
+        return NetworkSpec(architecture).build(MANY_CLASSES).state_dict()
+    return {}
 
 
 def enlargement(network: nn.Module) -> int:

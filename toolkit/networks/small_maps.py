@@ -1,7 +1,7 @@
-"""Convolutions on maps of a few places, as matrix products: what small images leave in a network's last layers.
+"""Convolutions on maps of a few places, as matrix products. Small images leave such maps in a network's last layers.
 
 oneDNN's convolutions are made for large maps. On a CPU, a 3×3 convolution of a 2×2 map took up to ten times as long as
-one product over all pairs of an input and an output place, with the same sums. No time is lost with padding.
+one product over all pairs of an input and an output place, with the same sums. Padding costs nothing there.
 Shapes: N images, I and O channels, H W places of the input map, Q = H·W, P places of the output map.
 """
 
@@ -27,7 +27,7 @@ Pair = tuple[int, int, int, int]
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """nn.Conv2d with the same weights and answers (up to rounding), quicker on small maps on a CPU."""
+    """nn.Conv2d with the same weights and answers (up to rounding) that is quicker on small maps on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         return self._convolve_small(input) if self._is_small(input) else super().forward(input)
@@ -42,7 +42,7 @@ class SmallMapConv2d(nn.Conv2d):
 
     def _convolve_small(self, input: Tensor) -> Tensor:
         if self._is_pointwise():
-            # channels last, so that the gradient lies in memory as the weight does
+            # channels last, so that the gradient has the weight's layout in memory
             weight = self.weight.permute(0, 2, 3, 1).flatten(1)
             return F.linear(input.permute(0, 2, 3, 1), weight, self.bias).permute(0, 3, 1, 2)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
@@ -59,14 +59,14 @@ class SmallMapConv2d(nn.Conv2d):
 
 
 def place(network: nn.Module, device: str) -> None:
-    """Move `network` to `device`, channels last in memory, and on a CPU let it take the quicker way on small maps."""
+    """Move `network` to `device`, channels last in memory, and on a CPU make its convolutions quicker on small maps."""
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device == "cpu":
         use_small_map_convolutions(network)
 
 
 def use_small_map_convolutions(network: nn.Module) -> None:
-    """Let every convolution of `network` that allows it take the quicker way on small maps. Its state dict stays."""
+    """Make every supported convolution of `network` a SmallMapConv2d, in place. The state dict does not change."""
     for module in network.modules():
         if type(module) is nn.Conv2d and _is_supported(module):
             module.__class__ = SmallMapConv2d
@@ -106,7 +106,7 @@ class _DenseProduct(torch.autograd.Function):
     def forward(ctx: Any, maps: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
         outputs, inputs = weight.shape[:2]
         size = output_size(geometry)
-        # the order of a weight in memory, channels last: rows are copied whole, nothing is transposed
+        # a weight's order in memory, channels last, so that whole rows are copied and nothing is transposed
         matrix = maps.new_zeros(math.prod(size), outputs, geometry[0] * geometry[1], inputs)
         for q, p, i, j in pair_places(geometry):
             matrix[p, :, q].copy_(weight[:, :, i, j])
@@ -160,7 +160,7 @@ class _DepthwiseProduct(torch.autograd.Function):
             of_maps = products.view(-1, height, width, rows.shape[2]).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[1]:
             of_factors = torch.stack([(rows[:, q : q + 1] * gradients).sum(0) for q in range(rows.shape[1])])
-            # in memory as the weight lies
+            # the same layout in memory as the weight's
             of_weight = torch.empty_strided(*ctx.weight_layout, dtype=rows.dtype).zero_()
             for q, p, i, j in pair_places(ctx.geometry):
                 of_weight[:, 0, i, j] += of_factors[q, p]

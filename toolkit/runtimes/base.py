@@ -66,7 +66,7 @@ class Runtime(ABC):
         """DeviceError if what it needs is not installed."""
 
     def precisions(self, *, on_gpu: bool) -> tuple[FilePrecision, ...]:
-        """What it computes in; of ONNX files those that are there."""
+        """Precisions that it computes in; of ONNX files those that are there."""
         return tuple(precision for precision in FILE_PRECISIONS if not (on_gpu and precision in self.not_on_gpu))
 
     @abstractmethod

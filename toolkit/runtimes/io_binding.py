@@ -19,7 +19,7 @@ from toolkit.runtimes.providers import gpu_index
 
 @dataclass(frozen=True)
 class BoundBatch:
-    """Where a batch of N lies on the GPU; the same place for every batch of that size."""
+    """The place of a batch of N on the GPU; every batch of that size uses it."""
 
     binding: Any
     """onnxruntime.IOBinding of the two below"""
@@ -54,7 +54,7 @@ class IoBindingPredictor(OnnxPredictor):
         return np.array(batch.logits.numpy(), dtype=np.float32)
 
     def send(self, images: ImageBatch) -> BoundBatch:
-        """Copy images (N, S, S, 3) to where a batch of N lies."""
+        """Copy images (N, S, S, 3) to the place of a batch of N."""
         check_images(images, self.preprocess.image_size)
         if len(images) not in self._batches:
             self._batches[len(images)] = self._bind(images.shape)

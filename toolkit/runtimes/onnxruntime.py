@@ -111,9 +111,9 @@ def _find_provider(opened: Any, wanted: str, path: Path, *, is_wish: bool) -> st
         )
     placement = Placement.of(opened)
     if strays := placement.describe_strays(kind, path):
-        told = f"{path.name} does not run wholly on {wanted}: {strays}"
+        problem = f"{path.name} does not run wholly on {wanted}: {strays}"
         if is_wish:
-            raise DeviceError(told, "use the CPU with --provider cpu, or accept that with --provider auto")
-        console.say(f"warning: {told}")
+            raise DeviceError(problem, "use the CPU with --provider cpu, or accept that with --provider auto")
+        console.say(f"warning: {problem}")
     main = placement.main_provider(kind)
     return wanted if main == kind else main

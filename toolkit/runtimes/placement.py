@@ -50,26 +50,26 @@ class Placement:
         return max(counts, key=lambda provider: (counts[provider], provider == wanted), default=wanted)
 
     def describe_strays(self, wanted: str, path: Path) -> str:
-        """What other providers do to the images: `2 of its 14 operators run on CPUExecutionProvider (Cast, Gemm)`.
+        """The work of other providers on the images: `2 of its 14 operators run on CPUExecutionProvider (Cast, Gemm)`.
 
-        "" if it is nothing: they may compute shapes, and what follows from weights alone. `path` is the file's.
+        "" if it is nothing: they may compute shapes, and values that follow from weights alone. `path` is the file's.
         """
         others = [provider for provider in self.nodes if provider != wanted]
         if not others:
             return ""
         carriers = _find_carriers(path)
-        # what onnxruntime has rewritten has a name of its own: of that the heavy operators count
+        # onnxruntime renames operators that it rewrites; of those, only the heavy ones count
         mine = {
             provider: [node.operator for node in nodes if node.name in carriers or node.is_heavy]
             for provider, nodes in self.nodes.items()
         }
         strays = {provider: mine[provider] for provider in sorted(others) if mine[provider]}
-        told = [
+        texts = [
             f"{len(operators)} of its {sum(map(len, mine.values()))} operators run on {provider}"
             f" ({', '.join(dict.fromkeys(operators))})"
             for provider, operators in strays.items()
         ]
-        return ", ".join(told)
+        return ", ".join(texts)
 
 
 def _find_carriers(path: Path) -> set[str]:

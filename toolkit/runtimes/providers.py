@@ -91,13 +91,13 @@ def require_provider(provider: str, device: str = "auto") -> None:
 
 
 def gpu_index(provider: str) -> int | None:
-    """Which GPU a provider that `pick_provider` names runs on; None for the CPU."""
+    """The number of the GPU that a provider of `pick_provider` runs on; None for the CPU."""
     kind, _, gpu = provider.partition(":")
     return int(gpu or 0) if kind == PROVIDERS["cuda"] else None
 
 
 def session_providers(provider: str, **options: str) -> list[Any]:
-    """What onnxruntime.InferenceSession takes as `providers`: that one, on its GPU and with CUDA_OPTIONS.
+    """The argument `providers` of onnxruntime.InferenceSession: that one, on its GPU and with CUDA_OPTIONS.
 
     `options` of the CUDA provider take the place of those.
     """
@@ -154,14 +154,14 @@ def _why_not(provider: str) -> str:
 
 def _explain(native_log: str, error: Exception) -> str:
     """The cause in one phrase: a missing library or a CUDA failure from onnxruntime's log, else what `error` says."""
-    told = f"{native_log}{error}"
-    missing = re.search(r"(lib[\w.+-]+?): cannot open shared object file", told)
+    output = f"{native_log}{error}"
+    missing = re.search(r"(lib[\w.+-]+?): cannot open shared object file", output)
     if missing:
         owner = next((owner for start, owner in LIBRARY_OWNERS.items() if missing[1].startswith(start)), "")
         return f"{missing[1]}{f' ({owner})' if owner else ''} is not on this machine"
-    if re.search(r"cuDNN is (?:not available|unavailable)|cuDNN library was not found", told):
+    if re.search(r"cuDNN is (?:not available|unavailable)|cuDNN library was not found", output):
         return "cuDNN is not on this machine"  # the provider opens it when a convolution needs it, not before
-    failure = re.search(r"(\w+) failure \d+: ([^;\n]+)", told)
+    failure = re.search(r"(\w+) failure \d+: ([^;\n]+)", output)
     if failure:
         return f"{failure[1]} says: {failure[2].strip()}"
     return session.why_refused(error)

@@ -1,4 +1,4 @@
-"""Recall class by class, against torchmetrics and by hand, and what is said of it."""
+"""Recall class by class, against torchmetrics and by hand, and the sentences about it."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_worst_first_and_losers_only() -> None:
     assert [one.name for one in worst_classes(classes, 99)] == ["g", "f", "e", "d", "c", "b"]  # a loses nothing
 
 
-def test_a_class_without_images_is_neither_worst_nor_in_the_table() -> None:
+def test_a_class_without_images_is_not_worst_and_not_in_the_table() -> None:
     classes = make_classes(["a", "b"])
     nobody = ClassRecall(name="nobody", images=0, teacher_recall=None, student_recall=None, recall_difference=None)
     assert [one.name for one in worst_classes([nobody, *classes])] == ["b"]

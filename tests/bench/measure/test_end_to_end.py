@@ -55,12 +55,12 @@ def test_pixels_are_those_of_predict(folder: Path) -> None:
         np.testing.assert_array_equal(prepare_image(path.read_bytes(), PREPROCESS), PREPROCESS(read_image(path)))
 
 
-def test_what_is_timed_is_the_answer_of_predict(folder: Path, tmp_path: Path) -> None:
+def test_the_timed_answer_is_that_of_predict(folder: Path, tmp_path: Path) -> None:
     predictor = OnnxPredictor(save_colour_model(tmp_path / "colour.onnx"), "cpu", threads=1)
     for name in of_files(folder).names:
         probabilities = end_to_end._answer_with(predictor)((folder / name).read_bytes())[0]
-        told = dict(ask(predictor, predictor.preprocess(read_image(folder / name)), 3).top)
-        assert told == dict(zip(predictor.classes, probabilities.tolist(), strict=True))
+        predicted = dict(ask(predictor, predictor.preprocess(read_image(folder / name)), 3).top)
+        assert predicted == dict(zip(predictor.classes, probabilities.tolist(), strict=True))
 
 
 class FakeClock:
@@ -113,7 +113,7 @@ def test_an_answer_takes_its_preprocessing_and_its_network(folder: Path, monkeyp
     np.testing.assert_array_equal(predictor.seen[4][0], real(contents[1], PREPROCESS))
 
 
-def test_preprocessing_alone_where_no_row_reads_onnx(folder: Path) -> None:
+def test_preprocessing_alone_if_no_row_reads_onnx(folder: Path) -> None:
     result = time_end_to_end(PREPROCESS, [], [(folder / "0.jpg").read_bytes()], Budget(10, 0.05))
     assert result.end_to_end_ms == []
     assert result.preprocess_ms.p50 > 0

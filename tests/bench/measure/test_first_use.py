@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_opened_again_names_the_row(row: Row) -> None:
     )
 
 
-def test_a_bug_in_the_process_is_told_in_one_line(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_the_process_is_reported_in_one_line(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     question = SimpleNamespace(dumps=lambda *_: '{"path": "/nowhere"}', loads=json.loads)
     monkeypatch.setattr(first_use, "json", question)
     with pytest.raises(DeviceError, match="fails in a process of its own: KeyError: ") as caught:
@@ -175,7 +175,7 @@ ANSWER = 'noise\n{"first_call_ms": 1.5, "peak_memory_mib": null}\n'
         (MadeUpProcess([], "", hangs=True), "no answer after 1800 s"),
     ],
 )
-def test_how_the_process_ended_is_told(
+def test_the_end_of_the_process_is_reported(
     row: Row, monkeypatch: pytest.MonkeyPatch, process: MadeUpProcess, reason: str
 ) -> None:
     start_instead(monkeypatch, process)
@@ -241,7 +241,7 @@ class TestSideBySide:
             process._process.stdin = None
 
 
-def test_what_builds_the_network_is_imported_before_the_clock_starts(tmp_path: Path) -> None:
+def test_modules_that_build_the_network_are_imported_before_the_clock_starts(tmp_path: Path) -> None:
     """torchvision takes a second to import, and 100 MB."""
     network = build("squeezenet1_1", 3)
     info = ModelInfo(

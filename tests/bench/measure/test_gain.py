@@ -61,7 +61,7 @@ def pixels() -> Pixels:
 
 
 def accuracy(path: Path, pixels: Pixels) -> float:
-    """By the network alone, one image after the other."""
+    """Accuracy by the network alone, one image after the other."""
     hits = []
     for i in range(len(pixels)):
         logits = TorchPredictor(path).logits(pixels.centre(np.array([i])))
@@ -92,9 +92,9 @@ def test_mean_and_deviation_over_seeds_are_those_of_the_gains(tmp_path: Path, pi
     assert found.mean == pytest.approx(np.mean(gains))
     assert found.std == pytest.approx(np.std(gains, ddof=1))
     assert found.epochs == 7
-    told = describe_gain(found)
-    assert f"{100 * statistics.fmean(gains):+.2f} ± {100 * np.std(gains, ddof=1):.2f} points" in told
-    assert "over 3 seeds" in told
+    sentence = describe_gain(found)
+    assert f"{100 * statistics.fmean(gains):+.2f} ± {100 * np.std(gains, ddof=1):.2f} points" in sentence
+    assert "over 3 seeds" in sentence
 
 
 def test_seeds_of_other_settings_are_left_out_and_named(

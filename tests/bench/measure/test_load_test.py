@@ -81,20 +81,20 @@ def test_every_image_is_asked_for() -> None:
 
 
 def test_requests_that_fail_are_counted_apart() -> None:
-    """Every other one of them, whoever asks."""
+    """Every other request fails, from any client."""
     result = drive(Waiter(0.005, fails_every=2), IMAGES, clients=2, seconds=0.3)  # type: ignore[arg-type]
     assert abs(result.errors - result.requests) <= 1
     assert result.first_error == "RuntimeError: too many requests"
     assert f"; {result.errors} failed: RuntimeError: too many requests" in result.summary()
 
 
-def test_where_every_request_fails_the_reason_is_raised() -> None:
+def test_if_every_request_fails_the_reason_is_raised() -> None:
     with pytest.raises(RuntimeError, match="too many requests"):
         drive(Waiter(0.005, fails_every=1), IMAGES, clients=2, seconds=0.05)  # type: ignore[arg-type]
 
 
 def test_a_request_longer_than_the_time_is_still_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers come when the clients have been told to stop, which is the second event of a run."""
+    """Answers come after the clients were asked to stop, which is the second event of a run."""
     events: list[threading.Event] = []
 
     def make_event() -> threading.Event:
@@ -125,7 +125,7 @@ def test_a_real_file_of_a_directory(tmp_path: Path) -> None:
         run_load(model_dir, "student", "fp32", "cpu", clients=1, seconds=0.1)
 
 
-def test_what_is_told() -> None:
+def test_the_summary_in_words() -> None:
     result = LoadResult(
         "student.onnx", "CPUExecutionProvider", 2, 8, 5.04, 12345, 0, None, 2449.4, Tail(1.234, 2, 3.5, 10)
     )

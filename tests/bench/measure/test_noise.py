@@ -1,4 +1,4 @@
-"""Warnings about speed: from rows and machines whose figures the test makes up."""
+"""Warnings about speed, from rows and machines with made-up figures."""
 
 import pytest
 from report_samples import make_row
@@ -63,7 +63,7 @@ def test_a_quiet_machine(load: float | None, cores: int) -> None:
     assert find_load(machine(cores, load)) == []
 
 
-def test_a_busy_machine_is_told() -> None:
+def test_a_busy_machine_is_reported() -> None:
     (warning,) = find_load(machine(2, 0.53))
     assert warning == (
         "other programs kept 0.5 of 2 cores busy when the benchmark began, so its times are too long;"
@@ -73,6 +73,6 @@ def test_a_busy_machine_is_told() -> None:
 
 def test_all_warnings_together() -> None:
     rows = [row_of("student", 0.5, 1.0, 1.1), row_of("teacher", 1.0, 1.2, 1.3)]
-    told = find_noise(rows, machine(1, 1.0))
-    assert [warning.split()[0] for warning in told] == ["other", "the", "the", "student"]
+    warnings = find_noise(rows, machine(1, 1.0))
+    assert [warning.split()[0] for warning in warnings] == ["other", "the", "the", "student"]
     assert find_noise(rows[:1], QUIET) == find_restless_rows(rows[:1])

@@ -129,16 +129,16 @@ def test_without_a_gpu_nothing_is_left_out(tmp_path: Path) -> None:
 def test_a_graph_that_does_not_hold_is_remarked_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model_dir = save_model_dir(tmp_path)
     pretend_cuda(monkeypatch, OnCuda(error="CUDA failure 900: operation not permitted"))
-    told = find_remarks(open_rows(model_dir, "cpu", "cuda", ("onnxruntime",)), model_dir)
-    assert [remark.split(" runs without a CUDA graph")[0] for remark in told] == ["teacher.onnx", "student.onnx"]
+    remarks = find_remarks(open_rows(model_dir, "cpu", "cuda", ("onnxruntime",)), model_dir)
+    assert [remark.split(" runs without a CUDA graph")[0] for remark in remarks] == ["teacher.onnx", "student.onnx"]
 
 
 def test_an_unknown_runtime_is_refused_with_those_there_are() -> None:
     for override in ("bench.runtimes=['tflite']", "bench.runtimes=['torch', 'tflite']"):
         with pytest.raises(RecipeError) as caught:
             RECIPE.with_overrides([override])
-        told = "is not allowed; input should be 'torch', 'torch.compile', 'onnxruntime' or 'openvino'"
-        assert told in str(caught.value)
+        expected = "is not allowed; input should be 'torch', 'torch.compile', 'onnxruntime' or 'openvino'"
+        assert expected in str(caught.value)
     with pytest.raises(RecipeError, match=r"bench\.runtimes = \[\] is not allowed"):
         RECIPE.with_overrides(["bench.runtimes=[]"])
 
@@ -148,8 +148,8 @@ def test_a_file_of_other_weights_is_named(tmp_path: Path) -> None:
     model = onnx.load(str(model_dir.onnx("student")))
     model.metadata_props.add(key="weights_sha256", value="f" * 64)
     onnx.save(model, str(model_dir.onnx("student", "int8")))
-    (told,) = find_stale(open_rows(model_dir, "cpu", "cpu"), model_dir)
-    assert told == (
+    (sentence,) = find_stale(open_rows(model_dir, "cpu", "cpu"), model_dir)
+    assert sentence == (
         "student.int8.onnx was exported from other weights than student.safetensors has now; export it again with"
         " toolkit export --onnx --force"
     )

@@ -125,7 +125,7 @@ def test_rows_take_turns_so_that_drift_hits_all_alike() -> None:
     assert squeezed == warm_up + turns.replace("aa", "a").replace("cc", "c")
 
 
-def test_the_spread_of_the_rounds_is_told() -> None:
+def test_the_spread_of_the_rounds_is_reported() -> None:
     clock = FakeClock()
     drifting = FakePredictor("a", clock, lambda run, size: 1.0 + clock.now_ns / 1e9, [])
     (timed,) = time_rows([drifting], IMAGES, (1,), Budget(600, 60, min_seconds=0, clock=clock))
@@ -182,7 +182,7 @@ def test_a_process_that_is_never_quiet_is_timed_all_the_same(monkeypatch: pytest
 
 
 def test_threads_that_compute_count_as_this_process() -> None:
-    """What the fake process stands for, on the real clock."""
+    """The same without the fake process, on the real clock."""
     before = time.process_time()
 
     def compute() -> None:
@@ -235,7 +235,7 @@ def test_batches_walk_through_the_images_and_wrap_around() -> None:
     np.testing.assert_array_equal(by_size[16][0], IMAGES[np.arange(16) % 7])
 
 
-def test_progress_is_told_every_turn() -> None:
+def test_progress_is_reported_every_turn() -> None:
     clock = FakeClock()
     rows = [FakePredictor(name, clock, lambda run, size: 50.0, []) for name in "ab"]
     steps: list[int] = []

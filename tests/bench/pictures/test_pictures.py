@@ -1,4 +1,4 @@
-"""Pictures: the figures in them against independent ones, and that nothing is clipped or lies on something else."""
+"""Pictures: the figures in them against independent ones, and nothing that is clipped or covered."""
 
 import io
 import itertools
@@ -92,12 +92,12 @@ def test_the_front_holds_what_nothing_beats() -> None:
         assert sorted(find_front(rows)) == expected
 
 
-def test_the_front_is_told_fastest_first() -> None:
+def test_the_front_has_the_fastest_first() -> None:
     rows = [make_row("teacher", 5, 0.9, 1), make_row("student", 1, 0.8, 1), make_row("control", 6, 0.7, 1)]
     assert find_front(rows) == [1, 0]
 
 
-def test_numbers_lie_neither_on_each_other_nor_on_other_bubbles() -> None:
+def test_numbers_do_not_cover_each_other_or_other_bubbles() -> None:
     rng = np.random.default_rng(0)
     centres = [(float(x), float(y)) for x, y in rng.uniform(0, 200, (14, 2))]
     radii = [3.0] * 14
@@ -106,7 +106,7 @@ def test_numbers_lie_neither_on_each_other_nor_on_other_bubbles() -> None:
     assert all(
         gap[0] >= 1.5 * accuracy_latency.NUMBER_POINTS or gap[1] >= 1.2 * accuracy_latency.NUMBER_POINTS for gap in gaps
     )
-    assert place_numbers([(0, 0)], [20.0]) == [(0.0, 0.0)]  # inside, where there is room
+    assert place_numbers([(0, 0)], [20.0]) == [(0.0, 0.0)]  # inside, if there is room
 
 
 def rows_on_two_devices() -> list[ReportRow]:
@@ -207,10 +207,10 @@ def test_the_reliability_diagram(num_classes: int, images: int, drawn: Drawn) ->
     (one,) = drawn
     assert_nothing_is_clipped(one)
     (curve, _) = one.axes
-    told = [text.get_text() for text in curve.get_legend().get_texts()]  # type: ignore[union-attr]
+    legend = [text.get_text() for text in curve.get_legend().get_texts()]  # type: ignore[union-attr]
     for role, logits in (("teacher", teacher), ("student", student)):
         ece = measure_fidelity(logits, labels, teacher).ece
-        assert any(line.startswith(f"{role}: ECE {ece:.4f}") for line in told)
+        assert any(line.startswith(f"{role}: ECE {ece:.4f}") for line in legend)
     sides = {text.get_text(): text.get_position() for text in curve.texts}
     assert sides["underconfident"][0] < sides["underconfident"][1], "confidence below accuracy"
     assert sides["overconfident"][0] > sides["overconfident"][1]
@@ -269,8 +269,8 @@ def test_the_confusion_picture(num_classes: int, shown: int, drawn: Drawn) -> No
     assert axes.images[0].get_array().shape == (shown, shown)  # type: ignore[union-attr]
     low, high = axes.images[0].get_clim()
     assert low == -high  # 0 is white
-    told = f"the 20 of {num_classes} classes that changed most"
-    assert any(told in text.get_text() for text in texts(one)) == (num_classes > 30)
+    expected = f"the 20 of {num_classes} classes that changed most"
+    assert any(expected in text.get_text() for text in texts(one)) == (num_classes > 30)
 
 
 def test_names_of_any_letters_are_drawn_as_they_are(drawn: Drawn) -> None:

@@ -1,4 +1,4 @@
-"""The baseline gate: each bound with a report that breaks it, and what cannot be compared at all."""
+"""The baseline gate: each bound with a report that breaks it, and reports that cannot be compared at all."""
 
 import json
 from pathlib import Path
@@ -77,9 +77,9 @@ def test_every_failure_is_named(report: dict[str, Any], baseline: dict[str, Any]
     del report["rows"][3]
     with pytest.raises(GateError) as caught:
         check_against_baseline(report, baseline, 1.2, 0.01)
-    told = str(caught.value)
-    assert "student in onnxruntime on cpu is missing; teacher in torch on cpu is 3.00 times as slow" in told
-    assert "teacher in torch on cpu lost 50.00 points of top-1" in told
+    message = str(caught.value)
+    assert "student in onnxruntime on cpu is missing; teacher in torch on cpu is 3.00 times as slow" in message
+    assert "teacher in torch on cpu lost 50.00 points of top-1" in message
 
 
 @pytest.mark.parametrize("key", ["precision", "runtime", "provider"])
@@ -97,7 +97,7 @@ def test_better_and_new_rows_pass(report: dict[str, Any], baseline: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "expected"),
     [
         (
             "sha256",
@@ -108,28 +108,28 @@ def test_better_and_new_rows_pass(report: dict[str, Any], baseline: dict[str, An
     ],
 )
 def test_other_images_cannot_be_compared(
-    report: dict[str, Any], baseline: dict[str, Any], key: str, value: Any, told: str
+    report: dict[str, Any], baseline: dict[str, Any], key: str, value: Any, expected: str
 ) -> None:
     report["dataset"][key] = value
-    with pytest.raises(ArtifactError, match=told):
+    with pytest.raises(ArtifactError, match=expected):
         check_against_baseline(report, baseline, 1.2, 0.01)
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("part", "expected"),
     [
         ("cpu", "another cpu (AMD EPYC, now Another)"),
         ("gpu", "another gpu (none, now Another)"),
     ],
 )
 def test_another_machine_is_remarked_on(
-    report: dict[str, Any], baseline: dict[str, Any], part: str, told: str, capsys: pytest.CaptureFixture[str]
+    report: dict[str, Any], baseline: dict[str, Any], part: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_against_baseline(report, baseline, 1.2, 0.01)
     assert capsys.readouterr().err == ""
     report["hardware"][part] = "Another"
     check_against_baseline(report, baseline, 1.2, 0.01)
-    assert f"warning: the baseline was measured on {told}" in capsys.readouterr().err
+    assert f"warning: the baseline was measured on {expected}" in capsys.readouterr().err
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_the_first_reports_are_still_baselines(tmp_path: Path, report: dict[str,
     assert len(gate.check_against_baseline(Report.model_validate(report), before, 1.0, 0.0)) == 4
 
 
-def test_what_a_later_version_adds_is_ignored(tmp_path: Path, report: dict[str, Any]) -> None:
+def test_fields_of_a_later_version_are_ignored(tmp_path: Path, report: dict[str, Any]) -> None:
     path = tmp_path / "report.json"
     changed = report | {"weather": "fine", "rows": [row | {"power_w": 3.0} for row in report["rows"]]}
     path.write_text(json.dumps(changed), encoding="utf-8")
@@ -164,7 +164,7 @@ def test_a_missing_report_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (lambda report: report.pop("schema"), "schema: field required"),
         (lambda report: report.pop("rows"), "rows: field required"),
@@ -176,16 +176,16 @@ def test_a_missing_report_is_named(tmp_path: Path) -> None:
         (lambda report: report["dataset"].pop("sha256"), r"dataset\.sha256: field required"),
     ],
 )
-def test_other_json_is_no_report(tmp_path: Path, report: dict[str, Any], change: Any, told: str) -> None:
+def test_other_json_is_no_report(tmp_path: Path, report: dict[str, Any], change: Any, expected: str) -> None:
     change(report)
     path = tmp_path / "report.json"
     path.write_text(json.dumps(report), encoding="utf-8")
-    with pytest.raises(ArtifactError, match=rf"report\.json is not a report of toolkit bench: .*{told}"):
+    with pytest.raises(ArtifactError, match=rf"report\.json is not a report of toolkit bench: .*{expected}"):
         read_report(path)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b'{"schema": 1'])
-def test_what_is_no_json_is_no_report(tmp_path: Path, text: bytes) -> None:
+def test_a_file_that_is_no_json_is_no_report(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "report.json"
     path.write_bytes(text)
     with pytest.raises(ArtifactError, match=r"report\.json is not a report of toolkit bench: ") as caught:

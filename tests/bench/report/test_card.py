@@ -127,7 +127,7 @@ PICTURES = {
 
 
 def run_snippet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the card's Python leaves behind when it is run in `folder`."""
+    """The variables that the card's Python leaves behind when it is run in `folder`."""
     (code,) = re.findall(r"```python\n(.*?)```", render_card(make_report(), "mit"), re.DOTALL)
     monkeypatch.chdir(folder)
     namespace: dict[str, Any] = {}
@@ -228,7 +228,7 @@ def test_the_card_has_all_that_a_reader_needs() -> None:
     assert headings == [
         "Intended use", "How to use it", "Data", "Training", "Evaluation", "Limits", "Environment",
     ]  # fmt: skip
-    for told in (
+    for expected in (
         "An image classifier of 3 classes: a depthwise network with 258 k parameters, distilled from a resnet18",
         report.verdict,
         "- classes: shirt, coat, bag|pouch",
@@ -242,7 +242,7 @@ def test_the_card_has_all_that_a_reader_needs() -> None:
         "python 3.11.9, torch 2.15.0",
         "abababab",
     ):
-        assert told in card
+        assert expected in card
     table = [line for line in card.splitlines() if line.startswith("| student |") or line.startswith("| teacher |")]
     assert [line.split()[1] for line in table] == ["student", "student", "teacher", "teacher"]
     assert "| 90.31 % | 99.50 % | 89.31 % | 0.0312 | 95.00 % | 1.0 MB | 0.150 | 0.180 |" in table[1]

@@ -19,9 +19,9 @@ def compare(first: Report, second: Report) -> dict[str, Any]:
 
 
 def change(report: Report, changed: Callable[[dict[str, Any]], object]) -> Report:
-    told = report.to_json()
-    changed(told)
-    return Report.model_validate(told)
+    values = report.to_json()
+    changed(values)
+    return Report.model_validate(values)
 
 
 def test_each_row_beside_its_own() -> None:
@@ -77,7 +77,7 @@ def test_a_report_beside_itself_differs_in_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         (
             lambda report: report["dataset"].update(name="food", images=20, sha256="cd" * 32),
@@ -96,11 +96,11 @@ def test_a_report_beside_itself_differs_in_nothing() -> None:
         ),
     ],
 )
-def test_what_differs_besides_is_said(changed: Any, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_other_difference_is_said(changed: Any, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     comparison = compare_reports(make_report(), change(make_report(), changed), NAMES)
-    assert comparison.differences == [told]
+    assert comparison.differences == [expected]
     print_side_by_side(comparison)
-    assert told in capsys.readouterr().out
+    assert expected in capsys.readouterr().out
 
 
 def test_settings_that_have_moved_since_are_compared_where_they_stand_now() -> None:

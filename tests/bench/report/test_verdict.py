@@ -1,4 +1,4 @@
-"""What to ship: the fastest row that is accurate enough, and honest sentences where there is none."""
+"""The row to ship: the fastest one that is accurate enough, and honest sentences if there is none."""
 
 import pytest
 from report_samples import make_row
@@ -40,7 +40,7 @@ def test_a_drop_of_exactly_the_bound_is_allowed() -> None:
     assert ship(rows, 0.0099, 100).startswith("Ship no student yet")
 
 
-def test_where_no_row_is_accurate_enough_the_nearest_is_named() -> None:
+def test_if_no_row_is_accurate_enough_the_nearest_is_named() -> None:
     rows = [TEACHER, make_row("student", 1, 0.88, 10), make_row("student", 0.5, 0.87, 10, precision="int8")]
     assert ship(rows, 0.01, 2_500) == (
         "Ship no student yet: none is within --max-drop 0.01 of the teacher. The closest, student in onnxruntime, is "
@@ -48,7 +48,7 @@ def test_where_no_row_is_accurate_enough_the_nearest_is_named() -> None:
     )
 
 
-def test_where_no_speed_is_won_that_is_said() -> None:
+def test_if_no_speed_is_won_that_is_said() -> None:
     rows = [TEACHER, make_row("student", 3.0, 0.92, 4_000_000), make_row("student", 4.0, 0.92, 10, "torch")]
     assert ship(rows, 0.01, 100) == (
         "The student is no faster here: compared with the teacher's fastest row, its fastest row, student in "
@@ -70,16 +70,16 @@ def test_speed_is_against_the_teachers_fastest_row_that_keeps_its_accuracy() -> 
     )
 
 
-def test_what_no_caller_sees_is_not_shipped() -> None:
+def test_a_row_that_no_caller_sees_is_not_shipped() -> None:
     rows = [
         TEACHER,
         make_row("teacher", 0.5, 0.92, 40_000_000, "onnxruntime.io_binding"),
         make_row("student", 1.0, 0.92, 1_000_000),
         make_row("student", 0.1, 0.92, 1_000_000, "onnxruntime.io_binding"),
     ]
-    told = ship(rows, 0.01, 100)
-    assert told.startswith("Ship student in onnxruntime: ")
-    assert "2.0 times faster" in told
+    sentence = ship(rows, 0.01, 100)
+    assert sentence.startswith("Ship student in onnxruntime: ")
+    assert "2.0 times faster" in sentence
 
 
 def test_each_kind_of_device_has_its_own_reference() -> None:
@@ -89,9 +89,9 @@ def test_each_kind_of_device_has_its_own_reference() -> None:
         make_row("student", 0.2, 0.92, 1_000_000),
         make_row("student", 0.1, 0.92, 1_000_000, provider="CUDAExecutionProvider"),
     ]
-    told = ship(rows, 0.01, 100)
-    assert told.startswith("Ship student in onnxruntime cuda: ")
-    assert "4.0 times faster" in told
+    sentence = ship(rows, 0.01, 100)
+    assert sentence.startswith("Ship student in onnxruntime cuda: ")
+    assert "4.0 times faster" in sentence
     assert "10.0 times faster" in ship(rows[:3], 0.01, 100)
 
 
@@ -111,7 +111,7 @@ def test_rows_are_compared_on_their_own_provider() -> None:
     assert find_row(rows, "student", "openvino") is None
 
 
-def test_runtimes_are_told_apart_by_provider_where_they_must_be() -> None:
+def test_runtimes_are_distinguished_by_provider_if_necessary() -> None:
     cpu, cuda = make_row("student", 1, 0.9, 1), make_row("student", 1, 0.9, 1, provider="CUDAExecutionProvider")
     assert name_runtime(cpu, [cpu]) == "onnxruntime"
     assert [name_runtime(row, [cpu, cuda]) for row in (cpu, cuda)] == ["onnxruntime cpu", "onnxruntime cuda"]
@@ -136,22 +136,22 @@ def test_the_gpu_that_was_used_is_named(hardware: dict[str, str | None], name: s
     assert name_gpu(Hardware.model_validate(machine)) == name
 
 
-def test_what_ships_is_the_fp32_file_in_onnxruntime_where_there_is_one() -> None:
+def test_the_fp32_file_in_onnxruntime_ships_if_there_is_one() -> None:
     torch, onnx = make_row("student", 1, 0.9, 1, "torch"), make_row("student", 1, 0.9, 1)
     assert find_shipped([TEACHER, torch, onnx]) is onnx
     assert find_shipped([TEACHER, torch]) is torch
 
 
 @pytest.mark.parametrize(
-    ("runtime", "told"),
+    ("runtime", "expected"),
     [
         ("onnxruntime", "student.onnx and student.safetensors should agree"),
         ("openvino", "student.onnx and student.safetensors should agree"),
         ("torch.compile", "student.safetensors compiled and uncompiled should agree"),
     ],
 )
-def test_contradictions_name_the_files_of_their_runtime(runtime: str, told: str) -> None:
+def test_contradictions_name_the_files_of_their_runtime(runtime: str, expected: str) -> None:
     rows = [make_row("student", 1, 0.9, 1, "torch"), make_row("student", 1, 0.8, 1, runtime)]
     (sentence,) = find_contradictions(rows, 0.001)
-    assert sentence.startswith(told)
+    assert sentence.startswith(expected)
     assert f"top-1 is 0.8000 in {runtime} and 0.9000 in torch" in sentence

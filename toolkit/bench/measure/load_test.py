@@ -28,7 +28,7 @@ IMAGES = 64
 """Different images that the clients ask for; their content is noise, which takes as long as any."""
 
 WARM_UP_SHARE = 0.1
-"""Of the seconds, at most one second; not counted."""
+"""Share of the seconds, at most one second, whose requests are not counted."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Tail:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What the load test measured: `clients` with one session."""
+    """The measurements of the load test: `clients` with one session."""
 
     file: str
     provider: str
     threads: int
-    """Of the session, shared by all clients."""
+    """threads of the session, which all clients share"""
     clients: int
     seconds: float
     """s from the start to the last answer"""
@@ -115,7 +115,7 @@ def drive(predictor: OnnxPredictor, images: NDArray[np.uint8], clients: int, sec
 
 @dataclass
 class _Tally:
-    """What one client measured."""
+    """The measurements of one client."""
 
     durations_ns: list[int] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)

@@ -25,10 +25,11 @@ from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.names import RuntimeName
 from toolkit.networks.registry import count_parameters
 from toolkit.networks.weights import ModelInfo, load_model, read_info
-from toolkit.recipe import BenchRecipe, Recipe
+from toolkit.recipe import Recipe
 from toolkit.runtimes.base import Predictor, RowRuntime
 from toolkit.runtimes.opening import ONNX_RUNTIMES, RUNTIMES, open_predictor, rows_of
 from toolkit.runtimes.providers import follow_device, gpu_index, pick_provider
+from toolkit.settings import BenchRecipe
 
 BATCH_PIXELS = 2**20
 """px in a batch of the quality pass: 256 images of 64 px or less, so that activations stay small at any size."""
@@ -47,13 +48,13 @@ class Row:
     network: nn.Module
     """The same model in torch, on the CPU, for counting parameters and multiply-adds."""
     extra: dict[str, Any]
-    """What the weights file says about its training."""
+    """The weights file's figures about its training."""
     place: str = "cpu"
-    """Where it was asked to run: a torch device, or what providers.pick_provider makes a provider of."""
+    """The requested place: a torch device, or a text for providers.pick_provider."""
 
     @property
     def metadata(self) -> dict[str, str]:
-        """That of the ONNX file; empty for torch."""
+        """The metadata of the ONNX file; empty for torch."""
         found: dict[str, str] = getattr(self.predictor, "metadata", {})
         return found
 

@@ -13,8 +13,8 @@ from toolkit.bench.measure.images import BenchImages
 from toolkit.bench.measure.rows import Row
 from toolkit.bench.schema import Duration, RowSpeed
 from toolkit.data.dataset import Images
-from toolkit.recipe import BenchRecipe
 from toolkit.runtimes.opening import ONNX_RUNTIMES
+from toolkit.settings import BenchRecipe
 
 IMAGES = 64
 """Different images that are timed, or as many as the largest batch has."""
@@ -27,7 +27,7 @@ class Speed:
     rows: list[RowSpeed]
     """One for each row, in their order."""
     preprocess_ms: Duration
-    """Of decoding, resizing and cropping one image file."""
+    """Times of decoding, resizing and cropping one image file."""
 
 
 def measure_speed(rows: Sequence[Row], recipe: BenchRecipe, images: BenchImages) -> Speed:

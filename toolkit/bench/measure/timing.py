@@ -69,14 +69,14 @@ class Timing:
     """One row's figures."""
 
     latency_ms: Latency
-    """Of batch 1."""
+    """Latency of batch 1."""
     throughput_img_s: dict[str, float]
     """Batch size, as a string → images per second over all timed runs."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed: `prepare(k)` makes the input of run k, untimed, and `run` works on it."""
+    """The work that is timed: `prepare(k)` makes the input of run k, untimed, and `run` works on it."""
 
     prepare: Callable[[int], Any]
     run: Callable[[Any], object]

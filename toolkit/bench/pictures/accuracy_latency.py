@@ -159,8 +159,8 @@ def _list_rows(panel: Axes, rows: Sequence[ReportRow], front: Sequence[int], lin
             panel.text(x, y, cell, ha=align, va="center", color=INK, fontsize=NUMBER_POINTS, weight=weight)
     y = 1 - (len(rows) + 1.1) * line
     panel.plot([0.005, 0.055], [y, y], color=GREY, linewidth=1.1)
-    told = "Pareto front, bold: no other row is\nboth faster and more accurate"
-    panel.text(0.07, y + line * 0.25, told, va="top", color=GREY, fontsize=NUMBER_POINTS)
+    legend = "Pareto front, bold: no other row is\nboth faster and more accurate"
+    panel.text(0.07, y + line * 0.25, legend, va="top", color=GREY, fontsize=NUMBER_POINTS)
 
 
 def _opacity(row: ReportRow) -> float:

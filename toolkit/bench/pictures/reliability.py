@@ -103,8 +103,8 @@ def _draw_curve(axes: Axes, bins: Bins, role: Literal["teacher", "student"]) -> 
     low, high = interval_95(bins.accuracy[full], bins.images[full])
     axes.vlines(x, 100 * low, 100 * high, color=COLOURS[role], alpha=0.45, linewidth=1.4, zorder=2)
     off = 100 * bins.overconfidence
-    told = f"confidence {abs(off):.1f} points {'above' if off > 0 else 'below'} accuracy"
-    label = f"{role}: ECE {bins.ece:.4f}, {told}"
+    difference = f"confidence {abs(off):.1f} points {'above' if off > 0 else 'below'} accuracy"
+    label = f"{role}: ECE {bins.ece:.4f}, {difference}"
     axes.plot(x, y, color=COLOURS[role], linewidth=1.6, marker="o", markersize=4.5, label=label, zorder=3)
 
 

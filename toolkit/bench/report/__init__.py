@@ -1,1 +1,1 @@
-"""What people read of a report: tables, sentences, the model card, comparisons."""
+"""The parts of a report that people read: tables, sentences, the model card, comparisons."""

@@ -76,7 +76,7 @@ MADE_BY = "<!-- This card was made by toolkit bench; delete this line to keep ch
 
 
 def render_card(report: Report, license: str) -> str:
-    """The card as text; `license` is the recipe's `export.license`, "" where none was given."""
+    """The card as text; `license` is the recipe's `export.license`, "" if none was given."""
     recipe, dataset = Recipe.model_validate(report.recipe), report.dataset
     sections = [
         _front_matter(report, recipe, license),

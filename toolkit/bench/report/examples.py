@@ -46,7 +46,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """What examples.zip holds. `differing` counts all images, of `images`, on which the two differ, kept or not."""
+    """The content of examples.zip. `differing` counts all images, of `images`, on which the two differ, kept or not."""
 
     dataset: str
     images: int

@@ -139,8 +139,8 @@ def _find_differences(first: Report, second: Report) -> list[str]:
     found = []
     data = [report.dataset for report in (first, second)]
     if (data[0].sha256, data[0].images) != (data[1].sha256, data[1].images):
-        told = [f"{one.images:,} images of {one.name} ({one.sha256[:12]}…)" for one in data]
-        found.append(f"data: {told[0]} in A, {told[1]} in B: accuracies are not from the same images")
+        texts = [f"{one.images:,} images of {one.name} ({one.sha256[:12]}…)" for one in data]
+        found.append(f"data: {texts[0]} in A, {texts[1]} in B: accuracies are not from the same images")
     machines = [report.hardware.model_dump(include=MACHINE) for report in (first, second)]
     tables: tuple[tuple[str, Sequence[Mapping[str, Any]], str], ...] = (
         ("hardware", machines, ": times are not from the same machine"),
@@ -150,9 +150,9 @@ def _find_differences(first: Report, second: Report) -> list[str]:
     for title, both, remark in tables:
         flat = [_flatten(one) for one in both]
         changed = [name for name in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(name) != flat[1].get(name)]
-        told = [f"{name} {_word(flat[0].get(name))} in A, {_word(flat[1].get(name))} in B" for name in changed]
-        if told:
-            found.append(f"{title}: {'; '.join(told)}{remark}")
+        texts = [f"{name} {_word(flat[0].get(name))} in A, {_word(flat[1].get(name))} in B" for name in changed]
+        if texts:
+            found.append(f"{title}: {'; '.join(texts)}{remark}")
     return found
 
 

@@ -27,8 +27,8 @@ def print_table(report: Report) -> None:
     console.out.print(_build_table(report))
     for row in report.rows:
         if row.vs_teacher:
-            told = f"{name_model(row)}, {row.runtime}: {describe_difference(row)} than the teacher"
-            console.out.print(told.replace("as accurate than", "as accurate as"), markup=False)
+            text = f"{name_model(row)}, {row.runtime}: {describe_difference(row)} than the teacher"
+            console.out.print(text.replace("as accurate than", "as accurate as"), markup=False)
     console.out.print(f"\n{describe_classes(report.classes)}", markup=False)
     console.out.print(f"\n{describe_gain(report.distillation)}", markup=False)
     console.out.print(f"\n{report.verdict}", style="bold", markup=False)
@@ -64,7 +64,7 @@ NAMES: dict[str, Cell] = {"model": name_model, "runtime": lambda row: row.runtim
 
 
 def _columns(batch_size: str) -> dict[str, Cell]:
-    """What fits into 80 columns."""
+    """The columns that fit into 80 characters."""
     return NAMES | {
         "params": lambda row: short_count(row.params),
         "size": lambda row: console.size(row.size_bytes),
@@ -72,7 +72,7 @@ def _columns(batch_size: str) -> dict[str, Cell]:
         "agree %": lambda row: f"{100 * row.teacher_agreement:.2f}",
         "p50 ms": lambda row: f"{row.latency_ms.p50:.2f}",
         "p95 ms": lambda row: f"{row.latency_ms.p95:.2f}",
-        "img/s": lambda row: f"{row.throughput_img_s[batch_size]:,.0f}",
+        "img/s": partial(_throughput, batch_size),
     }
 
 
@@ -95,7 +95,7 @@ def _all_columns(batch_sizes: Sequence[str]) -> dict[str, Cell]:
 
 
 def _throughput(batch_size: str, row: ReportRow) -> str:
-    return f"{row.throughput_img_s[batch_size]:,.0f}"
+    return _number(row.throughput_img_s.get(batch_size), ",.0f")
 
 
 def _milliseconds(duration: Duration | None) -> str:
@@ -201,7 +201,7 @@ def _cost_table(rows: Sequence[ReportRow]) -> str:
                 f"{latency.mean:.3f} ± {latency.std:.3f}",
                 f"{latency.round_p50_min:.3f} to {latency.round_p50_max:.3f}", f"{latency.n:,}",
                 _milliseconds(row.end_to_end_ms), _number(row.first_call_ms, ".0f"),
-                *(f"{row.throughput_img_s[size]:,.0f}" for size in sizes), _number(row.peak_memory_mib, ",.0f"),
+                *(_throughput(size, row) for size in sizes), _number(row.peak_memory_mib, ",.0f"),
             ]
         )  # fmt: skip
     return markdown_table(headings, cells, left=(0, 1))
@@ -227,10 +227,10 @@ def _describe_preprocessing(duration: Duration | None) -> str:
 def _title(report: Report) -> str:
     dataset = report.dataset
     places = {row.runtime: row.provider for row in report.rows}
-    told = ", ".join(f"{runtime} on {short_provider(provider)}" for runtime, provider in places.items())
+    text = ", ".join(f"{runtime} on {short_provider(provider)}" for runtime, provider in places.items())
     batch_size = max(report.rows[0].throughput_img_s, key=int)
     return (
-        f"{dataset.name}, {dataset.images:,} test images; {told}, "
+        f"{dataset.name}, {dataset.images:,} test images; {text}, "
         f"{console.count(report.hardware.cores, 'core')}\n"
         f"p50, p95: one image; img/s: batches of {batch_size}"
     )

@@ -17,7 +17,7 @@ ACCELERATORS = ("cuda", "rocm", "migraphx", "mps", "coreml", "gpu", "npu", "dml"
 
 
 class Named(Protocol):
-    """Anything that is named as a row is."""
+    """Anything that has a row's names."""
 
     @property
     def model(self) -> str: ...
@@ -104,10 +104,10 @@ def ship(rows: Sequence[ReportRow], max_drop: float, images: int) -> str:
     one = 100 * abs(_loss(fastest, best)) < SAME
     against = f"compared with the teacher's fastest row{'' if one else ' and its best accuracy'}"
     difference = _compare(row, fastest, best)
-    told = f"{_describe(difference)} on {images:,} test images."
+    comparison = f"{_describe(difference)} on {images:,} test images."
     if difference.times_faster < 1 + SAME:
-        return f"The student is no faster here: {against}, its fastest row, {name}, is {told}"
-    return f"Ship {name}: {against}, it is {told}"
+        return f"The student is no faster here: {against}, its fastest row, {name}, is {comparison}"
+    return f"Ship {name}: {against}, it is {comparison}"
 
 
 def describe_difference(row: ReportRow) -> str:

@@ -14,13 +14,13 @@ def worst_classes(classes: Sequence[ClassRecall], count: int = 5) -> list[ClassR
 
 def describe_classes(classes: Sequence[ClassRecall], count: int = 5) -> str:
     """`Classes that lose most: shirt -3.1 points (recall 72.0 -> 68.9 %), ...` in one line."""
-    told = [
+    texts = [
         f"{one.name} {100 * _difference(one):+.1f} points "
         f"(recall {100 * (one.teacher_recall or 0):.1f} -> {100 * (one.student_recall or 0):.1f} %)"
         for one in worst_classes(classes, count)
     ]
     none = "No class loses: the student's recall is at least the teacher's in every class."
-    return f"Classes that lose most: {', '.join(told)}" if told else none
+    return f"Classes that lose most: {', '.join(texts)}" if texts else none
 
 
 def render_classes(classes: Sequence[ClassRecall], count: int = 20) -> str:

@@ -1,4 +1,4 @@
-"""The workspace of a command: its recipe, data, model directory and device."""
+"""The setup of a stage: its recipe, data, model directory and device, from what a caller chose."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from toolkit.distill.metrics import EpochMetrics
 
 MODELS = Path("models")
-"""Where model directories lie, seen from where the command is run."""
+"""The folder of model directories, below the current directory."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a caller chose; the toolkit chooses what is None.
+    """The choices of a caller; None leaves a choice to the toolkit.
 
     `recipe` is a recipe, a TOML file or a built-in one by name, `data` a named data set or a folder, `out` a model
     directory.
@@ -44,7 +44,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Workspace:
+class StageSetup:
     """All that every stage needs. `device` is a torch device that is proven to work.
 
     `on_epoch` is called with the figures of every epoch that is trained.
@@ -65,8 +65,8 @@ class Workspace:
         from toolkit.data.sources import load_dataset
 
         dataset = load_dataset(self.recipe.data)
-        for note in dataset.notes:
-            console.say(f"data: {note}")
+        for remark in dataset.remarks:
+            console.say(f"data: {remark}")
         return dataset
 
     @cached_property
@@ -105,7 +105,7 @@ class Workspace:
             )
 
 
-def open_for_training(
+def prepare_training(
     recipe_name: str | None,
     data: str | None,
     out: Path | None,
@@ -113,15 +113,15 @@ def open_for_training(
     *,
     device: str = "auto",
     **options: Any,
-) -> Workspace:
-    """`training_workspace` for a command, which has its process to itself; it takes the `options`."""
+) -> StageSetup:
+    """`training_setup` for a command, which has its process to itself; it takes the `options`."""
     warn_of_little_memory()
     settle_process()
     choice = Choice(recipe_name, data, out, overrides)
-    return training_workspace(choice, device, **options)
+    return training_setup(choice, device, **options)
 
 
-def open_finished(
+def prepare_finished(
     model_dir: Path,
     recipe_name: str | None,
     data: str | None,
@@ -129,18 +129,18 @@ def open_finished(
     *,
     device: str = "auto",
     force: bool = False,
-) -> Workspace:
-    """`finished_workspace` for a command, which has its process to itself."""
+) -> StageSetup:
+    """`finished_setup` for a command, which has its process to itself."""
     warn_of_little_memory()
     settle_process()
-    return finished_workspace(Choice(recipe_name, data, model_dir, overrides), device, force=force)
+    return finished_setup(Choice(recipe_name, data, model_dir, overrides), device, force=force)
 
 
-def training_workspace(choice: Choice, device: str = "auto", *, writes: bool = True, **options: Any) -> Workspace:
-    """A workspace for teacher, distill and run. Recipe: the choice's, its data's, OUT's, OUT's teacher's, the default.
+def training_setup(choice: Choice, device: str = "auto", *, writes: bool = True, **options: Any) -> StageSetup:
+    """A setup for teacher, distill and run. Recipe: the choice's, its data's, OUT's, OUT's teacher's, the default.
 
     Settings that the recipe and the overrides leave open follow the pictures: a line on stderr names them, and the
-    workspace's recipe states them. `options` are the workspace's: force, strict, resume, tensorboard, seeds, on_epoch.
+    setup's recipe states them. `options` are the setup's: force, strict, resume, tensorboard, seeds, on_epoch.
     Without `writes` no model directory is made.
     """
     from toolkit.distill.compilation import require_few_sizes
@@ -159,13 +159,13 @@ def training_workspace(choice: Choice, device: str = "auto", *, writes: bool = T
         model_dir.make()
         _warn_of_no_volume(model_dir.path)
     join(device)
-    workspace = _follow_images(Workspace(recipe, model_dir, device, **options))
-    require_few_sizes(workspace.recipe)
-    return workspace
+    setup = _follow_images(StageSetup(recipe, model_dir, device, **options))
+    require_few_sizes(setup.recipe)
+    return setup
 
 
-def finished_workspace(choice: Choice, device: str = "auto", *, force: bool = False) -> Workspace:
-    """A workspace for export and bench; the recipe is the one that made its weights, unless the choice has another."""
+def finished_setup(choice: Choice, device: str = "auto", *, force: bool = False) -> StageSetup:
+    """A setup for export and bench; the recipe is the one that made its weights, unless the choice has another."""
     assert choice.out is not None
     device = _pick_device(device)
     directory = ModelDir(choice.out)
@@ -173,11 +173,11 @@ def finished_workspace(choice: Choice, device: str = "auto", *, force: bool = Fa
         _named_recipe(choice.recipe) if choice.recipe else _recipe_of(directory.require(directory.weights("student")))
     )
     directory.make()  # it is there: this proves that it can be written to, before any work
-    return _follow_images(Workspace(choice.applied_to(recipe), directory, device, force))
+    return _follow_images(StageSetup(choice.applied_to(recipe), directory, device, force))
 
 
-def open_weights_file(weights: Path, choice: Choice, *, force: bool = False) -> Workspace:
-    """A workspace to export one weights file in; it has images only if the choice has data.
+def weights_setup(weights: Path, choice: Choice, *, force: bool = False) -> StageSetup:
+    """A setup to export one weights file in; it has images only if the choice has data.
 
     A bare state dict without a recipe is taken for the notebook's: the weights published beside it have its settings.
     """
@@ -189,14 +189,14 @@ def open_weights_file(weights: Path, choice: Choice, *, force: bool = False) -> 
         recipe = _recipe_of(weights) if carries_info(weights) else load_builtin(NOTEBOOK_RECIPE)
     directory = ModelDir(choice.out or weights.parent)
     directory.make()
-    workspace = Workspace(choice.applied_to(recipe), directory, "cpu", force)
-    return _follow_images(workspace) if choice.data else workspace
+    setup = StageSetup(choice.applied_to(recipe), directory, "cpu", force)
+    return _follow_images(setup) if choice.data else setup
 
 
-def with_control(workspace: Workspace, *, by_default: bool) -> bool:
+def with_control(setup: StageSetup, *, by_default: bool) -> bool:
     """Whether the control is trained too; see distill_student."""
-    wanted = workspace.recipe.distill.control
-    return (by_default or workspace.seeds > 1) if wanted is None else wanted
+    wanted = setup.recipe.distill.control
+    return (by_default or setup.seeds > 1) if wanted is None else wanted
 
 
 def training_recipe(choice: Choice) -> tuple[Recipe, Path | None]:
@@ -246,17 +246,17 @@ def _named_recipe(recipe: str | Recipe) -> Recipe:
     return Recipe.from_toml(Path(recipe))
 
 
-def _follow_images(workspace: Workspace) -> Workspace:
-    """The workspace with every setting that its recipe leaves to the images; the data is read only if there are any."""
+def _follow_images(setup: StageSetup) -> StageSetup:
+    """The setup with every setting that its recipe leaves to the images; the data is read only if there are any."""
     from toolkit.data.defaults import follow_pictures, left_to_pictures
 
-    if not left_to_pictures(workspace.recipe):
-        return workspace
-    recipe, line = follow_pictures(workspace.recipe, workspace.dataset.train)
+    if not left_to_pictures(setup.recipe):
+        return setup
+    recipe, line = follow_pictures(setup.recipe, setup.dataset.train)
     if line:
         console.say(line)
-    resolved = replace(workspace, recipe=recipe)
-    vars(resolved)["dataset"] = workspace.dataset  # nothing that was chosen changes it, and reading takes a while
+    resolved = replace(setup, recipe=recipe)
+    vars(resolved)["dataset"] = setup.dataset  # nothing that was chosen changes it, and reading takes a while
     return resolved
 
 
