@@ -106,8 +106,7 @@ class Recipe(Section):
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"{path} is not valid TOML: {error}", "correct that line") from None
         _find_weights_beside(path, values)
-        _report_moved(setting for setting in MOVED if _holds(values, setting))
-        return cls.from_dict(values, str(path))
+        return cls.from_dict(_move_given(values, str(path)), str(path))
 
     def states(self, setting: str) -> bool:
         """Whether a file or an override gave `section.key`; otherwise its default holds."""
@@ -127,20 +126,23 @@ class Recipe(Section):
         """A copy with every override applied; settings that were left to their defaults stay so.
 
         An override is the text `section.key=value`, whose value is read as TOML, a bare word as a string; or the path
-        `section.key` with a value of Python's, in a mapping. Another architecture leaves the settings of the former
-        behind.
+        `section.key` with a value of Python's, in a mapping. The last value of a setting holds. Another architecture
+        leaves the settings of the former behind.
         """
-        given = isinstance(overrides, Mapping)
+        is_mapping = isinstance(overrides, Mapping)
         pairs = overrides.items() if isinstance(overrides, Mapping) else map(_read_override, overrides)
-        values = self.model_dump(mode="json", exclude_unset=True)
-        stated: set[str] = set()
+        given: dict[str, dict[str, Any]] = {}
         for path, value in pairs:
-            _report_moved([path])
-            section, _, key = MOVED.get(path, path).partition(".")
-            values.setdefault(section, {})[key] = value
-            stated.add(path)
+            section, _, key = path.partition(".")
+            given.setdefault(section, {})[key] = value
+        origin = "settings" if is_mapping else "--set"
+        values = self.model_dump(mode="json", exclude_unset=True)
+        stated = set()
+        for section, table in _move_given(given, origin).items():
+            values.setdefault(section, {}).update(table)
+            stated |= {f"{section}.{key}" for key in table}
         self._leave_behind(values, stated)
-        return self.from_dict(values, "settings" if given else "--set")
+        return self.from_dict(values, origin)
 
     def _leave_behind(self, values: dict[str, Any], stated: set[str]) -> None:
         """Take settings of networks out of `values` that nobody has stated, or that another architecture replaces."""
@@ -221,8 +223,17 @@ _reported_as_moved: set[str] = set()
 """Settings that were given in their former place and that a line has named: one line per command."""
 
 
-def _report_moved(settings: Iterable[str]) -> None:
-    found = [setting for setting in settings if setting in MOVED]
+def _move_given(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """`move_settings` for values that a user wrote: a line names the former places. RecipeError if one is twice."""
+    try:
+        moved = move_settings(values)
+    except ValueError as error:
+        raise RecipeError(f"{origin}: one setting has two values", str(error)) from None
+    _report_moved([setting for setting in MOVED if _holds(values, setting)])
+    return moved
+
+
+def _report_moved(found: Sequence[str]) -> None:
     if found and not _reported_as_moved:
         names = ", ".join(f"{setting} is {MOVED[setting]} now" for setting in found)
         console.say(f"recipe: {names}, as teacher and student share it; the old name still works")
