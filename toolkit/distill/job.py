@@ -130,6 +130,7 @@ class TrainingJob:
             "recipe_sha256": info.recipe_sha256,
             "dataset_sha256": info.dataset_sha256,
             "teacher_sha256": info.teacher_sha256,
+            "network": dict(info.network.settings),
             **info.extra,
         }
         return [name.removesuffix("_sha256") for name, value in self.settings.items() if known.get(name) != value]
