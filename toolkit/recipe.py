@@ -16,7 +16,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ValidationError, model_validator
 
 from toolkit import console, shipped
-from toolkit.architectures import settings_of
+from toolkit.architectures import owners_of, settings_of
 from toolkit.errors import RecipeError, did_you_mean, shorten
 from toolkit.settings import (
     FOOD_11,
@@ -263,11 +263,21 @@ def _first_problem(error: ValidationError, origin: str, values: dict[str, Any]) 
     if problem["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
         settings, and_settings = _known_settings(keys[:-1], values)
-        guess = did_you_mean(keys[-1], [*known, *settings], prefix="".join(f"{key}." for key in keys[:-1]))
+        prefix = "".join(f"{key}." for key in keys[:-1])
+        owners = owners_of(keys[-1]) if and_settings else []
+        guess = (
+            f"{keys[-1]} belongs to {' and '.join(owners)}; "
+            if owners
+            else did_you_mean(keys[-1], [*known, *settings], prefix=prefix)
+        )
         return RecipeError(f"{origin}: unknown key {path}", f"{guess}valid here: {', '.join(known)}{and_settings}")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that contradict each other
         return RecipeError(f"{origin}: {path or 'the recipe'} is not allowed", message)
+    if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
+        return RecipeError(f"{origin}: {path} is missing", f"this architecture has no default for it: set {path}")
+    if problem["type"] == "tuple_type":
+        message = "input should be a list"
     got = shorten(json.dumps(problem["input"], default=str))
     if problem["type"] == "string_unicode":  # a path on Linux may hold any bytes, a recipe holds text
         return RecipeError(f"{origin}: {path} = {got} is not UTF-8 text", "rename that folder or file, or link to it")

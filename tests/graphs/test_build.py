@@ -102,7 +102,7 @@ def test_an_opset_that_the_exporter_does_not_reach(model: onnx.ModelProto, monke
         model_proto = model
 
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Program)
-    with pytest.raises(ArtifactError, match=r"wrote this network in ONNX opset 18, not 23; use --set export\.opset=18"):
+    with pytest.raises(ArtifactError, match=r"wrote this network in ONNX opset 18, not 23; use export\.opset=18"):
         build_graph(Classifier(nn.Identity(), MEAN, STD), 2, opset=23)
 
 

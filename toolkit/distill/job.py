@@ -113,7 +113,7 @@ class TrainingJob:
             return None
         raise ArtifactError(
             f"{self.destination} was made from another {' and '.join(differing)}",
-            "choose another directory with --out, or replace it with --force (in Python: force=True)",
+            "choose another directory, or replace it with --force (in Python: force=True)",
         )
 
     def is_up_to_date(self) -> bool:

@@ -181,6 +181,6 @@ def _require_accuracy(
 def _gate(title: str, problem: str) -> GateError:
     return GateError(
         f"{title} does not answer as its weights do: {problem}",
-        "the file was not kept; try another --set export.opset=18 (to 23), leave out a smaller precision that is not "
+        "the file was not kept; try another export.opset (18 to 23), leave out a smaller precision that is not "
         "good enough, and see `toolkit doctor` for the versions",
     )

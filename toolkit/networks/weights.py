@@ -32,6 +32,8 @@ WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts put the state dict among other things."""
 
 
+NO_WEIGHTS = "damaged, or not a file of safetensors or of torch.save"
+
 OF_DEPTHWISE = {"base": 16, "width_mult": 1.0}
 """Settings that stand beside `architecture` in the metadata, as earlier versions want them there for every network."""
 
@@ -134,8 +136,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         except SafetensorError as error:
             raise _unreadable(path, f"truncated or damaged ({one_line(error)})") from None
-    if head[:2] not in (b"PK", b"\x80\x02") and head[:1] != b"\x80":
-        raise _unreadable(path, "not a file of safetensors or of torch.save")
+    if not _looks_like_torch_save(head):
+        raise _unreadable(path, NO_WEIGHTS)
     return _as_state_dict(_load_tensors_only(path), path)
 
 
@@ -185,7 +187,7 @@ def import_teacher(
     if info is not None and info.architecture != recipe.teacher.architecture:
         raise WeightsError(
             f"{path} is a {info.architecture}, the recipe's teacher a {recipe.teacher.architecture}",
-            f"use --set teacher.architecture={info.architecture}",
+            f"use teacher.architecture={info.architecture}",
         )
     network = teacher_spec(recipe, info).build(num_classes, recipe.data.image_size)
     load_into(network, read_state_dict(path), path, num_classes)
@@ -211,7 +213,10 @@ def teacher_spec(recipe: Recipe, info: ModelInfo | None) -> NetworkSpec:
 
 def _find_info(path: Path) -> ModelInfo | None:
     """None if the file is readable and has no description."""
-    if not _looks_like_safetensors(_first_bytes(path)):
+    head = _first_bytes(path)
+    if not _looks_like_safetensors(head):
+        if not _looks_like_torch_save(head):
+            raise _unreadable(path, NO_WEIGHTS)
         return None
     try:
         with safe_open(path, framework="pt") as file:
@@ -248,6 +253,11 @@ def _first_bytes(path: Path) -> bytes:
 
 def _looks_like_safetensors(head: bytes) -> bool:
     return len(head) == 9 and head[8:] == b"{"
+
+
+def _looks_like_torch_save(head: bytes) -> bool:
+    """A zip archive, or a bare pickle of earlier versions."""
+    return head[:2] == b"PK" or head[:1] == b"\x80"
 
 
 def _load_tensors_only(path: Path) -> object:
@@ -302,7 +312,7 @@ def _refuse_classes(
     if a_head and len(counts) == 1:
         raise WeightsError(
             f"{path} has {counts.pop()} classes, {num_classes} are needed ({misfits[0]})",
-            "give weights trained on this data, or the data they were trained on with --data",
+            "give weights trained on this data, or the data they were trained on",
         )
 
 
