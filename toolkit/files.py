@@ -83,7 +83,7 @@ def unwritable(path: Path, error: OSError) -> ArtifactError:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    """Rename. On Windows with patience: a program that has the file open, such as a scanner, has to close it first."""
+    """Rename; on Windows with patience, because a program that has the file open (a scanner) must close it first."""
     for _ in range(PATIENCE if IS_WINDOWS else 0):
         try:
             temporary.replace(path)

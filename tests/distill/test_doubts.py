@@ -228,8 +228,8 @@ class TestImport:
         warning = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("warning"))
         written = tmp_path / "m" / "classes.txt"
         assert warning == (
-            "warning: teacher: its outputs seem to stand in another order: red, blue, green; in that order it has 1.0000"
-            f" of the validation images right instead of 0.0000; copy {written} into {data}, and import it again with"
+            "warning: teacher: its outputs seem to stand in another order: red, blue, green; in that order it has"
+            f" 1.0000 of the validation images right instead of 0.0000; copy {written} into {data}, and import it again with"
             " --force"
         )
         (data / "classes.txt").write_bytes(written.read_bytes())

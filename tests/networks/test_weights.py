@@ -267,3 +267,12 @@ class TestImportTeacher:
         with pytest.raises(WeightsError, match="has a class 'soup', the data has 'broth' in its place"):
             import_teacher(saved, self.recipe(), 3, ("crème brûlée", "broth", "tea"))
         assert import_teacher(saved, self.recipe(), 3, ("crème brûlée", "soup", "tea"))[1] == MEAN
+
+
+def test_an_empty_file_is_no_weights_file(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.pth"
+    path.touch()
+    with pytest.raises(
+        WeightsError, match=r"cannot read weights from .*teacher.pth: it is empty \(0 bytes\); give a complete"
+    ):
+        read_tensors(path)
