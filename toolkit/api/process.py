@@ -1,18 +1,78 @@
-"""The caller's process: what a stage changes (torch's threads and random numbers, silence) is set back."""
+"""The caller's process: a stage has it to itself, and everything that the stage changes in it is set back."""
 
 import contextlib
+import multiprocessing
+import os
+import random
 import signal
-from collections.abc import Iterator
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from toolkit import console
 from toolkit.errors import Interrupted
 
+INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""The environment variable that torch sets when its compiler is imported."""
+
+Argument = TypeVar("Argument")
+
+_alone = threading.RLock()
+"""Held by the stage that works: torch's random numbers and threads, and stderr's silence, belong to the process."""
+
 
 @contextlib.contextmanager
 def at_work(*, quiet: bool, threads: int | None) -> Iterator[None]:
-    """The process as a stage needs it, and afterwards as it was. None leaves torch's number of threads."""
-    with _speaking(quiet=quiet), leaving_torch(threads), _passing_signals_on():
+    """The process as a stage needs it, and afterwards as it was. None leaves torch's number of threads.
+
+    A stage in another thread is waited for.
+    """
+    with _alone, _leaving_python(), _speaking(quiet=quiet), leaving_torch(threads), _passing_signals_on():
         yield
+
+
+@contextlib.contextmanager
+def leaving_torch(threads: int | None) -> Iterator[None]:
+    """torch with so many threads, and afterwards with as many and with the random numbers as before."""
+    import torch
+
+    with _alone:
+        before = torch.get_num_threads()
+        gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+        try:
+            with torch.random.fork_rng(gpus):
+                if threads is not None:
+                    torch.set_num_threads(threads)
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def apart(call: Callable[[Argument], object]) -> Callable[[Argument], None]:
+    """`call`, whose changes to torch's threads and random numbers do not reach the training that calls it."""
+
+    def call_apart(argument: Argument) -> None:
+        with leaving_torch(None):
+            call(argument)
+
+    return call_apart
+
+
+@contextlib.contextmanager
+def _leaving_python() -> Iterator[None]:
+    """Random numbers, filters of warnings, the start method of processes and the environment: libraries set them."""
+    numbers, start_method = random.getstate(), multiprocessing.get_start_method(allow_none=True)
+    had_cache = INDUCTOR_CACHE in os.environ
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        random.setstate(numbers)
+        if start_method is None:
+            multiprocessing.set_start_method(None, force=True)
+        if not had_cache:
+            os.environ.pop(INDUCTOR_CACHE, None)
 
 
 @contextlib.contextmanager
@@ -23,22 +83,6 @@ def _speaking(*, quiet: bool) -> Iterator[None]:
         yield
     finally:
         console.err.quiet = before
-
-
-@contextlib.contextmanager
-def leaving_torch(threads: int | None) -> Iterator[None]:
-    """torch with so many threads, and afterwards with as many and with the random numbers as before."""
-    import torch
-
-    before = torch.get_num_threads()
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    try:
-        with torch.random.fork_rng(gpus):
-            if threads is not None:
-                torch.set_num_threads(threads)
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
