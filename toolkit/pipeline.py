@@ -56,6 +56,7 @@ def make_teacher(setup: StageSetup) -> "WeightsFile":
     from toolkit.distill import provenance, teacher
 
     provenance.require_fitting(setup.recipe, setup.dataset)  # before anything is downloaded or decoded
+    _try_networks(setup, with_teacher=not provenance.is_given(setup.recipe))
     return teacher.make_teacher(setup.recipe, setup.model_dir, setup.training_data, setup.options)
 
 
@@ -69,7 +70,9 @@ def distill_student(setup: StageSetup, *, control: bool = False) -> "WeightsFile
     from toolkit import control_process
     from toolkit.distill import student
 
-    if not setup.model_dir.weights("teacher").exists():
+    if setup.model_dir.weights("teacher").exists():
+        _try_networks(setup, with_teacher=False)
+    else:
         console.say(f"{setup.model_dir.path} has no teacher yet: making one first")
         _make_teacher_first(setup)
     also_control = with_control(setup, by_default=control)
@@ -96,6 +99,17 @@ def distill_student(setup: StageSetup, *, control: bool = False) -> "WeightsFile
             student.train_control(recipe, directory, setup.training_data, setup.options)
     assert made is not None
     return made
+
+
+def _try_networks(setup: StageSetup, *, with_teacher: bool) -> None:
+    """Ask the networks that are to be trained about one image, before hours of work. Raises RecipeError."""
+    from toolkit.networks.registry import NetworkSpec
+    from toolkit.networks.weights import teacher_spec
+
+    recipe, num_classes = setup.recipe, len(setup.dataset.classes)
+    if with_teacher:
+        teacher_spec(recipe, None).build(num_classes, recipe.data.image_size)
+    NetworkSpec.of(recipe.student).build(num_classes, recipe.data.image_size)
 
 
 def _make_teacher_first(setup: StageSetup) -> None:
