@@ -3,6 +3,7 @@
 `toolkit predict` and the demo both go through `read_image` and `ask`, so they cannot disagree about a file.
 """
 
+import contextlib
 import json
 import time
 import warnings
@@ -66,8 +67,7 @@ def predict_files(model: Path, images: Sequence[Path], k: int = 5, provider: str
     """
     predictor = OnnxPredictor(find_model(model), provider)
     paths = [path for image in images for path in _expand(image)]
-    size = predictor.preprocess.image_size
-    predictor.logits(np.zeros((1, size, size, 3), np.uint8))  # the first run is slower than others
+    warm_up(predictor)
     return [_predict_file(predictor, path, k) for path in paths]
 
 
@@ -103,8 +103,14 @@ def read_image(path: Path, name: str = "") -> Image.Image:
         raise PictureError(
             f"cannot read {name} as an image: {why_unreadable(error)}",
             f"give a {FORMAT_NAMES} file",
-            "empty" if path.stat().st_size == 0 else "unreadable",
+            "empty" if _is_empty(path) else "unreadable",
         ) from None
+
+
+def _is_empty(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # a name that is too long, or that holds a zero byte
+        return path.stat().st_size == 0
+    return False
 
 
 def _read(path: Path, name: str) -> Image.Image:
@@ -117,6 +123,12 @@ def _read(path: Path, name: str) -> Image.Image:
             raise _too_large(name, f"{width}×{height} px")
         image.load()
         return image
+
+
+def warm_up(predictor: Predictor) -> None:
+    """Ask once: the first run is slower than others."""
+    size = predictor.preprocess.image_size
+    predictor.logits(np.zeros((1, size, size, 3), np.uint8))
 
 
 def ask(predictor: Predictor, pixels: NDArray[np.uint8], k: int) -> Prediction:

@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 from toolkit import console
@@ -15,6 +17,9 @@ from toolkit.errors import Interrupted
 
 INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 """The environment variable that torch sets when its compiler is imported."""
+
+ADDED_TO_PATH = str(Path("onnxruntime", "transformers"))
+"""The end of the folder that onnxruntime adds to sys.path when its quantization is imported."""
 
 Argument = TypeVar("Argument")
 
@@ -47,6 +52,8 @@ def leaving_torch(threads: int | None) -> Iterator[None]:
                 yield
         finally:
             torch.set_num_threads(before)
+            if not gpus and torch.cuda.is_initialized():  # their numbers begin as they would have in the caller's code
+                torch.cuda.manual_seed_all(torch.initial_seed())
 
 
 def apart(call: Callable[[Argument], object]) -> Callable[[Argument], None]:
@@ -61,9 +68,9 @@ def apart(call: Callable[[Argument], object]) -> Callable[[Argument], None]:
 
 @contextlib.contextmanager
 def _leaving_python() -> Iterator[None]:
-    """Random numbers, filters of warnings, the start method of processes and the environment: libraries set them."""
+    """Without what libraries change: random numbers, filters of warnings, the start method of processes, paths."""
     numbers, start_method = random.getstate(), multiprocessing.get_start_method(allow_none=True)
-    had_cache = INDUCTOR_CACHE in os.environ
+    had_cache, imports = INDUCTOR_CACHE in os.environ, [*sys.path]
     try:
         with warnings.catch_warnings():
             yield
@@ -73,6 +80,7 @@ def _leaving_python() -> Iterator[None]:
             multiprocessing.set_start_method(None, force=True)
         if not had_cache:
             os.environ.pop(INDUCTOR_CACHE, None)
+        sys.path[:] = [place for place in sys.path if place in imports or not place.endswith(ADDED_TO_PATH)]
 
 
 @contextlib.contextmanager

@@ -2,20 +2,15 @@
 
 import contextlib
 import io
-import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import onnx
 from onnxruntime.quantization.onnx_model import ONNXModel
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from toolkit.graphs.layers import find_sources
-
-_path = [*sys.path]
-from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: E402 - it adds its folder to the path
-
-sys.path[:] = _path
 
 
 def halve(model: onnx.ModelProto) -> onnx.ModelProto:
