@@ -92,8 +92,63 @@ def test_a_directory_of_images_is_expanded_in_order(model: Path, tmp_path: Path)
     assert [p.answer.top[0][0] for p in found if p.answer] == ["blue", "red", "green", "red"]
 
 
+def test_what_systems_leave_in_a_directory_is_passed_over_with_a_note(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain(tmp_path / "a.jpg", (255, 0, 0))
+    names = ("._a.jpg", ".DS_Store", "__MACOSX/._a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "b.heic", "c.png.part")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    found = predict_files(model, [tmp_path], k=1)
+    assert [(prediction.path.name, prediction.error) for prediction in found] == [("a.jpg", None)]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        f"{tmp_path}: passed over 2 hidden files, such as .DS_Store",
+        f"{tmp_path}: passed over 2 system folders, such as @eaDir",
+        f"{tmp_path}: passed over 1 unfinished download: c.png.part; finish the downloads",
+        f"{tmp_path}: passed over 1 file with endings that are not read: b.heic (1 .heic); if they are pictures,"
+        " convert them to JPEG or PNG",
+    ]
+
+
+def test_a_file_that_is_named_is_tried_whatever_it_is_called(model: Path, tmp_path: Path) -> None:
+    picture = plain(tmp_path / "a.png", (0, 255, 0))
+    names = (".hidden.png", "Thumbs.db", "no ending", "a.heic", "a.png.part")
+    for name in names:
+        (tmp_path / name).write_bytes(picture.read_bytes())
+    found = predict_files(model, [tmp_path / name for name in names], k=1)
+    assert [p.answer.top[0][0] for p in found if p.answer] == ["green"] * len(names)
+
+
+def test_a_directory_of_other_files_says_what_they_are(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.HEIC").touch()
+    (tmp_path / ".DS_Store").touch()
+    message = r"there is no image in .* \(passed over 1 hidden file: \.DS_Store; passed over 1 file .*\.heic.*\); image"
+    with pytest.raises(DataError, match=message):
+        predict_files(model, [tmp_path])
+
+
+def test_names_that_are_not_utf8_are_printed(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = plain(tmp_path / "a.png", (0, 255, 0))
+    picture.rename(tmp_path / "caf\udce9\n.png")
+    predictions = predict_files(model, [tmp_path], k=1)
+    print_predictions(predictions)
+    print_predictions(predictions, as_json=True)
+    out = capsys.readouterr().out
+    out.encode()  # as a terminal does
+    table, _, text = out.partition("[\n")
+    assert f"{tmp_path}/caf\\xe9\\n.png  (" in table
+    assert json.loads(f"[{text}")[0]["image"] == str(tmp_path / "caf\udce9\n.png")
+
+
 @pytest.mark.parametrize(
-    ("mode", "suffix"), [("L", "png"), ("P", "gif"), ("RGBA", "webp"), ("CMYK", "jpg"), ("I;16", "png")]
+    ("mode", "suffix"),
+    [
+        *(("L", "png"), ("P", "gif"), ("RGBA", "webp"), ("CMYK", "jpg"), ("I;16", "png")),
+        *(("RGB", "jfif"), ("CMYK", "tif"), ("1", "pbm"), ("L", "pgm"), ("RGB", "ppm"), ("P", "tiff"), ("RGB", "dib")),
+    ],
 )
 def test_every_kind_of_picture_is_answered(model: Path, tmp_path: Path, mode: str, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -135,7 +190,7 @@ def half_a_jpeg() -> bytes:
     ("name", "content", "message"),
     [
         ("empty.png", b"", "the file is empty"),
-        ("text.jpg", b"hello, this is text", "not a JPEG, PNG, WebP, BMP or GIF image"),
+        ("text.jpg", b"hello, this is text", "not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM image"),
         ("half.jpg", half_a_jpeg(), "image file is truncated"),
         ("broken.png", make_png(8, 8), "cannot read"),
         ("document.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG"),
@@ -168,7 +223,7 @@ def test_a_jpeg_of_as_many_passes_as_may_be_is_answered(model: Path, tmp_path: P
 def test_a_missing_file_and_an_empty_folder(model: Path, tmp_path: Path) -> None:
     (prediction,) = predict_files(model, [tmp_path / "nowhere.png"])
     assert str(prediction.error) == f"{tmp_path / 'nowhere.png'} is not there; check the path"
-    with pytest.raises(DataError, match=r"there is no image in .*; image files end in \.bmp"):
+    with pytest.raises(DataError, match=r"there is no image in .*; image files end in \.apng, \.bmp"):
         predict_files(model, [tmp_path])
     with pytest.raises(DataError, match="is a directory"):
         read_image(tmp_path)

@@ -99,10 +99,19 @@ def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
     assert recipe.data.flip is False
 
 
+def test_a_file_of_a_windows_editor(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_bytes(b"\xef\xbb\xbf[teacher]\r\nweights = 'C:\\Users\\t.pth'\r\n")
+    assert Recipe.from_toml(tmp_path / "r.toml").teacher.weights == r"C:\Users\t.pth"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"[distill\n", "is not valid TOML: .*line 1.*; correct that line"),
+        (
+            b'[teacher]\nweights = "C:\\Users\\t.pth"\n',
+            "is not valid TOML: .*line 2.*; .* paths with / or in single quotes",
+        ),
         (b"\xff\xfe", "cannot read the recipe .*: it is not UTF-8 text"),
         (b"distill = 3\n", "distill = 3 is not allowed; input should be a valid dictionary"),
     ],

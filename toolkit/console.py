@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -57,6 +58,21 @@ def duration(seconds: float) -> str:
 def count(number: int, what: str) -> str:
     """`1 core` or `16 cores`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def name_some(names: Sequence[str], most: int = 4) -> str:
+    """`a, b, c` or `a, b, c, d and 5 more`."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
+
+
+def printable(text: str) -> str:
+    """`text` as every terminal and file takes it: bytes that are not UTF-8, line breaks and the like as escapes."""
+    valid = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char
+        for char in valid
+    )
 
 
 def size(size_bytes: int) -> str:

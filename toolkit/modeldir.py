@@ -68,6 +68,11 @@ class ModelDir:
         return self.path / ("checkpoint-control.pt" if role == "control" else "checkpoint.pt")
 
     @property
+    def classes(self) -> Path:
+        """The order in which an imported teacher's outputs seem to stand, as a data set's classes.txt has it."""
+        return self.path / "classes.txt"
+
+    @property
     def minutes(self) -> Path:
         """The settings that --minutes chose."""
         return self.path / "minutes.json"

@@ -113,7 +113,16 @@ def _try_networks(setup: StageSetup, *, with_teacher: bool) -> None:
 
 
 def _make_teacher_first(setup: StageSetup) -> None:
-    """`make_teacher`, and its accuracy as a remark: a command that goes on has another result to end with."""
+    """`make_teacher`, and its accuracy as a remark: a command that goes on has another result to end with.
+
+    RecipeError, before hours of work, if the student could not be trained afterwards.
+    """
+    from toolkit.distill.trainable import require_trainable
+    from toolkit.networks.registry import NetworkSpec
+
+    recipe = setup.recipe
+    student = NetworkSpec.of(recipe.student).build(len(setup.dataset.classes), recipe.data.image_size)
+    require_trainable(student, recipe, "student")
     if (accuracy := make_teacher(setup).info.extra.get("valid_accuracy")) is not None:
         console.say(f"teacher: validation accuracy {accuracy:.4f}")
 

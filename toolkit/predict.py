@@ -19,7 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit import console
+from toolkit.data.findings import say_briefly
+from toolkit.data.folders import read_folder
 from toolkit.data.formats import FORMAT_NAMES, PICTURE_ENDINGS
+from toolkit.data.oddities import describe_passed_over
 from toolkit.data.preprocess import UNREADABLE, open_image, why_unreadable
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import ModelDir
@@ -143,7 +146,8 @@ def ask(predictor: Predictor, pixels: NDArray[np.uint8], k: int) -> Prediction:
 def print_predictions(predictions: Sequence[FilePrediction], *, as_json: bool = False) -> None:
     """Print the answers on stdout, as a table or as JSON; then DataError if a file had none, naming the first."""
     if as_json:
-        console.out.print(json.dumps(to_json(predictions), indent=2, ensure_ascii=False), markup=False)
+        text = json.dumps(to_json(predictions), indent=2, ensure_ascii=False)
+        console.out.print(text.encode(errors="backslashreplace").decode(), markup=False)  # a name may not be UTF-8
     else:
         for prediction in predictions:
             if prediction.answer:
@@ -178,12 +182,19 @@ def _predict_file(predictor: Predictor, path: Path, k: int) -> FilePrediction:
 
 
 def _expand(path: Path) -> list[Path]:
+    """The file, or the pictures in a folder; what is passed over there is said on stderr."""
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_ENDINGS and file.is_file())
-    if not found:
-        raise DataError(f"there is no image in {path}", f"image files end in {', '.join(sorted(PICTURE_ENDINGS))}")
-    return found
+    folder = read_folder(path)
+    remarks = say_briefly(describe_passed_over(folder.all_passed_over()))
+    if not folder.has_pictures:
+        passed = f" ({'; '.join(remarks)})" if remarks else ""
+        raise DataError(
+            f"there is no image in {path}{passed}", f"image files end in {', '.join(sorted(PICTURE_ENDINGS))}"
+        )
+    for remark in remarks:
+        console.say(f"{path}: {remark}")
+    return sorted(path / picture for picture in folder.all_pictures())
 
 
 def _too_large(name: str, what: str) -> PictureError:
@@ -193,7 +204,7 @@ def _too_large(name: str, what: str) -> PictureError:
 
 
 def _table(path: Path, answer: Prediction) -> Table:
-    title = Text(f"{path}  ({answer.latency_ms:.2f} ms)", style="bold")
+    title = Text(f"{console.printable(str(path))}  ({answer.latency_ms:.2f} ms)", style="bold")
     table = Table(title=title, title_justify="left", box=None)
     table.add_column("class")
     table.add_column("probability", justify="right")

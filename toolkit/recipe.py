@@ -41,8 +41,9 @@ DEFAULT_RECIPE = "fashion-mnist"
 
 NOTEBOOK_RECIPE = "food11"
 
-NOT_IN_FINGERPRINT = {"data.source", "data.workers", "teacher.weights", "distill.control"}
-"""Settings that change no result: places of files, whose SHA-256 counts instead, speed of reading, other trainings."""
+NOT_IN_FINGERPRINT = {"data.source", "data.layout", "data.workers", "teacher.weights", "distill.control"}
+"""Settings that change no result: places and layout of files, whose SHA-256 with their labels counts instead, speed of
+reading, other trainings."""
 
 MOVED = {f"distill.{key}": f"training.{key}" for key in ("seed", "precision", "compile")}
 """The former place of a setting of both training stages, from before there was [training] → its present place."""
@@ -101,12 +102,15 @@ class Recipe(Section):
     def from_toml(cls, path: Path) -> Self:
         """The recipe in `path`; a teacher's file beside it becomes a path from the current directory."""
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin with a mark
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise RecipeError(f"cannot read the recipe {path}: {reason}", "give --recipe a TOML file") from None
+        try:
+            values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{path} is not valid TOML: {error}", "correct that line") from None
+            paths = ", and write paths with / or in single quotes" if "\\" in text else ""
+            raise RecipeError(f"{path} is not valid TOML: {error}", f"correct that line{paths}") from None
         _find_weights_beside(path, values)
         _report_moved(setting for setting in MOVED if _holds(values, setting))
         return cls.from_dict(values, str(path))

@@ -27,6 +27,7 @@ Positive = Annotated[float, Field(gt=0)]
 Spread = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one-cycle"]
+FolderLayout = Literal["auto", "splits", "classes"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 Calibration = Literal["minmax", "entropy", "percentile"]
@@ -48,6 +49,10 @@ class DataRecipe(Section):
     """`[data]`: which images are used, and what a network sees of them."""
 
     source: str = Field("fashion-mnist", min_length=1, description="a named data set, or a directory of images")
+    layout: FolderLayout = Field(
+        "auto",
+        description="what folders called train, val or test are: splits, or classes among others; auto: as it fits",
+    )
     image_size: int = Field(
         160, ge=8, le=2048, description="px; side of the square that a network sees; absent: follows the pictures"
     )

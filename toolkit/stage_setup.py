@@ -65,8 +65,8 @@ class StageSetup:
         from toolkit.data.sources import load_dataset
 
         dataset = load_dataset(self.recipe.data)
-        for note in dataset.notes:
-            console.say(f"data: {note}")
+        for remark in dataset.remarks:
+            console.say(f"data: {remark}")
         return dataset
 
     @cached_property

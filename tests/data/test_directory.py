@@ -103,20 +103,33 @@ def test_missing_test_comes_from_train_not_from_validation(tmp_path: Path) -> No
     assert dataset.notes[0].startswith("test: 2 of 8 training images")
 
 
-def test_every_extension_in_any_case_counts_and_the_rest_is_ignored(tmp_path: Path) -> None:
-    put(tmp_path, *(f"a/{i}.{suffix}" for i, suffix in enumerate(("jpg", "JPEG", "Png", "webp", "BMP"))))
+def test_every_extension_in_any_case_counts_and_the_rest_is_passed_over(tmp_path: Path) -> None:
+    endings = ("jpg", "JPEG", "Png", "webp", "BMP", "jfif", "JPE", "gif", "tif", "TIFF", "pgm", "ppm", "dib")
+    put(tmp_path, *(f"a/{i}.{suffix}" for i, suffix in enumerate(endings)))
     put(tmp_path, *(f"b/deep/er/{i}.png" for i in range(5)))
     for name in ("a/notes.txt", "a/.hidden.png", "b/._0.png", "Thumbs.db", ".DS_Store"):
         (tmp_path / name).write_bytes(b"x")
     put(tmp_path, "b/.thumbnails/0.png")
     dataset = load(tmp_path)
-    assert sum(len(images) for images in dataset.splits.values()) == 10
-    assert "5 files ignored: hidden, or not jpg, jpeg, png, webp or bmp" in dataset.notes
+    assert sum(len(images) for images in dataset.splits.values()) == len(endings) + 5
+    assert {finding.kind: finding.count for finding in dataset.findings} == {
+        "hidden": 4,
+        "system": 1,
+        "other endings": 1,
+        "few images": 1,
+    }
+    assert all(images.read(i) for images in dataset.splits.values() for i in range(len(images)))
 
 
 def test_other_folders_beside_the_splits_are_noted(tmp_path: Path) -> None:
     put(flat(tmp_path, "training", "validation", "testing"), "unlabelled/x.png")
-    assert load(tmp_path).notes == ("ignored beside the splits: unlabelled/",)
+    dataset = load(tmp_path)
+    assert dataset.layout == "split folders training, validation, testing of flat files"
+    assert dataset.notes == ()
+    assert dataset.remarks[0] == (
+        "passed over 1 folder of pictures beside the split folders: unlabelled/; if these and the split folders are"
+        " classes, set data.layout to classes"
+    )
 
 
 def test_classes_txt_names_flat_labels(tmp_path: Path) -> None:
@@ -187,7 +200,11 @@ def test_a_missing_folder(tmp_path: Path) -> None:
 def test_an_empty_folder(tmp_path: Path) -> None:
     expect_error(tmp_path, f"there are no images in {tmp_path}", "train/daisy/17.jpg")
     (tmp_path / "notes.txt").write_text("x")
-    expect_error(tmp_path, "there are no images in")
+    expect_error(
+        tmp_path, "there are no images in", "only files with endings that are not read (1 .txt); use files like"
+    )
+    (tmp_path / "IMG_1.HEIC").touch()
+    expect_error(tmp_path, "not read (1 .heic, 1 .txt); convert them to JPEG or PNG")
     (tmp_path / "train").mkdir()
     expect_error(tmp_path, f"there are no images in {tmp_path / 'train'}")
 
@@ -204,10 +221,153 @@ def test_one_class_only(tmp_path: Path) -> None:
     expect_error(put(tmp_path / "b", "train/0_1.png", "train/0_2.png"), "has one class only ('0')")
 
 
-def test_an_empty_class_names_class_and_split(tmp_path: Path) -> None:
-    put(tmp_path, *(f"{split}/{name}/1.png" for split in ("train", "val", "test") for name in ("cat", "dog")))
-    (tmp_path / "val" / "cat" / "1.png").unlink()
-    expect_error(tmp_path, f"class 'cat' has no images in {tmp_path / 'val'}")
+def kinds(dataset: Dataset) -> set[str]:
+    return {finding.kind for finding in dataset.findings}
+
+
+@pytest.mark.parametrize("leaves", ["nothing", "an empty folder", "a hidden file"])
+def test_a_split_may_lack_a_class(tmp_path: Path, leaves: str) -> None:
+    """Its classes are those of the training images; others count as having no images there."""
+    put(tmp_path, *(f"train/{name}/{i}.png" for name in ("cat", "dog", "eel") for i in range(5)))
+    put(tmp_path, *(f"{split}/{name}/1.png" for split in ("val", "test") for name in ("cat", "dog", "eel")))
+    for place in ("val/cat", "test/cat", "test/eel"):
+        (tmp_path / place / "1.png").unlink()
+        if leaves == "nothing":
+            (tmp_path / place).rmdir()
+        elif leaves == "a hidden file":
+            (tmp_path / place / ".DS_Store").touch()
+    dataset = load(tmp_path)
+    assert dataset.classes == ("cat", "dog", "eel")
+    assert dataset.valid.labels.tolist() == [1, 2]
+    assert dataset.test.labels.tolist() == [1]
+    assert [remark for remark in dataset.remarks if "warning" in remark] == [
+        "warning: 1 class without validation images: 'cat'; add some: accuracy there says nothing of such a class",
+        "warning: 2 classes without test images, such as 'cat', 'eel'; add some: accuracy there says nothing of such a"
+        " class",
+    ]
+
+
+def test_a_flat_split_may_lack_a_class(tmp_path: Path) -> None:
+    flat(tmp_path, "training", "testing", labels=3)
+    for path in (tmp_path / "testing").glob("2_*"):
+        path.unlink()
+    dataset = load(tmp_path)
+    assert dataset.classes == ("0", "1", "2")
+    assert dataset.test.labels.tolist() == [0] * 4 + [1] * 4
+    assert "no test images" in kinds(dataset)
+
+
+def test_an_empty_folder_beside_the_class_folders_is_no_class(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(8)))
+    (tmp_path / "eel").mkdir()
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "0.xml").touch()
+    dataset = load(tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    (finding,) = dataset.findings
+    assert (finding.group, finding.kind, finding.count) == ("passed over", "no pictures", 2)
+    assert finding.sentence == "2 folders without pictures, such as annotations/"
+
+
+@pytest.mark.parametrize(("ending", "way_out"), [(".heic", "convert them to JPEG or PNG"), ("", "give them endings")])
+def test_a_class_folder_of_pictures_that_are_not_read_is_refused(tmp_path: Path, ending: str, way_out: str) -> None:
+    put(tmp_path, *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(4)))
+    (tmp_path / "eel").mkdir()
+    for i in range(3):
+        (tmp_path / "eel" / f"{i}{ending}").write_bytes(b"x")
+    problem = f"the folder {tmp_path / 'eel'} has 3 files, but none that is read (3 {ending or 'without ending'})"
+    expect_error(tmp_path, problem, way_out, "JPEG, PNG, WebP, BMP, GIF, TIFF or PPM files are read")
+
+
+def test_a_split_folder_of_pictures_that_are_not_read_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, *(f"train/{name}/{i}.png" for name in ("cat", "dog") for i in range(4)))
+    (tmp_path / "test" / "cat").mkdir(parents=True)
+    (tmp_path / "test" / "cat" / "0.avif").touch()
+    expect_error(tmp_path, f"the folder {tmp_path / 'test'} has 1 file, but none that is read (1 .avif); convert")
+
+
+def test_a_test_folder_without_labels_leaves_the_test_images_to_be_held_out(tmp_path: Path) -> None:
+    put(tmp_path, *(f"train/{name}/{i}.png" for name in ("cat", "dog") for i in range(10)))
+    put(tmp_path, *(f"test/{i}.png" for i in range(8)))
+    dataset = load(tmp_path)
+    assert [len(images) for images in dataset.splits.values()] == [14, 2, 4]
+    assert not any(name.startswith("test/") for images in dataset.splits.values() for name in images.names)
+    assert dataset.remarks[0].startswith("test: 4 of 20 images, held out at random")
+    assert dataset.remarks[2] == (
+        "passed over 8 pictures without labels in test/, such as test/0.png; images for that split are held out of the"
+        " training images; to use these, sort them into class folders"
+    )
+
+
+def test_class_folders_are_matched_across_splits_if_only_the_spelling_differs(tmp_path: Path) -> None:
+    """Capitals as by hand, decomposed accents as from a Mac's archive, a space that a Windows tool took away."""
+    for split, names in {
+        "train": ("Cats", "caf\u00e9", "red fox "),
+        "val": ("cats", "cafe\u0301", "red fox"),
+        "test": ("CATS", "caf\u00e9", "Red Fox"),
+    }.items():
+        put(tmp_path, *(f"{split}/{name}/{i}.png" for name in names for i in range(5)))
+    dataset = load(tmp_path)
+    assert dataset.classes == ("Cats", "caf\u00e9", "red fox ")
+    labels = {name.split("/")[1]: label for name, label in zip(dataset.valid.names, dataset.valid.labels, strict=True)}
+    assert labels == {"cats": 0, "cafe\u0301": 1, "red fox": 2}
+    assert np.bincount(dataset.test.labels).tolist() == [5, 5, 5]
+    (finding,) = dataset.findings
+    assert (finding.group, finding.kind, finding.count) == ("looks wrong", "spelling", 5)
+    assert "val/cafe\u0301, taken for 'caf\u00e9': accents are encoded differently" in finding.sentence
+
+
+def test_classes_txt_may_spell_class_folders_differently(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{name}/{i}.png" for name in ("Cat", "cafe\u0301") for i in range(4)))
+    (tmp_path / "classes.txt").write_text("caf\u00e9\ncat\n", encoding="utf-8")
+    dataset = load(tmp_path)
+    assert dataset.classes == ("caf\u00e9", "cat")
+    assert {label for name, label in zip(dataset.train.names, dataset.train.labels, strict=True) if name[0] == "C"} == {
+        1
+    }
+
+
+def test_a_spelling_that_fits_two_classes_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, *(f"train/{name}/{i}.png" for name in ("Cats", "cats") for i in range(4)))
+    put(tmp_path, "val/CATS/0.png", "val/cats/1.png")
+    expect_error(tmp_path, f"'CATS' is in {tmp_path / 'val'} but not in {tmp_path / 'train'}", "did you mean")
+
+
+def test_names_of_files_may_be_anything_the_system_takes(tmp_path: Path) -> None:
+    names = ["caf\udce9.png", "line\nbreak.png", "l" * 251 + ".png", "[bold].png", "-.png", "\u202e.png"]
+    put(tmp_path, *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(8)))
+    for seed, name in enumerate(names):
+        make_image(0, seed=100 + seed, size=(6, 5)).save(os.fsencode(tmp_path / "cat" / "x.png"))
+        (tmp_path / "cat" / "x.png").rename(tmp_path / "cat" / name)
+    dataset = load(tmp_path)
+    shown = [name for images in dataset.splits.values() for name in images.names]
+    assert len(shown) == len({*shown}) == 22
+    assert {"cat/caf\\xe9.png", "cat/line\\nbreak.png"} <= {*shown}
+    assert all("".join(name.splitlines()) == name for name in shown)
+    assert "\n".join(shown).encode().decode().splitlines() == shown
+    for images in dataset.splits.values():
+        assert all(images.read(i).size == (6, 5) for i in range(len(images)))
+
+
+@pytest.mark.parametrize(("name", "shown"), [("c\udce9t", "c\\xe9t"), ("c\nt", "c\\nt")])
+def test_names_of_classes_are_text(tmp_path: Path, name: str, shown: str) -> None:
+    put(tmp_path, *(f"dog/{i}.png" for i in range(4)))
+    put(tmp_path, *(f"x/{i}.png" for i in range(4)))
+    (tmp_path / "x").rename(tmp_path / name)
+    expect_error(
+        tmp_path, f"the class folder {tmp_path}/{shown} has a name that is not one line of UTF-8 text; rename it"
+    )
+
+
+def test_one_class_only_suggests_where_the_classes_are(tmp_path: Path) -> None:
+    names = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(3)]
+    put(tmp_path / "a", *(f"archive/images/{name}" for name in names))
+    expect_error(tmp_path / "a", f"one class only ('archive'); did you mean {tmp_path / 'a' / 'archive' / 'images'}? a")
+    put(tmp_path / "b", *(f"set/{split}/{name}" for split in ("train", "val") for name in names))
+    expect_error(tmp_path / "b", f"one class only ('set'); did you mean {tmp_path / 'b' / 'set'}? a")
+    put(tmp_path / "c", *(f"{split}/images/{name}" for split in ("train", "val") for name in names))
+    train = tmp_path / "c" / "train"
+    expect_error(tmp_path / "c", f"if the folders in {train / 'images'} are the classes, move them to {train}: a")
 
 
 def test_an_empty_flat_class(tmp_path: Path) -> None:
@@ -239,10 +399,17 @@ def test_labels_beyond_classes_txt(tmp_path: Path) -> None:
 
 
 def test_class_folders_that_differ_between_splits(tmp_path: Path) -> None:
-    put(tmp_path, *(f"train/{name}/1.png" for name in ("cat", "dog")), "test/cat/1.png")
-    expect_error(tmp_path, f"'dog' is in {tmp_path / 'train'} but not in {tmp_path / 'test'}")
+    put(tmp_path, *(f"train/{name}/1.png" for name in ("cat", "dog", "fox")), "test/cat/1.png")
     put(tmp_path, "test/dog/1.png", "test/eel/1.png")
-    expect_error(tmp_path, f"'eel' is in {tmp_path / 'test'} but not in {tmp_path / 'train'}")
+    expect_error(
+        tmp_path, f"'eel' is in {tmp_path / 'test'} but not in {tmp_path / 'train'}", "add images of it to", "or take"
+    )
+    put(tmp_path, "test/foxes/1.png")
+    expect_error(tmp_path, f"'eel', 'foxes' are in {tmp_path / 'test'} but not in")
+    shutil.rmtree(tmp_path / "test" / "eel")
+    expect_error(tmp_path, "'foxes' is in", "did you mean fox? add images of it to")
+    (tmp_path / "train" / "foxes").mkdir()
+    expect_error(tmp_path, f"'foxes' has images in {tmp_path / 'test'} but none in {tmp_path / 'train'}")
 
 
 def test_layouts_that_are_mixed(tmp_path: Path) -> None:
@@ -273,9 +440,39 @@ def test_a_share_of_the_training_images_is_the_same_each_time_and_of_each_class(
     assert "train: 9 of 17 images, the same share of each class (data.share)" in half.notes
 
 
-def test_a_class_too_small_to_hold_out(tmp_path: Path) -> None:
-    put(tmp_path, "cat/1.png", *(f"dog/{i}.png" for i in range(5)))
-    expect_error(tmp_path, "class 'cat' has 1 image, too few to hold one out")
+def test_classes_too_small_to_hold_out(tmp_path: Path) -> None:
+    put(tmp_path, *(f"dog/{i}.png" for i in range(5)), *(f"newt/{i}.png" for i in range(2)))
+    expect_error(
+        tmp_path,
+        f"{tmp_path}: class 'newt' has 2 images; 3 are needed, one each for training, validation and test",
+        "; add images, leave out those classes, or give the data set train, val and test folders of its own",
+    )
+    put(tmp_path, "cat/1.png")
+    expect_error(
+        tmp_path,
+        "2 classes have too few images: 'cat' (1), 'newt' (2); 3 are needed, one each for training, validation and",
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "needed", "purposes"),
+    [("val", 2, "training and test"), ("test", 2, "training and validation"), ("", 3, "training, validation and test")],
+)
+def test_what_a_class_needs_depends_on_the_splits_that_are_given(
+    tmp_path: Path, given: str, needed: int, purposes: str
+) -> None:
+    put(tmp_path, *(f"train/dog/{i}.png" for i in range(5)), *(f"train/newt/{i}.png" for i in range(needed - 1)))
+    if given:
+        put(tmp_path, f"{given}/dog/1.png", f"{given}/newt/1.png")
+    many = "1 image" if needed == 2 else "2 images"
+    expect_error(tmp_path, f"class 'newt' has {many}; {needed} are needed, one each for {purposes}")
+    put(tmp_path, "train/newt/more.png")
+    assert [images.labels.tolist().count(1) for images in load(tmp_path).splits.values()] == [1, 1, 1]
+
+
+def test_all_splits_given_need_one_training_image(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{split}/{name}/1.png" for split in ("train", "val", "test") for name in ("dog", "newt")))
+    assert [len(images) for images in load(tmp_path).splits.values()] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -312,6 +509,9 @@ def test_a_link_to_a_class_folder_is_followed(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere", *(f"{i}.png" for i in range(4)))
     put(tmp_path / "set", *(f"cat/{i}.png" for i in range(4)))
     (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere")
-    assert load(tmp_path / "set").classes == ("cat", "dog")
+    dataset = load(tmp_path / "set")
+    assert dataset.classes == ("cat", "dog")
+    (finding,) = (finding for finding in dataset.findings if finding.kind == "followed link")
+    assert (finding.group, finding.sentence) == ("read in a special way", "1 followed link to files or folders: dog")
     with Image.open(tmp_path / "set" / "dog" / "0.png") as image:
         assert image.size == (6, 5)

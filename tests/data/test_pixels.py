@@ -281,7 +281,7 @@ def test_broken_images_are_named_and_left_out(broken_set: Path, capsys: pytest.C
     for _ in ("decoded", "from the cache"):
         dataset, pixels = load(broken_set)
         printed = capsys.readouterr().err
-        assert "left out of train: train/blue/7.png (not a JPEG, PNG, WebP, BMP or GIF image" in printed
+        assert "left out of train: train/blue/7.png (not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM image" in printed
         assert "left out of train: train/red/3.png (image file is truncated" in printed
         assert len(dataset.train) == 36
         assert len(pixels) == 34

@@ -170,10 +170,10 @@ def test_damaged_exif_does_not_lose_the_picture(tmp_path: Path, exif: bytes) -> 
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"hello, not an image", "not a JPEG, PNG, WebP, BMP or GIF image, or damaged at its start"),
+        (b"hello, not an image", "not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM image, or damaged at its start"),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "not a JPEG, PNG, WebP, BMP or GIF image, or damaged at",
+            "not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM image, or damaged at",
         ),
     ],
 )

@@ -9,7 +9,8 @@ from typing import Literal, Self
 import numpy as np
 from PIL import Image
 
-from toolkit.data.findings import Finding
+from toolkit.console import printable
+from toolkit.data.findings import Finding, say_briefly
 from toolkit.data.hashes import hash_files
 from toolkit.data.preprocess import open_image
 
@@ -21,9 +22,9 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 class Images:
     """Labelled images that are read one at a time.
 
-    `names` are unique in a data set (paths relative to its root, with `/`); `labels` is int64 (N,), 0..C−1; `read(i)`
-    opens image i in the mode of its file, and raises one of preprocess.UNREADABLE for a damaged one. Several threads
-    may call it.
+    `names` are unique in a data set (paths relative to its root, with `/`, as `printable` shows them); `labels` is
+    int64 (N,), 0..C−1; `read(i)` opens image i in the mode of its file, and raises one of preprocess.UNREADABLE for a
+    damaged one. Several threads may call it.
     """
 
     names: tuple[str, ...]
@@ -47,7 +48,8 @@ class Images:
     def from_files(cls, root: Path, names: Sequence[str], labels: Sequence[int]) -> Self:
         """Images from the files `root/name`."""
         chosen = tuple(names)
-        return cls(chosen, np.asarray(labels, dtype=np.int64), lambda i: open_image(root / chosen[i]))
+        shown = tuple(map(printable, chosen))
+        return cls(shown, np.asarray(labels, dtype=np.int64), lambda i: open_image(root / chosen[i]))
 
     @classmethod
     def from_array(cls, prefix: str, pixels: np.ndarray, labels: np.ndarray) -> Self:
@@ -61,7 +63,7 @@ class Dataset:
     """Named splits of labelled images.
 
     `sha256` covers names, labels and content, but not the folder or how the splits were drawn. `notes` say, one per
-    line, what the toolkit did with the data (splits drawn, files ignored). `layout` says in a few words how a folder
+    line, how the toolkit divided the data (splits drawn). `layout` says in a few words how a folder
     was understood ("split folders train, val", "class folders", ...), and is empty for named sets. `findings` come from
     reading the folder; no image is decoded for them.
     """
@@ -75,6 +77,11 @@ class Dataset:
     notes: tuple[str, ...] = ()
     layout: str = ""
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a training says of its data, one per line: the notes, and the findings in short."""
+        return [*self.notes, *say_briefly(self.findings)]
 
     @property
     def splits(self) -> dict[Split, Images]:

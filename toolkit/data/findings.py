@@ -1,6 +1,6 @@
 """Findings about a data set: files passed over, files read in a special way, and what looks wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -40,3 +40,13 @@ def find(
         what = what.replace(f"{{{ending}}}", "" if one else ending)
     sentence = f"{len(items):,} {what}{': ' if one else ', such as '}{shown or items[0]}"
     return [Finding(group, kind, len(items), items[0], sentence, remedy)]
+
+
+def say_briefly(findings: Iterable[Finding]) -> list[str]:
+    """A line for each finding that a training should mention: what was passed over, and what looks wrong."""
+    beginnings = {"passed over": "passed over ", "looks wrong": "warning: "}
+    return [
+        beginnings[finding.group] + "; ".join(filter(None, (finding.sentence, finding.remedy)))
+        for finding in findings
+        if finding.group in beginnings
+    ]

@@ -8,13 +8,15 @@ import shutil
 import stat
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import urlsplit
 
 from toolkit.console import err, progress, say
 from toolkit.data.cache import REMEDY, cache_folder
 from toolkit.data.dataset import Dataset
-from toolkit.data.directory import SPLIT_FOLDERS, load_directory
+from toolkit.data.directory import load_directory
+from toolkit.data.layouts import SPLIT_FOLDERS
 from toolkit.errors import DataError, one_line
 from toolkit.settings import DataRecipe
 
@@ -39,7 +41,7 @@ def load_food11(recipe: DataRecipe) -> Dataset:
         _unpack(_fetch(ARCHIVE_URL, cache_folder("food-11", "food-11.zip"), "the food-11 archive"), images)
     found = load_directory(_folder_with_splits(images), recipe)
     classes = CLASSES if len(found.classes) == len(CLASSES) else found.classes
-    return Dataset("food-11", classes, found.train, found.valid, found.test, found.sha256, found.notes)
+    return replace(found, name="food-11", classes=classes)
 
 
 def teacher_weights() -> Path:

@@ -1,11 +1,24 @@
-"""The one list of picture formats: the content of files, and the endings of their names."""
+"""The one list of picture formats: the content of files, and the endings of their names.
+
+The rule is the same everywhere, for a data set and for `toolkit predict`: a file found in a folder is a picture if its
+name has one of these endings, in capitals or not; its content decides in which format it is read. A file that is named
+one by one is read whatever its ending.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePath
+
+from toolkit.console import name_some, printable
 
 FORMATS: dict[str, tuple[str, ...]] = {
-    "JPEG": (".jpg", ".jpeg"),
-    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
     "WebP": (".webp",),
-    "BMP": (".bmp",),
+    "BMP": (".bmp", ".dib"),
     "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
 """Format → endings of its files. Pillow's other readers stay off: one starts programs."""
 
@@ -15,8 +28,23 @@ READERS = (*(name.upper() for name in FORMATS), "DIB")
 PICTURE_ENDINGS = frozenset(ending for endings in FORMATS.values() for ending in endings)
 """Endings, in lower case, of the files that are pictures if a directory is given."""
 
-DATA_SET_ENDINGS = PICTURE_ENDINGS - {".gif"}
-"""Endings of files that belong to a data set. A GIF has 256 colours and is often animated: not a photograph."""
+UNREAD_PICTURE_ENDINGS = frozenset(
+    {
+        *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".jxr"),  # phones, the web, archives
+        *(".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f"),  # cameras
+        *(".tga", ".psd", ".svg", ".ico", ".qoi", ".exr", ".hdr", ".pfm", ".dcm", ".nii"),
+    }
+)
+"""Endings of pictures that are not read: a folder that holds them is meant to be a class."""
+
+
+def ending_of(name: str) -> str:
+    """`.jpg` of `a/b.JPG`; "" without an ending."""
+    return PurePath(name).suffix.lower()
+
+
+def is_picture(name: str) -> bool:
+    return ending_of(name) in PICTURE_ENDINGS
 
 
 def join_names(names: tuple[str, ...]) -> str:
@@ -25,4 +53,22 @@ def join_names(names: tuple[str, ...]) -> str:
 
 
 FORMAT_NAMES = join_names(tuple(FORMATS))
-DATA_SET_NAMES = tuple(ending[1:] for endings in FORMATS.values() for ending in endings if ending in DATA_SET_ENDINGS)
+
+NO_ENDING = "without ending"
+
+
+def count_endings(names: Iterable[str]) -> Counter[str]:
+    """`.txt` → how many files end so; NO_ENDING stands for those that have none."""
+    return Counter(ending_of(name) or NO_ENDING for name in names)
+
+
+def name_endings(endings: Counter[str]) -> str:
+    """`6 .txt, 5 .heic`"""
+    return name_some([f"{times:,} {printable(ending)}" for ending, times in endings.most_common()])
+
+
+def find_way_out(endings: Iterable[str]) -> str:
+    """What to do about files with these endings if they are pictures; "" if they hardly are."""
+    ways = [] if UNREAD_PICTURE_ENDINGS.isdisjoint(endings) else ["convert them to JPEG or PNG"]
+    ways += ["give them endings such as .jpg or .png"] if NO_ENDING in endings else []
+    return " or ".join(ways)

@@ -11,7 +11,7 @@ from toolkit.console import say
 from toolkit.data.cache import cache_folder
 from toolkit.data.dataset import Dataset, Images, fingerprint_arrays, fingerprint_files
 from toolkit.data.idx import find_idx_files, read_idx_files
-from toolkit.data.splits import describe_hold_out, hold_out
+from toolkit.data.splits import describe_hold_out, hold_out, require_enough
 from toolkit.errors import DataError, one_line
 from toolkit.settings import DataRecipe
 
@@ -67,7 +67,7 @@ def load_food101(recipe: DataRecipe) -> Dataset:
     try:
         datasets.Food101(str(folder), split="train", download=True)
         lists = {
-            split: json.loads((folder / "food-101" / "meta" / f"{split}.json").read_text())
+            split: json.loads((folder / "food-101" / "meta" / f"{split}.json").read_text(encoding="utf-8"))
             for split in ("train", "test")
         }
     except DOWNLOAD_ERRORS as error:
@@ -108,7 +108,8 @@ def _find_fashion_mnist() -> list[Path]:
 def _with_validation(recipe: DataRecipe, classes: tuple[str, ...], train: Images, test: Images, sha256: str) -> Dataset:
     """A set with train and test images: validation is held out of train, test stays whole."""
     total = len(train)
-    train, valid = hold_out(train, recipe.validation_fraction, recipe.split_seed, classes)
+    require_enough(train, ("validation",), classes, recipe.source)
+    train, valid = hold_out(train, recipe.validation_fraction, recipe.split_seed)
     note = describe_hold_out("validation", len(valid), total, "training images", recipe.split_seed)
     return Dataset(recipe.source, classes, train, valid, test, sha256, (note,))
 

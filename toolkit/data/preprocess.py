@@ -5,6 +5,7 @@ normalisation (mean and std) happens inside the networks and the exported graphs
 torch.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -48,15 +49,32 @@ _JPEG_SCAN = b"\xff\xda"
 _MAX_JPEG_SCANS = 100
 """Progressive JPEGs have ten or so. A scan of a few bytes takes as long as a pass over all pixels."""
 
+_MOVIE_BOX = b"ftyp"
+"""The fifth to eighth byte of HEIC and AVIF pictures, which are stored as movies are."""
+MOST_PAGES = 1000
+_TILE_TAGS = (0x0142, 0x0143)
+"""Width and length in px of a TIFF's tiles."""
+_TILE_STEP = 16
+"""px; sides of tiles are multiples of this, so the last ones reach over the picture's edge."""
+_LARGEST_TILE_PIXELS = 2048**2
+
 
 def open_image(path: Path) -> Image.Image:
     """Open an image file of a known format and close it at once. Raises one of UNREADABLE; decoding may too."""
     content = path.read_bytes()
     if not content:
         raise ValueError("the file is empty")
-    image = Image.open(io.BytesIO(content), formats=READERS)
+    try:
+        image = Image.open(io.BytesIO(content), formats=READERS)
+    except UnidentifiedImageError:
+        if content[4:8] == _MOVIE_BOX:
+            raise ValueError(f"it is HEIC, AVIF or a movie, whatever its name says, not {FORMAT_NAMES}") from None
+        raise
     if image.format == "JPEG" and content.count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
         raise ValueError(f"the JPEG has more than {_MAX_JPEG_SCANS} passes")
+    _require_known_range(image)
+    if image.format == "TIFF":
+        _require_small_tiles(image)
     return image
 
 
@@ -66,6 +84,8 @@ def why_unreadable(error: BaseException) -> str:
         return f"not a {FORMAT_NAMES} image, or damaged at its start"
     if "MAX_TEXT_CHUNK" in str(error):
         return "the text or colour profile packed into it is too large"
+    if str(error).startswith("decoder error"):  # libtiff says no more
+        return "its pixels are damaged"
     return (isinstance(error, OSError) and error.strerror) or one_line(error)
 
 
@@ -187,7 +207,37 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if on_its_side else image.size
 
 
+def count_frames(image: Image.Image) -> int:
+    """Frames or pages of an opened picture; of a TIFF up to MOST_PAGES, since Pillow looks each up in a list."""
+    if image.format != "TIFF":
+        return int(getattr(image, "n_frames", 1))
+    pages = 1
+    with contextlib.suppress(EOFError):
+        while pages < MOST_PAGES:
+            image.seek(pages)
+            pages += 1
+    image.seek(0)
+    return pages
+
+
+def _require_known_range(image: Image.Image) -> None:
+    """Refuse floats, and whole numbers of 32 bits or with a sign: nobody knows which of them is white."""
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("its pixels are not numbers of 8 or 16 bits, so what is white is unknown; save it as 8 bits")
+
+
+def _require_small_tiles(image: Image.Image) -> None:
+    """Refuse a TIFF whose tiles are far larger than its picture: they are unpacked whole, however small the file."""
+    tags = image.getexif()
+    width, length = (tags.get(tag, 0) for tag in _TILE_TAGS)
+    whole = (image.width + _TILE_STEP) * (image.height + _TILE_STEP)
+    if not (isinstance(width, int) and isinstance(length, int)) or width * length > max(whole, _LARGEST_TILE_PIXELS):
+        raise ValueError("the tiles of the TIFF are larger than its picture")
+
+
 def _find_turn(image: Image.Image) -> Image.Transpose | None:
+    if image.format == "TIFF":
+        return None  # Pillow turns these itself, and gives the size after that
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except UNREADABLE:  # damaged EXIF does not damage the picture; every viewer shows such files unrotated

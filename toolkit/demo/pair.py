@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from toolkit.data.preprocess import UNREADABLE, open_image, upright_size
+from toolkit.data.preprocess import UNREADABLE, count_frames, open_image, upright_size
 from toolkit.errors import DataError
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.predict import Prediction, ask, read_image
@@ -133,7 +133,7 @@ def _is_deep(picture: Path) -> bool:
 
 def _note(image: Image.Image, is_deep: bool, side: int) -> dict[str, int]:
     try:
-        frames = getattr(image, "n_frames", 1)
+        frames = count_frames(image)
     except UNREADABLE:  # later frames may be damaged: only the first one is used
         frames = 1
     notes = {

@@ -141,6 +141,7 @@ def _new_student(job: TrainingJob) -> Classifier:
     torch.manual_seed(recipe.training.seed)
     network = NetworkSpec.of(recipe.student).build(job.data.num_classes, recipe.data.image_size)
     network = distributed.synchronize_batch_norms(network, job.options.device)
+    job.require_trainable(network)
     return Classifier(network, recipe.data.mean, recipe.data.std)
 
 

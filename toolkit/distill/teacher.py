@@ -4,12 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit import console
 from toolkit.data.dataset import Dataset
+from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed, provenance
+from toolkit.distill.doubts import (
+    Order,
+    best_constant,
+    find_normalisation,
+    find_order,
+    follows_folders,
+    is_near_chance,
+)
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile
@@ -17,16 +26,16 @@ from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.distill.training import Training
 from toolkit.errors import WeightsError, one_line
-from toolkit.files import sha256_file
+from toolkit.files import sha256_file, write_atomically
 from toolkit.modeldir import ModelDir
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place
-from toolkit.networks.weights import import_teacher, teacher_spec
+from toolkit.networks.weights import IMAGENET_MEAN, IMAGENET_STD, Channels, import_teacher, teacher_spec
 from toolkit.recipe import Recipe
 from toolkit.settings import IMAGENET
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+SHOWN_CLASSES = 12
+"""names in a warning about their order"""
 
 TRAINED_BY = ("teacher", "training.seed", "training.precision")
 """Settings, beside the data's, that decide the result for a teacher that is trained here..."""
@@ -50,6 +59,7 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, option
     else:
         network, mean, std = _new_network(recipe, data.num_classes)
         network = distributed.synchronize_batch_norms(network, options.device)
+        job.require_trainable(network)
     learner = TappedNetwork(Classifier(network, mean, std), ())
     extra = _judge_import(source, learner.classifier, job) if source else _fit(learner, job)
     preprocess = Preprocess(recipe.data.image_size, recipe.data.resize, mean, std)
@@ -89,22 +99,63 @@ def _judge_import(source: Path, classifier: Classifier, job: TrainingJob) -> dic
     trained_on = provenance.find_training_images(info) if info else None
     provenance.warn_of_differences(source, recipe, job.data.dataset)
     known = provenance.known_accuracy(source, recipe, job.data.dataset)
-    accuracy = _measure_accuracy(classifier, job) if known is None else known
     remark = "" if known is None else "; its file has its accuracy on the same validation images"
     console.say(f"teacher: imported {source}{remark}")
+    accuracy = _measure_accuracy(classifier, job, has_normalisation=info is not None) if known is None else known
     return {"valid_accuracy": accuracy, "trained_on": trained_on}
 
 
-def _measure_accuracy(classifier: Classifier, job: TrainingJob) -> float:
+def _measure_accuracy(classifier: Classifier, job: TrainingJob, *, has_normalisation: bool) -> float:
+    """On this job's validation images; a warning says what seems to be wrong with the import."""
     valid, device = job.data.valid, job.options.device
-    place(classifier, device)
-    predicted = compute_logits(classifier, valid, "fp32", device).argmax(1).cpu()
-    return (predicted == torch.from_numpy(valid.labels)).float().mean().item()
+
+    def ask(images: Pixels, mean: Channels, std: Channels) -> Tensor:
+        asked = Classifier(classifier.network, mean, std)
+        place(asked, device)
+        return compute_logits(asked, images, "fp32", device)
+
+    mean, std = (tuple(values.flatten().tolist()) for values in (classifier.mean, classifier.std))
+    logits = ask(valid, mean, std).cpu().numpy()
+    hits = logits.argmax(1) == valid.labels
+    accuracy = torch.from_numpy(hits).float().mean().item()
+    if order := find_order(logits, valid.labels, job.data.dataset.classes):
+        _warn_of_order(order, accuracy, job)
+    elif not has_normalisation and (found := find_normalisation(ask, valid, mean, std)):
+        console.say(
+            f"warning: teacher: with another normalisation it has {found.accuracy:.4f} of the validation images right"
+            f" instead of {found.before:.4f}; import it again with --force"
+            f" --set teacher.mean={_as_setting(found.mean)} --set teacher.std={_as_setting(found.std)}"
+        )
+    elif is_near_chance(hits, valid.labels):
+        console.say(
+            f"warning: teacher: a validation accuracy of {accuracy:.4f} is no better than chance: the commonest class"
+            f" alone gives {best_constant(valid.labels):.4f}; is this the right file, trained with these teacher.mean,"
+            " teacher.std and data.image_size?"
+        )
+    return accuracy
 
 
-def _new_network(
-    recipe: Recipe, num_classes: int
-) -> tuple[nn.Module, tuple[float, float, float], tuple[float, float, float]]:
+def _as_setting(channels: Channels) -> str:
+    return "[" + ",".join(f"{value:.6g}" for value in channels) + "]"
+
+
+def _warn_of_order(order: Order, accuracy: float, job: TrainingJob) -> None:
+    """Say in which order the outputs seem to stand, and leave that as a file if the data can have it from there."""
+    dataset, source = job.data.dataset, job.recipe.data.source
+    names = ", ".join(order.classes[:SHOWN_CLASSES]) + (", …" if len(order.classes) > SHOWN_CLASSES else "")
+    way = "sort the rows of its last layer as the data's classes are"
+    if Path(source).is_dir() and follows_folders(dataset):
+        way = f"copy {job.model_dir.classes} into {source}, and import it again with --force"
+        if distributed.is_main():
+            with write_atomically(job.model_dir.classes) as path:
+                path.write_text("".join(f"{name}\n" for name in order.classes), encoding="utf-8")
+    console.say(
+        f"warning: teacher: its outputs seem to stand in another order: {names}; in that order its validation accuracy"
+        f" is {order.accuracy:.4f} instead of {accuracy:.4f}; {way}"
+    )
+
+
+def _new_network(recipe: Recipe, num_classes: int) -> tuple[nn.Module, Channels, Channels]:
     """An untrained network, or torchvision's ImageNet one with a new head; with the normalisation that goes with it."""
     section = recipe.teacher
     torch.manual_seed(recipe.training.seed)

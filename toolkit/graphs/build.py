@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 import torch
+from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,6 +29,9 @@ NOISY = ("torch", "onnxscript", "onnx_ir")
 
 LARGEST_BYTES = 2**31 - 2**20
 """The weights that a single ONNX file can hold: protobuf's 2 GiB, less room for the graph itself."""
+
+FOLDED_VALUES = 2**24
+"""Numbers in the largest tensor that is worked out once, if it is made of constants alone, as Swin's tables are."""
 
 
 class DeployedGraph(nn.Module):
@@ -80,7 +84,11 @@ def build_graph(classifier: Classifier, image_size: int, opset: int) -> onnx.Mod
             "try another opset with --set export.opset=18 (to 23), or another architecture",
         ) from error
     assert program is not None
+    with _silence():
+        fold_constants(program.model, input_size_limit=FOLDED_VALUES, output_size_limit=FOLDED_VALUES)
     model: onnx.ModelProto = program.model_proto
+    # older runtimes refuse newer ones
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     _strip_traces(model)
     _require_opset(model, opset)
     return model

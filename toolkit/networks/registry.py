@@ -4,6 +4,7 @@ A network of your own is one file: a builder and the model of its settings (docs
 """
 
 import contextlib
+import difflib
 import functools
 import json
 import re
@@ -30,6 +31,9 @@ BUILDER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
 """Arguments that some of torchvision's classifiers need."""
+
+MANY_CLASSES = 7919
+"""A number that no layer has but a head of so many classes."""
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
@@ -231,6 +235,25 @@ def modules_to_import(*names: str) -> list[str] | None:
 def architectures() -> list[str]:
     """Every name that `build` knows."""
     return [*_builders, *_classifiers()]
+
+
+def find_classifier(like: str, fits: Callable[[Mapping[str, Tensor]], bool]) -> str | None:
+    """The classifier of torchvision whose state dict `fits`, those named like `like` first; None if none does.
+
+    State dicts are on the meta device, with a head of MANY_CLASSES. RegNets cannot be built there and are left out.
+    """
+    for name in sorted(_classifiers(), key=lambda other: -difflib.SequenceMatcher(None, like, other).ratio()):
+        if (own := _state_dict_of(name)) and fits(own):
+            return name
+    return None
+
+
+@functools.cache
+def _state_dict_of(architecture: str) -> Mapping[str, Tensor]:
+    """Empty if it cannot be built on the meta device."""
+    with contextlib.suppress(NotImplementedError), torch.device("meta"):
+        return NetworkSpec(architecture).build(MANY_CLASSES).state_dict()
+    return {}
 
 
 def enlargement(network: nn.Module) -> int:

@@ -72,7 +72,7 @@ def _columns(batch_size: str) -> dict[str, Cell]:
         "agree %": lambda row: f"{100 * row.teacher_agreement:.2f}",
         "p50 ms": lambda row: f"{row.latency_ms.p50:.2f}",
         "p95 ms": lambda row: f"{row.latency_ms.p95:.2f}",
-        "img/s": lambda row: f"{row.throughput_img_s[batch_size]:,.0f}",
+        "img/s": partial(_throughput, batch_size),
     }
 
 
@@ -95,7 +95,7 @@ def _all_columns(batch_sizes: Sequence[str]) -> dict[str, Cell]:
 
 
 def _throughput(batch_size: str, row: ReportRow) -> str:
-    return f"{row.throughput_img_s[batch_size]:,.0f}"
+    return _number(row.throughput_img_s.get(batch_size), ",.0f")
 
 
 def _milliseconds(duration: Duration | None) -> str:
@@ -201,7 +201,7 @@ def _cost_table(rows: Sequence[ReportRow]) -> str:
                 f"{latency.mean:.3f} ± {latency.std:.3f}",
                 f"{latency.round_p50_min:.3f} to {latency.round_p50_max:.3f}", f"{latency.n:,}",
                 _milliseconds(row.end_to_end_ms), _number(row.first_call_ms, ".0f"),
-                *(f"{row.throughput_img_s[size]:,.0f}" for size in sizes), _number(row.peak_memory_mib, ",.0f"),
+                *(_throughput(size, row) for size in sizes), _number(row.peak_memory_mib, ",.0f"),
             ]
         )  # fmt: skip
     return markdown_table(headings, cells, left=(0, 1))
