@@ -44,7 +44,7 @@ def leaving_torch(threads: int | None) -> Iterator[None]:
 
     with _alone:
         before = torch.get_num_threads()
-        gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+        gpus = range(torch.cuda.device_count() if _uses_gpus() else 0)
         try:
             with torch.random.fork_rng(gpus):
                 if threads is not None:
@@ -52,8 +52,14 @@ def leaving_torch(threads: int | None) -> Iterator[None]:
                 yield
         finally:
             torch.set_num_threads(before)
-            if not gpus and torch.cuda.is_initialized():  # their numbers begin as they would have in the caller's code
+            if not gpus and _uses_gpus():  # their numbers begin as they would have in the caller's code
                 torch.cuda.manual_seed_all(torch.initial_seed())
+
+
+def _uses_gpus() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def apart(call: Callable[[Argument], object]) -> Callable[[Argument], None]:
