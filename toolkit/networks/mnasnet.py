@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision import models
 
 
-class MNASNet(models.MNASNet):
+class MNASNet(models.MNASNet):  # type: ignore[misc]
     """A state dict without a version is of the newest one; an older one has other shapes, and is refused for them."""
 
     def _load_from_state_dict(
