@@ -148,6 +148,10 @@ class NetworkSpec:
         if image_size is not None:
             arguments |= _size_argument(self.architecture, image_size * self.enlarge)
         network: nn.Module = models.get_model(self.architecture, **arguments)
+        if isinstance(network, models.MNASNet):
+            from toolkit.networks.mnasnet import MNASNet
+
+            network.__class__ = MNASNet
         return network
 
     def _try_once(self, network: nn.Module, num_classes: int, image_size: int) -> None:
