@@ -30,7 +30,15 @@ from toolkit.files import sha256_file, write_atomically
 from toolkit.modeldir import ModelDir
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place
-from toolkit.networks.weights import IMAGENET_MEAN, IMAGENET_STD, Channels, ModelInfo, import_teacher, read_info, teacher_spec
+from toolkit.networks.weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Channels,
+    ModelInfo,
+    import_teacher,
+    read_info,
+    teacher_spec,
+)
 from toolkit.recipe import Recipe
 from toolkit.settings import IMAGENET
 
