@@ -114,7 +114,7 @@ def report_changed_training(path: Path, recipe: Recipe) -> None:
 
 
 def _changed_settings(info: ModelInfo, recipe: Recipe) -> list[str]:
-    """Keys of [teacher] that the recipe states, and that are those of neither the file's network nor its recipe."""
+    """Keys of [teacher] that the recipe states, and that are not as the file's network and its recipe have them."""
     network = {"architecture": info.architecture, "enlarge": info.network.enlarge, **info.network.settings}
     network |= {"mean": list(info.preprocess.mean), "std": list(info.preprocess.std)}
     recorded = info.recipe.get("teacher", {})
