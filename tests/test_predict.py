@@ -5,8 +5,10 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,19 +18,23 @@ from PIL.PngImagePlugin import PngInfo
 from tiny_onnx import save_colour_model
 
 from toolkit import predict
+from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import ModelDir
 from toolkit.predict import (
     FilePrediction,
+    PictureError,
     Prediction,
     ask,
     find_model,
     predict_files,
     print_predictions,
-    read_image,
+    read_pixels,
     to_json,
 )
 from toolkit.runtimes.onnxruntime import OnnxPredictor
+
+PREPROCESS = Preprocess(32, 36, (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.fixture(scope="module")
@@ -180,10 +186,10 @@ def jpeg_of_many_scans(scans: int) -> bytes:
     return content[:-2] + last * (scans - own) + content[-2:]
 
 
-def half_a_jpeg() -> bytes:
+def half_a_jpeg(*, whole: bool = False) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
-    return buffer.getvalue()[: buffer.tell() // 2]
+    return buffer.getvalue()[: None if whole else buffer.tell() // 2]
 
 
 @pytest.mark.parametrize(
@@ -195,11 +201,12 @@ def half_a_jpeg() -> bytes:
         ("broken.png", make_png(8, 8), "cannot read"),
         ("document.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG"),
         ("bomb.png", make_png(12_001, 10_000), "is too large (12001×10000 px)"),
-        ("bigger_bomb.png", make_png(60_000, 60_000), "is too large"),
+        ("bigger_bomb.png", make_png(60_000, 60_000), "is too large (60000×60000 px)"),
+        ("rows.png", make_png(1, 120_000_000), "is too large (1×120000000 px of this kind take 1.4 GB to decode)"),
         ("text.png", png_with_large_text(), "the text or colour profile packed into it is too large"),
         ("scans.jpg", jpeg_of_many_scans(101), "the JPEG has more than 100 passes"),
     ],
-    ids=["empty", "text", "half", "broken", "postscript", "bomb", "bigger bomb", "large text", "scans"],
+    ids=["empty", "text", "half", "broken", "postscript", "bomb", "bigger bomb", "rows", "large text", "scans"],
 )
 def test_a_bad_file_is_named_with_the_reason(
     model: Path, tmp_path: Path, name: str, content: bytes, message: str
@@ -226,7 +233,7 @@ def test_a_missing_file_and_an_empty_folder(model: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"there is no image in .*; image files end in \.apng, \.bmp"):
         predict_files(model, [tmp_path])
     with pytest.raises(DataError, match="is a directory"):
-        read_image(tmp_path)
+        read_pixels(tmp_path, PREPROCESS)
 
 
 def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +242,7 @@ def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(predict, "open_image", refuse)
     with pytest.raises(DataError, match="may not be read"):
-        read_image(tmp_path / "a.png")
+        read_pixels(tmp_path / "a.png", PREPROCESS)
 
 
 def test_a_bad_file_does_not_stop_the_others(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,6 +255,70 @@ def test_a_bad_file_does_not_stop_the_others(model: Path, tmp_path: Path, capsys
     assert "red" in captured.out
     assert "100.0 %" in captured.out
     assert "gone.png" in captured.err
+
+
+@pytest.mark.parametrize("where", ["open", "load", "resize"])
+def test_a_picture_without_memory_does_not_stop_the_others(
+    model: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [plain(tmp_path / f"{i}.png", (255, 0, 0), (40, 50 + i)) for i in range(3)]
+
+    def fail_for_the_second(real: Callable[..., object]) -> Callable[..., object]:
+        def fail(image: Any, *args: Any) -> object:
+            if (image == files[1]) if isinstance(image, Path) else (image.height == 51):
+                raise MemoryError
+            return real(image, *args)
+
+        return fail
+
+    if where == "open":
+        monkeypatch.setattr(predict, "open_image", fail_for_the_second(predict.open_image))
+    else:
+        monkeypatch.setattr(Image.Image, where, fail_for_the_second(getattr(Image.Image, where)))
+    first, second, third = predict_files(model, files)
+    assert first.answer is not None
+    assert third.answer is not None
+    assert second.answer is None
+    assert isinstance(second.error, PictureError)
+    assert second.error.reason == "no_memory"
+    assert str(second.error) == (
+        f"there is not enough memory to decode {files[1]}; give a smaller picture, or more memory"
+    )
+
+
+def test_a_network_without_memory_does_not_stop_the_others(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [plain(tmp_path / f"{i}.png", (i, 0, 0)) for i in range(3)]
+    real = OnnxPredictor.logits
+
+    def fail(predictor: OnnxPredictor, images: np.ndarray) -> np.ndarray:
+        if images[0, 0, 0, 0] == 1:
+            raise MemoryError
+        return real(predictor, images)
+
+    monkeypatch.setattr(OnnxPredictor, "logits", fail)
+    predictions = predict_files(model, files)
+    assert [prediction.answer is None for prediction in predictions] == [False, True, False]
+    assert str(predictions[1].error) == (
+        f"there is not enough memory to ask the network about {files[1]}; give a smaller picture, or more memory"
+    )
+
+
+def test_lines_are_answered_as_pictures_are(model: Path, tmp_path: Path) -> None:
+    files = [plain(tmp_path / f"{i}.png", (0, 255, 0), size) for i, size in enumerate([(1, 60_000), (60_000, 1)])]
+    for prediction in predict_files(model, files, k=1):
+        assert prediction.answer is not None
+        assert prediction.answer.top[0][0] == "green"
+
+
+def test_a_motion_photo_is_answered_as_the_photo_is(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain.jpg").write_bytes(half_a_jpeg(whole=True))
+    (tmp_path / "motion.jpg").write_bytes(half_a_jpeg(whole=True) + b"MotionPhoto_Data" + b"\xff\xda\0\1" * 50_000)
+    photo, motion = predict_files(model, [tmp_path / "plain.jpg", tmp_path / "motion.jpg"])
+    assert photo.answer is not None
+    assert motion.answer is not None
+    assert motion.answer.top == photo.answer.top
 
 
 def test_json_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:

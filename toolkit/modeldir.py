@@ -132,7 +132,7 @@ class ModelDir:
                 os.close(handle)
                 raise ArtifactError(
                     f"another toolkit process is training in {self.path}",
-                    "wait until it has ended, or choose another directory with --out",
+                    "wait until it has ended, or choose another directory",
                 ) from None
             release.callback(os.close, handle)
             release.callback(lock.unlink, missing_ok=True)

@@ -60,7 +60,7 @@ def make_teacher(setup: StageSetup) -> "WeightsFile":
 
 
 def distill_student(setup: StageSetup, *, control: bool = False) -> "WeightsFile":
-    """Distil the student; a directory without a teacher gets one first.
+    """Distil the student; a directory without a teacher gets one first. The teacher there must be the recipe's network.
 
     The control is trained too if the recipe says so. If the recipe leaves it open, `control` decides, and several seeds
     always have one. Both train side by side if that is faster. Further seeds go into directories of their own below the
@@ -69,9 +69,7 @@ def distill_student(setup: StageSetup, *, control: bool = False) -> "WeightsFile
     from toolkit import control_process
     from toolkit.distill import student
 
-    if not setup.model_dir.weights("teacher").exists():
-        console.say(f"{setup.model_dir.path} has no teacher yet: making one first")
-        _make_teacher_first(setup)
+    _find_teacher(setup)
     also_control = with_control(setup, by_default=control)
     first = setup.recipe.training.seed
     made = None
@@ -96,6 +94,19 @@ def distill_student(setup: StageSetup, *, control: bool = False) -> "WeightsFile
             student.train_control(recipe, directory, setup.training_data, setup.options)
     assert made is not None
     return made
+
+
+def _find_teacher(setup: StageSetup) -> None:
+    """Make a teacher if there is none; ArtifactError if there is one of another network than the recipe states."""
+    from toolkit.distill import teacher
+
+    path = setup.model_dir.weights("teacher")
+    if path.exists():
+        teacher.require_same_network(path, setup.recipe)
+        teacher.report_changed_training(path, setup.recipe)
+    else:
+        console.say(f"{setup.model_dir.path} has no teacher yet: making one first")
+        _make_teacher_first(setup)
 
 
 def _make_teacher_first(setup: StageSetup) -> None:

@@ -1,19 +1,19 @@
 """Answers for picture files, from an ONNX file alone: no torch, no recipe, no training data.
 
-`toolkit predict` and the demo both go through `read_image` and `ask`, so they cannot disagree about a file.
+`toolkit predict` and the demo open files with `open_picture` and ask with `ask`, so they cannot disagree about a file.
 """
 
+import contextlib
 import json
 import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ImageFile
 from rich.table import Table
 from rich.text import Text
 
@@ -22,20 +22,20 @@ from toolkit.data.findings import say_briefly
 from toolkit.data.folders import read_folder
 from toolkit.data.formats import FORMAT_NAMES, PICTURE_ENDINGS
 from toolkit.data.oddities import describe_passed_over
-from toolkit.data.preprocess import UNREADABLE, open_image, why_unreadable
+from toolkit.data.picture_file import TooLargeError, open_image
+from toolkit.data.preprocess import NO_MEMORY, UNREADABLE, Preprocess, why_unreadable
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import ModelDir
 from toolkit.runtimes.base import Predictor, softmax, top_k
 from toolkit.runtimes.onnxruntime import OnnxPredictor
 
-MAX_PIXELS = 120_000_000
-"""Larger pictures are refused unread (12,000×9,000 passes): a small file can unpack to fill the memory."""
+Reason = Literal["empty", "unreadable", "too_large", "no_memory"]
 
 
 class PictureError(DataError):
     """A file that is not a picture, or that is too large."""
 
-    def __init__(self, problem: str, remedy: str, reason: Literal["empty", "unreadable", "too_large"]) -> None:
+    def __init__(self, problem: str, remedy: str, reason: Reason) -> None:
         super().__init__(problem, remedy)
         self.reason = reason
 
@@ -89,37 +89,37 @@ def find_model(model: Path) -> Path:
     return model
 
 
-def read_image(path: Path, name: str = "") -> Image.Image:
-    """Open and decode a picture of a known format; DataError says `name`, by default the path, and the reason."""
+@contextlib.contextmanager
+def open_picture(path: Path, name: str = "") -> Iterator[ImageFile.ImageFile]:
+    """A picture of a known format, not decoded yet; the block decodes it.
+
+    If either fails, DataError says `name`, by default the path, and the reason. Too little memory is one.
+    """
     name = name or str(path)
     try:
-        return _read(path, name)
+        yield open_image(path)
     except FileNotFoundError:
         raise DataError(f"{name} is not there", "check the path") from None
     except IsADirectoryError:
         raise DataError(f"{name} is a directory", "give an image file") from None
     except PermissionError:
         raise DataError(f"{name} may not be read", "check its permissions") from None
-    except Image.DecompressionBombError:
-        raise _too_large(name, "more than Pillow opens") from None
+    except TooLargeError as error:
+        raise PictureError(f"{name} is too large ({error})", error.remedy, "too_large") from None
     except UNREADABLE as error:
+        if (why := why_unreadable(error)) == NO_MEMORY:
+            raise no_memory_for(f"decode {name}") from None
         raise PictureError(
-            f"cannot read {name} as an image: {why_unreadable(error)}",
+            f"cannot read {name} as an image: {why}",
             f"give a {FORMAT_NAMES} file",
             "empty" if path.stat().st_size == 0 else "unreadable",
         ) from None
 
 
-def _read(path: Path, name: str) -> Image.Image:
-    # Pillow warns at a size of its own choosing; the limit here is ours and is an error.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = open_image(path)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise _too_large(name, f"{width}×{height} px")
-        image.load()
-        return image
+def read_pixels(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """A file as a network sees it, uint8 (S, S, 3). Raises DataError as `open_picture` does."""
+    with open_picture(path) as image:
+        return preprocess(image)
 
 
 def ask(predictor: Predictor, pixels: NDArray[np.uint8], k: int) -> Prediction:
@@ -163,10 +163,11 @@ def to_json(predictions: Sequence[FilePrediction]) -> list[dict[str, object]]:
 
 def _predict_file(predictor: Predictor, path: Path, k: int) -> FilePrediction:
     try:
-        pixels = predictor.preprocess(read_image(path))
+        return FilePrediction(path, ask(predictor, read_pixels(path, predictor.preprocess), k))
     except DataError as error:
         return FilePrediction(path, None, error)
-    return FilePrediction(path, ask(predictor, pixels, k))
+    except MemoryError:
+        return FilePrediction(path, None, no_memory_for(f"ask the network about {path}"))
 
 
 def _expand(path: Path) -> list[Path]:
@@ -185,10 +186,8 @@ def _expand(path: Path) -> list[Path]:
     return sorted(path / picture for picture in folder.all_pictures())
 
 
-def _too_large(name: str, what: str) -> PictureError:
-    return PictureError(
-        f"{name} is too large ({what})", f"give a picture of at most {MAX_PIXELS / 1e6:.0f} million pixels", "too_large"
-    )
+def no_memory_for(work: str) -> PictureError:
+    return PictureError(f"there is not enough memory to {work}", "give a smaller picture, or more memory", "no_memory")
 
 
 def _table(path: Path, answer: Prediction) -> Table:

@@ -16,7 +16,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ValidationError, model_validator
 
 from toolkit import console, shipped
-from toolkit.architectures import settings_of
+from toolkit.architectures import owners_of, settings_of
 from toolkit.errors import RecipeError, did_you_mean, shorten
 from toolkit.settings import (
     FOOD_11,
@@ -110,8 +110,7 @@ class Recipe(Section):
             paths = ", and write paths with / or in single quotes" if "\\" in text else ""
             raise RecipeError(f"{path} is not valid TOML: {error}", f"correct that line{paths}") from None
         _find_weights_beside(path, values)
-        _report_moved(setting for setting in MOVED if _holds(values, setting))
-        return cls.from_dict(values, str(path))
+        return cls.from_dict(_move_given(values, str(path)), str(path))
 
     def states(self, setting: str) -> bool:
         """Whether a file or an override gave `section.key`; otherwise its default holds."""
@@ -131,20 +130,23 @@ class Recipe(Section):
         """A copy with every override applied; settings that were left to their defaults stay so.
 
         An override is the text `section.key=value`, whose value is read as TOML, a bare word as a string; or the path
-        `section.key` with a value of Python's, in a mapping. Another architecture leaves the settings of the former
-        behind.
+        `section.key` with a value of Python's, in a mapping. The last value of a setting holds. Another architecture
+        leaves the settings of the former behind.
         """
-        given = isinstance(overrides, Mapping)
+        is_mapping = isinstance(overrides, Mapping)
         pairs = overrides.items() if isinstance(overrides, Mapping) else map(_read_override, overrides)
-        values = self.model_dump(mode="json", exclude_unset=True)
-        stated: set[str] = set()
+        given: dict[str, dict[str, Any]] = {}
         for path, value in pairs:
-            _report_moved([path])
-            section, _, key = MOVED.get(path, path).partition(".")
-            values.setdefault(section, {})[key] = value
-            stated.add(path)
+            section, _, key = path.partition(".")
+            given.setdefault(section, {})[key] = value
+        origin = "settings" if is_mapping else "--set"
+        values = self.model_dump(mode="json", exclude_unset=True)
+        stated = set()
+        for section, table in _move_given(given, origin).items():
+            values.setdefault(section, {}).update(table)
+            stated |= {f"{section}.{key}" for key in table}
         self._leave_behind(values, stated)
-        return self.from_dict(values, "settings" if given else "--set")
+        return self.from_dict(values, origin)
 
     def _leave_behind(self, values: dict[str, Any], stated: set[str]) -> None:
         """Take settings of networks out of `values` that nobody has stated, or that another architecture replaces."""
@@ -225,8 +227,17 @@ _reported_as_moved: set[str] = set()
 """Settings that were given in their former place and that a line has named: one line per command."""
 
 
-def _report_moved(settings: Iterable[str]) -> None:
-    found = [setting for setting in settings if setting in MOVED]
+def _move_given(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """`move_settings` for values that a user wrote: a line names the former places. RecipeError if one is twice."""
+    try:
+        moved = move_settings(values)
+    except ValueError as error:
+        raise RecipeError(f"{origin}: one setting has two values", str(error)) from None
+    _report_moved([setting for setting in MOVED if _holds(values, setting)])
+    return moved
+
+
+def _report_moved(found: Sequence[str]) -> None:
     if found and not _reported_as_moved:
         names = ", ".join(f"{setting} is {MOVED[setting]} now" for setting in found)
         console.say(f"recipe: {names}, as teacher and student share it; the old name still works")
@@ -256,11 +267,21 @@ def _first_problem(error: ValidationError, origin: str, values: dict[str, Any]) 
     if problem["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
         settings, and_settings = _known_settings(keys[:-1], values)
-        guess = did_you_mean(keys[-1], [*known, *settings], prefix="".join(f"{key}." for key in keys[:-1]))
+        prefix = "".join(f"{key}." for key in keys[:-1])
+        owners = owners_of(keys[-1]) if and_settings else []
+        guess = (
+            f"{keys[-1]} belongs to {' and '.join(owners)}; "
+            if owners
+            else did_you_mean(keys[-1], [*known, *settings], prefix=prefix)
+        )
         return RecipeError(f"{origin}: unknown key {path}", f"{guess}valid here: {', '.join(known)}{and_settings}")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that contradict each other
         return RecipeError(f"{origin}: {path or 'the recipe'} is not allowed", message)
+    if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
+        return RecipeError(f"{origin}: {path} is missing", f"this architecture has no default for it: set {path}")
+    if problem["type"] == "tuple_type":
+        message = "input should be a list"
     got = shorten(json.dumps(problem["input"], default=str))
     if problem["type"] == "string_unicode":  # a path on Linux may hold any bytes, a recipe holds text
         return RecipeError(f"{origin}: {path} = {got} is not UTF-8 text", "rename that folder or file, or link to it")

@@ -10,7 +10,7 @@ from conftest import make_class_folders, make_image, shared
 from data_samples import make_scene
 from PIL import Image
 
-from toolkit.data import survey
+from toolkit.data import preprocess, survey
 from toolkit.data.check import DataReport, check_dataset
 from toolkit.data.findings import Finding
 from toolkit.data.formats import FORMAT_NAMES
@@ -287,7 +287,7 @@ def test_pixels_are_hashed_part_by_part(tmp_path: Path, monkeypatch: pytest.Monk
         image.putpixel((47, 39), (0, 0, 0))
         image.save(root / "test" / "red" / "last pixel.png")
     for pixels in (1, 48 * 7, 2**20):
-        monkeypatch.setattr(survey, "HASHED_PIXELS", pixels)
+        monkeypatch.setattr(preprocess, "BAND_PIXELS", pixels)
         assert [str(leak) for leak in check(root).leaks] == ["train/red/2.png (train) = test/red/again.png (test)"], (
             pixels
         )

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from toolkit.data.parallel import BLOCK_IMAGES, run_in_blocks
+from toolkit.data import parallel
+from toolkit.data.parallel import BLOCK_BYTES, BLOCK_IMAGES, WAITING_BYTES, DecodingMemory, run_in_blocks
 
 
 @pytest.mark.parametrize("count", [0, 1, BLOCK_IMAGES, 10 * BLOCK_IMAGES + 1])
@@ -33,6 +34,79 @@ def test_few_results_wait_for_a_slow_reader(workers: int) -> None:
         taken += len(block)
     assert made == 40 * BLOCK_IMAGES
     assert most <= (2 * workers + 1) * BLOCK_IMAGES
+
+
+@pytest.mark.parametrize(
+    ("result_bytes", "block", "most"),
+    [
+        (BLOCK_BYTES // 4, 4, 4 * 9),
+        (WAITING_BYTES // 4, 1, 4 + 1),
+        (WAITING_BYTES, 1, 1 + 1),
+        (WAITING_BYTES + 1, 1, 1),
+    ],
+)
+def test_fewer_large_results_wait(result_bytes: int, block: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "memory_bytes", lambda: 2**30)
+    lock, made, found_most, taken = threading.Lock(), 0, 0, 0
+
+    def work(_: int) -> None:
+        nonlocal made, found_most
+        with lock:
+            made += 1
+            found_most = max(found_most, made - taken)
+
+    for results in run_in_blocks(work, 60, 4, result_bytes):
+        assert len(results) == block
+        time.sleep(0.002)
+        taken += len(results)
+    assert made == 60
+    assert found_most <= most + block, "those that wait, and those that are just taken"
+
+
+def test_more_large_results_wait_in_a_large_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "memory_bytes", lambda: 64 * WAITING_BYTES)
+    fourth = threading.Event()
+
+    def work(i: int) -> bool:
+        if i == 4:
+            fourth.set()
+        return i > 0 or fourth.wait(60)
+
+    assert all(done for block in run_in_blocks(work, 60, 2, WAITING_BYTES) for done in block)
+
+
+def test_pictures_share_the_memory_for_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is larger than all of it waits until it is alone; nobody waits for ever."""
+    monkeypatch.setattr(parallel, "memory_bytes", lambda: 0)
+    memory = DecodingMemory()
+    assert memory.size_bytes == 1_000_000_000
+    lock, taken, most = threading.Lock(), 0, 0
+    shares = [100_000_000, 600_000_000, 400_000_000, 2_000_000_000, 900_000_000] * 8
+
+    def decode(share: int) -> None:
+        nonlocal taken, most
+        with memory.take(share):
+            with lock:
+                taken += share
+                most = max(most, taken if taken != 2_000_000_000 else 0)
+            time.sleep(0.001)
+            with lock:
+                taken -= share
+
+    threads = [threading.Thread(target=decode, args=(share,)) for share in shares]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert taken == 0
+    assert 100_000_000 < most <= 1_000_000_000
+
+
+def test_the_memory_of_a_picture_that_fails_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = DecodingMemory()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="broken"), memory.take(10**15):
+            raise ValueError("broken")
 
 
 def test_a_reader_that_stops_stops_the_work() -> None:

@@ -17,9 +17,8 @@ from data_samples import SIZES, forbid_reading, make_dataset, make_preprocess
 from PIL import Image
 
 from toolkit.data.dataset import Dataset
-from toolkit.data.decode import keep_middle
 from toolkit.data.pixels import Pixels, load_pixels
-from toolkit.data.preprocess import Preprocess, decode_rgb
+from toolkit.data.preprocess import Preprocess, decode_rgb, middle_box
 from toolkit.data.sources import load_dataset
 from toolkit.errors import DataError
 from toolkit.settings import DataRecipe
@@ -51,34 +50,30 @@ def test_images_of_one_size_take_the_fast_way_to_the_same_pixels(size: tuple[int
     pixels = load_pixels(dataset, "train", preprocess)
     chosen = np.array([4, 0, 0, 3])
     assert np.array_equal(pixels.centre(chosen), np.stack([preprocess(dataset.train.read(i)) for i in chosen]))
-    canvas, sizes = pixels.canvas(chosen)
-    for place, i in enumerate(chosen):
-        expected = keep_middle(np.asarray(dataset.train.read(i)), image_size)
-        assert np.array_equal(canvas[place], expected)
-        assert sizes[place].tolist() == list(expected.shape[:2])
+    for i in chosen:
+        left, top, right, bottom = middle_box(*size, image_size)
+        assert np.array_equal(pixels.whole(i), np.asarray(dataset.train.read(i))[top:bottom, left:right])
+        assert pixels.sizes[i].tolist() == [bottom - top, right - left]
 
 
-def test_canvas_holds_each_image_top_left_on_black() -> None:
+def test_whole_images_have_their_own_sizes_and_stay_in_the_map() -> None:
     dataset = make_dataset([(31, 20), (18, 25), (8, 8)])
     pixels = load_pixels(dataset, "train", make_preprocess(8))
-    canvas, sizes = pixels.canvas(np.array([2, 0, 1, 2]))
-    assert canvas.shape == (4, 25, 31, 3)
-    assert canvas.dtype == np.uint8
-    assert sizes.dtype == np.int64
-    assert sizes.tolist() == [[8, 8], [20, 31], [25, 18], [8, 8]]
-    for place, i in enumerate([2, 0, 1, 2]):
-        height, width = sizes[place]
-        assert np.array_equal(canvas[place, :height, :width], np.asarray(dataset.train.read(i)))
-        assert not canvas[place, height:].any()
-        assert not canvas[place, :, width:].any()
+    assert pixels.sizes.dtype == np.int64
+    assert pixels.sizes.tolist() == [[20, 31], [25, 18], [8, 8]]
+    for i in range(3):
+        whole = pixels.whole(i)
+        assert whole.dtype == np.uint8
+        assert np.array_equal(whole, np.asarray(dataset.train.read(i)))
+        assert np.shares_memory(whole, pixels.data), "a batch of large images must not fill the memory"
 
 
-def test_the_canvas_of_a_batch_is_a_copy_that_may_be_changed() -> None:
+def test_the_centres_of_a_batch_are_a_copy_that_may_be_changed() -> None:
     for sizes in ([(10, 10)] * 2, [(10, 10), (12, 9)]):
         pixels = load_pixels(make_dataset(sizes, sha256=str(sizes)), "train", make_preprocess(8))
-        for batch in (pixels.canvas(np.array([0, 1]))[0], pixels.centre(np.array([0, 1]))):
-            assert batch.flags.writeable
-            assert batch.flags.c_contiguous
+        batch = pixels.centre(np.array([0, 1]))
+        assert batch.flags.writeable
+        assert batch.flags.c_contiguous
 
 
 def test_an_empty_batch() -> None:
@@ -86,7 +81,6 @@ def test_an_empty_batch() -> None:
         pixels = load_pixels(make_dataset(sizes, sha256=str(sizes)), "train", make_preprocess(8))
         none = np.array([], dtype=np.int64)
         assert pixels.centre(none).shape == (0, 8, 8, 3)
-        assert len(pixels.canvas(none)[0]) == 0
 
 
 def test_labels_names_and_order_are_those_of_the_split() -> None:
@@ -139,7 +133,7 @@ def test_a_changed_file_decodes_its_split_again(tmp_path: Path) -> None:
 
     def picture() -> np.ndarray:
         pixels = load_pixels(load_dataset(recipe), "train", Preprocess.from_recipe(recipe))
-        return pixels.canvas(np.array([pixels.names.index("train/green/1.png")]))[0][0]
+        return pixels.whole(pixels.names.index("train/green/1.png"))
 
     before = picture()
     Image.fromarray(255 - before).save(changed)
@@ -237,7 +231,7 @@ red = 0
 for pixels, name in ((mixed, "mixed"), (square, "one size")):
     for first in range(0, count, 32):
         batch = order[first : first + 32]
-        red += int(pixels.canvas(batch)[0][:, 0, 0, 0].sum()) + int(pixels.centre(batch)[:, 0, 0, 0].sum())
+        red += sum(int(pixels.whole(i)[0, 0, 0]) for i in batch) + int(pixels.centre(batch)[:, 0, 0, 0].sum())
         note(name)
 json.dump({"map_mb": mixed.data.nbytes / 1e6, "red": red, "most": most}, sys.stdout)
 """
@@ -289,7 +283,7 @@ def test_broken_images_are_named_and_left_out(broken_set: Path, capsys: pytest.C
         for i, (name, label) in enumerate(zip(pixels.names, pixels.labels, strict=True)):
             assert dataset.classes[label] == name.split("/")[1]
             with Image.open(broken_set / name) as image:
-                assert np.array_equal(pixels.canvas(np.array([i]))[0][0], np.asarray(decode_rgb(image)))
+                assert np.array_equal(pixels.whole(i), np.asarray(decode_rgb(image)))
 
 
 def test_strict_makes_a_broken_image_an_error(broken_set: Path) -> None:

@@ -12,7 +12,20 @@ from conftest import make_image, make_png
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from toolkit.data.preprocess import MAX_SIDE, Preprocess, decode_rgb, open_image, why_unreadable
+from toolkit.data import preprocess
+from toolkit.data.picture_file import open_image
+from toolkit.data.preprocess import (
+    MAX_SIDE,
+    NO_MEMORY,
+    Preprocess,
+    decode_rgb,
+    hash_pixels,
+    middle_box,
+    preview,
+    upright_bands,
+    upright_size,
+    why_unreadable,
+)
 from toolkit.errors import WeightsError
 from toolkit.settings import DataRecipe
 
@@ -210,6 +223,187 @@ def test_a_smaller_image_is_framed_in_black() -> None:
     assert np.array_equal(crop, expected)
 
 
+# --- the same pixels in less memory ----------------------------------------------------------------------------------
+
+SIZES = [(61, 40), (40, 61), (48, 48), (200, 33), (17, 90), (1, 50), (403, 100), (7, 900), (1000, 3), (2, 2000), (1, 1)]
+SIZES += [(30, 3001), (30, 3000), (3001, 30), (200, 20_500)]
+"""Very tall ones among them: Image.resize turns its order round for these, if it makes them smaller."""
+
+
+def resize_whole(image: Image.Image, resize: int, image_size: int) -> np.ndarray:
+    """The definition: all of it is converted, turned and resized, and then the middle is kept."""
+    upright = decode_rgb(image)
+    short = min(upright.size)
+    if resize not in (0, short):
+        upright = upright.resize([side * resize // short for side in upright.size], Image.Resampling.BILINEAR)
+    least = image_size if resize * 2 < image_size else 0
+    left, top, right, bottom = middle_box(*upright.size, least)
+    return np.asarray(upright)[top:bottom, left:right]
+
+
+@pytest.mark.parametrize("band_pixels", [1, 100, 5000, preprocess.BAND_PIXELS])
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_are_those_of_the_whole_picture_to_the_bit(
+    size: tuple[int, int], band_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess, "BAND_PIXELS", band_pixels)
+    image = make_image(1, seed=3, size=size)
+    for resize, image_size in ((0, 32), (24, 24), (31, 20), (64, 61), (20, 50), (176, 160)):
+        prepared = make_preprocess(image_size, resize)
+        whole = resize_whole(image, resize, image_size)
+        assert np.array_equal(prepared.keep_middle(image), whole)
+        assert np.array_equal(prepared(image), prepared.centre_crop(whole))
+
+
+@pytest.mark.parametrize("filter", [one for one in Image.Resampling if one != Image.Resampling.NEAREST])
+@pytest.mark.parametrize("size", SIZES)
+def test_pillow_resizes_one_axis_after_the_other_and_each_line_for_itself(
+    filter: Image.Resampling, size: tuple[int, int]
+) -> None:
+    """What bands rely on. It is so with every filter."""
+    image = make_image(1, seed=3, size=size)
+    for short in (8, 31, 40, 64):
+        width, height = (side * short // min(size) for side in size)
+        if size[1] > 100 * size[0] and height < size[1]:
+            columns = Image.new("RGB", (size[0], height))
+            for left in range(size[0]):
+                columns.paste(image.crop((left, 0, left + 1, size[1])).resize((1, height), filter), (left, 0))
+            assert columns.resize((width, height), filter).tobytes() == image.resize((width, height), filter).tobytes()
+            continue
+        rows = Image.new("RGB", (width, size[1]))
+        for top in range(0, size[1], 7):
+            band = image.crop((0, top, size[0], min(top + 7, size[1])))
+            rows.paste(band.resize((width, band.height), filter), (0, top))
+        assert rows.resize((width, height), filter).tobytes() == image.resize((width, height), filter).tobytes()
+
+
+@pytest.mark.parametrize("size", [(200, 33), (17, 90), (1, 50), (403, 100), (7, 900), (1000, 3), (2, 2000), (3000, 1)])
+def test_a_part_that_is_resized_alone_is_the_same_but_for_rounding(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow takes the part's borders in single precision, so values at a half may be rounded the other way."""
+    monkeypatch.setattr(preprocess, "WHOLE_PIXELS", 0)
+    image = make_image(1, seed=3, size=size)
+    for resize, image_size in ((8, 8), (24, 24), (31, 20), (64, 61), (20, 50), (176, 160)):
+        found = make_preprocess(image_size, resize).keep_middle(image).astype(int)
+        difference = np.abs(found - resize_whole(image, resize, image_size))
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.1
+
+
+EXTREMES = [(1, 60_000), (60_000, 1), (2, 20_000), (20_000, 2), (1, 12_000), (3, 400_000), (400_000, 3)]
+
+
+@pytest.mark.parametrize("size", EXTREMES)
+def test_of_extreme_proportions_only_the_middle_is_made(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    resize = Image.Image.resize
+
+    def watch(image: Image.Image, size: tuple[int, int], *args: object) -> Image.Image:
+        made.append(size[0] * size[1])
+        return resize(image, size, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "resize", watch)
+    image = Image.new("L", size, 90)
+    is_lying = size[0] > size[1]
+    middle = make_preprocess(160, 176).keep_middle(image)
+    assert min(middle.shape[:2]) == 176
+    assert 352 <= middle.shape[is_lying] <= 355
+    assert (middle == 90).all()
+    assert make_preprocess(160, 176)(image).shape == (160, 160, 3)
+    assert max(made) < 300_000
+    assert make_preprocess(160, 0).keep_middle(image).shape[is_lying] <= 163
+
+
+@pytest.mark.parametrize("is_lying", [True, False])
+def test_the_middle_of_a_line_is_its_middle(is_lying: bool) -> None:
+    """A line that grows darker evenly: bright before its centre, dark behind it, and 127 or 128 there."""
+    values = np.linspace(255, 0, 60_000)
+    line = np.repeat((values + 0.5).astype(np.uint8)[None], 2, axis=0)
+    line[:, 30_000:] = 0
+    line[:, :30_000] = 200
+    seen = make_preprocess(160, 176)(Image.fromarray(line if is_lying else line.T))[..., 0]
+    across = seen[0] if is_lying else seen[:, 0]
+    assert (across[:30] == 200).all()
+    assert (across[-30:] == 0).all()
+    assert across[79] + across[80] == pytest.approx(200, abs=2)
+
+
+MODES = {
+    "RGB": {},
+    "L": {},
+    "1": {},
+    "P": {"transparency": 7},
+    "RGBA": {},
+    "LA": {},
+    "CMYK": {},
+    "I;16": {},
+    "I": {},
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", MODES)
+def test_bands_are_the_upright_picture(mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocess, "BAND_PIXELS", 70)
+    noise = np.random.default_rng(0).integers(0, 256, (13, 21, 4), dtype=np.uint8)
+    if mode.startswith("I"):
+        image = Image.fromarray(noise[..., :2].astype(np.uint16) @ np.array([1, 256], np.uint16))
+        image = image if mode == "I;16" else image.convert("I")
+    else:
+        bands = {"RGBA": 4, "CMYK": 4, "LA": 2, "L": 1, "P": 1, "1": 1}.get(mode, 3)
+        image = Image.fromarray(noise[..., :bands].squeeze(), None if bands != 4 else "RGBA")
+        if mode == "CMYK":
+            image = Image.frombytes("CMYK", image.size, image.tobytes())
+        elif mode == "P":
+            image = Image.frombytes("P", image.size, image.tobytes())
+            image.putpalette(noise.tobytes()[:768])
+        else:
+            image = image.convert(mode)
+    image.info |= MODES[mode]
+    image.getexif()[0x0112] = orientation
+    whole = np.asarray(decode_rgb(image))
+    assert upright_size(image) == whole.shape[1::-1]
+    found = [np.asarray(band) for band in upright_bands(image)]
+    assert len(found) > 3
+    assert np.array_equal(np.concatenate(found), whole)
+    part = np.concatenate([np.asarray(band) for band in upright_bands(image, (2, 3, 11, 12))])
+    assert np.array_equal(part, whole[3:12, 2:11])
+    assert hash_pixels(image) == hash_pixels(Image.fromarray(whole))
+
+
+def test_equal_pixels_have_one_hash_and_others_have_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    image = make_image(0, seed=1)
+    for suffix in ("png", "bmp"):
+        image.save(tmp_path / f"x.{suffix}")
+        assert hash_pixels(open_image(tmp_path / f"x.{suffix}")) == hash_pixels(image)
+    assert hash_pixels(image.transpose(Image.Transpose.ROTATE_90)) != hash_pixels(image)
+    square = Image.fromarray(np.asarray(image).reshape(60, 32, 3))
+    assert hash_pixels(square) != hash_pixels(image), "the same pixels in another shape"
+    other = image.copy()
+    other.putpixel((47, 39), (0, 0, 0))
+    for band_pixels in (10, preprocess.BAND_PIXELS):
+        monkeypatch.setattr(preprocess, "BAND_PIXELS", band_pixels)
+        assert hash_pixels(other) != hash_pixels(image)
+
+
+def test_too_little_memory_is_a_reason() -> None:
+    assert why_unreadable(MemoryError()) == NO_MEMORY
+    assert why_unreadable(OSError("out of memory when reading image file")) == NO_MEMORY
+    with pytest.raises(MemoryError) as caught:
+        np.empty(2**60, np.uint8)
+    assert why_unreadable(caught.value) == NO_MEMORY
+
+
+def test_too_little_memory_for_the_orientation_is_no_upright_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    with pytest.raises(MemoryError):
+        make_preprocess(8)(make_image(0, seed=1))
+
+
 def test_json_round_trip_repeats_every_setting() -> None:
     preprocess = make_preprocess(160, 176)
     text = preprocess.to_json()
@@ -247,3 +441,18 @@ def test_from_recipe_takes_the_data_section() -> None:
 def test_importing_it_does_not_import_torch() -> None:
     code = "import sys, toolkit.data.preprocess; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("size", [(48, 40), (400, 300), (1, 9000), (9000, 2)])
+def test_a_preview_is_the_picture_or_a_smaller_one(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    image = make_image(0, seed=1, size=size)
+    assert np.array_equal(np.asarray(preview(image)), np.asarray(image))
+    image.getexif()[0x0112] = 6
+    upright = decode_rgb(image)
+    assert np.array_equal(np.asarray(preview(image)), np.asarray(upright))
+    monkeypatch.setattr(preprocess, "BAND_PIXELS", 1000)
+    monkeypatch.setattr(preprocess, "PREVIEW_SIDE", 24)
+    small = preview(image)
+    assert max(small.size) == 24
+    assert min(small.size) == max(1, round(24 * min(size) / max(size)))
+    assert small.tobytes() == upright.resize(small.size, Image.Resampling.BILINEAR).tobytes()

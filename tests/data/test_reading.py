@@ -9,8 +9,9 @@ import pytest
 from conftest import make_image, make_png
 from PIL import Image
 
-from toolkit.data.preprocess import UNREADABLE, decode_rgb, open_image
-from toolkit.data.reading import KINDS, decode_with_kinds
+from toolkit.data.picture_file import open_image
+from toolkit.data.preprocess import UNREADABLE, decode_rgb
+from toolkit.data.reading import KINDS, find_kinds
 
 Make = Callable[[Path], object]
 
@@ -78,7 +79,7 @@ PLAIN: list[tuple[str, Make]] = [
 
 
 def kinds_in(image: Image.Image, name: str) -> set[str]:
-    return decode_with_kinds(image, name)[1]
+    return find_kinds(image, name)
 
 
 def kinds_of(path: Path) -> set[str]:
@@ -116,9 +117,10 @@ def test_looking_changes_nothing_of_what_is_decoded(kind: str, tmp_path: Path) -
     for wanted, name, make in SPECIAL:
         if wanted == kind:
             make(tmp_path / name)
-            seen, _ = decode_with_kinds(open_image(tmp_path / name), name)
+            image = open_image(tmp_path / name)
+            find_kinds(image, name)
             expected = decode_rgb(open_image(tmp_path / name))
-            np.testing.assert_array_equal(np.asarray(seen), np.asarray(expected))
+            np.testing.assert_array_equal(np.asarray(decode_rgb(image)), np.asarray(expected))
 
 
 def test_pictures_in_memory_have_no_ending() -> None:
@@ -146,9 +148,9 @@ def test_a_turned_tiff() -> None:
     """Pillow turns it by itself as it loads it."""
     file = io.BytesIO()
     RED.save(file, "TIFF", exif=orient(6))
-    picture, kinds = decode_with_kinds(Image.open(file), "a.tif")
-    assert "rotated" in kinds
-    assert picture.size == (6, 8)
+    image = Image.open(file)
+    assert "rotated" in find_kinds(image, "a.tif")
+    assert decode_rgb(image).size == (6, 8)
 
 
 @pytest.mark.parametrize("exif", [Image.Exif(), orient(6)])
@@ -157,7 +159,7 @@ def test_a_damaged_picture_raises_what_decoding_raises(name: str, kept: int, exi
     path = tmp_path / name
     make_image(0, 1).save(path, exif=exif)
     path.write_bytes(path.read_bytes()[:kept])
-    for decode in (decode_rgb, lambda image: decode_with_kinds(image, name)):
+    for decode in (decode_rgb, lambda image: find_kinds(image, name)):
         with pytest.raises(UNREADABLE):
             decode(open_image(path))
 
@@ -168,7 +170,7 @@ def test_a_picture_with_broken_pixels_stays_unreadable(tmp_path: Path) -> None:
     start = content.index(b"IDAT") + 4
     content[start + 4 : start + 12] = b"\xff" * 8
     (tmp_path / "a.png").write_bytes(content)
-    for decode in (decode_rgb, lambda image: decode_with_kinds(image, "a.png")):
+    for decode in (decode_rgb, lambda image: find_kinds(image, "a.png")):
         with pytest.raises(UNREADABLE):
             decode(open_image(tmp_path / "a.png"))
 
@@ -185,5 +187,6 @@ def test_an_animation_is_readable_if_its_first_frame_is(kept: int, tmp_path: Pat
         with pytest.raises(UNREADABLE):
             kinds_of(tmp_path / "a.gif")
         return
-    picture, _ = decode_with_kinds(open_image(tmp_path / "a.gif"), "a.gif")
-    np.testing.assert_array_equal(np.asarray(picture), expected)
+    image = open_image(tmp_path / "a.gif")
+    find_kinds(image, "a.gif")
+    np.testing.assert_array_equal(np.asarray(decode_rgb(image)), expected)

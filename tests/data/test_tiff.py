@@ -9,7 +9,8 @@ import pytest
 from conftest import make_image
 from PIL import Image
 
-from toolkit.data.preprocess import MOST_PAGES, UNREADABLE, count_frames, decode_rgb, open_image, upright_size
+from toolkit.data.picture_file import open_image
+from toolkit.data.preprocess import MOST_PAGES, UNREADABLE, count_frames, decode_rgb, upright_size
 from toolkit.data.preprocess import why_unreadable as why
 
 

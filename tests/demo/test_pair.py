@@ -11,10 +11,13 @@ from demo_server import CLASSES, make_model_dir, save_picture
 from PIL import Image, ImageOps
 from tiny_onnx import save_colour_model
 
+from toolkit.demo.contents import read_contents
+from toolkit.demo.handlers import DemoModel, Handlers
 from toolkit.demo.pair import open_pair
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import ModelDir
 from toolkit.predict import predict_files
+from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 
 @pytest.fixture
@@ -127,6 +130,36 @@ def test_an_error_has_the_name_that_was_given(directory: ModelDir, tmp_path: Pat
     (tmp_path / "x").write_bytes(b"?")
     with pytest.raises(DataError, match=r"cannot read holiday\.jpg as"):
         open_pair(directory, "cpu").compare(tmp_path / "x", "holiday.jpg")
+
+
+def test_too_little_memory_is_an_answer(directory: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = open_pair(directory, "cpu")
+    handlers = Handlers({"pair": DemoModel(pair, read_contents(directory))})
+    picture = {"path": str(save_picture(tmp_path / "a.png")), "orig_name": "holiday.png"}
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    for owner, name, work in (
+        (Image.Image, "load", "decode holiday.png"),
+        (OnnxPredictor, "logits", "ask the networks about holiday.png"),
+    ):
+        with monkeypatch.context() as starved:
+            starved.setattr(owner, name, fail)
+            told, *rest = handlers.look(picture, "", "fp32")
+            assert rest == [None, None]
+            assert told["problem"] == {
+                "reason": "no_memory",
+                "message": f"there is not enough memory to {work}; give a smaller picture, or more memory",
+            }
+    assert handlers.look(picture, "", "fp32")[0]["agree"] in (True, False), "the next one is answered"
+
+
+def test_a_line_is_answered(directory: ModelDir, tmp_path: Path) -> None:
+    Image.new("RGB", (60_000, 1), "red").save(tmp_path / "line.png")
+    found = open_pair(directory, "cpu").compare(tmp_path / "line.png")
+    assert found.size == (60_000, 1)
+    assert found.teacher.top[0][0] == "red"
 
 
 def test_a_missing_file_names_the_command(directory: ModelDir) -> None:

@@ -474,7 +474,7 @@ def test_sigterm_to_torchrun_saves_and_two_processes_or_one_go_on(
     alone = toolkit.run(*flags, "--out", tmp_path / "alone", "--resume")
     out, err = finish(torchrun(*flags, "--out", tmp_path / "m", "--resume"))
     for said in (alone, err):
-        assert len(re.findall(rf"^teacher: going on at epoch {done + 1}, ", said, re.MULTILINE)) == 1
+        assert len(re.findall(rf"^teacher: resuming at epoch {done + 1}, ", said, re.MULTILINE)) == 1
         assert "images at a time" not in said
     assert out.count("teacher: validation accuracy") == 1
     for folder in ("m", "alone"):

@@ -91,7 +91,9 @@ class TestExport:
 
     def test_images_are_needed_before_any_work(self, weights: Path, wanted: ExportOptions) -> None:
         for lacking in (replace(wanted, valid=None), replace(wanted, train=None)):
-            with pytest.raises(DataError, match=r"int8 is calibrated on training images .* with --data, or leave out"):
+            with pytest.raises(
+                DataError, match=r"int8 is calibrated on training images .* were trained on, or leave out"
+            ):
                 export_onnx(weights, weights.with_suffix(".onnx"), lacking)
 
     def test_a_refused_file_is_not_kept(
@@ -107,7 +109,7 @@ class TestExport:
             export_onnx(weights, tmp_path / "student.onnx", wanted)
         assert refused.value.exit_code == 3
         assert str(refused.value).startswith("student.int8.onnx cannot keep its accuracy: in int8 throughout it loses")
-        assert "0.2 is allowed (export.max_drop); nothing was kept; try --set export.calibration=" in str(refused.value)
+        assert "0.2 is allowed (export.max_drop); nothing was kept; try export.calibration=" in str(refused.value)
         assert [path.name for path in tmp_path.iterdir()] == ["student.onnx"]
 
 

@@ -35,7 +35,7 @@ from toolkit.distill.checkpoint import Checkpoint
 from toolkit.errors import ToolkitError
 from toolkit.networks.tensor_files import read_tensors
 from toolkit.networks.weights import carries_info, load_into, load_model
-from toolkit.predict import read_image
+from toolkit.predict import read_pixels
 from toolkit.recipe import Recipe
 from toolkit.runtimes.base import read_metadata
 
@@ -87,7 +87,7 @@ def _folder() -> Path:
 
 
 def _read_picture(path: Path) -> None:
-    pixels = Preprocess(32, 36, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))(read_image(path))
+    pixels = read_pixels(path, Preprocess(32, 36, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     assert pixels.shape == (32, 32, 3)
     assert pixels.dtype == np.uint8
 

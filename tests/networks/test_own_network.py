@@ -102,7 +102,21 @@ class TestFromEndToEnd:
         assert student_settings(wider, setup.dataset, teacher) != settings
 
 
+class Demanding(NetworkSettings):
+    channels: int
+
+
 class TestRecipe:
+    @pytest.mark.usefixtures("registering")
+    def test_a_setting_without_a_default_is_asked_for(self) -> None:
+        register("demanding", Demanding)(Plain)
+        with pytest.raises(RecipeError) as refused:
+            Recipe().with_overrides(["student.architecture=demanding"])
+        expected = "this architecture has no default for it: set student.channels"
+        assert str(refused.value) == f"--set: student.channels is missing; {expected}"
+        demanding = Recipe().with_overrides(["student.architecture=demanding", "student.channels=3"])
+        assert demanding.student.settings == {"channels": 3}
+
     def test_its_settings_are_keys_of_the_section(self) -> None:
         recipe = Recipe().with_overrides(OWN)
         assert recipe.student.settings == {"channels": 5}
@@ -124,7 +138,10 @@ class TestRecipe:
                 r"unknown key student\.chanels; did you mean student\.channels\? "
                 r"valid here: architecture, and for plain: channels$",
             ),
-            ("student.base=8", r"unknown key student\.base; valid here: architecture, and for plain: channels$"),
+            (
+                "student.base=8",
+                r"unknown key student\.base; base belongs to depthwise; valid here: architecture, and for plain",
+            ),
         ],
     )
     def test_settings_that_it_does_not_take_are_refused(self, override: str, message: str) -> None:

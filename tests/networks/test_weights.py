@@ -171,6 +171,16 @@ class TestSaveAndLoad:
         with pytest.raises(WeightsError, match=r"bare\.bin carries no description"):
             load_model(tmp_path / "bare.bin")
 
+    @pytest.mark.parametrize("content", [b"\x00\x01", b"{}", b"not weights at all"])
+    def test_what_is_left_of_a_file_is_damaged(self, content: bytes, tmp_path: Path) -> None:
+        path = tmp_path / "student.safetensors"
+        path.write_bytes(content)
+        for read in (read_info, carries_info, read_tensors):
+            with pytest.raises(
+                WeightsError, match=r"student\.safetensors: it is damaged, or not a file of safetensors"
+            ):
+                read(path)
+
     @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"preprocess": {}, "classes": []}'])
     def test_a_description_that_is_not_ours(self, tmp_path: Path, text: str) -> None:
         path = tmp_path / "odd.safetensors"
@@ -260,10 +270,17 @@ class TestImportTeacher:
             import_teacher(saved, recipe.with_overrides(["teacher.base=4"]), 3)
 
     def test_another_architecture_or_other_classes(self, saved: Path) -> None:
-        with pytest.raises(
-            WeightsError, match=r"is a depthwise, the recipe's teacher a resnet18; use --set teacher\.arch"
-        ):
+        with pytest.raises(WeightsError, match=r"is a depthwise, the recipe's teacher a resnet18; use teacher\.arch"):
             import_teacher(saved, Recipe().with_overrides(self.DATA), 3)
         with pytest.raises(WeightsError, match="has a class 'soup', the data has 'broth' in its place"):
             import_teacher(saved, self.recipe(), 3, ("crème brûlée", "broth", "tea"))
         assert import_teacher(saved, self.recipe(), 3, ("crème brûlée", "soup", "tea"))[1] == MEAN
+
+
+def test_an_empty_file_is_no_weights_file(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.pth"
+    path.touch()
+    with pytest.raises(
+        WeightsError, match=r"cannot read weights from .*teacher.pth: it is empty \(0 bytes\); give a complete"
+    ):
+        read_tensors(path)

@@ -11,7 +11,7 @@ from toolkit.api.process import leaving_torch
 from toolkit.data.arrays import to_image
 from toolkit.data.preprocess import UNREADABLE, Preprocess, why_unreadable
 from toolkit.errors import ArtifactError, DataError
-from toolkit.predict import Prediction, ask, find_model, read_image
+from toolkit.predict import Prediction, ask, find_model, read_pixels
 from toolkit.runtimes.base import ImageBatch, Logits, Predictor
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -68,7 +68,7 @@ class Model:
     def _see(self, image: Picture, where: str) -> np.ndarray:
         """uint8 (S, S, 3)"""
         if isinstance(image, str | Path):
-            return self.preprocess(read_image(Path(image)))
+            return read_pixels(Path(image), self.preprocess)
         try:
             return self.preprocess(to_image(image, where))
         except UNREADABLE as error:

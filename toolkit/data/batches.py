@@ -105,9 +105,9 @@ class TrainingViews:
             self.on_device.expect(batches, view)
 
     def _render_one(self, indices: np.ndarray, view: int, side: int | None) -> Tensor:
-        canvas, sizes = self.pixels.canvas(indices)
+        sizes = self.pixels.sizes[indices]
         draw = draw_views(self.data, sizes, indices, self.seed, view)
-        return render_views(canvas, sizes, draw, self.data, side)
+        return render_views([self.pixels.whole(index) for index in indices], sizes, draw, self.data, side)
 
     def _draw_mix(self, view: int) -> MixDraw:
         if self._mix is None or self._mix[0] != view:

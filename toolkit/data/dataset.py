@@ -12,7 +12,7 @@ from PIL import Image
 from toolkit.console import printable
 from toolkit.data.findings import Finding, say_briefly
 from toolkit.data.hashes import hash_files
-from toolkit.data.preprocess import open_image
+from toolkit.data.picture_file import open_image
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")

@@ -1,8 +1,9 @@
 """Decode a split once: every image's RGB pixels into a single uint8 memory map in the cache, and an index beside it.
 
 Images are kept resized but uncropped, so that training can crop each view. There is one bound: if the longer side
-exceeds twice the shorter one (and the network's square), only the middle part of the longer side is kept. So a panorama
-cannot widen a whole batch's canvas. The centre crop lies inside that part and is the same to the pixel. H W pixels.
+exceeds twice the shorter one (and the network's square), only the middle part of the longer side is kept, and more is
+never made (Preprocess.keep_middle). The centre crop lies inside that part and is the same to the pixel. Memory has a
+bound too: large pictures are decoded a few at a time, and few results wait to be written. H W pixels.
 """
 
 import contextlib
@@ -18,13 +19,14 @@ from toolkit.console import progress, say
 from toolkit.data.cache import REMEDY
 from toolkit.data.dataset import Images, Split, spread
 from toolkit.data.disk import Room, remove_leftovers
-from toolkit.data.parallel import run_in_blocks
-from toolkit.data.preprocess import UNREADABLE, Preprocess, decode_rgb, why_unreadable
+from toolkit.data.parallel import DECODING, run_in_blocks
+from toolkit.data.picture_file import decoding_bytes
+from toolkit.data.preprocess import NO_MEMORY, UNREADABLE, Preprocess, middle_box, why_unreadable
 from toolkit.errors import ArtifactError, DataError, one_line
 from toolkit.files import write_atomically
 
-LAYOUT_VERSION = 1
-"""Part of the cache's key; it rises whenever the meaning of the cached pixels changes."""
+LAYOUT_VERSION = 2
+"""Part of the cache's key; it rises whenever the meaning of the cached pixels changes, or which files can be read."""
 
 SAMPLED_IMAGES = 64
 """Images whose headers are read to estimate a map's size."""
@@ -54,13 +56,14 @@ def decode_split(images: Images, split: Split, path: Path, preprocess: Preproces
     Raises DataError if the pixels would not fit on the disk or into the user's limit, or cannot be written.
     """
     remove_leftovers(path.parent, (path.suffix, _index_path(path).suffix))
-    needed_bytes = estimate_bytes(images, preprocess, least_long_side(preprocess))
+    needed_bytes = estimate_bytes(images, preprocess)
     room = Room(path.parent, f"{len(images):,} {split} images", needed_bytes, preprocess.resize)
     room.require()
     try:
         with write_atomically(path) as temporary:
             with progress(f"decode {split}", len(images)) as advance:
-                blocks = run_in_blocks(partial(_decode, images, preprocess), len(images), workers)
+                work = partial(_decode, images, preprocess)
+                blocks = run_in_blocks(work, len(images), workers, needed_bytes // max(1, len(images)))
                 index = _write_pixels(temporary, images.names, blocks, room, advance)
             # The small file gets its name first: an index without pixels costs nothing, pixels without an index GBs.
             with write_atomically(_index_path(path)) as beside, beside.open("wb") as file:
@@ -83,27 +86,16 @@ def read_index(path: Path) -> Index | None:
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         say(f"the cached {beside.name} is damaged ({one_line(error)}); decoding again")
         return None
-    if index.size_bytes == path.stat().st_size:
-        return index
-    say(f"the cached {path.name} is incomplete; decoding again")
-    return None
+    if index.size_bytes != path.stat().st_size:
+        say(f"the cached {path.name} is incomplete; decoding again")
+        return None
+    if NO_MEMORY in index.reasons:
+        say(f"the cached {path.name} lacks images that did not fit into memory; decoding again")
+        return None
+    return index
 
 
-def least_long_side(preprocess: Preprocess) -> int:
-    """px that `keep_middle` leaves of an image's longer side at least, so that the network's square is filled."""
-    return preprocess.image_size if preprocess.resize * 2 < preprocess.image_size else 0
-
-
-def keep_middle(pixels: np.ndarray, least_long_side: int) -> np.ndarray:
-    """(H, W, 3) with the longer side bounded by twice the shorter one, or by `least_long_side` px if that is more."""
-    height, width = pixels.shape[:2]
-    margin = _margin(height, width, least_long_side)
-    if height > width:
-        return pixels[margin : height - margin]
-    return pixels[:, margin : width - margin]
-
-
-def estimate_bytes(images: Images, preprocess: Preprocess, least_long_side: int) -> int:
+def estimate_bytes(images: Images, preprocess: Preprocess) -> int:
     """Bytes that the map of `images` will take: exact for one size, else two standard errors above the expectation.
 
     Only headers are read, of SAMPLED_IMAGES images spread evenly; unreadable ones are skipped.
@@ -111,7 +103,7 @@ def estimate_bytes(images: Images, preprocess: Preprocess, least_long_side: int)
     sizes = []
     for i in spread(len(images), SAMPLED_IMAGES):
         with contextlib.suppress(*UNREADABLE):
-            sizes.append(_stored_bytes(*images.read(int(i)).size, preprocess.resize, least_long_side))
+            sizes.append(_stored_bytes(*images.read(int(i)).size, preprocess))
     if len(sizes) < 2:
         return sum(sizes) * len(images)
     unseen = 1 - len(sizes) / len(images)  # nothing is uncertain if all images were sampled
@@ -122,7 +114,9 @@ def estimate_bytes(images: Images, preprocess: Preprocess, least_long_side: int)
 def _decode(images: Images, preprocess: Preprocess, i: int) -> np.ndarray | str:
     """Image i as it is kept, uint8 (H, W, 3), or why it cannot be read."""
     try:
-        return keep_middle(preprocess.resize_shorter(decode_rgb(images.read(i))), least_long_side(preprocess))
+        image = images.read(i)
+        with DECODING.take(decoding_bytes(image)):
+            return preprocess.keep_middle(image)
     except UNREADABLE as error:
         return why_unreadable(error)
 
@@ -140,7 +134,9 @@ def _write_pixels(
     i = written_bytes = 0
     with path.open("wb") as file:
         for block in blocks:
-            for result in block:
+            advance(len(block))
+            while block:  # they may be large: each goes as soon as it is written
+                result = block.pop(0)
                 if isinstance(result, str):
                     failed.append((names[i], result))
                 else:
@@ -148,28 +144,20 @@ def _write_pixels(
                     file.write(np.ascontiguousarray(result).data)
                     written_bytes += result.nbytes
                     room.watch(written_bytes)
+                del result
                 i += 1
-            advance(len(block))
     kept, heights, widths = np.array(sizes, dtype=np.int64).reshape(-1, 3).T
     unreadable, reasons = np.array(failed, dtype=str).reshape(-1, 2).T
     return Index(kept, heights, widths, unreadable, reasons)
 
 
-def _margin(height: int, width: int, least_long_side: int) -> int:
-    """px that keep_middle removes from each end of the longer side.
-
-    It removes a multiple of 4 px, half at each end, so that a centred crop begins at the same pixel after rounding.
-    """
-    limit = max(2 * min(height, width), least_long_side)
-    return max(max(height, width) - limit, 0) // 4 * 2
-
-
-def _stored_bytes(width: int, height: int, resize: int, least_long_side: int) -> int:
-    """Bytes of an image of this size (px, upright or not) after resizing and keep_middle."""
+def _stored_bytes(width: int, height: int, preprocess: Preprocess) -> int:
+    """Bytes of an image of this size (px, upright or not) that are kept."""
     short, long = sorted((width, height))
-    if resize:
-        short, long = resize, long * resize // short
-    return short * (long - 2 * _margin(short, long, least_long_side)) * 3
+    if preprocess.resize:
+        short, long = preprocess.resize, long * preprocess.resize // short
+    left, top, right, bottom = middle_box(long, short, preprocess.least_long_side)
+    return (right - left) * (bottom - top) * 3
 
 
 def _index_path(path: Path) -> Path:

@@ -17,7 +17,7 @@ import numpy as np
 from toolkit.console import say
 from toolkit.data.cache import cache_folder
 from toolkit.data.dataset import Dataset, Split
-from toolkit.data.decode import LAYOUT_VERSION, Index, decode_split, estimate_bytes, least_long_side, read_index
+from toolkit.data.decode import LAYOUT_VERSION, Index, decode_split, estimate_bytes, read_index
 from toolkit.data.preprocess import Preprocess, crop_start
 from toolkit.errors import DataError
 
@@ -47,21 +47,6 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.names)
 
-    def canvas(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Whole images for training: uint8 (B, Hmax, Wmax, 3) and int64 (B, 2), each image's (height, width).
-
-        Images lie top left on black.
-        """
-        indices = np.asarray(indices, dtype=np.int64)
-        sizes = self.sizes[indices]
-        if (same := self._same_size) is not None:
-            return same[indices], sizes
-        height, width = sizes.max(axis=0, initial=0)
-        canvas = np.zeros((len(indices), height, width, 3), dtype=np.uint8)
-        for place, (index, (h, w)) in enumerate(zip(indices, sizes, strict=True)):
-            canvas[place, :h, :w] = self.whole(index)
-        return canvas, sizes
-
     def centre(self, indices: np.ndarray) -> np.ndarray:
         """Images for evaluation: uint8 (B, S, S, 3), exactly as `preprocess` makes them from the files."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -80,7 +65,7 @@ class Pixels:
         return crops
 
     def whole(self, index: int) -> np.ndarray:
-        """One image, resized and not cropped: uint8 (H, W, 3)."""
+        """One image, resized and not cropped: uint8 (H, W, 3). It stays in the map: only what is read takes memory."""
         height, width, start = self.heights[index], self.widths[index], self.starts[index]
         return self.data[start : start + height * width * 3].reshape(height, width, 3)
 
@@ -133,18 +118,19 @@ def bytes_to_decode(dataset: Dataset, split: Split, preprocess: Preprocess) -> i
     """Estimated bytes that `load_pixels` will write; 0 if it finds them in the cache."""
     if read_index(_map_of(dataset, split, preprocess)) is not None:
         return 0
-    return estimate_bytes(dataset.splits[split], preprocess, least_long_side(preprocess))
+    return estimate_bytes(dataset.splits[split], preprocess)
 
 
 def _map_of(dataset: Dataset, split: Split, preprocess: Preprocess) -> Path:
     """The path of the split's pixels, existing or not."""
-    return cache_folder("pixels", f"{_key(dataset, split, preprocess.resize, least_long_side(preprocess))}.rgb")
+    return cache_folder("pixels", f"{_key(dataset, split, preprocess)}.rgb")
 
 
-def _key(dataset: Dataset, split: Split, resize: int, least_long_side: int) -> str:
+def _key(dataset: Dataset, split: Split, preprocess: Preprocess) -> str:
     """The key of the pixels: the content, the images that make up the split, and the size."""
     images = dataset.splits[split]
-    key = hashlib.sha256(f"{LAYOUT_VERSION} {dataset.sha256} {resize} {least_long_side}\n".encode())
+    sizes = f"{preprocess.resize} {preprocess.least_long_side}"
+    key = hashlib.sha256(f"{LAYOUT_VERSION} {dataset.sha256} {sizes}\n".encode())
     key.update("\n".join(images.names).encode(errors="surrogateescape"))
     return f"{split}-{key.hexdigest()[:32]}"
 

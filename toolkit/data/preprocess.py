@@ -6,82 +6,79 @@ torch.
 """
 
 import contextlib
-import io
+import hashlib
 import json
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from toolkit.data.formats import FORMAT_NAMES, READERS
+from toolkit.data.formats import FORMAT_NAMES
+from toolkit.data.picture_file import TooLargeError
 from toolkit.errors import WeightsError, one_line
 from toolkit.settings import DataRecipe
 
 UNREADABLE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(struct.error, zlib.error, Image.DecompressionBombError, MemoryError),
 )
-"""Exceptions of Pillow for damaged files."""
+"""Exceptions of Pillow for damaged files, and for pictures that find too little memory."""
+
+NO_MEMORY = "there is not enough memory to decode it"
+"""The reason for a picture that may be read another time."""
+
+BAND_PIXELS = 2**21
+"""Pixels that are converted to RGB at once. A picture that is larger never has two whole copies in memory."""
+DIGEST_BYTES = 16
+PREVIEW_SIDE = 1024
+"""px"""
+WHOLE_PIXELS = 2**25
+"""A resized picture of up to so many pixels is made whole; of a larger one only the part that is kept."""
+
+_FILTER = Image.Resampling.BILINEAR
+
+
+class _Turn(NamedTuple):
+    """A turn or reflection: Pillow's name of it, whether it swaps the axes, and which of them it reverses before."""
+
+    transpose: Image.Transpose
+    swaps_axes: bool
+    reverses_x: bool
+    reverses_y: bool
+
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: _Turn(Image.Transpose.FLIP_LEFT_RIGHT, False, True, False),
+    3: _Turn(Image.Transpose.ROTATE_180, False, True, True),
+    4: _Turn(Image.Transpose.FLIP_TOP_BOTTOM, False, False, True),
+    5: _Turn(Image.Transpose.TRANSPOSE, True, False, False),
+    6: _Turn(Image.Transpose.ROTATE_270, True, False, True),
+    7: _Turn(Image.Transpose.TRANSVERSE, True, True, True),
+    8: _Turn(Image.Transpose.ROTATE_90, True, True, False),
 }
-_ON_ITS_SIDE = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
-
 
 MAX_SIDE = 4096
 """px; the largest side that a recipe or a model's metadata may ask for"""
-
-_JPEG_SCAN = b"\xff\xda"
-"""Marks the start of a scan of a JPEG; the bytes of pixels never contain it."""
-_MAX_JPEG_SCANS = 100
-"""Progressive JPEGs have ten or so. A scan of a few bytes takes as long as a pass over all pixels."""
-
-_MOVIE_BOX = b"ftyp"
-"""The fifth to eighth byte of HEIC and AVIF pictures, which are stored as movies are."""
 MOST_PAGES = 1000
-_TILE_TAGS = (0x0142, 0x0143)
-"""Width and length in px of a TIFF's tiles."""
-_TILE_STEP = 16
-"""px; sides of tiles are multiples of this, so the last ones reach over the picture's edge."""
-_LARGEST_TILE_PIXELS = 2048**2
 
-
-def open_image(path: Path) -> Image.Image:
-    """Open an image file of a known format and close it at once. Raises one of UNREADABLE; decoding may too."""
-    content = path.read_bytes()
-    if not content:
-        raise ValueError("the file is empty")
-    try:
-        image = Image.open(io.BytesIO(content), formats=READERS)
-    except UnidentifiedImageError:
-        if content[4:8] == _MOVIE_BOX:
-            raise ValueError(f"it is HEIC, AVIF or a movie, whatever its name says, not {FORMAT_NAMES}") from None
-        raise
-    if image.format == "JPEG" and content.count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
-        raise ValueError(f"the JPEG has more than {_MAX_JPEG_SCANS} passes")
-    _require_known_range(image)
-    if image.format == "TIFF":
-        _require_small_tiles(image)
-    return image
+Box = tuple[int, int, int, int]
+"""left, top, right, bottom in px"""
 
 
 def why_unreadable(error: BaseException) -> str:
     """The reason in one short phrase."""
     if isinstance(error, UnidentifiedImageError):
         return f"not a {FORMAT_NAMES} image, or damaged at its start"
+    if isinstance(error, TooLargeError):
+        return f"too large: {error}; {error.remedy}"
+    if isinstance(error, MemoryError) or str(error).startswith("out of memory"):
+        return NO_MEMORY
     if "MAX_TEXT_CHUNK" in str(error):
         return "the text or colour profile packed into it is too large"
     if str(error).startswith("decoder error"):  # libtiff says no more
@@ -95,18 +92,53 @@ def decode_rgb(image: Image.Image) -> Image.Image:
     EXIF rotation is applied; grey becomes three equal channels, 16 bits become their upper 8, alpha is laid over white,
     a palette or CMYK is converted, and the first frame of an animation is used.
     """
-    if image.tell() != 0:
-        image.seek(0)
-    image.load()
+    decode_first_frame(image)
     turn = _find_turn(image)
-    image = image if turn is None else image.transpose(turn)
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values.clip(0, 0xFFFF) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return _to_rgb(image if turn is None else image.transpose(turn.transpose))
+
+
+def upright_bands(image: Image.Image, box: Box | None = None) -> Iterator[Image.Image]:
+    """The same pixels in bands of rows, from top to bottom: of all, or of the part in `box`, in upright coordinates.
+
+    A band has at most BAND_PIXELS, but one row at least. Conversions need a few times the memory of a band, not of the
+    picture.
+    """
+    decode_first_frame(image)
+    for band in _split(box or (0, 0, *upright_size(image))):
+        yield _upright_part(image, band)
+
+
+def hash_pixels(image: Image.Image) -> bytes:
+    """A hash (DIGEST_BYTES) of the size and the pixels that decode_rgb gives: the same for every format and mode."""
+    decode_first_frame(image)
+    width, height = upright_size(image)
+    total = hashlib.blake2b(f"{width}×{height}".encode(), digest_size=DIGEST_BYTES)
+    for left in range(0, width, BAND_PIXELS):  # a row may be longer than a band
+        for band in upright_bands(image, (left, 0, min(left + BAND_PIXELS, width), height)):
+            total.update(band.tobytes())
+    return total.digest()
+
+
+def preview(image: Image.Image) -> Image.Image:
+    """The same picture, upright 8-bit RGB; of more than BAND_PIXELS it is a smaller one, PREVIEW_SIDE px long."""
+    decode_first_frame(image)
+    width, height = upright_size(image)
+    if width * height <= BAND_PIXELS:
+        return decode_rgb(image)
+    share = PREVIEW_SIDE / max(width, height)
+    size = max(1, round(width * share)), max(1, round(height * share))
+    return _resize(image, size, (0, 0, *size))
+
+
+def middle_box(width: int, height: int, least_long_side: int) -> Box:
+    """The part of a resized picture that is kept: the longer side is bounded by twice the shorter one.
+
+    `least_long_side` is another bound in px, if that is more. It removes a multiple of 4 px, half at each end, so that
+    a centred crop begins at the same pixel after rounding.
+    """
+    limit = max(2 * min(width, height), least_long_side)
+    margin = max(max(width, height) - limit, 0) // 4 * 2
+    return (margin, 0, width - margin, height) if width > height else (0, margin, width, height - margin)
 
 
 def crop_start(length: np.ndarray | int, side: int) -> np.ndarray:
@@ -137,16 +169,30 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Image of any mode → uint8 (S, S, 3)."""
-        return self.centre_crop(self.resize_shorter(decode_rgb(image)))
+        return self.centre_crop(self.keep_middle(image))
 
-    def resize_shorter(self, image: Image.Image) -> np.ndarray:
-        """RGB image → uint8 (H, W, 3), its shorter side `resize` px, the longer one in proportion, rounded down."""
-        width, height = image.size
+    @property
+    def least_long_side(self) -> int:
+        """px that `keep_middle` leaves of a picture's longer side at least, so that the network's square is filled."""
+        return self.image_size if self.resize * 2 < self.image_size else 0
+
+    def keep_middle(self, image: Image.Image) -> np.ndarray:
+        """Image of any mode → uint8 (H, W, 3), upright, its shorter side `resize` px, the longer one in proportion.
+
+        The longer one is rounded down, and only its middle part is kept (`middle_box`): all that a centre crop or a
+        training view can see. So memory follows the picture's shorter side and not its proportions. The pixels are
+        those of the picture that is resized whole. If that would exceed WHOLE_PIXELS, values may differ by 1.
+        """
+        decode_first_frame(image)
+        width, height = upright_size(image)
         short = min(width, height)
-        if self.resize not in (0, short):
-            size = (width * self.resize // short, height * self.resize // short)
-            image = image.resize(size, Image.Resampling.BILINEAR)  # Pillow's bilinear filter is antialiased
-        return np.asarray(image)
+        if self.resize in (0, short):
+            return _copy(image, middle_box(width, height, self.least_long_side))
+        size = (width * self.resize // short, height * self.resize // short)
+        box = middle_box(*size, self.least_long_side)
+        if size[0] * size[1] > WHOLE_PIXELS:
+            return np.asarray(_resize(image, size, box))
+        return np.asarray(_resize(image, size, (0, 0, *size)).crop(box))
 
     def centre_crop(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) → (S, S, 3): the centre, with black if the image is smaller than the crop."""
@@ -203,8 +249,8 @@ class Preprocess:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height in px after EXIF rotation."""
-    on_its_side = _find_turn(image) in _ON_ITS_SIDE
-    return image.size[::-1] if on_its_side else image.size
+    turn = _find_turn(image)
+    return image.size[::-1] if turn is not None and turn.swaps_axes else image.size
 
 
 def count_frames(image: Image.Image) -> int:
@@ -220,26 +266,112 @@ def count_frames(image: Image.Image) -> int:
     return pages
 
 
-def _require_known_range(image: Image.Image) -> None:
-    """Refuse floats, and whole numbers of 32 bits or with a sign: nobody knows which of them is white."""
-    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
-        raise ValueError("its pixels are not numbers of 8 or 16 bits, so what is white is unknown; save it as 8 bits")
+def decode_first_frame(image: Image.Image) -> None:
+    """Decode the first frame. If that fails, all work ends with it: Pillow would hand out half a picture later."""
+    if image.tell() != 0:
+        image.seek(0)
+    image.load()
 
 
-def _require_small_tiles(image: Image.Image) -> None:
-    """Refuse a TIFF whose tiles are far larger than its picture: they are unpacked whole, however small the file."""
-    tags = image.getexif()
-    width, length = (tags.get(tag, 0) for tag in _TILE_TAGS)
-    whole = (image.width + _TILE_STEP) * (image.height + _TILE_STEP)
-    if not (isinstance(width, int) and isinstance(length, int)) or width * length > max(whole, _LARGEST_TILE_PIXELS):
-        raise ValueError("the tiles of the TIFF are larger than its picture")
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values.clip(0, 0xFFFF) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _find_turn(image: Image.Image) -> Image.Transpose | None:
+def _find_turn(image: Image.Image) -> _Turn | None:
     if image.format == "TIFF":
         return None  # Pillow turns these itself, and gives the size after that
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except MemoryError:
+        raise
     except UNREADABLE:  # damaged EXIF does not damage the picture; every viewer shows such files unrotated
         return None
     return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def _split(box: Box, *, by_columns: bool = False) -> Iterator[Box]:
+    """Bands of rows, or of columns, of at most BAND_PIXELS each, but of one row or column at least."""
+    left, top, right, bottom = box
+    if by_columns:
+        step = max(1, BAND_PIXELS // (bottom - top))
+        yield from ((start, top, min(start + step, right), bottom) for start in range(left, right, step))
+    else:
+        step = max(1, BAND_PIXELS // (right - left))
+        yield from ((left, start, right, min(start + step, bottom)) for start in range(top, bottom, step))
+
+
+def _upright_part(image: Image.Image, box: Box) -> Image.Image:
+    """RGB, of a decoded picture of any mode, at `box` of the upright one."""
+    turn = _find_turn(image)
+    stored = _before_turn(turn, image.size, box)
+    part = image if stored == (0, 0, *image.size) else image.crop(stored)
+    return _to_rgb(part if turn is None else part.transpose(turn.transpose))
+
+
+def _before_turn(turn: _Turn | None, size: tuple[int, int], box: Box) -> Box:
+    """The part of a picture of `size` px, as it is stored, that is at `box` after `turn`."""
+    if turn is None:
+        return box
+    left, top, right, bottom = box
+    if turn.swaps_axes:
+        left, top, right, bottom = top, left, bottom, right
+    if turn.reverses_x:
+        left, right = size[0] - right, size[0] - left
+    if turn.reverses_y:
+        top, bottom = size[1] - bottom, size[1] - top
+    return left, top, right, bottom
+
+
+def _copy(image: Image.Image, box: Box) -> np.ndarray:
+    """The pixels at `box`, uint8 (H, W, 3)."""
+    left, top, right, bottom = box
+    pixels = np.empty((bottom - top, right - left, 3), dtype=np.uint8)
+    row = 0
+    for band in upright_bands(image, box):
+        pixels[row : row + band.height] = np.asarray(band)
+        row += band.height
+    return pixels
+
+
+def _resize(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
+    """The part at `box` of the upright RGB picture at `size` px, by Pillow's bilinear filter, which is antialiased.
+
+    Pillow goes along the rows first, then along the columns, with 8 bits between the two; the other way round if that
+    makes a very tall picture smaller. So do we, band by band.
+    """
+    left, top, right, bottom = box
+    width, height = upright_size(image)
+    columns, across = _source(left, right, size[0], width)
+    rows, down = _source(top, bottom, size[1], height)
+    wide, high = right - left, bottom - top
+    columns_first = height > 100 * width and size[1] < height
+    half = Image.new("RGB", (columns[1] - columns[0], high) if columns_first else (wide, rows[1] - rows[0]))
+    for band in _split((columns[0], rows[0], columns[1], rows[1]), by_columns=columns_first):
+        part = _upright_part(image, band)
+        if columns_first:
+            part = part.resize((part.width, high), _FILTER, (0, down[0], part.width, down[1]))
+            half.paste(part, (band[0] - columns[0], 0))
+        else:
+            part = part.resize((wide, part.height), _FILTER, (across[0], 0, across[1], part.height))
+            half.paste(part, (0, band[1] - rows[0]))
+    rest = (across[0], 0, across[1], high) if columns_first else (0, down[0], wide, down[1])
+    return half.resize((wide, high), _FILTER, rest)
+
+
+def _source(first: int, last: int, length: int, whole: int) -> tuple[tuple[int, int], tuple[float, float]]:
+    """For pixels `first` to `last` of a side that is resized from `whole` to `length` px: which px make them up.
+
+    (from, to) of the px that the filter sees, and from where to where, counted from there, its middle goes.
+    """
+    if (first, last) == (0, length):
+        return (0, whole), (0.0, float(whole))
+    scale = whole / length
+    margin = max(scale, 1.0) + 1  # the bilinear filter reaches as far as one pixel of the smaller side
+    start, end = max(math.floor(first * scale - margin), 0), min(math.ceil(last * scale + margin), whole)
+    return (start, end), (first * scale - start, last * scale - start)

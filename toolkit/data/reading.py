@@ -6,7 +6,7 @@ import re
 from PIL import ExifTags, Image
 
 from toolkit.data.formats import FORMATS
-from toolkit.data.preprocess import UNREADABLE, decode_rgb
+from toolkit.data.preprocess import BAND_PIXELS, UNREADABLE, decode_first_frame, upright_size
 
 KINDS = {
     "16 bits": "picture{s} of more than 8 bits per channel, of which the upper 8 are used",
@@ -28,8 +28,8 @@ _FAMILIES = {"MPO": "JPEG", "DIB": "BMP"}
 """Pillow's names of variants → the format that they are written as."""
 
 
-def decode_with_kinds(image: Image.Image, name: str) -> tuple[Image.Image, set[str]]:
-    """A picture that was just opened from the file `name` as decode_rgb makes it, and the keys of KINDS that it is.
+def find_kinds(image: Image.Image, name: str) -> set[str]:
+    """Decode a picture that was just opened from the file `name`; the keys of KINDS that it is.
 
     Raises one of preprocess.UNREADABLE for a damaged one.
     """
@@ -37,20 +37,21 @@ def decode_with_kinds(image: Image.Image, name: str) -> tuple[Image.Image, set[s
     # its EXIF data.
     deep = _is_deep(image)
     rotated = image.format != "PNG" and _is_rotated(image)
-    picture = decode_rgb(image)
+    decode_first_frame(image)
+    width, height = upright_size(image)
     kinds = {
         "16 bits": deep,
         "cmyk": image.mode == "CMYK",
         "colour space": image.mode not in _COMMON_MODES and not image.mode.startswith("I"),
         "rotated": rotated or _is_rotated(image),
-        "long": max(picture.size) > 2 * min(picture.size),
+        "long": max(width, height) > 2 * min(width, height),
         "wrong ending": _has_wrong_ending(image, name),
     }
     if image.has_transparency_data:
         kinds["palette with transparency" if image.mode == "P" else "alpha"] = _has_transparent_pixels(image)
     with contextlib.suppress(*UNREADABLE):  # later frames may be damaged, and are not used
         kinds["animated"] = getattr(image, "is_animated", False)
-    return picture, {kind for kind, applies in kinds.items() if applies}
+    return {kind for kind, applies in kinds.items() if applies}
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -81,6 +82,11 @@ def _has_wrong_ending(image: Image.Image, name: str) -> bool:
 
 
 def _has_transparent_pixels(image: Image.Image) -> bool:
-    picture = image if "A" in image.getbands() else image.convert("RGBA")
-    lowest = picture.getchannel("A").getextrema()[0]
-    return isinstance(lowest, int) and lowest < 255
+    rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        picture = band if "A" in band.getbands() else band.convert("RGBA")
+        lowest = picture.getchannel("A").getextrema()[0]
+        if isinstance(lowest, int) and lowest < 255:
+            return True
+    return False

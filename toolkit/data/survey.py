@@ -3,7 +3,6 @@
 N images of all splits together, one split after another.
 """
 
-import hashlib
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -16,20 +15,25 @@ from PIL import Image
 from toolkit.console import duration, progress, say
 from toolkit.data.dataset import SPLITS, Dataset, Images, Split, spread
 from toolkit.data.near_copies import SIDE, THUMBNAIL_BYTES, make_thumbnail
-from toolkit.data.parallel import run_in_blocks
-from toolkit.data.preprocess import UNREADABLE, why_unreadable
-from toolkit.data.reading import decode_with_kinds
+from toolkit.data.parallel import DECODING, run_in_blocks
+from toolkit.data.picture_file import decoding_bytes
+from toolkit.data.preprocess import (
+    DIGEST_BYTES,
+    UNREADABLE,
+    hash_pixels,
+    preview,
+    upright_bands,
+    upright_size,
+    why_unreadable,
+)
+from toolkit.data.reading import find_kinds
 from toolkit.machine.limits import available_cores
 
-DIGEST_BYTES = 16
 TIMED_IMAGES = 16
 LONG_S = 20.0
 """s; if looking at all images will take longer than this, it is said before."""
 BLANK = "blank"
 """A kind beside those of reading.KINDS: every pixel has the same colour."""
-
-HASHED_PIXELS = 2**20
-"""Pixels that are hashed in one go."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +86,28 @@ class Survey:
     def look_at(self, first: int, images: Images, index: int) -> set[str] | str:
         """Fill row `first` + `index` from image `index` of `images`; returns its kinds, or why it cannot be read."""
         try:
-            picture, kinds = decode_with_kinds(images.read(index), images.names[index])
+            image = images.read(index)
+            with DECODING.take(decoding_bytes(image)):
+                kinds = find_kinds(image, images.names[index])
+                digest, thumbnail = hash_pixels(image), make_thumbnail(preview(image))
+                if _is_blank(image, thumbnail):
+                    kinds.add(BLANK)
         except UNREADABLE as error:
             return why_unreadable(error)
         i = first + index
         self.readable[i] = True
-        self.sizes[i] = picture.size
-        self.digests[i] = _hash_pixels(picture)
-        self.thumbnails[i] = make_thumbnail(picture)
-        return kinds | {BLANK} if self._is_blank(i, picture) else kinds
+        self.sizes[i] = upright_size(image)
+        self.digests[i] = np.frombuffer(digest, dtype=np.uint8)
+        self.thumbnails[i] = thumbnail
+        return kinds
 
-    def _is_blank(self, i: int, picture: Image.Image) -> bool:
-        brightness = self.thumbnails[i, : SIDE**2]
-        return bool(brightness.min() == brightness.max()) and picture.getcolors(1) is not None
+
+def _is_blank(image: Image.Image, thumbnail: np.ndarray) -> bool:
+    brightness = thumbnail[: SIDE**2]
+    if brightness.min() != brightness.max():
+        return False
+    colours = [band.getcolors(1) for band in upright_bands(image)]
+    return None not in colours and len({colour[0][1] for colour in colours if colour}) == 1
 
 
 def survey(dataset: Dataset, workers: int = 0) -> Survey:
@@ -124,13 +137,3 @@ def _say_duration(seen: Survey, dataset: Dataset, workers: int) -> None:
     expected_s = float(np.median(durations_s)) * total / workers
     if expected_s >= LONG_S:
         say(f"looking at {total:,} images takes about {duration(expected_s)}")
-
-
-def _hash_pixels(picture: Image.Image) -> np.ndarray:
-    """uint8 (DIGEST_BYTES,): of its size and its pixels, a part after another, so that it is not copied as a whole."""
-    width, height = picture.size
-    total = hashlib.blake2b(f"{width}×{height}".encode(), digest_size=DIGEST_BYTES)
-    rows = max(HASHED_PIXELS // width, 1)
-    for top in range(0, height, rows):
-        total.update(picture.crop((0, top, width, min(top + rows, height))).tobytes())
-    return np.frombuffer(total.digest(), dtype=np.uint8)

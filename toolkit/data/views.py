@@ -2,7 +2,7 @@
 
 A view of an image is fixed by (seed, image, view) alone: the same three numbers give the same pixels in any batch,
 order or process, and the same part of the picture at any size. Shapes: B images of a batch, N of the split, H W pixels
-of the canvas, S side of the crop (data.image_size), R side of the view as it is rendered.
+of an image, S side of the crop (data.image_size), R side of the view as it is rendered.
 """
 
 from collections.abc import Iterable
@@ -93,9 +93,9 @@ def mix_targets(labels: Tensor, partners: Tensor, weights: Tensor, num_classes: 
 
 
 def render_views(
-    canvas: np.ndarray, sizes: np.ndarray, draw: ViewDraw, recipe: DataRecipe, side: int | None = None
+    images: Iterable[np.ndarray], sizes: np.ndarray, draw: ViewDraw, recipe: DataRecipe, side: int | None = None
 ) -> Tensor:
-    """Render the drawn views: uint8 canvas (B, H, W, 3) → float32 (B, 3, R, R) in 0..1, channels last in memory.
+    """Render the drawn views: B images, uint8 (H, W, 3) each → float32 (B, 3, R, R) in 0..1, channels last in memory.
 
     Crop, mirrored border and flip copy pixels exactly. Rotation and the change of size from S to R = `side` px (default
     S) are one bilinear sampling step, which flips too. Pixels from outside the crop are black, as with torchvision's
@@ -105,7 +105,7 @@ def render_views(
     sampled = is_sampled(recipe, side)
     rows, columns = crop_places(sizes, draw.top, draw.left, None if sampled else draw.flip, recipe)
     crops = np.empty((*rows.shape, rows.shape[1], 3), dtype=np.uint8)
-    cut_crops(canvas, rows, columns, crops)
+    cut_crops(images, rows, columns, crops)
     return finish_views(torch.from_numpy(crops), view_axes(draw) if sampled else None, side)
 
 

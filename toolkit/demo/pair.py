@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from toolkit.data.preprocess import UNREADABLE, count_frames, open_image, upright_size
+from toolkit.data.preprocess import UNREADABLE, count_frames, upright_size
 from toolkit.errors import DataError
 from toolkit.modeldir import FilePrecision, ModelDir, Role
-from toolkit.predict import Prediction, ask, read_image
+from toolkit.predict import Prediction, ask, no_memory_for, open_picture
 from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 TOP_K = 5
@@ -80,13 +80,17 @@ class Pair:
         if chosen is None:
             raise DataError(f"there is no student in {precision!r}", f"choose one of: {', '.join(self.students)}")
         student, teacher = self.students[chosen], self.teachers.get(chosen, self.teachers["fp32"])
-        image = read_image(picture, name)
         cut, cut_teacher = student.predictor.preprocess, teacher.predictor.preprocess
-        seen = cut(image)
-        teacher_view = seen if cut == cut_teacher else cut_teacher(image)
-        notes = _note(image, _is_deep(picture), cut.resize or cut.image_size)
-        answers = teacher.ask(teacher_view), student.ask(seen)
-        return PairPrediction(teacher, student, upright_size(image), notes, seen, *answers)
+        with open_picture(picture, name) as image:
+            is_deep = _is_deep(image)
+            seen = cut(image)
+            teacher_view = seen if cut == cut_teacher else cut_teacher(image)
+            size, notes = upright_size(image), _note(image, is_deep, cut.resize or cut.image_size)
+        try:
+            answers = teacher.ask(teacher_view), student.ask(seen)
+        except MemoryError:
+            raise no_memory_for(f"ask the networks about {name or picture}") from None
+        return PairPrediction(teacher, student, size, notes, seen, *answers)
 
 
 def open_pair(model_dir: ModelDir, provider: str) -> Pair:
@@ -125,9 +129,8 @@ def _is_transparent(image: Image.Image) -> bool:
     return int(image.getchannel("A").getextrema()[0]) < 255  # type: ignore[arg-type]
 
 
-def _is_deep(picture: Path) -> bool:
+def _is_deep(image: Image.Image) -> bool:
     """Whether a channel has 16 bits; for colour pictures Pillow only knows it before it decodes them."""
-    image = open_image(picture)
     return image.mode.startswith("I") or any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
 
 

@@ -114,7 +114,7 @@ class TrainingJob:
             return None
         raise ArtifactError(
             f"{self.destination} was made from another {' and '.join(differing)}",
-            "choose another directory with --out, or replace it with --force (in Python: force=True)",
+            "choose another directory, or replace it with --force (in Python: force=True)",
         )
 
     def is_up_to_date(self) -> bool:
@@ -131,6 +131,7 @@ class TrainingJob:
             "recipe_sha256": info.recipe_sha256,
             "dataset_sha256": info.dataset_sha256,
             "teacher_sha256": info.teacher_sha256,
+            "network": dict(info.network.settings),
             **info.extra,
         }
         return [name.removesuffix("_sha256") for name, value in self.settings.items() if known.get(name) != value]

@@ -121,7 +121,7 @@ class Stepper:
                 raise
             raise TrainingError(
                 f"torch.compile cannot be used here: {one_line(error)}",
-                "use --set training.compile=off, or install what it needs (a C++ compiler; triton on a GPU)",
+                "use training.compile=off, or install what it needs (a C++ compiler; triton on a GPU)",
             ) from error
 
     @contextlib.contextmanager

@@ -25,12 +25,20 @@ from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, Weig
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.distill.training import Training
-from toolkit.errors import WeightsError, one_line
+from toolkit.errors import ArtifactError, WeightsError, one_line
 from toolkit.files import sha256_file, write_atomically
 from toolkit.modeldir import ModelDir
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place
-from toolkit.networks.weights import IMAGENET_MEAN, IMAGENET_STD, Channels, import_teacher, teacher_spec
+from toolkit.networks.weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Channels,
+    ModelInfo,
+    import_teacher,
+    read_info,
+    teacher_spec,
+)
 from toolkit.recipe import Recipe
 from toolkit.settings import IMAGENET
 
@@ -40,7 +48,7 @@ SHOWN_CLASSES = 12
 TRAINED_BY = ("teacher", "training.seed", "training.precision")
 """Settings, beside the data's, that decide the result for a teacher that is trained here..."""
 IMPORTED_BY = ("teacher.architecture", "teacher.mean", "teacher.std", "teacher.enlarge")
-"""...and one that is imported; the file itself is known by its SHA-256."""
+"""...and one that is imported; the file itself is known by its SHA-256, and its network's settings are compared."""
 
 
 def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, options: TrainingOptions) -> WeightsFile:
@@ -69,11 +77,58 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, option
 def teacher_settings(recipe: Recipe, dataset: Dataset) -> tuple[Path | None, dict[str, Any]]:
     """The file to import, None to train; and what decides the result: the same settings make the same teacher."""
     source = provenance.find_weights(recipe)
-    return source, {
+    settings: dict[str, Any] = {
         "recipe_sha256": recipe.fingerprint("data", *(IMPORTED_BY if source else TRAINED_BY)),
         "dataset_sha256": dataset.sha256,
         "weights": sha256_file(source) if source else recipe.teacher.weights,
     }
+    if source:
+        settings["network"] = dict(teacher_spec(recipe, provenance.describe(source)).settings)
+    return source, settings
+
+
+def require_same_network(path: Path, recipe: Recipe) -> None:
+    """ArtifactError if the recipe states another network for [teacher] than the one in `path`.
+
+    What it leaves to the defaults is as the file has it.
+    """
+    info = read_info(path)
+    seen_by = {"architecture", "mean", "std", "enlarge", *recipe.teacher.settings}
+    if changed := [key for key in _changed_settings(info, recipe) if key in seen_by]:
+        raise ArtifactError(
+            f"{path} was made from another recipe ({_in_teacher(changed)})",
+            "make that teacher first, with toolkit teacher --force (in Python: force=True), or choose another"
+            " directory",
+        )
+
+
+def report_changed_training(path: Path, recipe: Recipe) -> None:
+    """A line on stderr if the recipe states another training for the teacher that was trained into `path`."""
+    info = read_info(path)
+    was_trained = info.extra.get("weights", "") in ("", IMAGENET)
+    if was_trained and (changed := _changed_settings(info, recipe)):
+        console.say(
+            f"teacher: {path} was trained with other settings ({_in_teacher(changed)}) and teaches as it is;"
+            " toolkit teacher --force trains it again"
+        )
+
+
+def _changed_settings(info: ModelInfo, recipe: Recipe) -> list[str]:
+    """Keys of [teacher] that the recipe states, and that are not as the file's network and its recipe have them."""
+    network = {"architecture": info.architecture, "enlarge": info.network.enlarge, **info.network.settings}
+    network |= {"mean": list(info.preprocess.mean), "std": list(info.preprocess.std)}
+    recorded = info.recipe.get("teacher", {})
+    return [
+        key
+        for key, value in recipe.teacher.model_dump(mode="json", exclude={"weights"}).items()
+        if recipe.states(f"teacher.{key}")
+        and key in recorded | network
+        and value not in (recorded.get(key, ...), network.get(key, ...))
+    ]
+
+
+def _in_teacher(keys: list[str]) -> str:
+    return ", ".join(f"teacher.{key}" for key in keys)
 
 
 def _fit(learner: TappedNetwork, job: TrainingJob) -> dict[str, Any]:
@@ -128,7 +183,7 @@ def _measure_accuracy(classifier: Classifier, job: TrainingJob, *, has_normalisa
         )
     elif is_near_chance(hits, valid.labels):
         console.say(
-            f"warning: teacher: a validation accuracy of {accuracy:.4f} is no better than chance: the commonest class"
+            f"warning: teacher: an accuracy of {accuracy:.4f} is no better than chance: the commonest class"
             f" alone gives {best_constant(valid.labels):.4f}; is this the right file, trained with these teacher.mean,"
             " teacher.std and data.image_size?"
         )
@@ -150,8 +205,8 @@ def _warn_of_order(order: Order, accuracy: float, job: TrainingJob) -> None:
             with write_atomically(job.model_dir.classes) as path:
                 path.write_text("".join(f"{name}\n" for name in order.classes), encoding="utf-8")
     console.say(
-        f"warning: teacher: its outputs seem to stand in another order: {names}; in that order its validation accuracy"
-        f" is {order.accuracy:.4f} instead of {accuracy:.4f}; {way}"
+        f"warning: teacher: its outputs seem to stand in another order: {names}; in that order it has"
+        f" {order.accuracy:.4f} of the validation images right instead of {accuracy:.4f}; {way}"
     )
 
 

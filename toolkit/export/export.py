@@ -152,7 +152,7 @@ def check_destinations(weights: Path, destination: Path, options: ExportOptions)
     if "int8" in options.smaller and (options.valid is None or options.train is None):
         raise DataError(
             "int8 is calibrated on training images and judged on validation images, but there are none",
-            "give the data those weights were trained on with --data, or leave out --int8",
+            "give the data those weights were trained on, or leave out --int8",
         )
 
 
@@ -218,7 +218,7 @@ class _Export:
         if samples.labels is None:
             console.say(
                 f"{self._destination.name}: checked for closeness and agreement on {len(samples)} synthetic images; "
-                "accuracy was not checked (no validation images; --data gives some)"
+                "accuracy was not checked (no validation images: no data was given)"
             )
         return results
 

@@ -100,7 +100,7 @@ def _run(session: Any, images: NDArray[np.uint8]) -> FileOutput | str:
 def _failed(title: str, reason: str) -> GateError:
     return GateError(
         f"{title} cannot be used by onnxruntime {onnxruntime.__version__}: {reason}",
-        "the file was not kept; try another --set export.opset=18 (to 23)",
+        "the file was not kept; try another export.opset (18 to 23)",
     )
 
 

@@ -217,12 +217,12 @@ def _refuse_diverged(answers: _Outputs, title: str) -> None:
         raise GateError(
             f"{title} was not written: the network's own logits {logits} on {answers.names[worst]} (below {HUGE:g} is "
             "sound), so its training diverged",
-            "train it again, longer or with a lower learning rate (--set teacher.learning_rate=, distill.learning_rate=)",
+            "train it again, longer or with a lower learning rate (teacher.learning_rate, distill.learning_rate)",
         )
 
 
 def _gate(title: str, bounds: Bounds, problem: str) -> GateError:
-    remedy = "try another --set export.opset=18 (to 23), and see `toolkit doctor` for the versions"
+    remedy = "try another export.opset (18 to 23), and see `toolkit doctor` for the versions"
     if bounds.precision != "fp32":
         remedy = f"leave out {bounds.precision}, or allow more with a setting of [export]"
     return GateError(f"{title} does not answer as its weights do: {problem}", f"the file was not kept; {remedy}")

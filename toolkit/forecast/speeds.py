@@ -16,9 +16,8 @@ import torch
 from toolkit import console
 from toolkit.data.batches import TrainingViews
 from toolkit.data.dataset import Dataset, spread
-from toolkit.data.decode import keep_middle, least_long_side
 from toolkit.data.pixels import Pixels
-from toolkit.data.preprocess import UNREADABLE, Preprocess, decode_rgb
+from toolkit.data.preprocess import UNREADABLE, Preprocess
 from toolkit.distill import distributed, provenance
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import learn_from_labels
@@ -43,6 +42,8 @@ SAMPLED_IMAGES = 24
 """training images that are decoded, and whose views are rendered"""
 SAMPLE_S = 1.0
 """s after which no further image is decoded"""
+SAMPLE_BYTES = 2**28
+"""bytes of decoded images after which there are no more"""
 VIEW_BATCH = 32
 UNTIMED_STEPS = WARM_UP + 1
 """steps before a GPU replays: the last of them is captured"""
@@ -230,12 +231,12 @@ class MeasuredSpeeds:
         for place in spread(len(images), SAMPLED_IMAGES):
             start = self._clock()
             try:
-                resized = preprocess.resize_shorter(decode_rgb(images.read(int(place))))
+                picture = preprocess.keep_middle(images.read(int(place)))
             except UNREADABLE:
                 continue
-            pictures.append(keep_middle(resized, least_long_side(preprocess)))
+            pictures.append(picture)
             took.append(self._clock() - start)
-            if sum(took) > SAMPLE_S:
+            if sum(took) > SAMPLE_S or sum(picture.nbytes for picture in pictures) > SAMPLE_BYTES:
                 break
         if not pictures:
             raise DataError("none of the sampled training images can be read", "look at them with: toolkit data")

@@ -78,7 +78,7 @@ def build_graph(classifier: Classifier, image_size: int, opset: int) -> onnx.Mod
         reason = one_line(error.__cause__ or error)
         raise ArtifactError(
             f"torch {torch.__version__} cannot export this network to ONNX opset {opset}: {reason}",
-            "try another opset with --set export.opset=18 (to 23), or another architecture",
+            "try another export.opset (18 to 23), or another architecture",
         ) from error
     assert program is not None
     with _silence():
@@ -120,7 +120,7 @@ def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, list[str | int]]:
 
 
 def _faulty(problem: str) -> GateError:
-    return GateError(f"the exported graph {problem}", "nothing was written; try another --set export.opset=18 (to 23)")
+    return GateError(f"the exported graph {problem}", "nothing was written; try another export.opset (18 to 23)")
 
 
 def _strip_traces(model: onnx.ModelProto) -> None:
@@ -139,7 +139,7 @@ def _require_opset(model: onnx.ModelProto, opset: int) -> None:
     if made != opset:
         raise ArtifactError(
             f"torch {torch.__version__} wrote this network in ONNX opset {made}, not {opset}",
-            f"use --set export.opset={made}",
+            f"use export.opset={made}",
         )
 
 

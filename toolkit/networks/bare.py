@@ -41,7 +41,7 @@ def describe_bare_weights(path: Path, recipe: Recipe, classes: tuple[str, ...] |
     if classes is not None and len(classes) != num_classes:
         raise WeightsError(
             f"{path} has {num_classes} classes, the data has {len(classes)}",
-            "give the data those weights were trained on with --data",
+            "give the data those weights were trained on",
         )
     console.say(
         f"{path} does not describe itself: taken for {assumed} with {num_classes} classes, "

@@ -56,13 +56,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         except SafetensorError as error:
             raise unreadable(path, f"truncated or damaged ({one_line(error)})") from None
-    if head[:2] not in (b"PK", b"\x80\x02") and head[:1] != b"\x80":
-        raise unreadable(path, "not a file of safetensors or of torch.save")
+    require_torch_save(head, path)
     content = _load(path)
     tensors = dict(_walk(content, "", 0, set()))
     if not tensors:
         raise unreadable(path, _describe(content))
     return tensors
+
+
+def require_torch_save(head: bytes, path: Path) -> None:
+    """Raise WeightsError if the first bytes are not those of a zip archive, or of a bare pickle of earlier versions."""
+    if head[:2] != b"PK" and head[:1] != b"\x80":
+        raise unreadable(path, "damaged, or not a file of safetensors or of torch.save")
 
 
 def first_bytes(path: Path) -> bytes:

@@ -22,7 +22,13 @@ from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import infer_student
 from toolkit.networks.matching import Match, find_prefixes, match, misfits
 from toolkit.networks.registry import MANY_CLASSES, NetworkSpec, find_classifier
-from toolkit.networks.tensor_files import first_bytes, looks_like_safetensors, read_tensors, unreadable
+from toolkit.networks.tensor_files import (
+    first_bytes,
+    looks_like_safetensors,
+    read_tensors,
+    require_torch_save,
+    unreadable,
+)
 from toolkit.recipe import Recipe
 
 FEWEST_TENSORS = 16
@@ -177,7 +183,7 @@ def import_teacher(
     if info is not None and info.architecture != recipe.teacher.architecture:
         raise WeightsError(
             f"{path} is a {info.architecture}, the recipe's teacher a {recipe.teacher.architecture}",
-            f"use --set teacher.architecture={info.architecture}",
+            f"use teacher.architecture={info.architecture}",
         )
     network = teacher_spec(recipe, info).build(num_classes, recipe.data.image_size)
     load_into(network, read_tensors(path), path, num_classes)
@@ -203,7 +209,9 @@ def teacher_spec(recipe: Recipe, info: ModelInfo | None) -> NetworkSpec:
 
 def _find_info(path: Path) -> ModelInfo | None:
     """None if the file is readable and has no description."""
-    if not looks_like_safetensors(first_bytes(path)):
+    head = first_bytes(path)
+    if not looks_like_safetensors(head):
+        require_torch_save(head, path)
         return None
     try:
         with safe_open(path, framework="pt") as file:
@@ -232,7 +240,7 @@ def _refuse_classes(
     if a_head and len(counts) == 1:
         raise WeightsError(
             f"{path} has {counts.pop()} classes, {num_classes} are needed ({misfits[0]})",
-            "give weights trained on this data, or the data they were trained on with --data",
+            "give weights trained on this data, or the data they were trained on",
         )
 
 

@@ -16,7 +16,7 @@ from toolkit.bench.measure.end_to_end import count_turns, encode_images, prepare
 from toolkit.bench.measure.timing import Budget
 from toolkit.data.dataset import Images
 from toolkit.data.preprocess import Preprocess
-from toolkit.predict import ask, read_image
+from toolkit.predict import ask, read_pixels
 from toolkit.runtimes.onnxruntime import OnnxPredictor
 
 PREPROCESS = Preprocess(32, 36, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -52,14 +52,14 @@ def test_arrays_become_png_and_come_back_equal(shape: tuple[int, ...]) -> None:
 def test_pixels_are_those_of_predict(folder: Path) -> None:
     for name in of_files(folder).names:
         path = folder / name
-        np.testing.assert_array_equal(prepare_image(path.read_bytes(), PREPROCESS), PREPROCESS(read_image(path)))
+        np.testing.assert_array_equal(prepare_image(path.read_bytes(), PREPROCESS), read_pixels(path, PREPROCESS))
 
 
 def test_the_timed_answer_is_that_of_predict(folder: Path, tmp_path: Path) -> None:
     predictor = OnnxPredictor(save_colour_model(tmp_path / "colour.onnx"), "cpu", threads=1)
     for name in of_files(folder).names:
         probabilities = end_to_end._answer_with(predictor)((folder / name).read_bytes())[0]
-        predicted = dict(ask(predictor, predictor.preprocess(read_image(folder / name)), 3).top)
+        predicted = dict(ask(predictor, read_pixels(folder / name, predictor.preprocess), 3).top)
         assert predicted == dict(zip(predictor.classes, probabilities.tolist(), strict=True))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bench_samples import make_dataset
+from conftest import make_png
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -33,7 +34,7 @@ def make_pixels(resize: int = 20, image_size: int = 16) -> Pixels:
     preprocess = Preprocess(image_size, resize, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
-    arrays = [preprocess.resize_shorter(picture) for picture in pictures]
+    arrays = [preprocess.keep_middle(picture) for picture in pictures]
     sizes = np.array([array.size for array in arrays])
     return Pixels(
         names=tuple(f"{i}.png" for i in range(len(arrays))),
@@ -128,3 +129,31 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes | dict
                 archive.writestr("index.json", json.dumps(content))
     with pytest.raises(ArtifactError, match=r"examples\.zip cannot be read .*; make it again with: toolkit bench"):
         Examples.read(path)
+
+
+def test_an_archive_cannot_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another's model directory may hold anything: what a file unpacks to has a bound, and so has a picture."""
+    path = tmp_path / "examples.zip"
+    kept = write(path, make_pixels())
+    monkeypatch.setattr("toolkit.bench.report.examples.MAX_MEMBER_BYTES", 100)
+    with pytest.raises(ArtifactError, match=r"cannot be read \(image file is truncated"):
+        read_picture(path, kept.examples[0])
+    with pytest.raises(ArtifactError, match=r"cannot be read .*; make it again with: toolkit bench"):
+        Examples.read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (make_png(60_000, 60_000), r"too large: 60000×60000 px; give a picture of at most 120 million pixels"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG, PNG, .*"),
+    ],
+    ids=["bomb", "program"],
+)
+def test_an_example_is_opened_as_any_picture(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "examples.zip"
+    kept = write(path, make_pixels()).examples[0]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(kept.file, content)
+    with pytest.raises(ArtifactError, match=rf"examples\.zip, {kept.file}, cannot be read \({reason}"):
+        read_picture(path, kept)

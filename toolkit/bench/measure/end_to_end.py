@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 from toolkit.bench.measure.timing import ROUNDS, Budget, Rounds, Work, percentiles, time_in_turns
 from toolkit.bench.schema import Duration
 from toolkit.data.dataset import Images
-from toolkit.data.formats import READERS
+from toolkit.data.picture_file import PictureStream, open_bytes
 from toolkit.data.preprocess import Preprocess
 from toolkit.runtimes.base import Predictor, softmax
 
@@ -61,7 +61,7 @@ def count_turns(predictors: int) -> int:
 
 def prepare_image(content: bytes, preprocess: Preprocess) -> np.ndarray:
     """An image file's bytes → uint8 (S, S, 3)."""
-    return preprocess(Image.open(io.BytesIO(content), formats=READERS))
+    return preprocess(open_bytes(content))
 
 
 def _describe_duration(rounds: Rounds) -> Duration:
@@ -79,10 +79,10 @@ def _choose(contents: Sequence[bytes]) -> Callable[[int], bytes]:
 
 
 def _encode(image: Image.Image) -> bytes:
-    # preprocess.open_image has read the file whole, and Pillow decodes it only when its pixels are asked for
+    # a file is still open, because Pillow decodes it only when its pixels are asked for
     source = image.fp if isinstance(image, ImageFile.ImageFile) else None
-    if isinstance(source, io.BytesIO):
-        return source.getvalue()
+    if isinstance(source, PictureStream):
+        return source.content()
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -185,7 +185,7 @@ class _Process:
     def _failed(self, reason: str) -> DeviceError:
         return DeviceError(
             f"{self._row.name} fails in a process of its own: {reason}",
-            "see toolkit doctor, or leave that runtime out with --set bench.runtimes='[...]'",
+            "see toolkit doctor, or leave that runtime out (bench.runtimes)",
         )
 
 

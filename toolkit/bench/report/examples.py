@@ -19,6 +19,7 @@ from PIL import Image
 
 from toolkit.bench.measure.images import BenchImages
 from toolkit.data.dataset import spread
+from toolkit.data.picture_file import open_bytes
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import UNREADABLE, why_unreadable
 from toolkit.errors import ArtifactError
@@ -29,6 +30,8 @@ SCHEMA = 1
 INDEX = "index.json"
 MOST_EXAMPLES = 12
 """Classes of which one image is kept; if there are more classes, these are spread evenly."""
+MAX_MEMBER_BYTES = 2**28
+"""A file in the archive is cut off here: a small archive can unpack to fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Examples:
         """Raises ArtifactError unless `write_examples` wrote the file."""
         try:
             with zipfile.ZipFile(path) as archive:
-                index = json.loads(archive.read(INDEX))
+                index = json.loads(_read_member(archive, INDEX))
             if index.pop("schema") != SCHEMA:
                 raise ValueError("another schema")
             for key in ("examples", "disagreements"):
@@ -74,13 +77,18 @@ def read_picture(path: Path, example: Example) -> Image.Image:
     """The picture of an example in the archive `path`. Raises ArtifactError if it is damaged or missing."""
     try:
         with zipfile.ZipFile(path) as archive:
-            image = Image.open(io.BytesIO(archive.read(example.file)))
+            image = open_bytes(_read_member(archive, example.file))
             image.load()
     except (zipfile.BadZipFile, *UNREADABLE) as error:
         raise ArtifactError(
             f"{path}, {example.file}, cannot be read ({why_unreadable(error)})", "make it again with: toolkit bench"
         ) from None
     return image
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    with archive.open(name) as file:
+        return file.read(MAX_MEMBER_BYTES)
 
 
 def write_examples(
