@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from toolkit import console
 from toolkit.errors import DeviceError
-from toolkit.modeldir import FilePrecision
+from toolkit.modeldir import FilePrecision, Role
 from toolkit.stage_setup import StageSetup, with_control
 
 if TYPE_CHECKING:
@@ -112,27 +112,22 @@ def _find_teacher(setup: StageSetup) -> None:
 
 
 def _try_networks(setup: StageSetup, *, with_teacher: bool) -> None:
-    """Ask the networks that are to be trained about one image, before hours of work. Raises RecipeError."""
+    """Prove, before hours of work, that the networks can be trained: they are tried with one or two images.
+
+    Raises RecipeError.
+    """
+    from toolkit.distill.trainable import require_trainable
     from toolkit.networks.registry import NetworkSpec
     from toolkit.networks.weights import teacher_spec
 
     recipe, num_classes = setup.recipe, len(setup.dataset.classes)
-    if with_teacher:
-        teacher_spec(recipe, None).build(num_classes, recipe.data.image_size)
-    NetworkSpec.of(recipe.student).build(num_classes, recipe.data.image_size)
+    specs: dict[Role, NetworkSpec] = {"teacher": teacher_spec(recipe, None)} if with_teacher else {}
+    for role, spec in (specs | {"student": NetworkSpec.of(recipe.student)}).items():
+        require_trainable(spec.build(num_classes, recipe.data.image_size), recipe, role)
 
 
 def _make_teacher_first(setup: StageSetup) -> None:
-    """`make_teacher`, and its accuracy as a remark: a command that goes on has another result to end with.
-
-    RecipeError, before hours of work, if the student could not be trained afterwards.
-    """
-    from toolkit.distill.trainable import require_trainable
-    from toolkit.networks.registry import NetworkSpec
-
-    recipe = setup.recipe
-    student = NetworkSpec.of(recipe.student).build(len(setup.dataset.classes), recipe.data.image_size)
-    require_trainable(student, recipe, "student")
+    """`make_teacher`, and its accuracy as a remark: a command that goes on has another result to end with."""
     if (accuracy := make_teacher(setup).info.extra.get("valid_accuracy")) is not None:
         console.say(f"teacher: validation accuracy {accuracy:.4f}")
 
