@@ -228,9 +228,9 @@ class TestImport:
         warning = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("warning"))
         written = tmp_path / "m" / "classes.txt"
         assert warning == (
-            "warning: teacher: its outputs seem to stand in another order: red, blue, green; in that order its"
-            f" validation accuracy is 1.0000 instead of 0.0000; copy {written} into {data}, and import it again with"
-            " --force"
+            "warning: teacher: its outputs seem to stand in another order: red, blue, green; in that order it has"
+            f" 1.0000 of the validation images right instead of 0.0000; copy {written} into {data}, and import it again"
+            " with --force"
         )
         (data / "classes.txt").write_bytes(written.read_bytes())
         assert self.make(tmp_path, data, [2, 0, 1]).info.extra["valid_accuracy"] == 1
@@ -264,7 +264,7 @@ class TestImport:
     def test_chance_is_said(self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.make(tmp_path, class_folders, [0, 0, 0])
         said = capsys.readouterr().err
-        assert "warning: teacher: a validation accuracy of 0.3333 is no better than chance: the commonest class" in said
+        assert "warning: teacher: an accuracy of 0.3333 is no better than chance: the commonest class" in said
 
     def test_only_the_main_process_writes(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -183,7 +183,7 @@ def _measure_accuracy(classifier: Classifier, job: TrainingJob, *, has_normalisa
         )
     elif is_near_chance(hits, valid.labels):
         console.say(
-            f"warning: teacher: a validation accuracy of {accuracy:.4f} is no better than chance: the commonest class"
+            f"warning: teacher: an accuracy of {accuracy:.4f} is no better than chance: the commonest class"
             f" alone gives {best_constant(valid.labels):.4f}; is this the right file, trained with these teacher.mean,"
             " teacher.std and data.image_size?"
         )
@@ -205,8 +205,8 @@ def _warn_of_order(order: Order, accuracy: float, job: TrainingJob) -> None:
             with write_atomically(job.model_dir.classes) as path:
                 path.write_text("".join(f"{name}\n" for name in order.classes), encoding="utf-8")
     console.say(
-        f"warning: teacher: its outputs seem to stand in another order: {names}; in that order its validation accuracy"
-        f" is {order.accuracy:.4f} instead of {accuracy:.4f}; {way}"
+        f"warning: teacher: its outputs seem to stand in another order: {names}; in that order it has"
+        f" {order.accuracy:.4f} of the validation images right instead of {accuracy:.4f}; {way}"
     )
 
 
