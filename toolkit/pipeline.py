@@ -56,6 +56,7 @@ def make_teacher(setup: StageSetup) -> "WeightsFile":
     from toolkit.distill import provenance, teacher
 
     provenance.require_fitting(setup.recipe, setup.dataset)  # before anything is downloaded or decoded
+    _try_networks(setup, with_teacher=not provenance.is_given(setup.recipe))
     return teacher.make_teacher(setup.recipe, setup.model_dir, setup.training_data, setup.options)
 
 
@@ -103,10 +104,22 @@ def _find_teacher(setup: StageSetup) -> None:
     path = setup.model_dir.weights("teacher")
     if path.exists():
         teacher.require_same_network(path, setup.recipe)
+        _try_networks(setup, with_teacher=False)
         teacher.report_changed_training(path, setup.recipe)
     else:
         console.say(f"{setup.model_dir.path} has no teacher yet: making one first")
         _make_teacher_first(setup)
+
+
+def _try_networks(setup: StageSetup, *, with_teacher: bool) -> None:
+    """Ask the networks that are to be trained about one image, before hours of work. Raises RecipeError."""
+    from toolkit.networks.registry import NetworkSpec
+    from toolkit.networks.weights import teacher_spec
+
+    recipe, num_classes = setup.recipe, len(setup.dataset.classes)
+    if with_teacher:
+        teacher_spec(recipe, None).build(num_classes, recipe.data.image_size)
+    NetworkSpec.of(recipe.student).build(num_classes, recipe.data.image_size)
 
 
 def _make_teacher_first(setup: StageSetup) -> None:

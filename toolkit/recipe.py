@@ -6,10 +6,12 @@ the pictures instead, if nobody states them (toolkit/data/defaults.py). The reci
 (`fashion-mnist`, the default, and `food11`, the notebook's settings) are `recipe.toml` files under `models/`.
 """
 
+import contextlib
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Self
 
@@ -203,6 +205,16 @@ def builtin_names() -> list[str]:
     return sorted(shipped.recipe_files())
 
 
+@contextlib.contextmanager
+def reporting_moved_in(reported: set[str] | None) -> Iterator[None]:
+    """The line about settings that have moved is said if `reported` is empty, which then holds them; None: never."""
+    token = _reported_in_workspace.set(reported)
+    try:
+        yield
+    finally:
+        _reported_in_workspace.reset(token)
+
+
 def load_builtin(name: str) -> Recipe:
     return Recipe.from_toml(shipped.recipe_files()[name])
 
@@ -225,6 +237,8 @@ def _holds(values: Mapping[str, Any], setting: str) -> bool:
 
 _reported_as_moved: set[str] = set()
 """Settings that were given in their former place and that a line has named: one line per command."""
+_reported_in_workspace: ContextVar[set[str] | None] = ContextVar("_reported_in_workspace")
+"""The same in a workspace of Python's, which has one line of its own; None: it is quiet."""
 
 
 def _move_given(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -238,10 +252,11 @@ def _move_given(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
 
 
 def _report_moved(found: Sequence[str]) -> None:
-    if found and not _reported_as_moved:
+    reported = _reported_in_workspace.get(_reported_as_moved)
+    if found and reported is not None and not reported:
         names = ", ".join(f"{setting} is {MOVED[setting]} now" for setting in found)
         console.say(f"recipe: {names}, as teacher and student share it; the old name still works")
-        _reported_as_moved.update(found)
+        reported.update(found)
 
 
 def _read_override(text: str) -> tuple[str, Any]:

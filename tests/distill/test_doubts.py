@@ -231,8 +231,13 @@ class TestImport:
         written = tmp_path / "m" / "classes.txt"
         assert warning == (
             "warning: teacher: its outputs seem to stand in another order: red, blue, green; in that order it has"
+<<<<<<< HEAD
+            f" 1.0000 of the validation images right instead of 0.0000; copy {written} into {data}, and import it again"
+            " with --force"
+=======
             f" 1.0000 of the validation images right instead of 0.0000; copy {written} into {data}, and import it"
             " again with --force"
+>>>>>>> weights17
         )
         (data / "classes.txt").write_bytes(written.read_bytes())
         assert self.make(tmp_path, data, [2, 0, 1]).info.extra["valid_accuracy"] == 1

@@ -107,16 +107,15 @@ class TestFaultyGraphs:
         assert "keeps weights outside of itself" in self.fails(external)
 
 
-def test_networks_that_cannot_be_exported() -> None:
+def test_networks_that_cannot_be_exported(capfd: pytest.CaptureFixture[str]) -> None:
     class Choosy(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.flatten(1) if images.sum() > 0 else images.flatten(1) * 2
 
-    level = logging.root.manager.disable
     with pytest.raises(ArtifactError, match=r"cannot export this network to ONNX opset 18: \S") as info:
         build_graph(Classifier(Choosy(), MEAN, STD).eval(), 2, opset=18)
     assert "\n" not in str(info.value)
-    assert logging.root.manager.disable == level
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_opset_that_the_exporter_does_not_reach(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +131,25 @@ def test_networks_too_large_for_one_file(monkeypatch: pytest.MonkeyPatch) -> Non
         build_graph(Classifier(nn.Linear(300, 2), MEAN, STD), 2, opset=18)
 
 
-def test_the_exporters_chatter_is_kept_away(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_exporters_chatter_is_kept_away(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript.optimizer", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
     with build._silence():
-        sys.stdout.write("progress")
         sys.stderr.write("trouble")
-        logging.getLogger("torch.onnx").error("trouble")
+        for logger in [*loggers, logging.getLogger("onnx_ir.first_used_now")]:
+            logger.critical("trouble")
     assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+    assert [logger.level for logger in loggers] == levels
+
+
+def test_the_caller_s_stdout_and_log_records_pass(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with build._silence():
+        sys.stdout.write("a result")
+        logging.getLogger("torchlike").error("mine")
+    assert capfd.readouterr().out == "a result"
+    assert [record.message for record in caplog.records] == ["mine"]

@@ -240,7 +240,8 @@ class _Export:
         with self._leaving_none(path):
             if kept.issuperset(layers):
                 raise GateError(
-                    f"{path.name} would have no layer in half precision: the values of all are too large or too small",
+                    f"{path.name} would have no layer in half precision: there is none, or their values are too large or "
+                    "too small for it",
                     "nothing was kept; leave out fp16",
                 )
         return _Draft("fp16", halve(model, kept), start, name_nodes(model.graph, kept))
@@ -251,6 +252,10 @@ class _Export:
         images = train.centre(spread(len(train), settings.calibration_images))
         path = at_precision(self._destination, "int8")
         with self._leaving_none(path):
+            if not find_layers(model.graph):
+                raise GateError(
+                    f"{path.name}: the network has no layer to quantize", "nothing was kept; leave out int8"
+                )
             quantized = quantize_within(model, images, reference, settings, path.name)
         calibration = f"{settings.calibration}, {len(images)} training images"
         return self._write(_Draft("int8", quantized.model, start, quantized.float_layers, calibration), reference)[0]

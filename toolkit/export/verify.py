@@ -217,7 +217,7 @@ def _refuse_diverged(answers: _Outputs, title: str) -> None:
         raise GateError(
             f"{title} was not written: the network's own logits {logits} on {answers.names[worst]} (below {HUGE:g} is "
             "sound), so its training diverged",
-            "train it again with a lower learning rate (teacher.learning_rate, distill.learning_rate)",
+            "train it again, longer or with a lower learning rate (teacher.learning_rate, distill.learning_rate)",
         )
 
 

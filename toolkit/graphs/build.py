@@ -24,6 +24,9 @@ INPUT = "image"
 OUTPUTS = ("logits", "probabilities")
 BATCH_AXIS = "N"
 
+NOISY = ("torch", "onnxscript", "onnx_ir")
+"""Packages that log while a graph is made."""
+
 LARGEST_BYTES = 2**31 - 2**20
 """The weights that a single ONNX file can hold: protobuf's 2 GiB, less room for the graph itself."""
 
@@ -145,16 +148,19 @@ def _require_opset(model: onnx.ModelProto, opset: int) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's progress lines, warnings and log records from the user; problems are raised."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    """Keep the exporter's warnings, its log records and the graph that it prints on stderr from the user.
+
+    Problems are raised. Other threads keep stdout and all other loggers; stderr and warnings are the whole process's.
+    """
+    known = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in NOISY]
+    loggers = [logging.getLogger(name) for name in {*known, *NOISY}]  # those to come take their level from NOISY
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(disabled)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
