@@ -143,10 +143,10 @@ class TestChance:
 
 
 def test_a_guess_is_better_if_it_gains_much_and_surely() -> None:
-    def better(gained: int, lost: int, same: int, guesses: int = 1) -> bool:
+    def better(gained: int, lost: int, same: int, guesses: int = 1, classes: int = 1000) -> bool:
         hits = np.array([False] * gained + [True] * lost + [False] * same)
         others = np.array([True] * gained + [False] * lost + [False] * same)
-        return is_better(hits, others, guesses)
+        return is_better(hits, others, np.arange(len(hits)) % classes, guesses)
 
     assert better(7, 0, 3)
     assert not better(6, 0, 3), "0.0156 by chance"
@@ -154,6 +154,8 @@ def test_a_guess_is_better_if_it_gains_much_and_surely() -> None:
     assert not better(20, 10, 0)
     assert better(200, 100, 500)
     assert not better(90, 0, 911), "a gain of less than a tenth"
+    assert not better(8, 0, 4, classes=3), "an untrained network that is all wrong can be as lucky"
+    assert better(10, 0, 2, classes=3)
 
 
 class Thermometer(nn.Module):

@@ -76,14 +76,14 @@ def find_order(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -
     guesses = [order for order in _usual_orders(classes) if order != tuple(classes)]
     for order in guesses:
         ours = [order.index(name) for name in classes]
-        if is_better(hits, found := logits[:, ours].argmax(1) == labels, len(guesses)):
+        if is_better(hits, found := logits[:, ours].argmax(1) == labels, labels, len(guesses)):
             return Order(order, float(found.mean()))
     half = np.arange(len(labels)) % 2 == 0  # images lie class by class
     held_out = np.empty_like(hits)
     for part in (half, ~half):
         meaning = _fit_order(logits[part], labels[part])
         held_out[~part] = meaning[logits[~part].argmax(1)] == labels[~part]
-    if not is_better(hits, held_out):
+    if not is_better(hits, held_out, labels):
         return None
     meaning = _fit_order(logits, labels)
     return Order(tuple(classes[label] for label in meaning), float(held_out.mean()))
@@ -101,16 +101,17 @@ def find_normalisation(ask: Ask, valid: Pixels, mean: Channels, std: Channels) -
     others = [one for one in NORMALISATIONS if not np.allclose(one, (mean, std), atol=1e-3)]
     found = {one: hits_with(*one) for one in others}
     best = max(others, key=lambda one: found[one].sum())
-    if not is_better(hits, found[best], len(others)):
+    if not is_better(hits, found[best], some.labels, len(others)):
         return None
     return Normalisation(*best, float(hits.mean()), float(found[best].mean()))
 
 
-def is_better(hits: np.ndarray, others: np.ndarray, guesses: int = 1) -> bool:
-    """Whether `others` bool (N,), the best of so many guesses, is right much more often than `hits` is."""
+def is_better(hits: np.ndarray, others: np.ndarray, labels: np.ndarray, guesses: int = 1) -> bool:
+    """Whether `others` bool (N,), the best of so many guesses, is right much more often than `hits` and than chance."""
     gained, lost = int((others & ~hits).sum()), int((hits & ~others).sum())
     is_large = gained - lost >= LEAST_GAIN * len(hits)
-    return is_large and _tail(gained, gained + lost, 0.5) * guesses <= LEVEL
+    is_sure = _tail(gained, gained + lost, 0.5) * guesses <= LEVEL
+    return is_large and is_sure and not is_near_chance(others, labels)
 
 
 def follows_folders(dataset: Dataset) -> bool:
