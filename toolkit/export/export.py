@@ -241,7 +241,7 @@ class _Export:
             if kept.issuperset(layers):
                 raise GateError(
                     f"{path.name} would have no layer in half precision: there is none, or their values are too large or "
-                    "too small for it",
+                    "large or too small for it",
                     "nothing was kept; leave out fp16",
                 )
         return _Draft("fp16", halve(model, kept), start, name_nodes(model.graph, kept))
