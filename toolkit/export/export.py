@@ -240,8 +240,8 @@ class _Export:
         with self._leaving_none(path):
             if kept.issuperset(layers):
                 raise GateError(
-                    f"{path.name} would have no layer in half precision: there is none, or their values are too large or "
-                    "too small for it",
+                    f"{path.name} would have no layer in half precision: there is none, or the values are too "
+                    "large or too small for it",
                     "nothing was kept; leave out fp16",
                 )
         return _Draft("fp16", halve(model, kept), start, name_nodes(model.graph, kept))
