@@ -56,7 +56,8 @@ from toolkit.machine.hardware import describe_hardware, describe_versions
 from toolkit.machine.limits import available_cores
 from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.weights import read_state_dict
+from toolkit.networks.tensor_files import read_tensors
+from toolkit.networks.weights import load_into
 from toolkit.pipeline import distill_student, make_teacher
 from toolkit.recipe import Recipe
 from toolkit.stage_setup import prepare_training
@@ -87,7 +88,7 @@ def main() -> None:
     options.images = options.images or default_images(device, len(dataset.train))
     teacher = registry.build("resnet18", len(dataset.classes))
     if options.teacher:
-        teacher.load_state_dict(read_state_dict(options.teacher))
+        load_into(teacher, read_tensors(options.teacher), options.teacher, len(dataset.classes))
     result: dict[str, Any] = {"size_px": options.size, "device": device, "batch_size": BATCH_SIZE}
     result |= measure_speed(options, recipe, dataset, teacher, device, folder)
     if options.epochs:
@@ -158,7 +159,7 @@ class NotebookProcess:
             [*command, *(f"{flag}={value}" for flag, value in flags.items())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
 
     def train_epoch(self) -> Epoch:
@@ -232,7 +233,7 @@ def measure_accuracy(options: argparse.Namespace, teacher: nn.Module, device: st
     make_teacher(job)
     distill_student(job)
     seconds = time.perf_counter() - start
-    lines = [json.loads(line) for line in job.model_dir.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in job.model_dir.metrics.read_text(encoding="utf-8").splitlines()]
     before_training_s = seconds - lines[-1]["seconds"]
     reached = next((line for line in lines if line["valid_accuracy"] >= best.valid_accuracy), None)
     ours_s = before_training_s + reached["seconds"] if reached else None

@@ -28,7 +28,8 @@ from toolkit.machine.devices import pick_device
 from toolkit.machine.limits import available_cores
 from toolkit.networks import registry
 from toolkit.networks.depthwise import DepthwiseStudent
-from toolkit.networks.weights import read_state_dict
+from toolkit.networks.tensor_files import read_tensors
+from toolkit.networks.weights import load_into
 from toolkit.recipe import Recipe
 
 BATCH_SIZE = 4
@@ -130,7 +131,7 @@ def main() -> None:
     valid = subset(dataset.valid, 8) if options.images else dataset.valid
     teacher = registry.build("resnet18", len(dataset.classes))
     if options.teacher:
-        teacher.load_state_dict(read_state_dict(options.teacher))
+        load_into(teacher, read_tensors(options.teacher), options.teacher, len(dataset.classes))
     loop = NotebookLoop(train, valid, teacher, len(dataset.classes), options.size, pick_device(options.device))
     epochs = loop.epochs(options.epochs)
     while not options.wait or sys.stdin.readline():

@@ -121,7 +121,7 @@ def install(source: Path, cache: Path) -> None:
 
 
 def run(command: list[str], folder: Path) -> None:
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=600)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, encoding="utf-8", timeout=600)
 
 
 def first_line(error: Exception) -> str:

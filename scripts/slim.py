@@ -188,7 +188,7 @@ def read_undefined(library: Path) -> list[tuple[str, str]]:
 
 def readelf(option: str, library: Path) -> str:
     command = ["readelf", "--wide", option, str(library)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
 
 
 def write_library(path: Path, symbols: dict[str, str]) -> None:

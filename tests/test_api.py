@@ -1,6 +1,12 @@
 """The face for Python: the commands' results and errors, typed, and a process that is afterwards as it was before."""
 
+import inspect
+import io
 import json
+import logging
+import multiprocessing
+import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,6 +25,7 @@ from tiny_onnx import COLOURS, save_colour_model
 
 import toolkit
 from toolkit import console
+from toolkit.api.process import leaving_torch
 from toolkit.api.workspace import Workspace, flatten
 from toolkit.distill.metrics import read_metrics
 from toolkit.predict import predict_files
@@ -41,9 +48,28 @@ def open_small(path: Path, data: Path, **options: Any) -> toolkit.Workspace:
     return toolkit.open(path, data=data, **options)
 
 
-def process_state() -> list[Any]:
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP)]
-    return [torch.get_num_threads(), torch.get_rng_state().tolist(), handlers]
+def process_state() -> dict[str, Any]:
+    return {
+        "torch's threads": torch.get_num_threads(),
+        "torch's random numbers": torch.get_rng_state().tolist(),
+        "Python's": random.getstate(),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP)],
+        "environment": dict(os.environ),
+        "imports": [*sys.path],
+        "warnings": [*warnings.filters],
+        "processes": multiprocessing.get_start_method(allow_none=True),
+        "output": (sys.stdout, sys.stderr, console.err.quiet, logging.root.manager.disable),
+    }
+
+
+STATE = f"""
+import logging, multiprocessing, os, random, signal, sys, warnings
+from typing import Any
+import torch
+from toolkit import console
+{inspect.getsource(process_state)}
+"""
+"""The code of `process_state`, for a new process."""
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +139,14 @@ class TestSettings:
             ({"distill": {"epoch": 3}}, r"settings: unknown key distill\.epoch; did you mean distill\.epochs\?"),
             ({"distill.epochs": "3"}, r'settings: distill\.epochs = "3" is not allowed'),
             ({"epochs": 3}, r"settings: 'epochs' is not section\.key, and not a section"),
+            (["distill.epochs=3"], r"settings is a list, not a dict; write \{\"distill\.epochs\": 3\}"),
+            ("distill.epochs=3", r"settings is a str, not a dict; write"),
+            ({1: 3}, r"settings: 1 is no name of a setting; write"),
+            ({"distill": {1: 3}}, r"settings: unknown key distill\.1; valid here: "),
         ],
     )
     def test_wrong_ones_are_refused_when_the_workspace_is_opened(
-        self, settings: dict[str, Any], message: str, tmp_path: Path
+        self, settings: Any, message: str, tmp_path: Path
     ) -> None:
         with pytest.raises(toolkit.RecipeError, match=message):
             toolkit.open(tmp_path / "m", data="fashion-mnist", settings=settings)
@@ -140,8 +170,91 @@ class TestSettings:
         for name in ("seeds", "threads"):
             with pytest.raises(toolkit.UsageError, match=rf"{name} = -1 is not allowed; give 1 or more"):
                 toolkit.open(tmp_path, **{name: -1})  # type: ignore[arg-type]
+        for wrong in ({"threads": "4"}, {"threads": 0}, {"seeds": 1.5}, {"seeds": None}, {"seeds": True}):
+            ((name, value),) = wrong.items()
+            with pytest.raises(
+                toolkit.UsageError, match=rf"{name} = {value!r} is not allowed; give 1 or more, a whole"
+            ):
+                toolkit.open(tmp_path, **wrong)  # type: ignore[arg-type]
+        with pytest.raises(toolkit.UsageError, match=r"device = 0 is not allowed; give auto, cpu, cuda or cuda:N"):
+            toolkit.open(tmp_path, device=0)  # type: ignore[arg-type]
+        for path in ("", None):
+            with pytest.raises(toolkit.UsageError, match=rf"path = {path!r} is not a model directory; give a folder"):
+                toolkit.open(path)  # type: ignore[arg-type]
+        for name, allowed in (
+            ("recipe", "a Recipe, a name or a TOML file"),
+            ("data", "a folder or the name of a data"),
+        ):
+            with pytest.raises(toolkit.UsageError, match=rf"{name} is a dict, not {allowed}.*; settings= takes a dict"):
+                toolkit.open(tmp_path, **{name: {"distill": {"epochs": 3}}})  # type: ignore[arg-type]
+        with pytest.raises(toolkit.UsageError, match=r"path is a int, not a model directory; give one of these$"):
+            toolkit.open(3)  # type: ignore[arg-type]
         with pytest.raises(toolkit.UsageError, match="'int4' is no precision to export; give fp16, int8 or both"):
             toolkit.open(tmp_path).export("int4")  # type: ignore[arg-type]
+
+
+class TestOpen:
+    """What can be known without the images is said at once."""
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            (
+                {"data": "fashion-mnst"},
+                toolkit.DataError,
+                "is not an existing folder and .*; did you mean fashion-mnist",
+            ),
+            ({"data": "/no/such/folder"}, toolkit.DataError, "'/no/such/folder' is not an existing folder"),
+            ({"data": ""}, toolkit.RecipeError, r'data\.source = "" is not allowed'),
+            ({"data": __file__}, toolkit.DataError, r"test_api\.py is a file, not a folder of images"),
+            ({"settings": {"data.source": "no"}}, toolkit.DataError, "'no' is not an existing folder"),
+            ({"settings": {"student.architecture": "resnet8"}}, toolkit.RecipeError, "unknown architecture 'resnet8'"),
+            ({"device": "gpu"}, toolkit.DeviceError, "unknown device 'gpu'; give auto, cpu, cuda or cuda:N"),
+            ({"device": "cuda:99"}, toolkit.DeviceError, "device cuda:99 cannot be used: "),
+        ],
+    )
+    def test_mistakes(self, options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path) -> None:
+        with pytest.raises(error, match=message):
+            toolkit.open(tmp_path / "m", **options)
+        assert not (tmp_path / "m").exists()
+
+    def test_another_current_directory_afterwards(
+        self, class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "data").symlink_to(class_folders)
+        (tmp_path / "r.toml").write_text("[distill]\nalpha = 0.25\n")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path)
+        workspace = open_small(Path("m"), Path("data"), recipe="r.toml")
+        in_settings = toolkit.open("n", settings=SMALL | {"data.source": "data"}, device="cpu", quiet=True)
+        assert workspace.path == Path("m")
+        assert workspace.recipe.data.source == "data"
+        monkeypatch.chdir("elsewhere")
+        assert workspace.path == tmp_path / "m"
+        assert (workspace.recipe.data.source, workspace.recipe.distill.alpha) == (str(tmp_path / "data"), 0.25)
+        assert in_settings.recipe.data.source == str(tmp_path / "data")
+        assert workspace.teacher().path == tmp_path / "m" / "teacher.safetensors"
+        assert [*Path().iterdir()] == []
+
+    def test_names_stay_names_in_another_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "fashion-mnist").mkdir()
+        monkeypatch.chdir(tmp_path)
+        workspace = toolkit.open("m", data="fashion-mnist", recipe="fashion-mnist")
+        monkeypatch.chdir("fashion-mnist")
+        assert workspace.recipe.data.source == "fashion-mnist"
+
+    def test_settings_that_have_moved_are_one_line_per_workspace_and_none_if_it_is_quiet(
+        self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        settings = {"data": SMALL["data"], "distill": {"seed": 3, "epochs": 1}, "teacher.epochs": 1}
+        for _ in range(2):
+            workspace = toolkit.open(tmp_path, data=class_folders, settings=settings)
+            assert "recipe: distill.seed is training.seed now" in capsys.readouterr().err
+            assert workspace.recipe.training.seed == 3
+            assert "training.seed" not in capsys.readouterr().err
+        quiet = toolkit.open(tmp_path, data=class_folders, settings=settings, quiet=True)
+        assert quiet.recipe.training.seed == 3
+        assert capsys.readouterr().err == ""
 
 
 class TestStages:
@@ -187,10 +300,6 @@ class TestStages:
         assert isinstance(caught.value, toolkit.ToolkitError)
         with pytest.raises(toolkit.ArtifactError, match="there is no model directory"):
             toolkit.open(tmp_path / "none").export()
-        with pytest.raises(toolkit.DataError, match="is not an existing folder and not the name of a data set"):
-            toolkit.open(tmp_path / "none", data="no such data").teacher()
-        with pytest.raises(toolkit.DeviceError, match="unknown device 'gpu'"):
-            open_small(tmp_path / "none", class_folders, device="gpu").teacher()
         assert not (tmp_path / "none" / "teacher.safetensors").exists()
 
     def test_an_error_of_the_callback_is_the_caller_s_and_the_run_goes_on_from_there(
@@ -225,6 +334,72 @@ class TestStages:
 
 
 class TestProcess:
+    @pytest.mark.slow
+    def test_a_new_process_is_as_it_was_after_the_first_stages(self, class_folders: Path, tmp_path: Path) -> None:
+        """Here nothing has imported SymPy, matplotlib or torch's compiler yet, or chosen a start method."""
+        options = {"data": str(class_folders), "settings": NO_PAIR, "device": "cpu", "quiet": True}
+        code = f"""{STATE}
+import toolkit
+before = process_state()
+workspace = toolkit.open({str(tmp_path)!r}, **{options!r})
+for stage in (workspace.teacher, workspace.distill, workspace.export, lambda: workspace.export("fp16")):
+    stage()
+    after = process_state()
+    print([name for name in before if before[name] != after[name]])
+"""
+        assert set(in_python(code).splitlines()) == {"[]"}
+
+    def test_one_stage_works_at_a_time(self, class_folders: Path, tmp_path: Path) -> None:
+        epochs: list[str] = []
+        losses: dict[str, list[float]] = {}
+        begun = threading.Event()
+
+        def note(metrics: toolkit.EpochMetrics) -> None:
+            epochs.append(threading.current_thread().name)
+            if threading.current_thread() is second:
+                begun.set()
+            elif metrics.epoch == 0:
+                second.start()
+                assert not begun.wait(0.5), "the other thread waits"
+
+        def train() -> None:
+            name = threading.current_thread().name
+            made = open_small(tmp_path / name, class_folders).teacher(on_epoch=note)
+            losses[name] = [one.train_loss for one in made.epochs]
+
+        first, second = (threading.Thread(target=train, name=name) for name in ("first", "second"))
+        before = process_state()
+        first.start()
+        first.join()
+        second.join()
+        assert epochs == ["first", "first", "second", "second"]
+        assert losses["first"] == losses["second"]
+        assert process_state() == before
+
+    def test_what_a_callback_does_to_torch_stays_with_it(self, class_folders: Path, tmp_path: Path) -> None:
+        def disturb(_: object) -> None:
+            torch.set_num_threads(1)
+            torch.manual_seed(5)
+
+        threads = torch.get_num_threads() + 1
+        plain, disturbed = (
+            open_small(tmp_path / name, class_folders, threads=threads).teacher(on_epoch=on_epoch)
+            for name, on_epoch in (("plain", None), ("disturbed", disturb))
+        )
+        assert [one.train_loss for one in plain.epochs] == [one.train_loss for one in disturbed.epochs]
+
+    def test_a_gpu_s_random_numbers_that_a_stage_was_the_first_to_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They begin as they would have begun in the caller's own code: with the seed of the CPU's."""
+        seeds: list[int] = []
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(8)
+            seeds.clear()
+            with leaving_torch(None):
+                monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        assert seeds == [8]
+
     def test_it_is_as_it_was_after_every_stage(self, finished: tuple[toolkit.Workspace, dict[str, Any]]) -> None:
         before, after = finished[1]["process"]
         assert before == after
@@ -233,11 +408,10 @@ class TestProcess:
     def test_it_is_as_it_was_after_an_answer(
         self, finished: tuple[toolkit.Workspace, dict[str, Any]], class_folders: Path
     ) -> None:
-        before, filters = process_state(), list(warnings.filters)
+        before = process_state()
         for name in ("student.safetensors", "student.onnx"):
             toolkit.load(finished[0].path / name, provider="cpu").predict(class_folders / "test" / "red" / "0.png")
         assert process_state() == before
-        assert warnings.filters == filters
 
     def test_the_allocator_stays_as_it_is(
         self, class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -327,6 +501,77 @@ class TestModel:
         np.testing.assert_allclose(weights.predict(image).logits, file.predict(image).logits, atol=1e-4)
         assert "torch on cpu" in repr(weights)
 
+    def test_tensors_and_other_paths_are_pictures_too(self, model: Path, tmp_path: Path) -> None:
+        image = make_image(1, 3)
+        image.save(tmp_path / "a.png")
+
+        class Entry:
+            def __fspath__(self) -> str:
+                return str(tmp_path / "a.png")
+
+        loaded = toolkit.load(model, provider="cpu")
+        expected = loaded.predict(image)
+        tensor = torch.from_numpy(np.asarray(image).copy())
+        assert loaded.predict(tensor).top == expected.top  # type: ignore[call-overload]
+        assert loaded.predict(Entry()).top == expected.top
+        assert [one.top for one in loaded.predict(picture for picture in (Entry(), image))] == [expected.top] * 2
+
+    def test_preprocess_takes_every_picture_and_logits_a_list(self, model: Path, tmp_path: Path) -> None:
+        image = make_image(1, 3)
+        image.save(tmp_path / "a.png")
+        loaded = toolkit.load(model, provider="cpu")
+        seen = [loaded.preprocess(picture) for picture in (image, np.asarray(image), tmp_path / "a.png")]
+        assert seen[0].shape == (loaded.image_size, loaded.image_size, 3)
+        np.testing.assert_array_equal(seen[0], seen[1])
+        np.testing.assert_array_equal(seen[0], seen[2])
+        np.testing.assert_array_equal(loaded.logits(seen), loaded.logits(np.stack(seen)))
+
+    def test_sixteen_bits_are_scaled_and_floats_have_no_range(self, model: Path) -> None:
+        grey = np.asarray(make_image(1, 3))[..., 0]
+        loaded = toolkit.load(model, provider="cpu")
+        expected = loaded.predict(grey).top
+        for wide in (grey.astype(np.uint16) * 257, grey.astype(np.int32) * 257):
+            assert loaded.predict(Image.fromarray(wide)).top == expected
+        with pytest.raises(
+            toolkit.DataError, match="the image has mode F, whose values have no known range; scale it to"
+        ):
+            loaded.predict(Image.fromarray(grey.astype(np.float32)))
+
+    @pytest.mark.parametrize("k", [0, -1, 1.5, "2", None])
+    def test_a_number_of_classes_that_cannot_be(self, k: Any, model: Path) -> None:
+        with pytest.raises(toolkit.UsageError, match=rf"k = {k!r} is not allowed; give the number of classes"):
+            toolkit.load(model, provider="cpu").predict(make_image(0, 0), k=k)
+
+    def test_the_first_answer_is_timed_as_the_command_times_it(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from toolkit.runtimes.onnxruntime import OnnxPredictor
+
+        asked = []
+        real = OnnxPredictor.logits
+        monkeypatch.setattr(OnnxPredictor, "logits", lambda own, images: asked.append(1) or real(own, images))
+        toolkit.load(model, provider="cpu")
+        assert asked == [1]
+
+    @pytest.mark.parametrize(
+        ("picture", "message"),
+        [
+            (None, "the image is a NoneType, not uint8"),
+            (3, "the image is a int, not uint8"),
+            ({}, "the image is a dict, not uint8"),
+            (b"abc", r"the image is a bytes, not uint8 .*; open it first: PIL\.Image\.open takes files, and"),
+            (io.BytesIO(b"abc"), "the image is a BytesIO, not .*; open it first: "),
+            (np.zeros((2, 8, 8, 3), np.uint8), r"; for several images give a list: list\(images\)"),
+            ([[1, 2], [3, 4]], "image 0 is a list, not uint8"),
+            (torch.zeros(2, requires_grad=True), r"the image is no array: Can't call numpy\(\) on Tensor .*; give an"),
+            ("a\0b.png", "cannot read a.b.png as an image: embedded null byte"),
+            ("a" * 5000, "cannot read a+ as an image: File name too long"),
+        ],
+    )  # fmt: skip
+    def test_what_is_no_picture(self, picture: Any, message: str, model: Path) -> None:
+        with pytest.raises(toolkit.DataError, match=message):
+            toolkit.load(model, provider="cpu").predict(picture)
+
     @pytest.mark.parametrize(
         ("array", "message"),
         [
@@ -399,6 +644,11 @@ class TestArrays:
                 assert splits[split][1][index] == images.labels[i]
                 np.testing.assert_array_equal(np.asarray(images.read(i)), splits[split][0][index])
 
+    def test_tensors_are_arrays(self) -> None:
+        pixels, labels = np.arange(96, dtype=np.uint8).reshape(6, 4, 4), np.arange(6) % 2
+        tensors = torch.from_numpy(pixels), torch.from_numpy(labels)
+        assert toolkit.from_arrays(tensors) == toolkit.from_arrays((pixels, labels))  # type: ignore[arg-type]
+
     def test_the_same_content_is_written_once_and_another_beside_it(self) -> None:
         arrays, images = (fetch_splits(kind) for kind in (np.asarray, Image.fromarray))
         first = toolkit.from_arrays(**arrays)
@@ -448,6 +698,12 @@ class TestArrays:
             ({"train": ([np.zeros((4, 4))] * 2, [0, 1])}, r"train image 0 is float64 \(4, 4\), not uint8"),
             ({"train": (DARK, [0, 1.5])}, "a label is 1.5, not a class number"),
             ({"classes": ["a", "b", "c"]}, r"class 'c' \(2\) has no images in train"),
+            ({"train": np.zeros((2, 4, 4), np.uint8)}, r"train is not a pair of images and labels; give train="),
+            ({"train": ([0, 1], DARK)}, r"a label is an array \(4, 4\), not a class number or a class name"),
+            ({"train": ((one for one in DARK), [0, 1])}, "train images are a generator; give a list or an array"),
+            ({"train": (DARK, iter([0, 1]))}, "train labels are a list_iterator; give a list or an array"),
+            ({"train": (DARK, torch.tensor([0.0, 1.0]))}, r"a label is tensor\(0\.\), not a class number"),
+            ({"classes": "ab"}, "classes = 'ab' is one text; give a list of names"),
             ({"classes": ["a"]}, r"there is one class only \(a\); a classifier needs at least two"),
             ({"classes": ["a", "a"]}, "two classes are called 'a'"),
             ({"classes": ["a", "b\n"]}, r"class name 'b\\n' is not allowed"),

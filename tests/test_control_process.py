@@ -279,8 +279,8 @@ def test_a_stop_saves_both_and_both_go_on_to_the_same_weights(
     monkeypatch.undo()
     pipeline.distill_student(make_setup(class_folders, out, resume=True))
     printed = capsys.readouterr().err
-    assert "student: going on at epoch 1, step 2" in printed
-    assert re.search(r"^control: going on at epoch \d", printed, re.MULTILINE)
+    assert "student: resuming at epoch 1, step 2" in printed
+    assert re.search(r"^control: resuming at epoch \d", printed, re.MULTILINE)
     assert_same(out, whole)
 
 
@@ -425,7 +425,7 @@ def test_a_control_s_state_from_before_it_had_a_file_of_its_own_is_gone_on_with(
     monkeypatch.undo()
     (out / "checkpoint-control.pt").rename(out / "checkpoint.pt")
     pipeline.distill_student(make_setup(class_folders, out, resume=True))
-    assert "control: going on at epoch 3, step 1" in capsys.readouterr().err
+    assert "control: resuming at epoch 3, step 1" in capsys.readouterr().err
     assert not list(out.glob("checkpoint*"))
     assert ModelDir(out).checkpoint("control").name == "checkpoint-control.pt"
 

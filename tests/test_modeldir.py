@@ -84,7 +84,7 @@ def claimed(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
         process.kill()
 
 
-IN_USE = r"another toolkit process is training in .*; wait until it has ended, or choose another directory with --out"
+IN_USE = r"another toolkit process is training in .*; wait until it has ended, or choose another directory"
 
 
 def test_a_directory_belongs_to_one_process_until_that_has_ended(

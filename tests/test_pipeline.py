@@ -1,6 +1,7 @@
 """The stages end to end, as commands, on small images: their files, refusals and messages."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -90,7 +91,7 @@ def test_a_plan_says_what_run_would_do_makes_nothing_and_names_the_command(
     assert printed[-1] == "next: " + shlex.join(["toolkit", "run", *map(str, flags), "--minutes", "60"])
     assert not (tmp_path / "m").exists()
     planned = json.loads(toolkit("plan", "--data", class_folders, "--out", finished[0], *SMALL, "--json").stdout)
-    there = [stage["name"] for stage in planned["stages"] if stage["note"] == "is there already"]
+    there = [stage["name"] for stage in planned["stages"] if stage["note"] == "exists"]
     assert there == ["decode", "teacher", "student", "control"]
     assert planned["seconds"] == sum(stage["seconds"] for stage in planned["stages"]) > 0
 
@@ -129,8 +130,10 @@ def test_an_up_to_date_student_is_kept_and_another_run_s_is_refused(
     before = (out / "student.safetensors").read_bytes()
     again = toolkit("distill", "--data", class_folders, "--out", out, *SMALL)
     assert "student.safetensors is up to date" in again.stderr
+    assert re.search(r"^kept .*student\.safetensors \(", again.stdout, re.MULTILINE)
+    assert "wrote" not in again.stdout
     refused = toolkit("distill", "--data", class_folders, "--out", out, *SMALL, "--seed", "5", code=1)
-    assert "student.safetensors was made from another recipe; choose another directory with --out" in refused.stderr
+    assert "student.safetensors was made from another recipe; choose another directory, or" in refused.stderr
     assert (out / "student.safetensors").read_bytes() == before
 
 

@@ -92,5 +92,5 @@ def test_the_page_names_every_keyword_and_every_public_name() -> None:
     for name in toolkit.Options.__annotations__:
         assert f"| `{name}=" in PAGE
     for name in toolkit.__all__:
-        if name not in ("Options", "Interrupted", "Model", "Prediction", "UsageError", "Workspace"):
+        if name not in ("Options", "Model", "Prediction", "UsageError", "Workspace"):
             assert name in PAGE, name

@@ -62,6 +62,7 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
         ("distill.ema=1", r"distill.ema = 1 is not allowed; input should be less than 1"),
         ("data.std=[1, 0, 1]", r"data.std.1 = 0 is not allowed; input should be greater than 0"),
         ("data.mean=[1,2]", r"data.mean.2 .* is not allowed; field required"),
+        ("bench.runtimes=torch", r"bench.runtimes = \"torch\" is not allowed; input should be a list$"),
         ("data.flip=1", r"data.flip = 1 is not allowed; input should be a valid boolean"),
         (
             "student.bsae=8",
@@ -73,7 +74,7 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
         ("student.architecture=3", r"student.architecture = 3 is not allowed; input should be a valid string"),
         (
             "teacher.base=8",
-            r"unknown key teacher.base; .*valid here: .*, enlarge; resnet18 has no settings \(a network of your own",
+            r"unknown key teacher.base; base belongs to depthwise; .*, enlarge; resnet18 has no settings",
         ),
         ("temperature=3", r"--set 'temperature=3' is not section.key=value; write it like"),
         ("distill.alpha", r"--set 'distill.alpha' is not section.key=value"),
@@ -99,10 +100,19 @@ def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
     assert recipe.data.flip is False
 
 
+def test_a_file_of_a_windows_editor(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_bytes(b"\xef\xbb\xbf[teacher]\r\nweights = 'C:\\Users\\t.pth'\r\n")
+    assert Recipe.from_toml(tmp_path / "r.toml").teacher.weights == r"C:\Users\t.pth"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"[distill\n", "is not valid TOML: .*line 1.*; correct that line"),
+        (
+            b'[teacher]\nweights = "C:\\Users\\t.pth"\n',
+            "is not valid TOML: .*line 2.*; .* paths with / or in single quotes",
+        ),
         (b"\xff\xfe", "cannot read the recipe .*: it is not UTF-8 text"),
         (b"distill = 3\n", "distill = 3 is not allowed; input should be a valid dictionary"),
     ],
@@ -273,7 +283,7 @@ class TestMovedSettings:
         assert capsys.readouterr().err == "", "once per command"
 
     def test_an_override_by_the_old_name_wins_over_the_file(self, capsys: pytest.CaptureFixture[str]) -> None:
-        recipe = Recipe().with_overrides(["training.seed=1", "distill.seed=2"])
+        recipe = Recipe().with_overrides(["training.seed=1"]).with_overrides(["distill.seed=2"])
         assert recipe.training.seed == 2
         assert capsys.readouterr().err.count("distill.seed is training.seed now") == 1
         assert recipe.with_overrides(["training.seed=5"]).training.seed == 5
@@ -282,11 +292,32 @@ class TestMovedSettings:
         with pytest.raises(RecipeError, match=r"training\.precision = \"int8\" is not allowed; input should be 'auto'"):
             Recipe().with_overrides(["distill.precision=int8"])
 
-    def test_both_names_with_two_values_are_refused(self, tmp_path: Path) -> None:
+    def test_both_names_with_two_values_are_refused_in_a_file(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         text = "[training]\nseed = 1\n[distill]\nseed = 2\n"
-        with pytest.raises(RecipeError, match=r"distill\.seed is training\.seed now: give one of them"):
+        message = r"r\.toml: one setting has two values; distill\.seed is training\.seed now: give one of them"
+        with pytest.raises(RecipeError, match=message):
             Recipe.from_toml(write(tmp_path / "r.toml", text))
+        assert capsys.readouterr().err == "", "no line that the old name works"
         assert Recipe.from_toml(write(tmp_path / "r.toml", text.replace("2", "1"))).training.seed == 1
+
+    @pytest.mark.parametrize("names", [("distill.seed", "training.seed"), ("training.seed", "distill.seed")])
+    def test_both_names_with_two_values_are_refused_as_overrides(
+        self, names: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = "one setting has two values; distill.seed is training.seed now: give one of them"
+        with pytest.raises(RecipeError) as refused:
+            Recipe().with_overrides([f"{name}={value}" for value, name in enumerate(names)])
+        assert str(refused.value) == f"--set: {words}"
+        with pytest.raises(RecipeError) as refused:
+            Recipe().with_overrides(dict(zip(names, (1, 2), strict=True)))
+        assert str(refused.value) == f"settings: {words}"
+        assert capsys.readouterr().err == ""
+        assert Recipe().with_overrides(dict.fromkeys(names, 3)).training.seed == 3, "one value"
+
+    def test_of_one_name_the_last_value_holds(self) -> None:
+        assert Recipe().with_overrides(["training.seed=7", "training.seed=8"]).training.seed == 8
 
     def test_recipes_in_weights_of_earlier_versions_are_read_silently(self, capsys: pytest.CaptureFixture[str]) -> None:
         values = Recipe().model_dump(mode="json")
@@ -349,7 +380,7 @@ class TestSettingsOfNetworks:
     def test_files_of_earlier_versions_have_the_depthwise_ones_for_every_student(self) -> None:
         resnet = {"student": {"architecture": "resnet18", "base": 16, "width_mult": 1.0}}
         assert Recipe.from_dict(resnet, "a file").student.settings == {}
-        with pytest.raises(RecipeError, match=r"unknown key student.base; valid here: architecture; resnet18 has no"):
+        with pytest.raises(RecipeError, match=r"unknown key student.base; base belongs to depthwise; valid here: arch"):
             Recipe.from_dict({"student": {"architecture": "resnet18", "base": 8}}, "a file")
 
     @pytest.mark.parametrize(

@@ -39,6 +39,11 @@ def settings_of(architecture: str) -> type[NetworkSettings]:
     return _settings.get(architecture, NetworkSettings)
 
 
+def owners_of(setting: str) -> list[str]:
+    """The architectures that have a setting of that name."""
+    return [architecture for architecture, settings in _settings.items() if setting in settings.model_fields]
+
+
 def check_settings(architecture: str, values: Mapping[str, Any]) -> NetworkSettings:
     """`values`, from TOML or JSON, with the defaults of missing keys. Raises pydantic's ValidationError."""
     return settings_of(architecture).model_validate_json(json.dumps(values, default=str))

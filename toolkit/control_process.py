@@ -6,6 +6,7 @@ on. If stdin ends, as it does with the process that writes to it, the control sa
 to its stderr, and its result to its stdout.
 """
 
+import _thread
 import contextlib
 import importlib
 import math
@@ -223,7 +224,7 @@ def main() -> None:
     for module in modules:
         importlib.import_module(module)
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END)
+        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END, encoding="utf-8")
     console.err = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=False)
     console.LOG_INTERVAL_S = math.inf
     torch.set_num_threads(threads)
@@ -238,7 +239,10 @@ def _watch() -> None:
     """Stop, as at Ctrl-C, once stdin ends."""
     os.read(0, 1)
     console.err.quiet = True  # the other process has reported it, or is gone
-    os.kill(os.getpid(), signal.SIGINT)
+    if hasattr(signal, "SIGKILL"):
+        os.kill(os.getpid(), signal.SIGINT)
+    else:
+        _thread.interrupt_main()  # on Windows os.kill ends the process at once
 
 
 def _train(setup: "StageSetup", precision: Arithmetic) -> Exception | None:

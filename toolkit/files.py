@@ -4,11 +4,17 @@ import contextlib
 import errno
 import hashlib
 import os
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.errors import ArtifactError, one_line
+
+IS_WINDOWS = sys.platform == "win32"
+PATIENCE, PAUSE_S = 20, 0.05
+"""Times that a rename is tried again, and s between them."""
 
 
 @contextlib.contextmanager
@@ -26,9 +32,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         temporary.chmod(0o666 & ~_umask())
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _replace(temporary, path)
     except OSError as error:
         if error.filename is not None and Path(str(error.filename)).parent not in {path.parent, *path.parents}:
             raise
@@ -74,6 +80,18 @@ def unwritable(path: Path, error: OSError) -> ArtifactError:
     elif error.errno == errno.EROFS:
         remedy += "; in a container: mount one, as in docker run -v kd-models:/app/models"
     return ArtifactError(f"cannot write {path}: {reason}", remedy)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename; on Windows with patience, because a program that has the file open (a scanner) must close it first."""
+    for _ in range(PATIENCE if IS_WINDOWS else 0):
+        try:
+            temporary.replace(path)
+        except PermissionError:
+            time.sleep(PAUSE_S)
+        else:
+            return
+    temporary.replace(path)
 
 
 def _umask() -> int:

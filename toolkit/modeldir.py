@@ -68,6 +68,11 @@ class ModelDir:
         return self.path / ("checkpoint-control.pt" if role == "control" else "checkpoint.pt")
 
     @property
+    def classes(self) -> Path:
+        """The order in which an imported teacher's outputs seem to stand, as a data set's classes.txt has it."""
+        return self.path / "classes.txt"
+
+    @property
     def minutes(self) -> Path:
         """The settings that --minutes chose."""
         return self.path / "minutes.json"
@@ -127,7 +132,7 @@ class ModelDir:
                 os.close(handle)
                 raise ArtifactError(
                     f"another toolkit process is training in {self.path}",
-                    "wait until it has ended, or choose another directory with --out",
+                    "wait until it has ended, or choose another directory",
                 ) from None
             release.callback(os.close, handle)
             release.callback(lock.unlink, missing_ok=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from toolkit import console
 from toolkit.errors import DeviceError
-from toolkit.modeldir import FilePrecision
+from toolkit.modeldir import FilePrecision, Role
 from toolkit.stage_setup import StageSetup, with_control
 
 if TYPE_CHECKING:
@@ -56,11 +56,12 @@ def make_teacher(setup: StageSetup) -> "WeightsFile":
     from toolkit.distill import provenance, teacher
 
     provenance.require_fitting(setup.recipe, setup.dataset)  # before anything is downloaded or decoded
+    _try_networks(setup, with_teacher=not provenance.is_given(setup.recipe))
     return teacher.make_teacher(setup.recipe, setup.model_dir, setup.training_data, setup.options)
 
 
 def distill_student(setup: StageSetup, *, control: bool = False) -> "WeightsFile":
-    """Distil the student; a directory without a teacher gets one first.
+    """Distil the student; a directory without a teacher gets one first. The teacher there must be the recipe's network.
 
     The control is trained too if the recipe says so. If the recipe leaves it open, `control` decides, and several seeds
     always have one. Both train side by side if that is faster. Further seeds go into directories of their own below the
@@ -69,9 +70,7 @@ def distill_student(setup: StageSetup, *, control: bool = False) -> "WeightsFile
     from toolkit import control_process
     from toolkit.distill import student
 
-    if not setup.model_dir.weights("teacher").exists():
-        console.say(f"{setup.model_dir.path} has no teacher yet: making one first")
-        _make_teacher_first(setup)
+    _find_teacher(setup)
     also_control = with_control(setup, by_default=control)
     first = setup.recipe.training.seed
     made = None
@@ -96,6 +95,35 @@ def distill_student(setup: StageSetup, *, control: bool = False) -> "WeightsFile
             student.train_control(recipe, directory, setup.training_data, setup.options)
     assert made is not None
     return made
+
+
+def _find_teacher(setup: StageSetup) -> None:
+    """Make a teacher if there is none; ArtifactError if there is one of another network than the recipe states."""
+    from toolkit.distill import teacher
+
+    path = setup.model_dir.weights("teacher")
+    if path.exists():
+        teacher.require_same_network(path, setup.recipe)
+        _try_networks(setup, with_teacher=False)
+        teacher.report_changed_training(path, setup.recipe)
+    else:
+        console.say(f"{setup.model_dir.path} has no teacher yet: making one first")
+        _make_teacher_first(setup)
+
+
+def _try_networks(setup: StageSetup, *, with_teacher: bool) -> None:
+    """Prove, before hours of work, that the networks can be trained: they are tried with one or two images.
+
+    Raises RecipeError.
+    """
+    from toolkit.distill.trainable import require_trainable
+    from toolkit.networks.registry import NetworkSpec
+    from toolkit.networks.weights import teacher_spec
+
+    recipe, num_classes = setup.recipe, len(setup.dataset.classes)
+    specs: dict[Role, NetworkSpec] = {"teacher": teacher_spec(recipe, None)} if with_teacher else {}
+    for role, spec in (specs | {"student": NetworkSpec.of(recipe.student)}).items():
+        require_trainable(spec.build(num_classes, recipe.data.image_size), recipe, role)
 
 
 def _make_teacher_first(setup: StageSetup) -> None:

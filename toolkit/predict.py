@@ -69,8 +69,7 @@ def predict_files(model: Path, images: Sequence[Path], k: int = 5, provider: str
     """
     predictor = OnnxPredictor(find_model(model), provider)
     paths = [path for image in images for path in _expand(image)]
-    size = predictor.preprocess.image_size
-    predictor.logits(np.zeros((1, size, size, 3), np.uint8))  # the first run is slower than others
+    warm_up(predictor)
     return [_predict_file(predictor, path, k) for path in paths]
 
 
@@ -112,7 +111,7 @@ def open_picture(path: Path, name: str = "") -> Iterator[ImageFile.ImageFile]:
         raise PictureError(
             f"cannot read {name} as an image: {why}",
             f"give a {FORMAT_NAMES} file",
-            "empty" if path.stat().st_size == 0 else "unreadable",
+            "empty" if _is_empty(path) else "unreadable",
         ) from None
 
 
@@ -120,6 +119,18 @@ def read_pixels(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
     """A file as a network sees it, uint8 (S, S, 3). Raises DataError as `open_picture` does."""
     with open_picture(path) as image:
         return preprocess(image)
+
+
+def _is_empty(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # a name that is too long, or that holds a zero byte
+        return path.stat().st_size == 0
+    return False
+
+
+def warm_up(predictor: Predictor) -> None:
+    """Ask once: the first run is slower than others."""
+    size = predictor.preprocess.image_size
+    predictor.logits(np.zeros((1, size, size, 3), np.uint8))
 
 
 def ask(predictor: Predictor, pixels: NDArray[np.uint8], k: int) -> Prediction:

@@ -6,17 +6,19 @@ the pictures instead, if nobody states them (toolkit/data/defaults.py). The reci
 (`fashion-mnist`, the default, and `food11`, the notebook's settings) are `recipe.toml` files under `models/`.
 """
 
+import contextlib
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError, model_validator
 
 from toolkit import console, shipped
-from toolkit.architectures import settings_of
+from toolkit.architectures import owners_of, settings_of
 from toolkit.errors import RecipeError, did_you_mean, shorten
 from toolkit.settings import (
     FOOD_11,
@@ -100,15 +102,17 @@ class Recipe(Section):
     def from_toml(cls, path: Path) -> Self:
         """The recipe in `path`; a teacher's file beside it becomes a path from the current directory."""
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin with a mark
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise RecipeError(f"cannot read the recipe {path}: {reason}", "give --recipe a TOML file") from None
+        try:
+            values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{path} is not valid TOML: {error}", "correct that line") from None
+            paths = ", and write paths with / or in single quotes" if "\\" in text else ""
+            raise RecipeError(f"{path} is not valid TOML: {error}", f"correct that line{paths}") from None
         _find_weights_beside(path, values)
-        _report_moved(setting for setting in MOVED if _holds(values, setting))
-        return cls.from_dict(values, str(path))
+        return cls.from_dict(_move_given(values, str(path)), str(path))
 
     def states(self, setting: str) -> bool:
         """Whether a file or an override gave `section.key`; otherwise its default holds."""
@@ -128,20 +132,23 @@ class Recipe(Section):
         """A copy with every override applied; settings that were left to their defaults stay so.
 
         An override is the text `section.key=value`, whose value is read as TOML, a bare word as a string; or the path
-        `section.key` with a value of Python's, in a mapping. Another architecture leaves the settings of the former
-        behind.
+        `section.key` with a value of Python's, in a mapping. The last value of a setting holds. Another architecture
+        leaves the settings of the former behind.
         """
-        given = isinstance(overrides, Mapping)
+        is_mapping = isinstance(overrides, Mapping)
         pairs = overrides.items() if isinstance(overrides, Mapping) else map(_read_override, overrides)
-        values = self.model_dump(mode="json", exclude_unset=True)
-        stated: set[str] = set()
+        given: dict[str, dict[str, Any]] = {}
         for path, value in pairs:
-            _report_moved([path])
-            section, _, key = MOVED.get(path, path).partition(".")
-            values.setdefault(section, {})[key] = value
-            stated.add(path)
+            section, _, key = path.partition(".")
+            given.setdefault(section, {})[key] = value
+        origin = "settings" if is_mapping else "--set"
+        values = self.model_dump(mode="json", exclude_unset=True)
+        stated = set()
+        for section, table in _move_given(given, origin).items():
+            values.setdefault(section, {}).update(table)
+            stated |= {f"{section}.{key}" for key in table}
         self._leave_behind(values, stated)
-        return self.from_dict(values, "settings" if given else "--set")
+        return self.from_dict(values, origin)
 
     def _leave_behind(self, values: dict[str, Any], stated: set[str]) -> None:
         """Take settings of networks out of `values` that nobody has stated, or that another architecture replaces."""
@@ -198,6 +205,16 @@ def builtin_names() -> list[str]:
     return sorted(shipped.recipe_files())
 
 
+@contextlib.contextmanager
+def reporting_moved_in(reported: set[str] | None) -> Iterator[None]:
+    """The line about settings that have moved is said if `reported` is empty, which then holds them; None: never."""
+    token = _reported_in_workspace.set(reported)
+    try:
+        yield
+    finally:
+        _reported_in_workspace.reset(token)
+
+
 def load_builtin(name: str) -> Recipe:
     return Recipe.from_toml(shipped.recipe_files()[name])
 
@@ -220,14 +237,26 @@ def _holds(values: Mapping[str, Any], setting: str) -> bool:
 
 _reported_as_moved: set[str] = set()
 """Settings that were given in their former place and that a line has named: one line per command."""
+_reported_in_workspace: ContextVar[set[str] | None] = ContextVar("_reported_in_workspace")
+"""The same in a workspace of Python's, which has one line of its own; None: it is quiet."""
 
 
-def _report_moved(settings: Iterable[str]) -> None:
-    found = [setting for setting in settings if setting in MOVED]
-    if found and not _reported_as_moved:
+def _move_given(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """`move_settings` for values that a user wrote: a line names the former places. RecipeError if one is twice."""
+    try:
+        moved = move_settings(values)
+    except ValueError as error:
+        raise RecipeError(f"{origin}: one setting has two values", str(error)) from None
+    _report_moved([setting for setting in MOVED if _holds(values, setting)])
+    return moved
+
+
+def _report_moved(found: Sequence[str]) -> None:
+    reported = _reported_in_workspace.get(_reported_as_moved)
+    if found and reported is not None and not reported:
         names = ", ".join(f"{setting} is {MOVED[setting]} now" for setting in found)
         console.say(f"recipe: {names}, as teacher and student share it; the old name still works")
-        _reported_as_moved.update(found)
+        reported.update(found)
 
 
 def _read_override(text: str) -> tuple[str, Any]:
@@ -253,11 +282,21 @@ def _first_problem(error: ValidationError, origin: str, values: dict[str, Any]) 
     if problem["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
         settings, and_settings = _known_settings(keys[:-1], values)
-        guess = did_you_mean(keys[-1], [*known, *settings], prefix="".join(f"{key}." for key in keys[:-1]))
+        prefix = "".join(f"{key}." for key in keys[:-1])
+        owners = owners_of(keys[-1]) if and_settings else []
+        guess = (
+            f"{keys[-1]} belongs to {' and '.join(owners)}; "
+            if owners
+            else did_you_mean(keys[-1], [*known, *settings], prefix=prefix)
+        )
         return RecipeError(f"{origin}: unknown key {path}", f"{guess}valid here: {', '.join(known)}{and_settings}")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that contradict each other
         return RecipeError(f"{origin}: {path or 'the recipe'} is not allowed", message)
+    if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
+        return RecipeError(f"{origin}: {path} is missing", f"this architecture has no default for it: set {path}")
+    if problem["type"] == "tuple_type":
+        message = "input should be a list"
     got = shorten(json.dumps(problem["input"], default=str))
     if problem["type"] == "string_unicode":  # a path on Linux may hold any bytes, a recipe holds text
         return RecipeError(f"{origin}: {path} = {got} is not UTF-8 text", "rename that folder or file, or link to it")

@@ -153,7 +153,7 @@ def training_setup(choice: Choice, device: str = "auto", *, writes: bool = True,
         require_tensorboard()
     recipe, own_dir = training_recipe(choice)
     require_known(recipe.student.architecture, recipe.teacher.architecture)
-    device = _pick_device(device)  # before a directory is made
+    device = pick_own_device(device)  # before a directory is made
     model_dir = ModelDir(choice.out or own_dir or MODELS / Path(recipe.data.source).resolve().name)
     if writes:
         model_dir.make()
@@ -167,7 +167,7 @@ def training_setup(choice: Choice, device: str = "auto", *, writes: bool = True,
 def finished_setup(choice: Choice, device: str = "auto", *, force: bool = False) -> StageSetup:
     """A setup for export and bench; the recipe is the one that made its weights, unless the choice has another."""
     assert choice.out is not None
-    device = _pick_device(device)
+    device = pick_own_device(device)
     directory = ModelDir(choice.out)
     recipe = (
         _named_recipe(choice.recipe) if choice.recipe else _recipe_of(directory.require(directory.weights("student")))
@@ -291,7 +291,7 @@ def settle_process() -> None:
     keep_freed_memory()
 
 
-def _pick_device(name: str) -> str:
+def pick_own_device(name: str) -> str:
     """The device; of several processes on this machine, each gets a GPU of its own."""
     import torch
 

@@ -558,5 +558,5 @@ def test_images_that_do_not_fit_the_model_are_refused(bench: Bench) -> None:
     with pytest.raises(DataError, match="has no readable test image"):
         run_bench(model_dir, RECIPE, BenchImages.choose(dataset, replace(pixels, names=()), 0), device="cpu")
     smaller = replace(pixels, preprocess=replace(PREPROCESS, image_size=16))
-    with pytest.raises(DataError, match=r"use --set data\.image_size=32 --set data\.resize=0"):
+    with pytest.raises(DataError, match=r"use data\.image_size=32 and data\.resize=0"):
         run_bench(model_dir, RECIPE, replace(images, pixels=smaller))

@@ -215,3 +215,22 @@ def test_an_archive_of_something_else_is_named(cache: Path) -> None:
         archive.writestr("readme.txt", "x")
     with pytest.raises(DataError, match="holds no folder training/"):
         load_food11(RECIPE)
+
+
+def test_without_gdown_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(food11.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"is not at .*, and its download needs the package gdown; pip install"):
+        teacher_weights()
+
+
+def test_a_folder_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    archive = tmp_path / "food-11.zip"
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("food-11/training/0_0.jpg", b"")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "extract", full)
+    with pytest.raises(DataError, match=r"cannot unpack .*food-11.zip into .*: No space left on device; "):
+        food11._unpack(archive, tmp_path / "set")

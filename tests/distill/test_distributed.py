@@ -266,6 +266,23 @@ def test_batch_norms_on_the_cpu_have_the_statistics_and_gradients_of_the_whole_b
         torch.testing.assert_close(got["evaluated"], expected["evaluated"], **close)
 
 
+def norm_vectors_of_one_image() -> Tensor:
+    """A share of one image, after global pooling: alone, torch's own norm would refuse it."""
+    torch.manual_seed(0)
+    network = distributed.synchronize_batch_norms(nn.Sequential(nn.BatchNorm1d(3)), "cpu")
+    values = torch.randn(2, 3)
+    shared = network(values[distributed.rank() :: 2]).detach()
+    assert network.eval()(values).shape == (2, 3)
+    return shared
+
+
+def test_batch_norms_of_vectors_are_shared_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    expected = nn.BatchNorm1d(3)(torch.randn(2, 3)).detach()
+    for rank, got in enumerate(together(norm_vectors_of_one_image, tmp_path)):
+        torch.testing.assert_close(got, expected[rank::2])
+
+
 def norm_far_from_zero() -> Tensor:
     torch.manual_seed(0)
     network = distributed.synchronize_batch_norms(nn.Sequential(nn.BatchNorm2d(1)), "cpu")
@@ -457,7 +474,7 @@ def test_sigterm_to_torchrun_saves_and_two_processes_or_one_go_on(
     alone = toolkit.run(*flags, "--out", tmp_path / "alone", "--resume")
     out, err = finish(torchrun(*flags, "--out", tmp_path / "m", "--resume"))
     for said in (alone, err):
-        assert len(re.findall(rf"^teacher: going on at epoch {done + 1}, ", said, re.MULTILINE)) == 1
+        assert len(re.findall(rf"^teacher: resuming at epoch {done + 1}, ", said, re.MULTILINE)) == 1
         assert "images at a time" not in said
     assert out.count("teacher: validation accuracy") == 1
     for folder in ("m", "alone"):

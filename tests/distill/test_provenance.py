@@ -179,6 +179,11 @@ class TestRequireFitting:
 
 
 class TestImport:
+    @pytest.fixture(autouse=True)
+    def _untrained_teachers_will_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """That they are no better than chance is test_doubts.py's affair."""
+        monkeypatch.setattr(teacher, "is_near_chance", lambda hits, labels: False)
+
     def test_a_shipped_teacher_teaches_in_half_precision(
         self, shipped_teacher: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

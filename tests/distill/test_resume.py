@@ -141,10 +141,10 @@ def test_a_run_that_was_stopped_after_any_step_ends_as_one_that_was_not(
         go_on(case, splits, tmp_path / "cut", interrupting(stop))
     assert stopped.value.where == f"student, epoch {epoch + 1}, step {step + 1}, and saved"
     assert stopped.value.exit_code == 130
-    assert "stopping after this step; once more to stop at once" in capsys.readouterr().err
+    assert "stopping after this step; press Ctrl-C again to stop now" in capsys.readouterr().err
 
     resumed = go_on(case, splits, tmp_path / "cut")
-    assert f"student: going on at epoch {epoch + 1}, step {step + 2}" in capsys.readouterr().err
+    assert f"student: resuming at epoch {epoch + 1}, step {step + 2}" in capsys.readouterr().err
     assert_same_result(tmp_path / "cut", tmp_path / "whole")
     assert list(differences(resumed.state_dict, uninterrupted.state_dict)) == []
     assert (resumed.best.epoch, resumed.images_seen) == (uninterrupted.best.epoch, 3 * 36)
@@ -486,7 +486,7 @@ def test_kill_9_at_any_moment_loses_nothing(
             running.wait_for("teacher    1/2")  # there is a checkpoint, and the next run goes on from it
         else:
             if kills == 1 or moments.random() < 0.7:  # a kill in the midst of it, else one while it starts
-                running.wait_for("going on at epoch", "no state was saved", "control.safetensors is up to date")
+                running.wait_for("resuming at epoch", "no state was saved", "control.safetensors is up to date")
             running.process.join(moments.uniform(0, 0.3) * max(1, kills - 6))  # it must come to an end some time
         if not running.process.is_alive():
             break
@@ -494,7 +494,7 @@ def test_kill_9_at_any_moment_loses_nothing(
         running.process.join()
         kills += 1
         assert_whole_files(out)
-        resumed |= set(re.findall(r"^(\w+): going on at epoch", running.said, re.MULTILINE))
+        resumed |= set(re.findall(r"^(\w+): resuming at epoch", running.said, re.MULTILINE))
         assert kills < 200
     running.end(0)
     assert kills >= 2
@@ -531,7 +531,7 @@ def test_a_stopped_command_says_where_it_stopped_and_how_to_go_on(
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(["sh", "-c", command], env={**os.environ, "PATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "student: going on at epoch" in done.stderr
+    assert "student: resuming at epoch" in done.stderr
     assert same_tensors(out / "student.safetensors", tmp_path / "whole" / "student.safetensors")
     assert [line["epoch"] for line in read_lines(out / "metrics.jsonl") if line["stage"] == "distill"] == [
         *range(EPOCHS)
@@ -554,7 +554,7 @@ def test_a_second_ctrl_c_stops_the_command_without_saving(
     running = toolkit.start("teacher", *flags, prepare=take_a_step_without_end)
     running.wait_for("taking a step")
     running.send(signal.SIGINT)
-    running.wait_for("stopping after this step; once more to stop at once")
+    running.wait_for("stopping after this step; press Ctrl-C again to stop now")
     running.send(signal.SIGINT)
     last = running.end(130).splitlines()[-1]
     assert last.startswith("stopped; go on with: toolkit teacher ")
@@ -636,7 +636,7 @@ def test_a_forced_run_that_was_stopped_goes_on_with_the_line_it_says(
     running.send(signal.SIGINT)
     assert last_line(running.end(130)).endswith("--force --resume")
     resumed = toolkit.run(*command, "--force", "--resume")
-    assert "teacher: going on at epoch" in resumed
+    assert "teacher: resuming at epoch" in resumed
     assert (tmp_path / "teacher.safetensors").stat().st_mtime_ns > first
     assert len(read_lines(tmp_path / "metrics.jsonl")) == EPOCHS
     assert "teacher.safetensors is up to date" in toolkit.run(*command, "--resume")

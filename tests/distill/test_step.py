@@ -186,7 +186,7 @@ class TestCompile:
             TrainingError, match=r"torch.compile cannot be used here: No working C\+\+ compiler"
         ) as caught:
             stepper.take(np.arange(12), 0, 32)
-        assert "use --set training.compile=off" in str(caught.value)
+        assert "use training.compile=off" in str(caught.value)
         assert "\n" not in str(caught.value)
 
     def test_an_error_of_the_network_itself_is_not_taken_for_the_compiler_s(

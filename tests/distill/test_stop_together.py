@@ -64,7 +64,7 @@ class Job:
         state = torch.load(self.out / "checkpoint.pt", weights_only=True)
         done = state["epoch"]
         assert 1 <= done < EPOCHS
-        assert f"teacher: going on at epoch {done + 1}, step {state['progress']['step'] + 1}" in self.toolkit.run(
+        assert f"teacher: resuming at epoch {done + 1}, step {state['progress']['step'] + 1}" in self.toolkit.run(
             *self.command
         )
         assert [line["epoch"] for line in read_lines(self.out / "metrics.jsonl")] == [*range(EPOCHS)]
@@ -159,7 +159,7 @@ def test_a_signal_that_comes_twice_is_one(job: Job) -> None:
     pair = job.start_training(hear_all_at_once, take_long_steps)
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
         pair[0].send(number)
-        pair[0].wait_for("stopping after this step; once more, 5 s later, to stop at once", timeout_s=HANG_S)
+        pair[0].wait_for("stopping after this step; press Ctrl-C again after 5 s to stop now", timeout_s=HANG_S)
     job.assert_saved_and_goes_on(pair)
 
 
@@ -203,4 +203,4 @@ def test_if_one_is_killed_the_other_says_so_in_one_line(job: Job) -> None:
     last = said.splitlines()[-1]
     assert last.startswith("error: another of the 2 processes has ended ("), said
     assert re.search(r"; see its messages, then go on with: torchrun --nproc-per-node 2 .* --resume$", last)
-    assert "teacher: going on at epoch 2, step 1" in job.toolkit.run(*job.command)
+    assert "teacher: resuming at epoch 2, step 1" in job.toolkit.run(*job.command)

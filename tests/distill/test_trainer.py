@@ -219,7 +219,7 @@ def nan_from(call: int) -> Objective:
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_remedy(splits: Splits, tmp_path: Path) -> None:
     message = (
         r"student: the loss is not finite at epoch 1, step 3 \(learning rate 0.05\); no state was saved yet;"
-        r" start over with --force and --set distill.learning_rate=0.017"
+        r" start over with --force and distill.learning_rate=0.017"
     )
     with pytest.raises(TrainingError, match=message):
         run(splits, tmp_path, objective=nan_from(3))

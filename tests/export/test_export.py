@@ -210,12 +210,20 @@ class TestBareWeights:
         metadata = open_session(result.path).get_modelmeta().custom_metadata_map
         assert (metadata["role"], json.loads(metadata["classes"])) == ("teacher", ["0", "1", "2", "3"])
 
+    def test_wrapped_ones_are_found(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        for architecture in ("depthwise", "resnet18"):
+            state = settled_network(architecture).state_dict()
+            path = tmp_path / f"{architecture}.pth"
+            torch.save({"net": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, path)
+            self.export(path)
+            assert f"{path}: took the weights under net.module\n" in capfd.readouterr().err
+
     def test_weights_of_another_network(self, tmp_path: Path) -> None:
         torch.save({"a.weight": torch.zeros(3, 2), "a.bias": torch.zeros(3)}, tmp_path / "odd.bin")
         with pytest.raises(WeightsError, match="does not fit ResNet"):
             self.export(tmp_path / "odd.bin")
         torch.save({"a.weight": torch.zeros(3, 2)}, tmp_path / "odd.bin")
-        with pytest.raises(WeightsError, match=r"its last tensor a\.weight is not the bias"):
+        with pytest.raises(WeightsError, match=r"does not fit ResNet: conv1\.weight is missing"):
             self.export(tmp_path / "odd.bin")
 
     def test_files_that_describe_themselves_keep_their_description(

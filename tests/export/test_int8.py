@@ -18,6 +18,7 @@ from tiny_onnx import save_colour_model
 from torch import nn
 
 from toolkit.errors import DataError, GateError
+from toolkit.export import export as stage
 from toolkit.export import int8 as search
 from toolkit.export.export import ExportOptions, ExportResult, at_precision, export_onnx
 from toolkit.export.int8 import quantize_within, times_faster
@@ -91,7 +92,9 @@ class TestExport:
 
     def test_images_are_needed_before_any_work(self, weights: Path, wanted: ExportOptions) -> None:
         for lacking in (replace(wanted, valid=None), replace(wanted, train=None)):
-            with pytest.raises(DataError, match=r"int8 is calibrated on training images .* with --data, or leave out"):
+            with pytest.raises(
+                DataError, match=r"int8 is calibrated on training images .* were trained on, or leave out"
+            ):
                 export_onnx(weights, weights.with_suffix(".onnx"), lacking)
 
     def test_a_refused_file_is_not_kept(
@@ -107,8 +110,23 @@ class TestExport:
             export_onnx(weights, tmp_path / "student.onnx", wanted)
         assert refused.value.exit_code == 3
         assert str(refused.value).startswith("student.int8.onnx cannot keep its accuracy: in int8 throughout it loses")
-        assert "0.2 is allowed (export.max_drop); nothing was kept; try --set export.calibration=" in str(refused.value)
+        assert "0.2 is allowed (export.max_drop); nothing was kept; try export.calibration=" in str(refused.value)
         assert [path.name for path in tmp_path.iterdir()] == ["student.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "reason"),
+    [("int8", "no layer to quantize; nothing was kept; "), ("fp16", "no layer in half precision: there is none, ")],
+)
+def test_a_network_without_layers(
+    weights: Path, wanted: ExportOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, reason: str
+) -> None:
+    """Of means and maxima alone, say: its float32 file stays."""
+    monkeypatch.setattr(stage, "find_layers", lambda _: ())
+    options = replace(wanted, smaller=(precision,))  # type: ignore[arg-type]
+    with pytest.raises(GateError, match=rf"student\.{precision}\.onnx.* {reason}.*leave out {precision}"):
+        export_onnx(weights, tmp_path / "student.onnx", options)
+    assert [path.name for path in tmp_path.iterdir()] == ["student.onnx"]
 
 
 def plain_network(images: torch.Tensor, *, ruined: bool) -> nn.Module:

@@ -245,7 +245,7 @@ class TestPrinting:
         assert self.printed(terminal=False).splitlines() == [
             "plan: teacher: 3,000 images, 96–160 px, 30 epochs, 20 min 3 s, 44.8 MB",
             "plan: export: 750 images, 160 px, 9.5 s, 45.8 MB, 5 rows",
-            "plan: decode: 5,000 images, is there already",
+            "plan: decode: 5,000 images, exists",
             "plan: total 20 min 12 s, 90.6 MB",
             "measured by hand",
         ]

@@ -5,6 +5,7 @@ run.py from atheris for as long as you like. The first byte of `data` chooses ho
 put into a valid file at the place where it does most harm, so that checksums and lengths do not keep every change out.
 """
 
+import argparse
 import copy
 import io
 import json
@@ -24,6 +25,7 @@ import torch
 from PIL import Image, TiffImagePlugin  # noqa: F401 - a plugin that is loaded later would count as new code each time
 from report_samples import make_report
 from safetensors.torch import save as save_safetensors
+from torch import nn
 
 from toolkit.bench.report.side_by_side import compare_reports, print_side_by_side
 from toolkit.bench.report.table import print_table, render_markdown
@@ -31,7 +33,8 @@ from toolkit.bench.schema import read_report
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.errors import ToolkitError
-from toolkit.networks.weights import carries_info, load_model, read_state_dict
+from toolkit.networks.tensor_files import read_tensors
+from toolkit.networks.weights import carries_info, load_into, load_model
 from toolkit.predict import read_pixels
 from toolkit.recipe import Recipe
 from toolkit.runtimes.base import read_metadata
@@ -133,10 +136,11 @@ def _picture_seeds() -> list[bytes]:
 
 
 def _read_weights(path: Path) -> None:
-    state = read_state_dict(path)
-    assert state
-    assert all(isinstance(key, str) for key in state)
-    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    tensors = read_tensors(path)
+    assert tensors
+    assert all(isinstance(key, str) for key in tensors)
+    assert all(isinstance(value, torch.Tensor) for value in tensors.values())
+    load_into(nn.ModuleDict({"conv": nn.Linear(8, 2, bias=False)}), tensors, path, 2)
     if carries_info(path):
         load_model(path)
 
@@ -179,12 +183,14 @@ def _weight_seeds() -> list[bytes]:
     tensors = save_safetensors(state, {"kd_toolkit": json.dumps({"architecture": "depthwise", "classes": ["a", "b"]})})
     length = struct.unpack("<Q", tensors[:8])[0]
     wrapped = {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
+    beside = {"ema": state, "net": state, "args": argparse.Namespace(out=Path("a")), "best": np.float64(0.5)}
     return [
         b"\0" + whole.getvalue(),
         b"\0" + old.getvalue(),
         b"\0" + tensors,
         b"\1" + _pickle_in(state),
         b"\1" + _pickle_in(wrapped),
+        b"\1" + _pickle_in(beside),
         b"\2" + tensors[8 : 8 + length],
         b"\2" + save_safetensors(state)[8:-64],
     ]

@@ -3,6 +3,7 @@
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import onnxruntime
@@ -35,6 +36,27 @@ def model(built: onnx.ModelProto) -> onnx.ModelProto:
 def test_the_opset_is_the_one_asked_for(model: onnx.ModelProto) -> None:
     check_graph(model, SIDE, 4)
     assert model.opset_import[0].version == 18
+    assert model.ir_version == 8, "the first that has opset 18"
+
+
+def test_what_depends_on_constants_alone_is_worked_out_once() -> None:
+    class Table(nn.Module):
+        """A table of 8 numbers, which two layers compute from coordinates, is added to the features."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.coordinates = nn.Parameter(torch.linspace(-1, 1, 8)[:, None])
+            self.table = nn.Sequential(nn.Linear(1, 16), nn.ReLU(), nn.Linear(16, 1))
+            self.body, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 4)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            bias = self.table(self.coordinates).flatten()
+            logits: torch.Tensor = self.head(self.body(images).mean((2, 3)) + bias)
+            return logits
+
+    graph = build_graph(Classifier(Table(), MEAN, STD).eval(), SIDE, opset=20).graph
+    assert [node.op_type for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv")] == ["Conv", "Gemm"]
 
 
 def test_a_network_that_enlarges_its_images_takes_them_as_they_are() -> None:
@@ -85,24 +107,21 @@ class TestFaultyGraphs:
         assert "keeps weights outside of itself" in self.fails(external)
 
 
-def test_networks_that_cannot_be_exported() -> None:
+def test_networks_that_cannot_be_exported(capfd: pytest.CaptureFixture[str]) -> None:
     class Choosy(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.flatten(1) if images.sum() > 0 else images.flatten(1) * 2
 
-    level = logging.root.manager.disable
     with pytest.raises(ArtifactError, match=r"cannot export this network to ONNX opset 18: \S") as info:
         build_graph(Classifier(Choosy(), MEAN, STD).eval(), 2, opset=18)
     assert "\n" not in str(info.value)
-    assert logging.root.manager.disable == level
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_opset_that_the_exporter_does_not_reach(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Program:
-        model_proto = model
-
-    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Program)
-    with pytest.raises(ArtifactError, match=r"wrote this network in ONNX opset 18, not 23; use --set export\.opset=18"):
+    monkeypatch.setattr(build, "fold_constants", lambda *_, **__: None)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model=None, model_proto=model))
+    with pytest.raises(ArtifactError, match=r"wrote this network in ONNX opset 18, not 23; use export\.opset=18"):
         build_graph(Classifier(nn.Identity(), MEAN, STD), 2, opset=23)
 
 
@@ -112,9 +131,25 @@ def test_networks_too_large_for_one_file(monkeypatch: pytest.MonkeyPatch) -> Non
         build_graph(Classifier(nn.Linear(300, 2), MEAN, STD), 2, opset=18)
 
 
-def test_the_exporters_chatter_is_kept_away(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_exporters_chatter_is_kept_away(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript.optimizer", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
     with build._silence():
-        sys.stdout.write("progress")
         sys.stderr.write("trouble")
-        logging.getLogger("torch.onnx").error("trouble")
+        for logger in [*loggers, logging.getLogger("onnx_ir.first_used_now")]:
+            logger.critical("trouble")
     assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+    assert [logger.level for logger in loggers] == levels
+
+
+def test_the_caller_s_stdout_and_log_records_pass(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with build._silence():
+        sys.stdout.write("a result")
+        logging.getLogger("torchlike").error("mine")
+    assert capfd.readouterr().out == "a result"
+    assert [record.message for record in caplog.records] == ["mine"]

@@ -12,6 +12,8 @@ import torch
 from avx2_cpu import run_python_on_avx2
 from numpy.typing import NDArray
 from small_networks import CLASSES, MEAN, SIDE, STD, settled_network
+from tiny_families import MAKERS, make_family
+from tiny_families import SIDE as FAMILY_SIDE
 from torch import Tensor, nn
 
 from toolkit.graphs import quantize as module
@@ -125,6 +127,7 @@ def test_normalisation_logits_and_softmax_stay_float(quantizer: Quantizer) -> No
 def test_form_and_metadata_are_those_of_the_float_graph(model: onnx.ModelProto, quantizer: Quantizer) -> None:
     int8 = quantizer.quantize()
     check_graph(int8, SIDE, 4)
+    assert (int8.ir_version, int8.opset_import) == (model.ir_version, model.opset_import)
     assert [(entry.key, entry.value) for entry in int8.metadata_props] == [
         (entry.key, entry.value) for entry in model.metadata_props
     ]
@@ -206,6 +209,19 @@ class TestWithoutVnni:
         assert np.abs(answer_on_avx2(eight_bits, tmp_path, IMAGES) - exact).max() > 0.03 * np.ptp(exact)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MAKERS)
+def test_in_no_family_do_two_products_saturate(family: str) -> None:
+    """Whatever enters between the layers: tables, masks, class tokens."""
+    model = build_graph(Classifier(make_family(family), MEAN, STD).eval(), FAMILY_SIDE, opset=20)
+    with Quantizer(model, IMAGES[:8, :FAMILY_SIDE, :FAMILY_SIDE], "minmax") as quantizer:
+        int8 = quantizer.quantize()
+    check_graph(int8, FAMILY_SIDE, len(CLASSES))
+    weights = int8_weights(int8)
+    assert len(weights) >= 2
+    assert max(np.abs(values.astype(int)).max() for values in weights.values()) == 64
+
+
 class Attention(nn.Module):
     """Patches that look at each other: products of activations with activations, as in torchvision's transformers."""
 
@@ -236,11 +252,11 @@ def int8(network: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="module")
-def eight_bits(network: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
+def eight_bits(network: onnx.ModelProto) -> onnx.ModelProto:
     """The same with weights of int8's whole range."""
     with pytest.MonkeyPatch.context() as patch, Quantizer(network, IMAGES, "minmax") as quantizer:
         patch.setattr(module, "REDUCE_RANGE", False)
-        yield quantizer.quantize()
+        return quantizer.quantize()
 
 
 def int8_weights(model: onnx.ModelProto) -> dict[str, NDArray[np.int8]]:

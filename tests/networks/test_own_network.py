@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +104,21 @@ class TestFromEndToEnd:
         assert student_settings(wider, setup.dataset, teacher) != settings
 
 
+class Demanding(NetworkSettings):
+    channels: int
+
+
 class TestRecipe:
+    @pytest.mark.usefixtures("registering")
+    def test_a_setting_without_a_default_is_asked_for(self) -> None:
+        register("demanding", Demanding)(Plain)
+        with pytest.raises(RecipeError) as refused:
+            Recipe().with_overrides(["student.architecture=demanding"])
+        expected = "this architecture has no default for it: set student.channels"
+        assert str(refused.value) == f"--set: student.channels is missing; {expected}"
+        demanding = Recipe().with_overrides(["student.architecture=demanding", "student.channels=3"])
+        assert demanding.student.settings == {"channels": 3}
+
     def test_its_settings_are_keys_of_the_section(self) -> None:
         recipe = Recipe().with_overrides(OWN)
         assert recipe.student.settings == {"channels": 5}
@@ -124,7 +140,10 @@ class TestRecipe:
                 r"unknown key student\.chanels; did you mean student\.channels\? "
                 r"valid here: architecture, and for plain: channels$",
             ),
-            ("student.base=8", r"unknown key student\.base; valid here: architecture, and for plain: channels$"),
+            (
+                "student.base=8",
+                r"unknown key student\.base; base belongs to depthwise; valid here: architecture, and for plain",
+            ),
         ],
     )
     def test_settings_that_it_does_not_take_are_refused(self, override: str, message: str) -> None:
@@ -153,6 +172,31 @@ class TestRegister:
     def test_settings_of_another_kind(self, registering: None) -> None:
         with pytest.raises(RecipeError, match="the settings of 'odd' are not NetworkSettings; derive their class from"):
             register("odd", dict)  # type: ignore[arg-type]
+
+    def test_without_parentheses(self, registering: None) -> None:
+        with pytest.raises(
+            RecipeError, match=r"the name of an architecture is missing; .*Plain.*; write @toolkit\.regis"
+        ):
+            register(Plain)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("name", ["", "my net.x", "a/b", "a\n"])
+    def test_names_that_are_not_allowed(self, name: str, registering: None) -> None:
+        with pytest.raises(RecipeError, match=r"the name '.*' is not allowed; use letters, digits, _ and -"):
+            register(name)
+
+    @pytest.mark.parametrize("settings", [PlainSettings(), {}, {"channels": 3}, None])
+    def test_settings_that_are_no_class(self, settings: Any, registering: None) -> None:
+        with pytest.raises(
+            RecipeError, match=r"are not NetworkSettings; derive their class .*, and give the class itself"
+        ):
+            register("odd", settings)
+
+    def test_something_that_cannot_be_called(self, registering: None) -> None:
+        with pytest.raises(
+            RecipeError, match="'odd' is registered with a str; put the decorator before a class or a fun"
+        ):
+            register("odd")("Plain")  # type: ignore[type-var]
+        assert "odd" not in registry.architectures()
 
     def test_lists_are_settings_too(self, registering: None) -> None:
         class Depths(NetworkSettings):
@@ -191,8 +235,123 @@ class TestBuild:
             raise ValueError("channels must be even")
 
         register("odd")(broken)
-        with pytest.raises(ValueError, match=r"^channels must be even$"):
+        with pytest.raises(
+            RecipeError, match=r"^odd cannot be built with \(2\): ValueError: channels must be even; mend"
+        ) as caught:
             build("odd", 2, image_size=16)
+        assert "16" not in str(caught.value)
+        assert isinstance(caught.value.__cause__, ValueError)
+
+    def test_a_builder_that_does_not_take_the_settings(self, registering: None) -> None:
+        register("odd", PlainSettings)(lambda num_classes: Plain(num_classes, 3))
+        message = (
+            r"^odd cannot be built with \(2, channels=6\): TypeError: .* unexpected keyword argument 'channels'; mend"
+        )
+        with pytest.raises(RecipeError, match=message):
+            build("odd", 2)
+
+    def test_a_builder_that_returns_something_else(self, registering: None) -> None:
+        register("odd")(lambda num_classes: num_classes)  # type: ignore[type-var]
+        with pytest.raises(RecipeError, match=r"the builder of odd returns a int; it has to return an nn\.Module"):
+            build("odd", 2)
+
+    def test_a_network_without_parameters(self, registering: None) -> None:
+        class Empty(nn.Module):
+            def forward(self, images: Tensor) -> Tensor:
+                return images.mean((2, 3))
+
+        register("odd")(lambda num_classes: Empty())
+        with pytest.raises(
+            RecipeError, match="odd has no parameters to train; keep its layers as attributes, or in an"
+        ):
+            build("odd", 3, image_size=16)
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (
+                KeyError("x"),
+                r"odd fails on one image of 16 px \(data\.image_size\): KeyError: 'x'; mend its forward; or",
+            ),
+            (
+                ValueError("a\nb"),
+                r"of 16 px \(data\.image_size\): ValueError: a; mend its forward; or, if it is made for",
+            ),
+            (AssertionError(), r"of 16 px \(data\.image_size\): AssertionError; mend its forward"),
+        ],
+    )
+    def test_a_forward_that_fails(self, error: Exception, message: str, registering: None) -> None:
+        class Failing(Plain):
+            def forward(self, images: Tensor) -> Tensor:
+                raise error
+
+        register("odd")(lambda num_classes: Failing(num_classes, 3))
+        with pytest.raises(RecipeError, match=message) as caught:
+            build("odd", 2, image_size=16)
+        assert caught.value.__cause__ is error
+
+
+class TestBeforeAnyWork:
+    """Student and teacher are tried with one image before the teacher is trained, and before anything is decoded."""
+
+    @pytest.fixture
+    def failing(self, registering: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Failing(Plain):
+            def forward(self, images: Tensor) -> Tensor:
+                raise KeyError("x")
+
+        register("odd", PlainSettings)(Failing)
+
+        def refuse(*_: object) -> None:
+            raise AssertionError("nothing is decoded yet")
+
+        monkeypatch.setattr("toolkit.stage_setup.StageSetup._pixels", refuse)
+
+    @pytest.mark.parametrize("role", ["student", "teacher"])
+    @pytest.mark.parametrize("stage", [pipeline.make_teacher, pipeline.distill_student, pipeline.run_all])
+    def test_every_training_stage(
+        self, stage: Callable[..., object], role: str, failing: None, class_folders: Path, tmp_path: Path
+    ) -> None:
+        setup = prepare_training(
+            None, str(class_folders), tmp_path, [*SMALL, *OWN, f"{role}.architecture=odd"], device="cpu"
+        )
+        with pytest.raises(RecipeError, match="odd fails on one image of 32 px"):
+            stage(setup)
+
+    def test_a_student_whose_teacher_is_there(self, failing: None, class_folders: Path, tmp_path: Path) -> None:
+        (tmp_path / "teacher.safetensors").touch()
+        overrides = [*SMALL, *OWN, "student.architecture=odd"]
+        setup = prepare_training(None, str(class_folders), tmp_path, overrides, device="cpu")
+        with pytest.raises(RecipeError, match="odd fails on one image of 32 px"):
+            pipeline.distill_student(setup)
+
+    def test_the_command_says_it_in_one_line(
+        self,
+        failing: None,
+        class_folders: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        from toolkit.__main__ import main
+
+        sets = [part for setting in [*SMALL, *OWN, "student.architecture=odd"] for part in ("--set", setting)]
+        arguments = [
+            "toolkit",
+            "teacher",
+            "--data",
+            str(class_folders),
+            "--out",
+            str(tmp_path),
+            "--device",
+            "cpu",
+            *sets,
+        ]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1
+        assert "odd fails on one image of 32 px (data.image_size): KeyError: 'x'; mend" in capsys.readouterr().err
 
 
 def test_the_document_s_network(registering: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,15 @@ def test_every_family_can_be_built(architecture: str) -> None:
         assert network(torch.rand(2, 3, 64, 64)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("architecture", ["mnasnet0_5", "resnet18"])
+def test_tensors_are_loaded_without_what_torch_keeps_beside_them(architecture: str) -> None:
+    """Safetensors, and copies of the tensors, have no version of the layout."""
+    tensors = {name: value.clone() for name, value in build(architecture, 3).state_dict().items()}
+    other = build(architecture, 3)
+    other.load_state_dict(tensors)
+    assert all(torch.equal(value, tensors[name]) for name, value in copy.deepcopy(other).state_dict().items())
+
+
 def test_the_size_check_changes_nothing() -> None:
     torch.manual_seed(3)
     checked = build("mobilenet_v3_small", 3, image_size=32)

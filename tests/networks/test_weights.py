@@ -1,23 +1,20 @@
 """Weights files: a file that is written comes back, and a damaged, unsafe or unfit one is refused in one line."""
 
 import json
-import os
-import pickle
 import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from conftest import shared
 from safetensors.torch import save_file
 
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ArtifactError, RecipeError, WeightsError
-from toolkit.networks.depthwise import DepthwiseStudent, infer_student
+from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.networks.registry import NetworkSpec, build, enlargement, spec_of
+from toolkit.networks.tensor_files import read_tensors
 from toolkit.networks.weights import (
     METADATA_KEY,
     ModelInfo,
@@ -26,7 +23,6 @@ from toolkit.networks.weights import (
     load_into,
     load_model,
     read_info,
-    read_state_dict,
     save_model,
 )
 from toolkit.recipe import Recipe
@@ -66,15 +62,6 @@ def saved(student: DepthwiseStudent, tmp_path: Path) -> Path:
     return path
 
 
-def refused(path: Path) -> str:
-    with pytest.raises(WeightsError) as info:
-        read_state_dict(path)
-    message = str(info.value)
-    assert str(path) in message
-    assert "\n" not in message
-    return message
-
-
 class TestSaveAndLoad:
     def test_round_trip(self, student: DepthwiseStudent, saved: Path) -> None:
         classifier, info = load_model(saved)
@@ -87,12 +74,12 @@ class TestSaveAndLoad:
     def test_memory_layout_and_ties_do_not_matter(self, student: DepthwiseStudent, tmp_path: Path) -> None:
         student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         save_model(tmp_path / "a.safetensors", student, make_info())
-        state_dict = read_state_dict(tmp_path / "a.safetensors")
+        state_dict = read_tensors(tmp_path / "a.safetensors")
         assert all(torch.equal(value, student.state_dict()[name]) for name, value in state_dict.items())
         tied = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
         tied[1].weight = tied[0].weight
         save_model(tmp_path / "b.safetensors", tied, make_info())
-        assert torch.equal(read_state_dict(tmp_path / "b.safetensors")["1.weight"], tied[0].weight)
+        assert torch.equal(read_tensors(tmp_path / "b.safetensors")["1.weight"], tied[0].weight)
 
     def test_the_same_weights_make_the_same_bytes(self, student: DepthwiseStudent, saved: Path) -> None:
         other = saved.with_name("other.safetensors")
@@ -107,7 +94,7 @@ class TestSaveAndLoad:
         student.cnn[0][1].running_var.fill_(1e6)  # half precision ends at 65,504
         for halved in (False, True):
             save_model(tmp_path / f"{halved}.safetensors", student, make_info(), halved=halved)
-        whole, smaller = (read_state_dict(tmp_path / f"{halved}.safetensors") for halved in (False, True))
+        whole, smaller = (read_tensors(tmp_path / f"{halved}.safetensors") for halved in (False, True))
         assert {value.dtype for value in smaller.values() if value.ndim > 1} == {torch.float16}
         assert all(torch.equal(value, whole[name]) for name, value in smaller.items() if value.ndim < 2)
         networks = [load_model(tmp_path / f"{halved}.safetensors")[0] for halved in (False, True)]
@@ -184,6 +171,16 @@ class TestSaveAndLoad:
         with pytest.raises(WeightsError, match=r"bare\.bin carries no description"):
             load_model(tmp_path / "bare.bin")
 
+    @pytest.mark.parametrize("content", [b"\x00\x01", b"{}", b"not weights at all"])
+    def test_what_is_left_of_a_file_is_damaged(self, content: bytes, tmp_path: Path) -> None:
+        path = tmp_path / "student.safetensors"
+        path.write_bytes(content)
+        for read in (read_info, carries_info, read_tensors):
+            with pytest.raises(
+                WeightsError, match=r"student\.safetensors: it is damaged, or not a file of safetensors"
+            ):
+                read(path)
+
     @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"preprocess": {}, "classes": []}'])
     def test_a_description_that_is_not_ours(self, tmp_path: Path, text: str) -> None:
         path = tmp_path / "odd.safetensors"
@@ -191,118 +188,6 @@ class TestSaveAndLoad:
         with pytest.raises(WeightsError) as info:
             read_info(path)
         assert "\n" not in str(info.value)
-
-
-class TestReadStateDict:
-    @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-    @pytest.mark.parametrize("wrap", [lambda d: d, lambda d: {"epoch": 3, "state_dict": d}, lambda d: {"model": d}])
-    @pytest.mark.parametrize("prefix", ["", "module."])
-    def test_plain_state_dicts(
-        self, student: DepthwiseStudent, tmp_path: Path, zipped: bool, wrap: Any, prefix: str
-    ) -> None:
-        path = tmp_path / "weights.bin"
-        weights = student.state_dict()
-        torch.save(wrap({prefix + k: v for k, v in weights.items()}), path, _use_new_zipfile_serialization=zipped)
-        found = read_state_dict(path)
-        assert list(found) == list(weights)
-        assert all(torch.equal(found[name], weights[name]) for name in weights)
-
-    def test_the_notebooks_student(self) -> None:
-        path = shared("data", "notebook", "student_custom_small.bin")
-        weights = read_state_dict(path)
-        assert infer_student(weights) == (11, 16, 1.0)
-        load_into(DepthwiseStudent(11), weights, path, 11)
-
-    def test_a_path_without_any_weights(self, tmp_path: Path) -> None:
-        assert "there is no weights file" in refused(tmp_path / "nowhere.bin")
-        assert "is a directory" in refused(tmp_path)
-        (tmp_path / "empty.bin").touch()
-        assert "empty (0 bytes)" in refused(tmp_path / "empty.bin")
-        (tmp_path / "notes.txt").write_text("weights go here\n")
-        assert "not a file of safetensors or of torch.save" in refused(tmp_path / "notes.txt")
-
-    def test_no_permission(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def deny(*_: object, **__: object) -> None:
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr(Path, "open", deny)
-        assert "Permission denied" in refused(saved)
-
-    @pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
-    @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
-    def test_truncated(self, student: DepthwiseStudent, saved: Path, tmp_path: Path, form: str, kept: float) -> None:
-        path = saved
-        if form != "safetensors":
-            path = tmp_path / "weights.bin"
-            torch.save(student.state_dict(), path, _use_new_zipfile_serialization=form == "zip")
-        os.truncate(path, int(path.stat().st_size * kept))
-        assert "truncated" in refused(path)
-
-    @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
-    def test_damaged_bytes_are_never_a_traceback(self, saved: Path, tmp_path: Path, form: str) -> None:
-        whole = saved
-        if form != "safetensors":
-            whole = tmp_path / "whole.bin"
-            small = {"a": torch.arange(3.0), "b": torch.ones(2, 2)}
-            torch.save(small, whole, _use_new_zipfile_serialization=form == "zip")
-        content = whole.read_bytes()
-        random = np.random.default_rng(0)
-        path, refused = tmp_path / "damaged", 0
-        for _ in range(150):
-            damaged = bytearray(content)
-            for place in random.integers(0, min(len(content), 1500), 3):
-                damaged[place] = random.integers(256)
-            path.write_bytes(damaged)
-            try:
-                read_state_dict(path)
-            except WeightsError:  # damage to numbers alone goes unnoticed
-                refused += 1
-        assert refused >= 50
-
-    def test_code_is_never_run(self, tmp_path: Path) -> None:
-        """In a bare pickle, in torch's zip, and in its legacy form; the refusal names what was asked for."""
-        witness = tmp_path / "ran"
-
-        class Trap:
-            def __reduce__(self) -> tuple[Any, ...]:
-                return os.mkdir, (str(witness),)
-
-        (tmp_path / "pickle.bin").write_bytes(pickle.dumps({"a": Trap()}))
-        (tmp_path / "protocol2.bin").write_bytes(pickle.dumps({"a": Trap()}, protocol=2))
-        torch.save({"a": Trap()}, tmp_path / "zip.bin")
-        torch.save({"a": Trap()}, tmp_path / "legacy.bin", _use_new_zipfile_serialization=False)
-        for name in ("pickle", "protocol2", "zip", "legacy"):
-            message = refused(tmp_path / f"{name}.bin")
-            assert ("a pickle that torch.save did not write" if name == "pickle" else "mkdir") in message
-            assert "refused unread: a pickle can run code" in message
-            assert not witness.exists()
-        pickle.loads((tmp_path / "pickle.bin").read_bytes())
-        assert witness.is_dir()  # the trap does spring if the file is read carelessly
-
-    def test_whole_networks_are_refused(self, student: DepthwiseStudent, tmp_path: Path) -> None:
-        torch.save(student, tmp_path / "network.pt")
-        message = refused(tmp_path / "network.pt")
-        assert "DepthwiseStudent" in message
-        assert "torch.save(network.state_dict(), path)" in message
-
-    @pytest.mark.parametrize(
-        ("content", "expected"),
-        [
-            (torch.zeros(2), "a Tensor, not a state dict"),
-            ([1, 2], "a list, not a state dict"),
-            ({}, "an empty state dict"),
-            ({"state_dict": {}}, "an empty state dict"),
-            ({"a": torch.zeros(1), "epoch": 3}, "'epoch' is a int, not a tensor"),
-            ({1: torch.zeros(1)}, "1 is a Tensor"),
-        ],
-    )
-    def test_no_state_dict(self, tmp_path: Path, content: object, expected: str) -> None:
-        torch.save(content, tmp_path / "odd.pt")
-        assert expected in refused(tmp_path / "odd.pt")
-
-    def test_a_pickle_that_torch_did_not_write(self, tmp_path: Path) -> None:
-        (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": 1}))
-        refused(tmp_path / "a.pkl")
 
 
 class TestLoadInto:
@@ -385,10 +270,17 @@ class TestImportTeacher:
             import_teacher(saved, recipe.with_overrides(["teacher.base=4"]), 3)
 
     def test_another_architecture_or_other_classes(self, saved: Path) -> None:
-        with pytest.raises(
-            WeightsError, match=r"is a depthwise, the recipe's teacher a resnet18; use --set teacher\.arch"
-        ):
+        with pytest.raises(WeightsError, match=r"is a depthwise, the recipe's teacher a resnet18; use teacher\.arch"):
             import_teacher(saved, Recipe().with_overrides(self.DATA), 3)
         with pytest.raises(WeightsError, match="has a class 'soup', the data has 'broth' in its place"):
             import_teacher(saved, self.recipe(), 3, ("crème brûlée", "broth", "tea"))
         assert import_teacher(saved, self.recipe(), 3, ("crème brûlée", "soup", "tea"))[1] == MEAN
+
+
+def test_an_empty_file_is_no_weights_file(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.pth"
+    path.touch()
+    with pytest.raises(
+        WeightsError, match=r"cannot read weights from .*teacher.pth: it is empty \(0 bytes\); give a complete"
+    ):
+        read_tensors(path)

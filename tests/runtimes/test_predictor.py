@@ -242,7 +242,7 @@ class TestOnnx:
             OnnxPredictor(onnx_file, "cuda")
         assert str(info.value) == (
             f"student.onnx does not run wholly on {CUDA}: 2 of its 4 operators run on {CPU} (Cast, Gemm);"
-            " use the CPU with --provider cpu, or accept that with --provider auto"
+            " use the CPU (provider cpu), or accept that (provider auto)"
         )
 
     @pytest.mark.parametrize(

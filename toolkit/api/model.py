@@ -1,21 +1,23 @@
 """A network that answers: from an ONNX file, or from weights in torch. N images, S px their side, C classes."""
 
-from collections.abc import Sequence
+import io
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import overload
+from typing import Any, TypeGuard, overload
 
 import numpy as np
 from PIL import Image
 
 from toolkit.api.process import leaving_torch
 from toolkit.data.arrays import to_image
-from toolkit.data.preprocess import UNREADABLE, Preprocess, why_unreadable
-from toolkit.errors import ArtifactError, DataError
-from toolkit.predict import Prediction, ask, find_model, read_pixels
+from toolkit.data.preprocess import UNREADABLE, why_unreadable
+from toolkit.errors import ArtifactError, DataError, UsageError
+from toolkit.predict import Prediction, ask, find_model, read_pixels, warm_up
 from toolkit.runtimes.base import ImageBatch, Logits, Predictor
 
-Picture = str | Path | Image.Image | np.ndarray
-"""A file; an image of any mode; uint8 (H, W, 3) or grey (H, W)."""
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+"""A file; an image of any mode but F; uint8 (H, W, 3) or grey (H, W). A tensor of torch on the CPU is an array."""
 
 
 def load(path: str | Path, *, provider: str = "auto") -> "Model":
@@ -25,7 +27,9 @@ def load(path: str | Path, *, provider: str = "auto") -> "Model":
     DeviceError.
     """
     path = Path(path)
-    return Model(_open_weights(path, provider) if path.suffix == ".safetensors" else _open_onnx(path, provider))
+    predictor = _open_weights(path, provider) if path.suffix == ".safetensors" else _open_onnx(path, provider)
+    warm_up(predictor)
+    return Model(predictor)
 
 
 class Model:
@@ -39,9 +43,9 @@ class Model:
         return self._predictor.classes
 
     @property
-    def preprocess(self) -> Preprocess:
-        """A function of a PIL image: what the network sees of it, uint8 (S, S, 3)."""
-        return self._predictor.preprocess
+    def image_size(self) -> int:
+        """S, px"""
+        return self._predictor.preprocess.image_size
 
     @property
     def provider(self) -> str:
@@ -51,28 +55,44 @@ class Model:
     @overload
     def predict(self, images: Picture, k: int = 5) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
-    def predict(self, images: Sequence[Picture], k: int = 5) -> list[Prediction]: ...
-    def predict(self, images: Picture | Sequence[Picture], k: int = 5) -> Prediction | list[Prediction]:
+    def predict(self, images: Iterable[Picture], k: int = 5) -> list[Prediction]: ...
+    def predict(self, images: Picture | Iterable[Picture], k: int = 5) -> Prediction | list[Prediction]:
         """The `k` most probable classes of one picture, or of each in a list; DataError for one that cannot be read."""
-        if isinstance(images, str | Path | Image.Image | np.ndarray):
-            return ask(self._predictor, self._see(images, "the image"), k)
-        return [ask(self._predictor, self._see(image, f"image {i}"), k) for i, image in enumerate(images)]
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise UsageError(f"k = {k!r} is not allowed", "give the number of classes to name, 1 or more")
+        if _are_several(images):
+            return [ask(self._predictor, self._see(image, f"image {i}"), k) for i, image in enumerate(images)]
+        return ask(self._predictor, self._see(images, "the image"), k)
+
+    def preprocess(self, image: Picture) -> np.ndarray:
+        """What the network sees of a picture, uint8 (S, S, 3); DataError if it cannot be read."""
+        return self._see(image, "the image")
 
     def logits(self, images: ImageBatch) -> Logits:
-        """Logits of images that `preprocess` made: uint8 (N, S, S, 3) → float32 (N, C); ValueError for others."""
-        return self._predictor.logits(images)
+        """Logits of images that `preprocess` made, an array or a list: uint8 (N, S, S, 3) → float32 (N, C).
+
+        ValueError for others.
+        """
+        return self._predictor.logits(np.asarray(images))
 
     def __repr__(self) -> str:
         return f"<toolkit model of {len(self.classes)} classes, {self._predictor.runtime} on {self.provider}>"
 
-    def _see(self, image: Picture, where: str) -> np.ndarray:
+    def _see(self, image: Any, where: str) -> np.ndarray:
         """uint8 (S, S, 3)"""
-        if isinstance(image, str | Path):
-            return read_pixels(Path(image), self.preprocess)
+        preprocess = self._predictor.preprocess
+        if isinstance(image, str | os.PathLike):
+            return read_pixels(Path(image), preprocess)
         try:
-            return self.preprocess(to_image(image, where))
+            return preprocess(to_image(image, where))
         except UNREADABLE as error:
             raise DataError(f"{where} cannot be read: {why_unreadable(error)}", "give another one") from None
+
+
+def _are_several(images: Picture | Iterable[Picture]) -> TypeGuard[Iterable[Picture]]:
+    """Whether it is a list of pictures, and not one; what is neither counts as one, and is refused as such."""
+    one = (str, bytes, bytearray, Mapping, io.IOBase, os.PathLike, Image.Image)
+    return isinstance(images, Iterable) and not isinstance(images, one) and not hasattr(images, "__array__")
 
 
 def _open_onnx(path: Path, provider: str) -> Predictor:

@@ -1,6 +1,7 @@
 """A workspace: a model directory with a recipe and data, and the stages as methods."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,11 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
-from toolkit.api.process import at_work
+from toolkit import shipped
+from toolkit.api.process import apart, at_work
 from toolkit.errors import RecipeError, UsageError
 from toolkit.modeldir import ModelDir, Role
-from toolkit.recipe import Recipe
-from toolkit.stage_setup import Choice, finished_setup, training_recipe, training_setup, warn_of_little_memory
+from toolkit.recipe import Recipe, builtin_names, reporting_moved_in
+from toolkit.settings import FOOD_11, IMAGENET
+from toolkit.stage_setup import (
+    Choice,
+    finished_setup,
+    pick_own_device,
+    training_recipe,
+    training_setup,
+    warn_of_little_memory,
+)
 
 if TYPE_CHECKING:
     from toolkit.bench.schema import Report
@@ -60,17 +70,18 @@ def open(
 
     `data` is a folder of images or a named data set; `settings` go over the recipe's, nested or with dots:
     {"distill": {"epochs": 3}} or {"distill.epochs": 3}. `recipe` is a TOML file, a built-in recipe's name, or a Recipe;
-    absent, it is found as the commands find it. Raises RecipeError, WeightsError, UsageError.
+    absent, it is found as the commands find it. Raises RecipeError, WeightsError, DataError for data that is not
+    there, DeviceError, UsageError.
     """
+    if not (folder := _to_text(path, "path", "a model directory")):
+        raise UsageError(f"path = {path!r} is not a model directory", "give a folder, which need not be there yet")
     choice = Choice(
-        recipe=str(recipe) if isinstance(recipe, Path) else recipe,
-        data=None if data is None else str(data),
-        out=Path(path),
-        overrides=flatten(settings or {}),
+        recipe=recipe if isinstance(recipe, Recipe) else _to_text(recipe, "recipe", "a Recipe, a name or a TOML file"),
+        data=_to_text(data, "data", "a folder or the name of a data set"),
+        out=Path(folder),
+        overrides=flatten({} if settings is None else settings),
     )
-    opened = Workspace(choice, options)
-    training_recipe(choice)  # raises if anything is wrong in it
-    return opened
+    return Workspace(choice, options)
 
 
 @dataclass(frozen=True)
@@ -96,23 +107,28 @@ class Workspace:
     """A model directory with a recipe, data and a device; a stage is a method, and does what the command does.
 
     Every method raises ToolkitError. Ctrl-C and SIGTERM let training save its state first, and then do what they always
-    do; outside of a process's main thread signals cannot be noted, and an exception from `on_epoch` is the way to stop.
+    do; Interrupted is raised if a handler of the caller's let the program go on. Outside of a process's main thread
+    signals cannot be noted, and an exception from `on_epoch` is the way to stop. One stage works at a time: another
+    thread's waits.
     """
 
     def __init__(self, choice: Choice, options: Options) -> None:
         if unknown := [name for name in options if name not in Options.__annotations__]:
             known = ", ".join(("path", "data", "settings", "recipe", *Options.__annotations__))
             raise TypeError(f"toolkit.open has no argument {unknown[0]!r}; there are {known}")
-        for name, value in (("seeds", options.get("seeds", 1)), ("threads", options.get("threads") or 1)):
-            if value < 1:
-                raise UsageError(f"{name} = {value} is not allowed", "give 1 or more")
-        assert choice.out is not None
-        self._choice, self._options, self._directory = choice, options, ModelDir(choice.out)
+        threads = options.get("threads")
+        for name, value in (("seeds", options.get("seeds", 1)), ("threads", 1 if threads is None else threads)):
+            if type(value) is not int or value < 1:
+                raise UsageError(f"{name} = {value!r} is not allowed", "give 1 or more, a whole number")
+        self._as_given, self._options, self._opened_in = choice, options, Path.cwd()
+        self._moved_settings: set[str] | None = None if options.get("quiet") else set()
+        self._check()
 
     @property
     def path(self) -> Path:
         """The model directory."""
-        return self._directory.path
+        assert self._choice.out is not None
+        return self._choice.out
 
     @property
     def recipe(self) -> Recipe:
@@ -169,6 +185,31 @@ class Workspace:
     def __repr__(self) -> str:
         return f"<toolkit workspace {self.path}>"
 
+    def _check(self) -> None:
+        """Raise what every stage would raise: wrong settings, data, networks and devices. No image is looked at."""
+        from toolkit.data.sources import find_folder
+        from toolkit.networks.registry import require_known
+
+        with reporting_moved_in(self._moved_settings):
+            recipe, _ = training_recipe(self._choice)
+        if self._choice.data is not None or "data.source" in self._choice.overrides:
+            find_folder(recipe.data.source)
+        require_known(recipe.student.architecture, recipe.teacher.architecture)
+        if not isinstance(self._device, str):
+            raise UsageError(f"device = {self._device!r} is not allowed", "give auto, cpu, cuda or cuda:N")
+        if self._device not in ("auto", "cpu"):
+            pick_own_device(self._device)
+
+    @property
+    def _choice(self) -> Choice:
+        """The caller's; if the current directory is another by now, with absolute paths."""
+        same = Path.cwd() == self._opened_in
+        return self._as_given if same else _with_absolute_paths(self._as_given, self._opened_in)
+
+    @property
+    def _directory(self) -> ModelDir:
+        return ModelDir(self.path)
+
     @property
     def _device(self) -> str:
         return self._options.get("device", "auto")
@@ -180,7 +221,7 @@ class Workspace:
 
         names = ("force", "resume", "strict", "seeds", "tensorboard")
         options: dict[str, Any] = {name: value for name, value in self._options.items() if name in names}
-        set_up = partial(training_setup, self._choice, self._device, on_epoch=on_epoch, **options)
+        set_up = partial(training_setup, self._choice, self._device, on_epoch=on_epoch and apart(on_epoch), **options)
         with self._at_work():
             setup = set_up() if provider is None else set_up_run(set_up, self._device, provider)
             release = setup.model_dir.claim()
@@ -194,15 +235,20 @@ class Workspace:
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
-        with at_work(quiet=self._options.get("quiet", False), threads=self._options.get("threads")):
+        process = at_work(quiet=self._options.get("quiet", False), threads=self._options.get("threads"))
+        with process, reporting_moved_in(self._moved_settings):
             warn_of_little_memory()
             yield
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
     """`section.key` → plain value, of settings that are nested, have dots, or both. Raises RecipeError."""
+    if not isinstance(settings, Mapping):
+        raise RecipeError(f"settings is a {type(settings).__name__}, not a dict", 'write {"distill.epochs": 3}')
     flat: dict[str, Any] = {}
     for name, value in settings.items():
+        if not isinstance(name, str):
+            raise RecipeError(f"settings: {name!r} is no name of a setting", 'write {"distill.epochs": 3}')
         if isinstance(value, Mapping):
             flat |= {f"{name}.{key}": _to_plain(one) for key, one in value.items()}
         elif "." not in name:
@@ -222,6 +268,33 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return [_to_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _to_text(value: object, name: str, allowed: str) -> str | None:
+    """A path or a name; UsageError if it is something else."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, os.PathLike) and isinstance(text := os.fspath(value), str):
+        return text
+    remedy = "; settings= takes a dict" if isinstance(value, Mapping) else ""
+    raise UsageError(f"{name} is a {type(value).__name__}, not {allowed}", f"give one of these{remedy}")
+
+
+def _with_absolute_paths(choice: Choice, folder: Path) -> Choice:
+    """`choice`, whose relative paths were meant from `folder`; names stay names."""
+    from toolkit.data.sources import NAMED
+
+    names = {*NAMED, *builtin_names(), *shipped.weights_files(), IMAGENET, FOOD_11}
+
+    def place(value: Any) -> Any:
+        is_path = isinstance(value, str) and value and value not in names and (folder / value).exists()
+        return str(folder / value) if is_path else value
+
+    assert choice.out is not None
+    assert isinstance(choice.overrides, Mapping)  # `flatten` made them
+    overrides = dict(choice.overrides)
+    overrides |= {name: place(overrides[name]) for name in ("data.source", "teacher.weights") if name in overrides}
+    return Choice(place(choice.recipe), place(choice.data), folder / choice.out, overrides)
 
 
 def _describe(role: Role, made: "WeightsFile", model_dir: ModelDir) -> TrainingResult:

@@ -132,20 +132,20 @@ def _draw(report: Report, images: BenchImages, teacher: Logits, student: Logits)
 def _require_fitting_images(rows: Sequence[Row], images: BenchImages) -> None:
     pixels, dataset = images.pixels, images.dataset
     if len(pixels) == 0:
-        raise DataError(f"{dataset.name} has no readable test image", "add some, or give another set with --data")
+        raise DataError(f"{dataset.name} has no readable test image", "add some, or give another data set")
     known, given = rows[0].predictor.classes, dataset.classes
     if known != given:
         detail = f"{len(known)} and {len(given)}" if len(known) != len(given) else "the same number, but other names"
         raise DataError(
             f"{rows[0].path} was not trained on the classes of {dataset.name} ({detail})",
-            "give the data it was trained on with --data",
+            "give the data it was trained on",
         )
     seen, cut = rows[0].predictor.preprocess, pixels.preprocess
     if (seen.image_size, seen.resize) != (cut.image_size, cut.resize):
         raise DataError(
             f"{rows[0].path} sees {seen.image_size} px, resized to {seen.resize}; the recipe cuts images to "
             f"{cut.image_size} px, resized to {cut.resize}",
-            f"use --set data.image_size={seen.image_size} --set data.resize={seen.resize}",
+            f"use data.image_size={seen.image_size} and data.resize={seen.resize}",
         )
 
 

@@ -24,7 +24,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 MAX_COUNT = 2**63 - 1
 AtLeastOne = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-BatchSize = Annotated[str, Field(pattern=r"^[1-9]\d*$")]
+BatchSize = Annotated[str, Field(pattern=r"^[1-9]\d{0,8}$")]
 
 
 class Part(BaseModel):
@@ -103,7 +103,7 @@ class RowFacts(Part):
     macs: Count = Field(description="multiply-adds of convolutions and matrix products for one image")
     size_bytes: AtLeastOne = Field(description="bytes; size of the file")
     calibration: str | None = Field(None, description="how the ranges of an int8 file were found; null for others")
-    float_layers: tuple[str, ...] = Field((), description="layers of an int8 file that stayed float32")
+    float_layers: tuple[str, ...] = Field((), description="layers of an fp16 or int8 file that stayed float32")
 
 
 class Fidelity(Part):
@@ -126,7 +126,7 @@ class RowSpeed(Part):
     """How fast a row answers, and what its first use costs."""
 
     latency_ms: Latency = Field(description="ms; one image, from uint8 pixels to logits")
-    throughput_img_s: dict[BatchSize, Positive] = Field(description="images per second; by batch size")
+    throughput_img_s: dict[BatchSize, Positive] = Field(min_length=1, description="images per second; by batch size")
     end_to_end_ms: Duration | None = Field(
         None, description="ms; one image, from the file's bytes to probabilities; null for torch and I/O binding"
     )

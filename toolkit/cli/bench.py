@@ -11,7 +11,7 @@ from toolkit.bench.report.baseline import check_against_baseline, require_same_i
 from toolkit.bench.report.side_by_side import compare_reports, print_side_by_side
 from toolkit.bench.report.table import print_table
 from toolkit.bench.schema import Report, read_report
-from toolkit.cli.printing import command, print_end, print_json, print_written
+from toolkit.cli.printing import command, print_end, print_files, print_json
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.pipeline import bench_models, require_runtimes
@@ -42,7 +42,7 @@ def measure(
         print_json(report.to_json())
     else:
         print_table(report)
-        print_written(written_files(setup.model_dir))
+        print_files(written_files(setup.model_dir))
     # The gate comes after the figures: they are shown even if it fails.
     held = _hold_against(report, before, setup.recipe.bench) if before is not None else None
     if not as_json:

@@ -3,6 +3,7 @@
 0 done · 1 a user's error · 2 wrong usage · 3 a gate not met · 130 Ctrl-C · 143 SIGTERM
 """
 
+import io
 import os
 import shlex
 import signal
@@ -28,6 +29,9 @@ def main() -> None:
     """Entry point: a ToolkitError is one line on stderr and its exit code; a bug keeps its traceback."""
     if os.environ.get("RANK", "0") != "0":  # one of several processes prints for all
         console.out.quiet = console.err.quiet = True
+    for stream in (sys.stdout, sys.stderr):  # in a Windows log, an arrow is no character
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _end)
     try:
         _run_command()

@@ -138,8 +138,8 @@ HiddenCompareOption = Annotated[Path | None, typer.Option("--compare", metavar="
 LOAD = "Load"
 _load = partial(typer.Option, rich_help_panel=LOAD)
 _clients = partial(_load, "--clients", min=1, max=1024, metavar="N", help="Threads; each asks for one image at a time.")
-_seconds = partial(_load, "--seconds", min=0.1, max=3600, metavar="S", help="For how long they ask.")
-_role = partial(_load, "--model", help="Whose ONNX file.")
+_seconds = partial(_load, "--seconds", min=0.1, max=3600, metavar="S", help="Duration of the load, in s.")
+_role = partial(_load, "--model", help="The network to load: teacher or student.")
 _precision = partial(_load, "--precision", help="In which precision.")
 
 Exported = Literal["teacher", "student"]

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,27 @@ def training_flags(recipe: str | None, data: str | None, overrides: list[str], o
 
 
 def print_weights(role: str, made: Any, start: float, next_command: str, as_json: bool) -> None:
-    """Say what a training stage wrote: `made` is a distill.job.WeightsFile."""
+    """Say what a training stage wrote or kept: `made` is a distill.job.WeightsFile."""
     figures = {k: v for k, v in made.info.extra.items() if v is not None}
     if as_json:
         print_json({"role": role, "path": str(made.path), "new": made.new, **figures})
         return
     if (accuracy := figures.get("valid_accuracy")) is not None:
         console.out.print(f"{role}: validation accuracy {accuracy:.4f}", markup=False)
-    print_written([made.path])
+    print_files([made.path], [] if made.new else [made.path])
     print_end(start, next_command)
 
 
-def print_written(paths: list[Path]) -> None:
+def print_files(paths: list[Path], kept: Sequence[Path] = ()) -> None:
+    """A line each, which says whether the file was written or is an earlier one, up to date."""
     for path in paths:
-        console.out.print(f"wrote {path} ({console.size(path.stat().st_size)})", markup=False)
+        verb = "kept" if path in kept else "wrote"
+        console.out.print(f"{verb} {path} ({console.size(path.stat().st_size)})", markup=False)
+
+
+def times_of(paths: list[Path]) -> dict[Path, int]:
+    """When each of those that are there was written, in ns."""
+    return {path: path.stat().st_mtime_ns for path in paths if path.exists()}
 
 
 def print_end(start: float, next_command: str) -> None:

@@ -22,7 +22,7 @@ from toolkit.modeldir import ModelDir
 
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="A directory with a report.json.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The directory to compare with.")],
     as_json: JsonOption = False,
 ) -> None:
     """Put the reports of two model directories side by side. Nothing is measured."""

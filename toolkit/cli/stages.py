@@ -47,7 +47,7 @@ from toolkit.cli.options import (
     add_seed,
 )
 from toolkit.cli.preparation import say_plan
-from toolkit.cli.printing import command, print_end, print_json, print_weights, print_written, training_flags
+from toolkit.cli.printing import command, print_end, print_files, print_json, print_weights, times_of, training_flags
 from toolkit.errors import UsageError
 from toolkit.modeldir import FilePrecision, ModelDir
 
@@ -81,19 +81,19 @@ def run(
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
     set_up = partial(prepare_training, recipe, data, out, add_seed(seed, overrides), device=device, **flags)
     setup = say_plan(set_up_run(set_up, device, provider), "run", minutes, start)
+    directory = setup.model_dir
+    networks = [
+        *(directory.weights(role) for role in ("teacher", "student")),
+        *(directory.onnx(role) for role in ("teacher", "student")),
+    ]
+    before = times_of(networks)
     report = run_all(setup, provider)
     if as_json:
         print_json(report.to_json())
         return
     print_table(report)
-    directory = setup.model_dir
-    print_written(
-        [
-            *(directory.weights(role) for role in ("teacher", "student")),
-            *(directory.onnx(role) for role in ("teacher", "student")),
-            *written_files(directory),
-        ]
-    )
+    kept = [path for path, time_ns in times_of(networks).items() if before.get(path) == time_ns]
+    print_files([*networks, *written_files(directory)], kept)
     print_end(start, command("demo", directory.path))
 
 

@@ -3,6 +3,8 @@
 N images, H W pixels.
 """
 
+import io
+import operator
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from toolkit.data.cache import REMEDY, cache_folder
 from toolkit.data.dataset import Split
 from toolkit.data.parallel import run_in_blocks
 from toolkit.data.preprocess import UNREADABLE, decode_rgb, why_unreadable
-from toolkit.errors import DataError
+from toolkit.errors import DataError, one_line
 
 SomeImages = np.ndarray | Sequence[np.ndarray | Image.Image]
 """uint8 (N, H, W, 3) or grey (N, H, W); or N arrays and PIL images of any sizes."""
@@ -42,7 +44,9 @@ def from_arrays(
     the data set. The folder lies in the cache under the SHA-256 of all this. Raises DataError.
     """
     given = {"train": train, "valid": valid, "test": test}
-    splits = {split: pair for split, pair in given.items() if pair is not None}
+    splits = {split: _to_pair(pair, split) for split, pair in given.items() if pair is not None}
+    if isinstance(classes, str):
+        raise DataError(f"classes = {classes!r} is one text", 'give a list of names: ["cat", "dog"]')
     names = _name_classes([labels for _, labels in splits.values()]) if classes is None else [*classes]
     _check_names(names, name)
     parts = [_Part.of(split, images, labels, names) for split, (images, labels) in splits.items()]
@@ -55,19 +59,34 @@ def from_arrays(
 def to_image(value: object, where: str) -> Image.Image:
     """uint8 (H, W, 3), (H, W, 1) or (H, W), or a PIL image of any mode, as an image; DataError names `where`."""
     if isinstance(value, Image.Image):
+        if value.mode == "F":
+            raise DataError(f"{where} has mode F, whose values have no known range", "scale it to 0 to 255, mode L")
         return value
-    pixels = np.asarray(value)
+    pixels = _to_array(value, where)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
-        what = f"{pixels.dtype} {pixels.shape}" if pixels.dtype != object else f"a {type(value).__name__}"
-        raise DataError(
-            f"{where} is {what}, not uint8 (H, W, 3) or (H, W)",
-            "give PIL images, or arrays with values of 0 to 255 and the channels last",
-        )
+        what = f"{pixels.dtype} {pixels.shape}" if hasattr(value, "__array__") else f"a {type(value).__name__}"
+        raise DataError(f"{where} is {what}, not uint8 (H, W, 3) or (H, W)", _remedy(value, pixels))
     if pixels.size == 0:
         raise DataError(f"{where} has no pixels: {pixels.shape}", "leave it out")
     return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _to_array(value: object, where: str) -> np.ndarray:
+    """Whatever numpy takes for an array; DataError if it refuses, as for a tensor on a GPU."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{where} is no array: {one_line(error)}", "give an array of numpy's, or a PIL image") from None
+
+
+def _remedy(value: object, pixels: np.ndarray) -> str:
+    if isinstance(value, bytes | bytearray | io.IOBase):
+        return "open it first: PIL.Image.open takes files, and io.BytesIO(...) of bytes"
+    if pixels.ndim == 4 and pixels.dtype == np.uint8:
+        return "for several images give a list: list(images)"
+    return "give PIL images, or arrays with values of 0 to 255 and the channels last"
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,15 @@ class _Part:
             raise DataError(f"{where} cannot be read: {why_unreadable(error)}", "leave it out, or mend it") from None
 
 
+def _to_pair(pair: Any, split: str) -> tuple[SomeImages, Labels]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise DataError(f"{split} is not a pair of images and labels", f"give {split}=(images, labels)")
+    for values, what in zip(pair, ("images", "labels"), strict=True):
+        if not hasattr(values, "__len__") or not hasattr(values, "__getitem__"):
+            raise DataError(f"{split} {what} are a {type(values).__name__}", "give a list or an array")
+    return pair[0], pair[1]
+
+
 def _name_classes(labels: Sequence[Labels]) -> list[str]:
     everything = [label for part in labels for label in part]
     if all(isinstance(label, str) for label in everything):
@@ -120,10 +148,14 @@ def _number_of(label: object, names: list[str], where: str) -> int:
     return number
 
 
-def _to_number(label: object, where: str) -> int:
-    if isinstance(label, (int, np.integer)):
-        return int(label)
-    raise DataError(f"{where} is {label!r}, not a class number or a class name", "give whole numbers from 0, or names")
+def _to_number(label: Any, where: str) -> int:
+    try:
+        return operator.index(label)
+    except TypeError:
+        what = f"an array {np.shape(label)}" if np.ndim(label) else repr(label)
+        raise DataError(
+            f"{where} is {what}, not a class number or a class name", "give whole numbers from 0, or names"
+        ) from None
 
 
 def _check_names(classes: list[str], name: str) -> None:

@@ -67,7 +67,7 @@ def load_food101(recipe: DataRecipe) -> Dataset:
     try:
         datasets.Food101(str(folder), split="train", download=True)
         lists = {
-            split: json.loads((folder / "food-101" / "meta" / f"{split}.json").read_text())
+            split: json.loads((folder / "food-101" / "meta" / f"{split}.json").read_text(encoding="utf-8"))
             for split in ("train", "test")
         }
     except DOWNLOAD_ERRORS as error:

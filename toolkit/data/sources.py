@@ -17,7 +17,7 @@ from toolkit.errors import DataError, did_you_mean
 from toolkit.recipe import DEFAULT_RECIPE, NOTEBOOK_RECIPE
 from toolkit.settings import DataRecipe
 
-__all__ = ["NAMED", "SPLITS", "Dataset", "Images", "Split", "builtin_recipe_of", "load_dataset"]
+__all__ = ["NAMED", "SPLITS", "Dataset", "Images", "Split", "builtin_recipe_of", "find_folder", "load_dataset"]
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,24 @@ def load_dataset(recipe: DataRecipe) -> Dataset:
     return replace(dataset, train=train, notes=(*dataset.notes, note))
 
 
-def _load_whole(recipe: DataRecipe) -> Dataset:
-    if recipe.source in NAMED:
-        return NAMED[recipe.source].load(recipe)
-    folder = Path(recipe.source).expanduser()
-    if folder.is_dir():
-        return load_directory(folder, recipe)
-    if folder.exists():
-        raise DataError(f"{recipe.source} is a file, not a folder of images", "give the folder, or one of: " + _names())
+def find_folder(source: str) -> Path | None:
+    """The folder that `source` is, None for a named data set; no image is looked at. DataError if it is neither."""
+    if source in NAMED:
+        return None
+    folder = Path(source).expanduser()
+    if folder.is_dir() and source:
+        return folder
+    if folder.exists() and source:
+        raise DataError(f"{source} is a file, not a folder of images", "give the folder, or one of: " + _names())
     raise DataError(
-        f"{recipe.source!r} is not an existing folder and not the name of a data set",
-        f"{did_you_mean(recipe.source, NAMED)}give a folder, or one of: {_names()}",
+        f"{source!r} is not an existing folder and not the name of a data set",
+        f"{did_you_mean(source, NAMED)}give a folder, or one of: {_names()}",
     )
+
+
+def _load_whole(recipe: DataRecipe) -> Dataset:
+    folder = find_folder(recipe.source)
+    return NAMED[recipe.source].load(recipe) if folder is None else load_directory(folder, recipe)
 
 
 def _names() -> str:

@@ -16,6 +16,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from toolkit.data.batches import Items
 
@@ -177,16 +178,16 @@ def synchronize_batch_norms(network: nn.Module, device: str) -> nn.Module:
         return converted
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
+            if isinstance(child, _BatchNorm):
                 setattr(module, name, _BatchNormOverProcesses.of(child))
     return network
 
 
-class _BatchNormOverProcesses(nn.BatchNorm2d):
-    """torch's SyncBatchNorm runs on GPUs only; this one does the same sums over gloo."""
+class _BatchNormOverProcesses(_BatchNorm):
+    """torch's SyncBatchNorm runs on GPUs only; this one does the same sums over gloo, for inputs (N, C, ...)."""
 
     @classmethod
-    def of(cls, norm: nn.BatchNorm2d) -> "_BatchNormOverProcesses":
+    def of(cls, norm: _BatchNorm) -> "_BatchNormOverProcesses":
         twin = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         twin.__dict__.update(norm.__dict__)
         return twin
@@ -196,19 +197,23 @@ class _BatchNormOverProcesses(nn.BatchNorm2d):
             return super().forward(input)
         values, channels = input.to(torch.promote_types(input.dtype, torch.float32)), input.shape[1]
         # float64, as the variance is the small difference of large numbers if the mean is far from 0
-        sums = [part.sum((0, 2, 3), dtype=torch.float64) for part in (values, values.square())]
+        others, of_channel = (0, *range(2, input.ndim)), (1, -1, *(1 for _ in input.shape[2:]))
+        sums = [part.sum(others, dtype=torch.float64) for part in (values, values.square())]
         count = sums[0].new_tensor([values.numel() / channels])
         total: Tensor = _SumOverProcesses.apply(torch.cat([*sums, count]))
         mean = total[:channels] / total[-1]
         variance = (total[channels:-1] / total[-1] - mean.square()).clamp_min(0)
         self._follow(mean, variance, total[-1])
         scale = torch.rsqrt(variance + self.eps).to(values.dtype) * (1 if self.weight is None else self.weight)
-        normed = (values - mean.to(values.dtype).view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1)
-        return (normed + (0 if self.bias is None else self.bias.view(1, -1, 1, 1))).to(input.dtype)
+        normed = (values - mean.to(values.dtype).view(of_channel)) * scale.view(of_channel)
+        return (normed + (0 if self.bias is None else self.bias.view(of_channel))).to(input.dtype)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of them, as the norm that it stands for has looked."""
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running statistics as nn.BatchNorm2d does, with the unbiased variance."""
+        """Move the running statistics as torch's batch norms do, with the unbiased variance."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)

@@ -33,11 +33,11 @@ class StopRequest:
         if self.signal_number:  # asked twice: at once, without saving
             raise KeyboardInterrupt
         self.signal_number, self._asked_at = signal_number, time.monotonic()
-        pause = f", {REPEAT_SECONDS:.0f} s later," if distributed.launched() else ""
+        pause = f" after {REPEAT_SECONDS:.0f} s" if distributed.launched() else ""
         # Printing fails if nobody reads stderr any more, or if the signal interrupts rich while it imports a module.
         # An exception here would come out in the middle of training, and the step would be lost.
         with contextlib.suppress(Exception, SystemExit):
-            console.say(f"stopping after this step; once more{pause} to stop at once")
+            console.say(f"stopping after this step; press Ctrl-C again{pause} to stop now")
 
     def _is_repeat(self) -> bool:
         late = time.monotonic() - self._asked_at

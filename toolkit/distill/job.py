@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from toolkit import __version__, console
 from toolkit.data.batches import TrainingViews
@@ -18,9 +19,9 @@ from toolkit.distill.compilation import make_room
 from toolkit.distill.curves import draw_learning_curves
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.metrics import EpochMetrics
-from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatArithmetic, NetworkStep, choose_precision
 from toolkit.distill.quantized import views_to_answer
+from toolkit.distill.trainable import require_trainable
 from toolkit.distill.trainer import Records, train
 from toolkit.distill.training import Training
 from toolkit.errors import ArtifactError, RecipeError, TrainingError, one_line
@@ -113,7 +114,7 @@ class TrainingJob:
             return None
         raise ArtifactError(
             f"{self.destination} was made from another {' and '.join(differing)}",
-            "choose another directory with --out, or replace it with --force (in Python: force=True)",
+            "choose another directory, or replace it with --force (in Python: force=True)",
         )
 
     def is_up_to_date(self) -> bool:
@@ -130,6 +131,7 @@ class TrainingJob:
             "recipe_sha256": info.recipe_sha256,
             "dataset_sha256": info.dataset_sha256,
             "teacher_sha256": info.teacher_sha256,
+            "network": dict(info.network.settings),
             **info.extra,
         }
         return [name.removesuffix("_sha256") for name, value in self.settings.items() if known.get(name) != value]
@@ -156,6 +158,10 @@ class TrainingJob:
             images=len(self.data.train) * shown / distributed.world_size(),
         )
 
+    def require_trainable(self, network: nn.Module) -> None:
+        """RecipeError unless this job can train `network`, which goes to its device."""
+        require_trainable(network.to(self.options.device), self.recipe, self.role)
+
     def views(self) -> TrainingViews:
         section = self.section
         return TrainingViews(
@@ -170,7 +176,6 @@ class TrainingJob:
     def train(self, training: Training, state: TrainingState | None) -> dict[str, Any]:
         """Train, and leave the best weights in the learner; figures for the weights' metadata."""
         learner, plan = training.learner, training.plan
-        _prove_smallest_size(learner.classifier, plan)
         make_room(plan)
         if (least := min(plan.section.batch_size, len(training.views))) < distributed.world_size():
             raise TrainingError(
@@ -213,14 +218,6 @@ class TrainingJob:
                 picture = draw_learning_curves(self.model_dir.metrics)
                 with write_atomically(self.model_dir.plot("learning_curves")) as path:
                     path.write_bytes(picture)
-
-
-def _prove_smallest_size(classifier: Classifier, plan: Plan) -> None:
-    """RecipeError unless the network takes the first epoch's images; data.image_size it was built for."""
-    if (size := plan.image_size_of(0)) != plan.image_size:
-        setting = f"{plan.section_name}.start_image_size"
-        remedy = f"use a larger {setting}, or 0 for full size throughout"
-        prove_size(classifier.to(plan.device), size, f"the network cannot take images of {size} px ({setting})", remedy)
 
 
 def prove_size(classifier: Classifier, size: int, problem: str, remedy: str) -> None:

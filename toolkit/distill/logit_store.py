@@ -44,7 +44,9 @@ FILL_BATCH_PIXELS = 2**22
 WRITE_BYTES = 2**26
 """bytes of logits that gather where they were computed, before they are written: no batch waits for GPU or disk"""
 
-NOT_IN_VIEWS = {"source", "workers", "validation_fraction", "test_fraction", "split_seed", "share", "mean", "std"}
+NOT_IN_VIEWS = {
+    *("source", "layout", "workers", "validation_fraction", "test_fraction", "split_seed", "share", "mean", "std")
+}
 """[data] settings that do not change a view; the key holds the images themselves."""
 
 

@@ -51,18 +51,21 @@ class MetricsLog:
             others = []
             if self._path.exists():
                 others = [
-                    line for line in self._path.read_text().splitlines() if _role_of(line) not in (None, self._role)
+                    line
+                    for line in self._path.read_text(encoding="utf-8").splitlines()
+                    if _role_of(line) not in (None, self._role)
                 ]
             if others or history:
                 with write_atomically(self._path) as temporary:
-                    temporary.write_text("".join(f"{line}\n" for line in (*others, *map(_to_json, history))))
+                    lines = (*others, *map(_to_json, history))
+                    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             else:
                 self._path.unlink(missing_ok=True)
 
     def add(self, metrics: EpochMetrics) -> None:
         """Append a line, and print it with the time left. Raises ArtifactError if it cannot be written."""
         try:
-            with locked(self._path.parent), self._path.open("a") as file:
+            with locked(self._path.parent), self._path.open("a", encoding="utf-8") as file:
                 file.write(_to_json(metrics) + "\n")
         except OSError as error:
             raise unwritable(self._path, error) from None

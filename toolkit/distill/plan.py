@@ -22,6 +22,11 @@ def image_size_of(epoch: int, section: StageRecipe, full_size: int) -> int:
     return min(full_size, start + round(share * (full_size - start) / step) * step) if share < 1 else full_size
 
 
+def section_name(role: Role) -> str:
+    """The section of the recipe that a role is trained by."""
+    return "teacher" if role == "teacher" else "distill"
+
+
 CompileMode = Literal["off", "default", "reduce-overhead", "max-autotune"]
 
 
@@ -42,7 +47,7 @@ class Plan:
     @property
     def section_name(self) -> str:
         """The section's name in the recipe."""
-        return "teacher" if self.role == "teacher" else "distill"
+        return section_name(self.role)
 
     def view_of(self, epoch: int) -> int:
         """Which view of each image an epoch shows: a new one, or one of those whose logits are stored."""

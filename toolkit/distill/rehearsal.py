@@ -98,7 +98,7 @@ class Rehearsal:
             metrics = Path(folder, "metrics.jsonl")
             records = Records(metrics, Checkpoint(Path(folder, "checkpoint.pt"), {"stage": "student"}))
             train(training, records)
-            return [json.loads(line) for line in metrics.read_text().splitlines()]
+            return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
 
     @cached_property
     def _recipe(self) -> Recipe:

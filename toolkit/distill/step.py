@@ -16,6 +16,7 @@ from toolkit.distill.objective import NetworkOutput
 from toolkit.distill.optimization import Optimization
 from toolkit.distill.precision import autocast
 from toolkit.distill.step_graph import StepGraph, Sums
+from toolkit.distill.trainable import least_batch
 from toolkit.distill.training import Training
 from toolkit.errors import TrainingError, one_line
 
@@ -44,7 +45,7 @@ class Stepper:
         """Step on the images at `indices`, rendered at `side` px; this process's share of the loss's sum and hits."""
         indices = self._views.upload(indices)
         while (taken := self._take_or_none(indices, view, side)) is None:
-            self._make_room()
+            self._make_room(side)
         sums, is_updated = taken
         if not is_updated:
             self._optimization.update()
@@ -120,7 +121,7 @@ class Stepper:
                 raise
             raise TrainingError(
                 f"torch.compile cannot be used here: {one_line(error)}",
-                "use --set training.compile=off, or install what it needs (a C++ compiler; triton on a GPU)",
+                "use training.compile=off, or install what it needs (a C++ compiler; triton on a GPU)",
             ) from error
 
     @contextlib.contextmanager
@@ -132,24 +133,38 @@ class Stepper:
         with self._replica.no_sync():
             yield
 
-    def _make_room(self) -> None:
+    def _make_room(self, side: int) -> None:
         """After memory ran out: go on without the graph, or with smaller parts if there is no graph."""
         if self._graph is None or not self._graph.release():
-            self._halve()
+            self._halve(side)
         self._optimization.optimizer.zero_grad()
         free_cache(self._plan.device)
 
-    def _halve(self) -> None:
+    def _halve(self, side: int) -> None:
         remedy = f"use a smaller {self._plan.section_name}.batch_size, data.image_size or network"
         if distributed.world_size() > 1:
             raise TrainingError(f"{self._plan.role}: out of memory in process {distributed.rank()}", remedy)
         if self.part_size < 2:
             raise TrainingError(f"{self._plan.role}: out of memory with one image at a time", remedy)
+        if self.part_size == 2 and not self._takes_one(side):
+            raise TrainingError(
+                f"{self._plan.role}: out of memory with two images at a time, and batch norm needs two of {side} px",
+                "use a smaller network, or give it more memory",
+            )
         self.part_size = -(-self.part_size // 2)
         console.say(
             f"out of memory: going on with {self.part_size} images at a time; gradients add up to the same batches of"
             f" {self._plan.section.batch_size}, batch statistics are of the parts"
         )
+
+    def _takes_one(self, side: int) -> bool:
+        """Whether the network can be trained on one image at a time; if there is no memory to try, a step will tell."""
+        try:
+            return least_batch(self._learner.classifier.network, side) == 1
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return True
 
     def state(self) -> StepState:
         """The state for a checkpoint."""

@@ -30,7 +30,7 @@ from toolkit.networks.registry import NetworkSpec
 from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
 
-OTHER_CLASSES = "give the teacher's training data with --data, or train one here with `toolkit teacher --force`"
+OTHER_CLASSES = "give the teacher's training data, or train one here with `toolkit teacher --force`"
 """The remedy for a teacher with other classes than the data's."""
 
 
@@ -141,6 +141,7 @@ def _new_student(job: TrainingJob) -> Classifier:
     torch.manual_seed(recipe.training.seed)
     network = NetworkSpec.of(recipe.student).build(job.data.num_classes, recipe.data.image_size)
     network = distributed.synchronize_batch_norms(network, job.options.device)
+    job.require_trainable(network)
     return Classifier(network, recipe.data.mean, recipe.data.std)
 
 
@@ -214,6 +215,6 @@ def _require_same_size(teacher: Classifier, info: ModelInfo, image_size: int, fi
         teacher,
         image_size,
         f"{file_name}, trained at {trained} px, cannot take images of {image_size} px (data.image_size)",
-        f"use --set data.image_size={trained}, or train a teacher at {image_size} px with toolkit teacher --force",
+        f"use data.image_size={trained}, or train a teacher at {image_size} px with toolkit teacher --force",
     )
     console.say(f"warning: {file_name} was trained at {trained} px and teaches at {image_size} px")

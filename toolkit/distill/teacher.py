@@ -4,34 +4,51 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit import console
 from toolkit.data.dataset import Dataset
+from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed, provenance
+from toolkit.distill.doubts import (
+    Order,
+    best_constant,
+    find_normalisation,
+    find_order,
+    follows_folders,
+    is_near_chance,
+)
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.distill.training import Training
-from toolkit.errors import WeightsError, one_line
-from toolkit.files import sha256_file
+from toolkit.errors import ArtifactError, WeightsError, one_line
+from toolkit.files import sha256_file, write_atomically
 from toolkit.modeldir import ModelDir
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place
-from toolkit.networks.weights import import_teacher, teacher_spec
+from toolkit.networks.weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Channels,
+    ModelInfo,
+    import_teacher,
+    read_info,
+    teacher_spec,
+)
 from toolkit.recipe import Recipe
 from toolkit.settings import IMAGENET
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+SHOWN_CLASSES = 12
+"""names in a warning about their order"""
 
 TRAINED_BY = ("teacher", "training.seed", "training.precision")
 """Settings, beside the data's, that decide the result for a teacher that is trained here..."""
 IMPORTED_BY = ("teacher.architecture", "teacher.mean", "teacher.std", "teacher.enlarge")
-"""...and one that is imported; the file itself is known by its SHA-256."""
+"""...and one that is imported; the file itself is known by its SHA-256, and its network's settings are compared."""
 
 
 def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, options: TrainingOptions) -> WeightsFile:
@@ -50,6 +67,7 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, option
     else:
         network, mean, std = _new_network(recipe, data.num_classes)
         network = distributed.synchronize_batch_norms(network, options.device)
+        job.require_trainable(network)
     learner = TappedNetwork(Classifier(network, mean, std), ())
     extra = _judge_import(source, learner.classifier, job) if source else _fit(learner, job)
     preprocess = Preprocess(recipe.data.image_size, recipe.data.resize, mean, std)
@@ -59,11 +77,58 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, option
 def teacher_settings(recipe: Recipe, dataset: Dataset) -> tuple[Path | None, dict[str, Any]]:
     """The file to import, None to train; and what decides the result: the same settings make the same teacher."""
     source = provenance.find_weights(recipe)
-    return source, {
+    settings: dict[str, Any] = {
         "recipe_sha256": recipe.fingerprint("data", *(IMPORTED_BY if source else TRAINED_BY)),
         "dataset_sha256": dataset.sha256,
         "weights": sha256_file(source) if source else recipe.teacher.weights,
     }
+    if source:
+        settings["network"] = dict(teacher_spec(recipe, provenance.describe(source)).settings)
+    return source, settings
+
+
+def require_same_network(path: Path, recipe: Recipe) -> None:
+    """ArtifactError if the recipe states another network for [teacher] than the one in `path`.
+
+    What it leaves to the defaults is as the file has it.
+    """
+    info = read_info(path)
+    seen_by = {"architecture", "mean", "std", "enlarge", *recipe.teacher.settings}
+    if changed := [key for key in _changed_settings(info, recipe) if key in seen_by]:
+        raise ArtifactError(
+            f"{path} was made from another recipe ({_in_teacher(changed)})",
+            "make that teacher first, with toolkit teacher --force (in Python: force=True), or choose another"
+            " directory",
+        )
+
+
+def report_changed_training(path: Path, recipe: Recipe) -> None:
+    """A line on stderr if the recipe states another training for the teacher that was trained into `path`."""
+    info = read_info(path)
+    was_trained = info.extra.get("weights", "") in ("", IMAGENET)
+    if was_trained and (changed := _changed_settings(info, recipe)):
+        console.say(
+            f"teacher: {path} was trained with other settings ({_in_teacher(changed)}) and teaches as it is;"
+            " toolkit teacher --force trains it again"
+        )
+
+
+def _changed_settings(info: ModelInfo, recipe: Recipe) -> list[str]:
+    """Keys of [teacher] that the recipe states, and that are not as the file's network and its recipe have them."""
+    network = {"architecture": info.architecture, "enlarge": info.network.enlarge, **info.network.settings}
+    network |= {"mean": list(info.preprocess.mean), "std": list(info.preprocess.std)}
+    recorded = info.recipe.get("teacher", {})
+    return [
+        key
+        for key, value in recipe.teacher.model_dump(mode="json", exclude={"weights"}).items()
+        if recipe.states(f"teacher.{key}")
+        and key in recorded | network
+        and value not in (recorded.get(key, ...), network.get(key, ...))
+    ]
+
+
+def _in_teacher(keys: list[str]) -> str:
+    return ", ".join(f"teacher.{key}" for key in keys)
 
 
 def _fit(learner: TappedNetwork, job: TrainingJob) -> dict[str, Any]:
@@ -89,22 +154,63 @@ def _judge_import(source: Path, classifier: Classifier, job: TrainingJob) -> dic
     trained_on = provenance.find_training_images(info) if info else None
     provenance.warn_of_differences(source, recipe, job.data.dataset)
     known = provenance.known_accuracy(source, recipe, job.data.dataset)
-    accuracy = _measure_accuracy(classifier, job) if known is None else known
     remark = "" if known is None else "; its file has its accuracy on the same validation images"
     console.say(f"teacher: imported {source}{remark}")
+    accuracy = _measure_accuracy(classifier, job, has_normalisation=info is not None) if known is None else known
     return {"valid_accuracy": accuracy, "trained_on": trained_on}
 
 
-def _measure_accuracy(classifier: Classifier, job: TrainingJob) -> float:
+def _measure_accuracy(classifier: Classifier, job: TrainingJob, *, has_normalisation: bool) -> float:
+    """On this job's validation images; a warning says what seems to be wrong with the import."""
     valid, device = job.data.valid, job.options.device
-    place(classifier, device)
-    predicted = compute_logits(classifier, valid, "fp32", device).argmax(1).cpu()
-    return (predicted == torch.from_numpy(valid.labels)).float().mean().item()
+
+    def ask(images: Pixels, mean: Channels, std: Channels) -> Tensor:
+        asked = Classifier(classifier.network, mean, std)
+        place(asked, device)
+        return compute_logits(asked, images, "fp32", device)
+
+    mean, std = (tuple(values.flatten().tolist()) for values in (classifier.mean, classifier.std))
+    logits = ask(valid, mean, std).cpu().numpy()
+    hits = logits.argmax(1) == valid.labels
+    accuracy = torch.from_numpy(hits).float().mean().item()
+    if order := find_order(logits, valid.labels, job.data.dataset.classes):
+        _warn_of_order(order, accuracy, job)
+    elif not has_normalisation and (found := find_normalisation(ask, valid, mean, std)):
+        console.say(
+            f"warning: teacher: with another normalisation it has {found.accuracy:.4f} of the validation images right"
+            f" instead of {found.before:.4f}; import it again with --force"
+            f" --set teacher.mean={_as_setting(found.mean)} --set teacher.std={_as_setting(found.std)}"
+        )
+    elif is_near_chance(hits, valid.labels):
+        console.say(
+            f"warning: teacher: an accuracy of {accuracy:.4f} is no better than chance: the commonest class"
+            f" alone gives {best_constant(valid.labels):.4f}; is this the right file, trained with these teacher.mean,"
+            " teacher.std and data.image_size?"
+        )
+    return accuracy
 
 
-def _new_network(
-    recipe: Recipe, num_classes: int
-) -> tuple[nn.Module, tuple[float, float, float], tuple[float, float, float]]:
+def _as_setting(channels: Channels) -> str:
+    return "[" + ",".join(f"{value:.6g}" for value in channels) + "]"
+
+
+def _warn_of_order(order: Order, accuracy: float, job: TrainingJob) -> None:
+    """Say in which order the outputs seem to stand, and leave that as a file if the data can have it from there."""
+    dataset, source = job.data.dataset, job.recipe.data.source
+    names = ", ".join(order.classes[:SHOWN_CLASSES]) + (", …" if len(order.classes) > SHOWN_CLASSES else "")
+    way = "sort the rows of its last layer as the data's classes are"
+    if Path(source).is_dir() and follows_folders(dataset):
+        way = f"copy {job.model_dir.classes} into {source}, and import it again with --force"
+        if distributed.is_main():
+            with write_atomically(job.model_dir.classes) as path:
+                path.write_text("".join(f"{name}\n" for name in order.classes), encoding="utf-8")
+    console.say(
+        f"warning: teacher: its outputs seem to stand in another order: {names}; in that order it has"
+        f" {order.accuracy:.4f} of the validation images right instead of {accuracy:.4f}; {way}"
+    )
+
+
+def _new_network(recipe: Recipe, num_classes: int) -> tuple[nn.Module, Channels, Channels]:
     """An untrained network, or torchvision's ImageNet one with a new head; with the normalisation that goes with it."""
     section = recipe.teacher
     torch.manual_seed(recipe.training.seed)

@@ -229,8 +229,8 @@ class _Run:
         raise TrainingError(
             f"{plan.role}: the {what} is not finite at epoch {self._progress.epoch + 1}, step {step}"
             f" (learning rate {rate:.3g}); {kept}",
-            f"start over with --force and --set {plan.section_name}.learning_rate={section.learning_rate / 3:.2g},"
-            " or --set training.precision=fp32",
+            f"start over with --force and {plan.section_name}.learning_rate={section.learning_rate / 3:.2g},"
+            " or training.precision=fp32",
         )
 
     def _stop_if_asked(self, sums: list[StepSums]) -> None:
@@ -301,7 +301,7 @@ class _Run:
         torch.set_rng_state(state.rng)
         if state.gpu_rng is not None and self._plan.device != "cpu":
             torch.cuda.set_rng_state(state.gpu_rng, self._plan.device)
-        console.say(f"{self._plan.role}: going on at epoch {self._progress.epoch + 1}, step {self._progress.step + 1}")
+        console.say(f"{self._plan.role}: resuming at epoch {self._progress.epoch + 1}, step {self._progress.step + 1}")
 
     def _tick(self, *, training: bool) -> None:
         now = time.perf_counter()

@@ -24,6 +24,9 @@ from toolkit.export.verify import Bounds, Reference, prove_file, refer_to_networ
 from toolkit.files import sha256_file, write_atomically
 from toolkit.graphs.build import build_graph, check_graph, set_metadata
 from toolkit.graphs.half import halve
+from toolkit.graphs.layers import find_layers, name_nodes
+from toolkit.graphs.ranges import Ranges
+from toolkit.machine.limits import available_cores
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.networks.bare import describe_bare_weights
 from toolkit.networks.classifier import Classifier
@@ -54,8 +57,8 @@ class ExportOptions:
 class ExportResult:
     """A written file and the figures of its proof. Accuracies are None if there were no validation images.
 
-    `accuracy_reference` is torch's for fp32 and fp16, the fp32 file's for int8. `float_layers` stayed float32 in an
-    int8 file; `times_faster` is one image's latency of fp32 over its own, on this machine's CPU, None for fp32.
+    `accuracy_reference` is torch's for fp32 and fp16, the fp32 file's for int8. `float_layers` stayed float32 in a
+    smaller file; `times_faster` is one image's latency of fp32 over its own, on this machine's CPU, None for fp32.
     """
 
     path: Path
@@ -149,7 +152,7 @@ def check_destinations(weights: Path, destination: Path, options: ExportOptions)
     if "int8" in options.smaller and (options.valid is None or options.train is None):
         raise DataError(
             "int8 is calibrated on training images and judged on validation images, but there are none",
-            "give the data those weights were trained on with --data, or leave out --int8",
+            "give the data those weights were trained on, or leave out --int8",
         )
 
 
@@ -169,7 +172,10 @@ def _made_from(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A graph that is to become a file; making it began at `start` (time.perf_counter, s). The rest is of int8."""
+    """A graph that is to become a file; making it began at `start` (time.perf_counter, s).
+
+    `float_layers` stayed float32 in a smaller precision; `calibration` is of int8.
+    """
 
     precision: FilePrecision
     model: onnx.ModelProto
@@ -180,8 +186,10 @@ class _Draft:
     @property
     def metadata(self) -> dict[str, str]:
         """The file's own metadata; the rest is the same in all files of the network."""
-        of_int8 = {"calibration": self.calibration, "float_layers": json.dumps(self.float_layers)}
-        return {"precision": self.precision} | (of_int8 if self.calibration else {})
+        metadata: dict[str, str] = {"precision": self.precision}
+        if self.precision != "fp32":
+            metadata["float_layers"] = json.dumps(self.float_layers)
+        return metadata | ({"calibration": self.calibration} if self.calibration else {})
 
 
 class _Export:
@@ -204,15 +212,39 @@ class _Export:
         fp32, logits = self._write(_Draft("fp32", model, start), network)
         results = [fp32]
         if "fp16" in smaller:
-            results.append(self._write(_Draft("fp16", halve(model), time.perf_counter()), network)[0])
+            results.append(self._write_fp16(model, network))
         if "int8" in smaller:
             results.append(self._write_int8(model, Reference(samples, logits, "the fp32 file's")))
         if samples.labels is None:
             console.say(
                 f"{self._destination.name}: checked for closeness and agreement on {len(samples)} synthetic images; "
-                "accuracy was not checked (no validation images; --data gives some)"
+                "accuracy was not checked (no validation images: no data was given)"
             )
         return results
+
+    def _write_fp16(self, model: onnx.ModelProto, network: Reference) -> ExportResult:
+        """What half precision cannot hold stays float32 from the start; what it blurs, if the proof fails without."""
+        start, cores = time.perf_counter(), available_cores()
+        kept = Ranges(model, cores).find_overflows(read_batches(self._samples))
+        draft = self._halve(model, kept, start)
+        try:
+            return self._write(draft, network)[0]
+        except GateError:
+            blurred = Ranges(model, cores, kept).find_losses(read_batches(self._samples))
+            if not blurred:
+                raise
+        return self._write(self._halve(model, kept | blurred, start), network)[0]
+
+    def _halve(self, model: onnx.ModelProto, kept: set[str], start: float) -> _Draft:
+        path, layers = at_precision(self._destination, "fp16"), find_layers(model.graph)
+        with self._leaving_none(path):
+            if kept.issuperset(layers):
+                raise GateError(
+                    f"{path.name} would have no layer in half precision: there is none, or the values are too "
+                    "large or too small for it",
+                    "nothing was kept; leave out fp16",
+                )
+        return _Draft("fp16", halve(model, kept), start, name_nodes(model.graph, kept))
 
     def _write_int8(self, model: onnx.ModelProto, reference: Reference) -> ExportResult:
         start, settings, train = time.perf_counter(), self._settings, self._options.train
@@ -220,6 +252,10 @@ class _Export:
         images = train.centre(spread(len(train), settings.calibration_images))
         path = at_precision(self._destination, "int8")
         with self._leaving_none(path):
+            if not find_layers(model.graph):
+                raise GateError(
+                    f"{path.name}: the network has no layer to quantize", "nothing was kept; leave out int8"
+                )
             quantized = quantize_within(model, images, reference, settings, path.name)
         calibration = f"{settings.calibration}, {len(images)} training images"
         return self._write(_Draft("int8", quantized.model, start, quantized.float_layers, calibration), reference)[0]

@@ -64,8 +64,8 @@ def quantize_within(
                 f"{title} cannot keep its accuracy: in int8 throughout it loses {drop:.4f} on {len(reference.samples)}"
                 f" validation images, with all layers but {name_layer(model.graph, ranked[-1])} in float32 still"
                 f" {search.last_drop:.4f}; {recipe.max_drop:g} is allowed (export.max_drop)",
-                "nothing was kept; try --set export.calibration=entropy or percentile, more"
-                " --set export.calibration_images, a larger --max-drop, or leave out --int8",
+                "nothing was kept; try export.calibration=entropy or percentile, more"
+                " export.calibration_images, a larger export.max_drop, or leave out --int8",
             )
         count, best = found
         return Int8Graph(best, tuple(name_layer(model.graph, layer) for layer in ranked[:count]))

@@ -1,7 +1,8 @@
 """An ONNX file's answers in a fresh process, which knows nothing but the file; the proof compares them.
 
-The process is `python -m toolkit.export.replay FILE THREADS`: images come through its stdin, answers go to its stdout.
-It imports numpy and onnxruntime, not torch, and nothing of the program that started it: that may be a plain script.
+The process is `python -m toolkit.export.replay FILE THREADS [rounded]`: images come through its stdin, answers go to
+its stdout. It imports numpy, onnx and onnxruntime, not torch, and nothing of the program that started it: that may be a
+plain script.
 N images, S px their side, C classes.
 """
 
@@ -14,27 +15,35 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
 from toolkit.errors import GateError
+from toolkit.graphs.rounding import round_as_half
 from toolkit.graphs.session import open_session, why_refused
 from toolkit.machine.devices import same_imports
 from toolkit.machine.limits import available_cores
+
+ROUNDED = "rounded"
 
 FileOutput = tuple[NDArray[np.float32], NDArray[np.float32]]
 """logits (N, C) and probabilities (N, C)"""
 
 
 class Replay:
-    """A context manager; `answer` asks the file at `path`, called `title` in messages, on the CPU."""
+    """A context manager; `answer` asks the file at `path`, called `title` in messages, on the CPU.
 
-    def __init__(self, path: Path, title: str) -> None:
-        self._path, self._title = path, title
+    With `rounded` every tensor that is float16 in the file is rounded to it: see round_as_half.
+    """
+
+    def __init__(self, path: Path, title: str, *, rounded: bool = False) -> None:
+        self._path, self._title, self._rounded = path, title, rounded
 
     def __enter__(self) -> Self:
+        how = [str(self._path), str(available_cores()), *([ROUNDED] if self._rounded else [])]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "toolkit.export.replay", str(self._path), str(available_cores())],
+            [sys.executable, "-P", "-m", "toolkit.export.replay", *how],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | same_imports(),
@@ -65,7 +74,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library's output must not go into the answers
     try:
-        session = open_session(Path(sys.argv[1]), int(sys.argv[2]))
+        session = _open(Path(sys.argv[1]), int(sys.argv[2]), rounded=ROUNDED in sys.argv[3:])
     except Exception as error:  # sent as the first answer
         session = why_refused(error)
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
@@ -73,6 +82,11 @@ def main() -> None:
             images = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started this
             pickle.dump(session if isinstance(session, str) else _run(session, images), answers)
             answers.flush()
+
+
+def _open(path: Path, threads: int, *, rounded: bool) -> Any:
+    model = round_as_half(onnx.load(str(path))).SerializeToString() if rounded else path
+    return open_session(model, threads)
 
 
 def _run(session: Any, images: NDArray[np.uint8]) -> FileOutput | str:
@@ -86,7 +100,7 @@ def _run(session: Any, images: NDArray[np.uint8]) -> FileOutput | str:
 def _failed(title: str, reason: str) -> GateError:
     return GateError(
         f"{title} cannot be used by onnxruntime {onnxruntime.__version__}: {reason}",
-        "the file was not kept; try another --set export.opset=18 (to 23)",
+        "the file was not kept; try another export.opset (18 to 23)",
     )
 
 

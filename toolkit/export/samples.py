@@ -42,12 +42,12 @@ def choose_samples(pixels: Pixels | None, image_size: int, num_classes: int, lim
     if prepared != image_size:
         raise ArtifactError(
             f"the validation images are prepared at {prepared} px, but the weights need {image_size} px",
-            f"use the recipe of those weights, or --set data.image_size={image_size}",
+            f"use the recipe of those weights, or data.image_size={image_size}",
         )
     if int(pixels.labels.max()) >= num_classes:
         raise DataError(
             f"the validation images have {int(pixels.labels.max()) + 1} classes, the weights {num_classes}",
-            "give the data those weights were trained on with --data",
+            "give the data those weights were trained on",
         )
     places = spread(len(pixels), limit)
     return Samples(

@@ -1,10 +1,11 @@
 """The proof of an export: the written file, opened in a fresh process, answers as it should.
 
-A float32 or float16 file is compared with the network, an int8 one with the float32 file. N images, S px their side,
+A float32 or float16 file is compared with the network, an int8 one with the float32 file. A float16 file has to answer
+twice: as it is, and rounded to float16 after every operator, which a CPU does not do. N images, S px their side,
 C classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,9 @@ ODD_BATCH = 7
 SINGLES = 4
 """Images that are also run alone."""
 
+HUGE = 1e4
+"""Logits beyond this are no network's that has learnt: float32 holds them to 0.001 at best."""
+
 SOFTMAX_TOLERANCE = 1e-5
 """Largest error of `probabilities` against a float64 softmax of the file's own logits."""
 
@@ -46,6 +50,7 @@ class Reference:
 class Bounds:
     """Bounds for a file of one precision; None means no bound. `prefix` goes before the settings' names."""
 
+    precision: FilePrecision
     max_logit_difference: float | None
     min_agreement: float | None
     max_accuracy_drop: float
@@ -55,11 +60,11 @@ class Bounds:
     @classmethod
     def of(cls, recipe: ExportRecipe, precision: FilePrecision) -> Self:
         if precision == "fp32":
-            return cls(recipe.max_logit_difference, recipe.min_agreement, recipe.max_accuracy_drop)
+            return cls(precision, recipe.max_logit_difference, recipe.min_agreement, recipe.max_accuracy_drop)
         if precision == "fp16":
             difference, agreement = recipe.fp16_max_logit_difference, recipe.fp16_min_agreement
-            return cls(difference, agreement, recipe.fp16_max_accuracy_drop, prefix="export.fp16_")
-        return cls(None, None, recipe.max_drop, drop_setting="max_drop")
+            return cls(precision, difference, agreement, recipe.fp16_max_accuracy_drop, prefix="export.fp16_")
+        return cls(precision, None, None, recipe.max_drop, drop_setting="max_drop")
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,15 @@ class Proof:
     agreement: float
     accuracy_reference: float | None
     accuracy_onnx: float | None
+
+    def or_worse(self, other: Self) -> Self:
+        """Of two proofs of the same file on the same images, the worse of each measurement."""
+        worst = max(self.max_logit_difference, other.max_logit_difference)
+        agreement = min(self.agreement, other.agreement)
+        accuracy = None
+        if self.accuracy_onnx is not None and other.accuracy_onnx is not None:
+            accuracy = min(self.accuracy_onnx, other.accuracy_onnx)
+        return replace(self, max_logit_difference=worst, agreement=agreement, accuracy_onnx=accuracy)
 
 
 @dataclass(frozen=True)
@@ -99,17 +113,27 @@ def refer_to_network(classifier: Classifier, samples: Samples) -> Reference:
 def prove_file(path: Path, title: str, reference: Reference, bounds: Bounds) -> tuple[Proof, NDArray[np.float32]]:
     """Compare the file at `path`, called `title` in messages, with the reference; the proof, and the file's logits.
 
-    The file answers every image in large batches, some images alone, and an odd batch. Raises GateError, naming the
-    worst image, if a bound is not met.
+    The file answers every image in large batches, some images alone, and an odd batch. A float16 file does so twice,
+    the second time rounded as round_as_half says; the proof has the worse figures. Raises GateError, naming the worst
+    image, if a bound is not met, or if the reference's own logits are those of a training that diverged.
     """
+    with Replay(path, title) as replay:
+        proof, logits = _prove(replay, title, reference, bounds)
+    if bounds.precision == "fp16":
+        title = f"{title} in float16 arithmetic"
+        with Replay(path, title, rounded=True) as replay:
+            proof = proof.or_worse(_prove(replay, title, reference, bounds)[0])
+    return proof, logits
+
+
+def _prove(replay: Replay, title: str, reference: Reference, bounds: Bounds) -> tuple[Proof, NDArray[np.float32]]:
     samples = reference.samples
     everything, large = np.arange(len(samples)), large_batch(samples)
-    with Replay(path, title) as replay:
-        answers = _answer(replay, reference, everything, large)
-        worst = _require_close(answers, f"in batches of {large}", title, bounds)
-        for batch, chosen in ((1, np.resize(everything, SINGLES)), (ODD_BATCH, np.resize(everything, ODD_BATCH))):
-            few = _answer(replay, reference, chosen, batch)
-            worst = max(worst, _require_close(few, f"in a batch of {batch}", title, bounds))
+    answers = _answer(replay, reference, everything, large)
+    worst = _require_close(answers, f"in batches of {large}", title, bounds)
+    for batch, chosen in ((1, np.resize(everything, SINGLES)), (ODD_BATCH, np.resize(everything, ODD_BATCH))):
+        few = _answer(replay, reference, chosen, batch)
+        worst = max(worst, _require_close(few, f"in a batch of {batch}", title, bounds))
     agreement = _require_agreement(answers, title, bounds)
     accuracies = _require_accuracy(answers, reference, title, bounds)
     return Proof(len(samples), worst, agreement, *accuracies), answers.onnx
@@ -127,8 +151,10 @@ def _require_close(answers: _Outputs, how: str, title: str, bounds: Bounds) -> f
     worst = int(differences.argmax())
     allowed = np.inf if bounds.max_logit_difference is None else bounds.max_logit_difference
     if differences[worst] > allowed or not np.isfinite(differences[worst]):
+        _refuse_diverged(answers, title)
         raise _gate(
             title,
+            bounds,
             f"its logits are off by {differences[worst]:.2g} on {answers.names[worst]} ({how}), "
             f"{allowed:g} is allowed ({bounds.prefix}max_logit_difference)",
         )
@@ -137,13 +163,15 @@ def _require_close(answers: _Outputs, how: str, title: str, bounds: Bounds) -> f
     errors = _largest_each(answers.probabilities, softmax / softmax.sum(axis=1, keepdims=True))
     if errors.max() > SOFTMAX_TOLERANCE:
         name = answers.names[int(errors.argmax())]
-        raise _gate(title, f"its probabilities are off by {errors.max():.2g} from its own logits' softmax on {name}")
+        problem = f"its probabilities are off by {errors.max():.2g} from its own logits' softmax on {name}"
+        raise _gate(title, bounds, problem)
     return float(differences[worst])
 
 
 def _largest_each(answer: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float64]:
     """Largest |answer − reference| of each image; infinite if either is not a finite number."""
-    difference = np.abs(answer.astype(np.float64) - reference)
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(answer.astype(np.float64) - reference)
     largest: NDArray[np.float64] = np.where(np.isfinite(difference), difference, np.inf).max(axis=1)
     return largest
 
@@ -154,6 +182,7 @@ def _require_agreement(answers: _Outputs, title: str, bounds: Bounds) -> float:
     if bounds.min_agreement is not None and agreement < bounds.min_agreement:
         raise _gate(
             title,
+            bounds,
             f"it predicts the same class as the network on {int(same.sum())} of {len(same)} images, but not on "
             f"{answers.names[int(same.argmin())]}; {bounds.min_agreement:g} is required ({bounds.prefix}min_agreement)",
         )
@@ -171,6 +200,7 @@ def _require_accuracy(
     if before - after > bounds.max_accuracy_drop + ROUNDING:
         raise _gate(
             title,
+            bounds,
             f"its accuracy is {after:.4f}, {reference.whose} {before:.4f} on {len(in_file)} validation images (wrong"
             f" on {answers.names[int((in_reference & ~in_file).argmax())]}); "
             f"a drop of {bounds.max_accuracy_drop:g} is allowed ({bounds.prefix}{bounds.drop_setting})",
@@ -178,9 +208,21 @@ def _require_accuracy(
     return before, after
 
 
-def _gate(title: str, problem: str) -> GateError:
-    return GateError(
-        f"{title} does not answer as its weights do: {problem}",
-        "the file was not kept; try another --set export.opset=18 (to 23), leave out a smaller precision that is not "
-        "good enough, and see `toolkit doctor` for the versions",
-    )
+def _refuse_diverged(answers: _Outputs, title: str) -> None:
+    """Raise if the reference's own logits are the reason why nothing comes near them."""
+    largest = _largest_each(answers.reference, np.zeros(1))
+    worst = int(largest.argmax())
+    if largest[worst] > HUGE:
+        logits = f"reach {largest[worst]:.1e}" if np.isfinite(largest[worst]) else "are not finite"
+        raise GateError(
+            f"{title} was not written: the network's own logits {logits} on {answers.names[worst]} (below {HUGE:g} is "
+            "sound), so its training diverged",
+            "train it again, longer or with a lower learning rate (teacher.learning_rate, distill.learning_rate)",
+        )
+
+
+def _gate(title: str, bounds: Bounds, problem: str) -> GateError:
+    remedy = "try another export.opset (18 to 23), and see `toolkit doctor` for the versions"
+    if bounds.precision != "fp32":
+        remedy = f"leave out {bounds.precision}, or allow more with a setting of [export]"
+    return GateError(f"{title} does not answer as its weights do: {problem}", f"the file was not kept; {remedy}")

@@ -44,7 +44,7 @@ INT8_MAKING_IMAGES, INT8_MAKING_S = 600, 4.0
 CONTROL_START_S = 3.5
 """s until a control beside the student takes its first step (3.1 s of CPU time, default recipe, AMD EPYC)"""
 
-THERE = "is there already"
+THERE = "exists"
 GIVEN = "given"
 BESIDE = "beside the student"
 

@@ -11,7 +11,7 @@ from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed, provenance
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions
 from toolkit.distill.student import control_settings, find_stored_answers, student_settings
-from toolkit.distill.teacher import teacher_settings
+from toolkit.distill.teacher import require_same_network, teacher_settings
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import ModelDir, Role
 from toolkit.recipe import Recipe
@@ -65,7 +65,8 @@ class Facts:
 def find_facts(setup: StageSetup, command: Command) -> Facts:
     """Look at data, cache and model directory; make nothing, decode no image.
 
-    Raises WeightsError if the teacher to be imported does not know the classes of the data.
+    Raises WeightsError if the teacher to be imported does not know the classes of the data, and ArtifactError if the
+    teacher of the directory is another network than the recipe states.
     """
     recipe, splits = setup.recipe, setup.dataset.splits
     if command == "teacher" or not setup.model_dir.weights("teacher").exists():
@@ -114,8 +115,9 @@ Progress = tuple[frozenset[SeededRole], dict[SeededRole, int]]
 def _look_at_teacher(setup: StageSetup, command: Command) -> Progress:
     recipe = setup.recipe
     network: SeededRole = ("teacher", recipe.training.seed)
-    if command == "distill" and setup.model_dir.weights("teacher").exists():
-        return frozenset({network}), {}  # it teaches, whatever its settings were
+    if command == "distill" and (file := setup.model_dir.weights("teacher")).exists():
+        require_same_network(file, recipe)
+        return frozenset({network}), {}  # it teaches, however it was trained
     _, settings = teacher_settings(recipe, setup.dataset)
     return _look_at(network, _training_job(setup, recipe, setup.model_dir, network, settings))
 

@@ -17,7 +17,7 @@ class ForecastStage:
     """One kind of work. `images` are those of one epoch, or of the whole stage if it has no epochs.
 
     `sizes_px` are the first and the last side of the images, None if there is none; `seconds` and `disk_bytes` are of
-    all seeds together; `note` adds what the figures do not show (`is there already`, `3 seeds`).
+    all seeds together; `note` adds what the figures do not show (`exists`, `3 seeds`).
     """
 
     name: str

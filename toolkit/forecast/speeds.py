@@ -27,6 +27,7 @@ from toolkit.distill.precision import FloatArithmetic, NetworkStep, choose_preci
 from toolkit.distill.quantized import views_to_answer
 from toolkit.distill.step import Stepper
 from toolkit.distill.step_graph import WARM_UP
+from toolkit.distill.trainable import require_trainable
 from toolkit.distill.training import Training
 from toolkit.errors import DataError
 from toolkit.forecast.facts import Facts
@@ -82,6 +83,7 @@ class MeasuredSpeeds:
     def train_s(self, recipe: Recipe, role: Role, side: int) -> float:
         section = recipe.stage_of(role)
         network, images = self._network(recipe, role), self._share(section.epochs)
+        require_trainable(network.network, recipe, role)
         with self._own_threads(recipe, role) as threads:
             batch, precision = section.batch_size, self._precision(recipe, role)
             if self._is_replayed(recipe, role):

@@ -1,1 +1,1 @@
-"""ONNX graphs: built, halved, quantized."""
+"""ONNX graphs: built, halved, rounded, quantized."""

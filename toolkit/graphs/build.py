@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 import torch
+from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,8 +24,14 @@ INPUT = "image"
 OUTPUTS = ("logits", "probabilities")
 BATCH_AXIS = "N"
 
+NOISY = ("torch", "onnxscript", "onnx_ir")
+"""Packages that log while a graph is made."""
+
 LARGEST_BYTES = 2**31 - 2**20
 """The weights that a single ONNX file can hold: protobuf's 2 GiB, less room for the graph itself."""
+
+FOLDED_VALUES = 2**24
+"""Numbers in the largest tensor that is worked out once, if it is made of constants alone, as Swin's tables are."""
 
 
 class DeployedGraph(nn.Module):
@@ -74,10 +81,14 @@ def build_graph(classifier: Classifier, image_size: int, opset: int) -> onnx.Mod
         reason = one_line(error.__cause__ or error)
         raise ArtifactError(
             f"torch {torch.__version__} cannot export this network to ONNX opset {opset}: {reason}",
-            "try another opset with --set export.opset=18 (to 23), or another architecture",
+            "try another export.opset (18 to 23), or another architecture",
         ) from error
     assert program is not None
+    with _silence():
+        fold_constants(program.model, input_size_limit=FOLDED_VALUES, output_size_limit=FOLDED_VALUES)
     model: onnx.ModelProto = program.model_proto
+    # older runtimes refuse newer ones
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     _strip_traces(model)
     _require_opset(model, opset)
     return model
@@ -112,7 +123,7 @@ def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, list[str | int]]:
 
 
 def _faulty(problem: str) -> GateError:
-    return GateError(f"the exported graph {problem}", "nothing was written; try another --set export.opset=18 (to 23)")
+    return GateError(f"the exported graph {problem}", "nothing was written; try another export.opset (18 to 23)")
 
 
 def _strip_traces(model: onnx.ModelProto) -> None:
@@ -131,22 +142,25 @@ def _require_opset(model: onnx.ModelProto, opset: int) -> None:
     if made != opset:
         raise ArtifactError(
             f"torch {torch.__version__} wrote this network in ONNX opset {made}, not {opset}",
-            f"use --set export.opset={made}",
+            f"use export.opset={made}",
         )
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's progress lines, warnings and log records from the user; problems are raised."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    """Keep the exporter's warnings, its log records and the graph that it prints on stderr from the user.
+
+    Problems are raised. Other threads keep stdout and all other loggers; stderr and warnings are the whole process's.
+    """
+    known = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in NOISY]
+    loggers = [logging.getLogger(name) for name in {*known, *NOISY}]  # those to come take their level from NOISY
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(disabled)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

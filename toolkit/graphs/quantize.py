@@ -108,6 +108,7 @@ class Quantizer:
                 calibration_cache_path=self._file("ranges.json"),
             )
         quantized = onnx.load_model(path)
+        quantized.ir_version = self._model.ir_version
         del quantized.metadata_props[:]
         onnx.helper.set_model_props(quantized, self._metadata)
         return quantized

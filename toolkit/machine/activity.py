@@ -51,7 +51,7 @@ def other_load_cores(
 def _busy_s(root: Path) -> float | None:
     """Seconds that all cores together have worked since the machine started."""
     try:
-        columns = (root / "proc" / "stat").read_text().splitlines()[0].split()[1:]
+        columns = (root / "proc" / "stat").read_text(encoding="utf-8").splitlines()[0].split()[1:]
         return sum(int(columns[i]) for i in COUNTED) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, ValueError):
         return None

@@ -15,6 +15,7 @@ def missing_volume(path: Path) -> str | None:
     volume = os.environ.get(VOLUME)
     if not volume or not MOUNTS.is_file():
         return None
-    mounted = {Path(line.split()[4]) for line in MOUNTS.read_text(errors="replace").splitlines()} - {Path("/")}
+    lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    mounted = {Path(line.split()[4]) for line in lines} - {Path("/")}
     place = path.resolve()
     return None if mounted.intersection((place, *place.parents)) else volume

@@ -56,7 +56,9 @@ def torch_devices() -> dict[str, str]:
     """
     code = "import json; from toolkit.machine import devices; print(json.dumps(devices.probe_devices()))"
     environment = os.environ | same_imports()
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, encoding="utf-8", errors="replace", env=environment
+    )
     if done.returncode:
         raise ImportError(one_line(done.stderr, last=True) or f"its process ended with {done.returncode}")
     devices: dict[str, str] = json.loads(done.stdout.splitlines()[-1])

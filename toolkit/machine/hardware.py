@@ -99,7 +99,7 @@ def _ask_nvidia_smi(field: str) -> list[str]:
         return []
     command = [program, f"--query-gpu={field}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
     return done.stdout.splitlines()

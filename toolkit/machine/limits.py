@@ -1,11 +1,13 @@
 """The cores and the memory that this process may use, under the limits of containers and schedulers."""
 
 import contextlib
+import ctypes
 import math
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 ROOT = Path("/")
 UNLIMITED_BYTES = 2**60
@@ -42,7 +44,7 @@ def shared_memory_bytes(root: Path = ROOT) -> int | None:
 def _folders(root: Path, controller: str) -> list[Path]:
     """Folders of this process's cgroup and its ancestors; `controller` is "" for v2, else a v1 controller."""
     try:
-        lines = (root / "proc" / "self" / "cgroup").read_text().splitlines()
+        lines = (root / "proc" / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     for line in lines:
@@ -59,7 +61,7 @@ def _cpu_quotas_v2(root: Path) -> list[float]:
     quotas = []
     for folder in _folders(root, ""):
         with contextlib.suppress(OSError, ValueError):
-            quota, period = (folder / "cpu.max").read_text().split()
+            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
             quotas += [] if quota == "max" else [int(quota) / int(period)]
     return quotas
 
@@ -74,14 +76,38 @@ def _cpu_quotas_v1(root: Path) -> list[float]:
 
 def _number(path: Path) -> int | None:
     try:
-        return int(path.read_text())
+        return int(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
 def _physical_memory_bytes(root: Path) -> int:
     with contextlib.suppress(OSError):
-        found = re.search(r"^MemTotal:\s+(\d+) kB", (root / "proc" / "meminfo").read_text(), re.MULTILINE)
+        found = re.search(
+            r"^MemTotal:\s+(\d+) kB", (root / "proc" / "meminfo").read_text(encoding="utf-8"), re.MULTILINE
+        )
         if found:
             return int(found[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return _windows_memory_bytes()
+
+
+class _MemoryStatus(ctypes.Structure):
+    """Windows' MEMORYSTATUSEX."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("physical", ctypes.c_uint64),
+        ("others", ctypes.c_uint64 * 6),
+    )
+
+
+def _windows_memory_bytes() -> int:
+    """The machine's memory; 0 if the system does not say."""
+    windows: Any = getattr(ctypes, "windll", None)
+    status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
+    if windows is None or not windows.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return 0
+    return int(status.physical)

@@ -4,8 +4,10 @@ A network of your own is one file: a builder and the model of its settings (docs
 """
 
 import contextlib
+import difflib
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.architectures import DEPTHWISE, NetworkSettings, add_settings, check_settings, settings_of
-from toolkit.errors import RecipeError, did_you_mean, one_line
+from toolkit.errors import RecipeError, ToolkitError, did_you_mean, one_line
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.settings import NetworkRecipe, StudentRecipe, TeacherRecipe
 
@@ -29,6 +31,9 @@ BUILDER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
 """Arguments that some of torchvision's classifiers need."""
+
+MANY_CLASSES = 7919
+"""A number that no layer has but a head of so many classes."""
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
@@ -43,7 +48,7 @@ def register(name: str, settings: type[NetworkSettings] = NetworkSettings) -> Ca
     It goes before a class or function that takes the number of classes and, as keyword arguments, the settings, and
     makes a network: float images (N, 3, S, S), already normalised, → logits (N, number of classes). `settings` declares
     those settings; they become keys of the recipe's [student] and [teacher]. Raises RecipeError if the name or one of
-    the settings' names is taken. To register a name again replaces it.
+    the settings' names is taken or not allowed. To register a name again replaces it.
     """
     _require_free(name, settings)
     module = sys._getframe(1).f_globals
@@ -51,6 +56,11 @@ def register(name: str, settings: type[NetworkSettings] = NetworkSettings) -> Ca
     can_be_imported = module_name != "__main__" and vars(sys.modules.get(module_name, sys)) is module
 
     def add(builder: Builder) -> Builder:
+        if not callable(builder):
+            raise RecipeError(
+                f"{name!r} is registered with a {type(builder).__name__}",
+                "put the decorator before a class or a function",
+            )
         add_settings(name, settings)
         _builders[name] = builder
         _modules[name] = module_name if can_be_imported else None
@@ -89,7 +99,7 @@ class NetworkSpec:
         require_known(self.architecture)
         settings = self._check_settings()
         if self.architecture in _builders:
-            network = _builders[self.architecture](num_classes, **dict(settings))
+            network = self._build_own(num_classes, dict(settings))
         else:
             with self._refusing(image_size):
                 network = self._build_of_torchvision(num_classes, image_size)
@@ -113,6 +123,24 @@ class NetworkSpec:
                 f"its settings are: {takes}",
             ) from None
 
+    def _build_own(self, num_classes: int, settings: dict[str, Any]) -> nn.Module:
+        try:
+            network = _builders[self.architecture](num_classes, **settings)
+        except ToolkitError:
+            raise
+        except Exception as error:
+            arguments = ", ".join([str(num_classes), *(f"{name}={value!r}" for name, value in settings.items())])
+            raise RecipeError(
+                f"{self.architecture} cannot be built with ({arguments}): {_in_words(error)}",
+                "mend the network: it gets the number of classes, and its settings by name (docs/networks.md)",
+            ) from error
+        if not isinstance(network, nn.Module):
+            raise RecipeError(
+                f"the builder of {self.architecture} returns a {type(network).__name__}",
+                "it has to return an nn.Module",
+            )
+        return network
+
     def _build_of_torchvision(self, num_classes: int, image_size: int | None) -> nn.Module:
         from torchvision import models
 
@@ -120,6 +148,10 @@ class NetworkSpec:
         if image_size is not None:
             arguments |= _size_argument(self.architecture, image_size * self.enlarge)
         network: nn.Module = models.get_model(self.architecture, **arguments)
+        if isinstance(network, models.MNASNet):
+            from toolkit.networks.mnasnet import MNASNet
+
+            network.__class__ = MNASNet
         return network
 
     def _try_once(self, network: nn.Module, num_classes: int, image_size: int) -> None:
@@ -132,15 +164,27 @@ class NetworkSpec:
                 f"{self.architecture} answers one image of {num_classes} classes with {answer}",
                 f"a network has to return logits, a tensor of shape (1, {num_classes})",
             )
+        if next(network.parameters(), None) is None:
+            raise RecipeError(
+                f"{self.architecture} has no parameters to train",
+                "keep its layers as attributes, or in an nn.ModuleList",
+            )
 
     @contextlib.contextmanager
     def _refusing(self, image_size: int | None) -> Iterator[None]:
         """RecipeError, naming the size, if a network refuses it."""
         try:
             yield
-        except (AssertionError, RuntimeError, ValueError) as error:  # networks refuse sizes with any of these
-            if image_size is None:
-                raise
+        except ToolkitError:
+            raise
+        except Exception as error:
+            if self.architecture in _modules:
+                raise RecipeError(
+                    f"{self.architecture} fails on one image of {image_size} px (data.image_size): {_in_words(error)}",
+                    "mend its forward; or, if it is made for another size, set data.image_size",
+                ) from error
+            if image_size is None or not isinstance(error, AssertionError | RuntimeError | ValueError):
+                raise  # networks refuse sizes with any of these
             raise RecipeError(
                 f"{self.architecture} cannot take images of {image_size} px (data.image_size): {one_line(error)}",
                 "use a size it can take (224 suits most of torchvision's), or another architecture",
@@ -197,6 +241,25 @@ def architectures() -> list[str]:
     return [*_builders, *_classifiers()]
 
 
+def find_classifier(like: str, fits: Callable[[Mapping[str, Tensor]], bool]) -> str | None:
+    """The classifier of torchvision whose state dict `fits`, those named like `like` first; None if none does.
+
+    State dicts are on the meta device, with a head of MANY_CLASSES. RegNets cannot be built there and are left out.
+    """
+    for name in sorted(_classifiers(), key=lambda other: -difflib.SequenceMatcher(None, like, other).ratio()):
+        if (own := _state_dict_of(name)) and fits(own):
+            return name
+    return None
+
+
+@functools.cache
+def _state_dict_of(architecture: str) -> Mapping[str, Tensor]:
+    """Empty if it cannot be built on the meta device."""
+    with contextlib.suppress(NotImplementedError), torch.device("meta"):
+        return NetworkSpec(architecture).build(MANY_CLASSES).state_dict()
+    return {}
+
+
 def enlargement(network: nn.Module) -> int:
     """The k that `network` was built with."""
     return next((hook.times for hook in network._forward_pre_hooks.values() if isinstance(hook, Enlarge)), 1)
@@ -221,17 +284,30 @@ def _size_argument(architecture: str, image_size: int) -> dict[str, Any]:
 
 
 def _require_free(name: str, settings: type[NetworkSettings]) -> None:
+    if not isinstance(name, str):
+        raise RecipeError(
+            f"the name of an architecture is missing; {name!r} is none",
+            'write @toolkit.register_network("tiny"), with parentheses and a name',
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise RecipeError(f"the name {name!r} is not allowed", "use letters, digits, _ and -")
     if name not in _modules and name in architectures():
         raise RecipeError(f"the toolkit has an architecture {name!r} already", "register yours under another name")
-    if not issubclass(settings, NetworkSettings):
+    if not (isinstance(settings, type) and issubclass(settings, NetworkSettings)):
         raise RecipeError(
-            f"the settings of {name!r} are not NetworkSettings", "derive their class from NetworkSettings"
+            f"the settings of {name!r} are not NetworkSettings",
+            "derive their class from NetworkSettings, and give the class itself",
         )
     taken = (StudentRecipe.model_fields | TeacherRecipe.model_fields).keys() & settings.model_fields.keys()
     if taken:
         raise RecipeError(
             f"{name!r} has a setting {min(taken)!r}, which is a key of [student] or [teacher]", "give it another name"
         )
+
+
+def _in_words(error: Exception) -> str:
+    """`KeyError: 'x'`: many messages mean little without their class."""
+    return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
 
 
 def _unknown(architecture: str) -> RecipeError:

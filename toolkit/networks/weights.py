@@ -1,9 +1,7 @@
-"""Weights files: safetensors that describe themselves, and plain state dicts, of which only tensors are read."""
+"""Weights files: safetensors that describe themselves, and what is taken out of other files into a network."""
 
+import contextlib
 import json
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,26 +9,39 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from toolkit import console
 from toolkit.architectures import DEPTHWISE
 from toolkit.data.preprocess import Preprocess
-from toolkit.errors import WeightsError, one_line
+from toolkit.errors import WeightsError, one_line, shorten
 from toolkit.files import write_atomically
 from toolkit.modeldir import Role
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.registry import NetworkSpec
+from toolkit.networks.depthwise import infer_student
+from toolkit.networks.matching import Match, find_prefixes, match, misfits
+from toolkit.networks.registry import MANY_CLASSES, NetworkSpec, find_classifier
+from toolkit.networks.tensor_files import (
+    first_bytes,
+    looks_like_safetensors,
+    read_tensors,
+    require_torch_save,
+    unreadable,
+)
 from toolkit.recipe import Recipe
+
+FEWEST_TENSORS = 16
+"""AlexNet's; no classifier of torchvision has fewer"""
 
 Channels = tuple[float, float, float]
 
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+"""What torchvision's weights were trained with."""
+
 METADATA_KEY = "kd_toolkit"
 """The one metadata entry of our files: JSON, so that the bytes of a file do not depend on a hash map's order."""
-
-WRAPPERS = ("state_dict", "model", "model_state_dict")
-"""Keys under which training scripts put the state dict among other things."""
-
 
 OF_DEPTHWISE = {"base": 16, "width_mult": 1.0}
 """Settings that stand beside `architecture` in the metadata, as earlier versions want them there for every network."""
@@ -101,7 +112,7 @@ def load_model(path: Path) -> tuple[Classifier, ModelInfo]:
     """The classifier in evaluation mode, fp32, on the CPU, from a file that `save_model` wrote. Raises WeightsError."""
     info = read_info(path)
     network = info.network.build(len(info.classes), info.preprocess.image_size)
-    load_into(network, read_state_dict(path), path, len(info.classes))
+    load_into(network, read_tensors(path), path, len(info.classes))
     return Classifier(network, info.preprocess.mean, info.preprocess.std).float().eval(), info
 
 
@@ -122,54 +133,41 @@ def read_info(path: Path) -> ModelInfo:
     return info
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Name → tensor on the CPU, from safetensors or from a .pt/.pth/.bin of torch.save that holds tensors only.
+def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, num_classes: int) -> None:
+    """Copy the network's weights out of a file's `tensors` into the network, which was built for `num_classes`.
 
-    A wrapping {"state_dict": ...} or {"model": ...} and a prefix `module.` are taken off. The file's first bytes decide
-    what it is, not its name. Raises WeightsError, and never runs what a pickle asks for.
-    """
-    head = _first_bytes(path)
-    if _looks_like_safetensors(head):
-        try:
-            return dict(load_file(path))
-        except SafetensorError as error:
-            raise _unreadable(path, f"truncated or damaged ({one_line(error)})") from None
-    if head[:2] not in (b"PK", b"\x80\x02") and head[:1] != b"\x80":
-        raise _unreadable(path, "not a file of safetensors or of torch.save")
-    return _as_state_dict(_load_tensors_only(path), path)
-
-
-def load_into(network: nn.Module, state_dict: Mapping[str, Tensor], path: Path, num_classes: int) -> None:
-    """Copy the weights into the network, which was built for `num_classes`.
-
-    Raises WeightsError. It names both class counts if only the last layer does not fit. Otherwise it names the first
-    key that is missing, unexpected or of another shape, or that holds values which are not finite.
+    A line on stderr says what was taken off their names (matching.py). Raises WeightsError. It names both class counts
+    if only the last layer does not fit. Otherwise it names the first key that is missing, unexpected or of another
+    shape, or that holds values which are not finite, and the architecture that the weights are of, if it finds one.
     """
     own = network.state_dict()
-    counters = {
-        name for name in own if name.endswith(".num_batches_tracked")
-    }  # old files lack them; nothing needs them
-    missing = [name for name in own if name not in state_dict and name not in counters]
-    unexpected = [name for name in state_dict if name not in own]
-    remedy = (
-        "give weights of that architecture, or name theirs in the recipe (teacher.architecture, student.architecture)"
-    )
-    if missing or unexpected:
-        name, what = (missing[0], "missing") if missing else (unexpected[0], "unexpected")
-        count = f"{len(missing)} keys missing, {len(unexpected)} unexpected"
-        raise WeightsError(f"{path} does not fit {_name(network)}: {name} is {what} ({count})", remedy)
-    misfits = [name for name in own if name in state_dict and own[name].shape != state_dict[name].shape]
-    if misfits:
-        _refuse_classes(own, state_dict, misfits, path, num_classes)
-        name = misfits[0]
-        shapes = f"{tuple(state_dict[name].shape)} instead of {tuple(own[name].shape)}"
-        raise WeightsError(f"{path} does not fit {_name(network)}: {name} is {shapes}", remedy)
-    for name, value in state_dict.items():
+    found = find_weights(network, tensors, path)
+    weights = found.tensors
+    odd = [name for name, value in weights.items() if own[name].shape != value.shape]
+    if odd:
+        _refuse_classes(own, weights, odd, path, num_classes)
+        shapes = f"{tuple(weights[odd[0]].shape)} instead of {tuple(own[odd[0]].shape)}"
+        raise _unfit(network, tensors, path, f"{shorten(found.prefix + odd[0])} is {shapes}")
+    for name, value in weights.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise WeightsError(
-                f"{path}: {name} holds values that are not finite", "train or export those weights again"
+                f"{path}: {shorten(found.prefix + name)} holds values that are not finite",
+                "train or export those weights again",
             )
-    network.load_state_dict(dict(state_dict))
+    if taken_off := found.describe():
+        console.say(f"{path}: took {taken_off}")
+    network.load_state_dict(weights)
+
+
+def find_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Match:
+    """The tensors by the network's names. Raises WeightsError if one is missing, or one too many is there."""
+    own = network.state_dict()
+    if (found := match(tensors, own)) is not None:
+        return found
+    missing, unexpected = misfits(tensors, own)
+    name, what = (missing[0], "missing") if missing else (unexpected[0], "unexpected")
+    count = f"{len(missing)} keys missing, {len(unexpected)} unexpected"
+    raise _unfit(network, tensors, path, f"{shorten(name)} is {what} ({count})")
 
 
 def import_teacher(
@@ -185,10 +183,10 @@ def import_teacher(
     if info is not None and info.architecture != recipe.teacher.architecture:
         raise WeightsError(
             f"{path} is a {info.architecture}, the recipe's teacher a {recipe.teacher.architecture}",
-            f"use --set teacher.architecture={info.architecture}",
+            f"use teacher.architecture={info.architecture}",
         )
     network = teacher_spec(recipe, info).build(num_classes, recipe.data.image_size)
-    load_into(network, read_state_dict(path), path, num_classes)
+    load_into(network, read_tensors(path), path, num_classes)
     if info is not None and classes is not None and info.classes != classes:
         theirs, ours = next(pair for pair in zip(info.classes, classes, strict=True) if pair[0] != pair[1])
         raise WeightsError(
@@ -211,13 +209,15 @@ def teacher_spec(recipe: Recipe, info: ModelInfo | None) -> NetworkSpec:
 
 def _find_info(path: Path) -> ModelInfo | None:
     """None if the file is readable and has no description."""
-    if not _looks_like_safetensors(_first_bytes(path)):
+    head = first_bytes(path)
+    if not looks_like_safetensors(head):
+        require_torch_save(head, path)
         return None
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
     except SafetensorError as error:
-        raise _unreadable(path, f"truncated or damaged ({one_line(error)})") from None
+        raise unreadable(path, f"truncated or damaged ({one_line(error)})") from None
     if text is None:
         return None
     try:
@@ -227,68 +227,6 @@ def _find_info(path: Path) -> ModelInfo | None:
             f"{path}: its description cannot be understood ({type(error).__name__}: {error})",
             "it may come from another version of the toolkit: make it again with `toolkit distill --force`",
         ) from None
-
-
-def _first_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise WeightsError(f"{path} is a directory", "give a weights file (.safetensors, .pt, .pth or .bin)")
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except FileNotFoundError:
-        raise WeightsError(
-            f"there is no weights file {path}", "check the path, or make one with `toolkit distill`"
-        ) from None
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror}", "check the file's permissions") from None
-    if not head:
-        raise _unreadable(path, "empty (0 bytes)")
-    return head
-
-
-def _looks_like_safetensors(head: bytes) -> bool:
-    return len(head) == 9 and head[8:] == b"{"
-
-
-def _load_tensors_only(path: Path) -> object:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about formats; problems are raised
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        culprit = re.search(r"GLOBAL (\S+)", str(error))
-        if culprit or "Unsupported" in str(error):
-            content = (
-                f"more than tensors (it asks for {culprit[1]})" if culprit else "a pickle that torch.save did not write"
-            )
-            raise WeightsError(
-                f"{path} holds {content} and was refused unread: a pickle can run code",
-                "save tensors only, torch.save(network.state_dict(), path), or use safetensors",
-            ) from None
-        raise _unreadable(path, "a pickle that torch.save did not write, or truncated") from None
-    except Exception as error:  # a parser of damaged bytes raises whatever the bytes lead it to
-        raise _unreadable(path, f"truncated, damaged or not weights ({one_line(error)})") from error
-
-
-def _as_state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
-    if isinstance(loaded, Mapping):
-        loaded = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise _unreadable(
-            path, "an empty state dict" if loaded == {} else f"a {type(loaded).__name__}, not a state dict"
-        )
-    odd = next((key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, Tensor))), None)
-    if odd is not None:
-        raise _unreadable(path, f"not a state dict: {odd!r} is a {type(loaded[odd]).__name__}, not a tensor")
-    prefix = "module." if all(key.startswith("module.") for key in loaded) else ""
-    return {key.removeprefix(prefix): value.detach() for key, value in loaded.items()}
-
-
-def _unreadable(path: Path, reason: str) -> WeightsError:
-    return WeightsError(
-        f"cannot read weights from {path}: it is {reason}",
-        "give a complete .safetensors file, or a state dict saved with torch.save",
-    )
 
 
 def _refuse_classes(
@@ -302,9 +240,41 @@ def _refuse_classes(
     if a_head and len(counts) == 1:
         raise WeightsError(
             f"{path} has {counts.pop()} classes, {num_classes} are needed ({misfits[0]})",
-            "give weights trained on this data, or the data they were trained on with --data",
+            "give weights trained on this data, or the data they were trained on",
         )
 
 
-def _name(network: nn.Module) -> str:
-    return type(network).__name__
+def _unfit(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, reason: str) -> WeightsError:
+    """The error for weights of another network; it names that one if it can be found."""
+    remedy = (
+        "give weights of that architecture, or name theirs in the recipe (teacher.architecture, student.architecture)"
+    )
+    if other := _recognize(tensors, vars(network).get("spec")):
+        settings = {"architecture": other.architecture, **other.settings}
+        flags = " ".join(f"--set teacher.{key}={value}" for key, value in settings.items())
+        remedy = f"they are those of {other.architecture}: use {flags}"
+    return WeightsError(f"{path} does not fit {type(network).__name__}: {reason}", remedy)
+
+
+def _recognize(tensors: Mapping[str, Tensor], wanted: NetworkSpec | None) -> NetworkSpec | None:
+    """The depthwise student or torchvision's classifier that has weights of these names and shapes."""
+    with contextlib.suppress(WeightsError):
+        for prefix in find_prefixes(tensors, "cnn.0.0.weight"):
+            _, base, width_mult = infer_student({name.removeprefix(prefix): value for name, value in tensors.items()})
+            return NetworkSpec(DEPTHWISE, {"base": base, "width_mult": width_mult})
+    if len(tensors) < FEWEST_TENSORS:
+        return None
+    like = wanted.architecture if wanted else ""
+    name = find_classifier(like, lambda own: _are_of(own, tensors))
+    return NetworkSpec(name) if name and name != like else None
+
+
+def _are_of(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are weights of such names and shapes, for any number of classes and size of images."""
+    found = match(tensors, own)
+    return found is not None and all(
+        value.shape == own[name].shape
+        or (own[name].shape[:1] == (MANY_CLASSES,) and own[name].shape[1:] == value.shape[1:])
+        or name.endswith("pos_embedding")
+        for name, value in found.tensors.items()
+    )

@@ -67,7 +67,7 @@ class OnnxRuntime(Runtime):
 ONNXRUNTIME = OnnxRuntime(
     "onnxruntime",
     reads="onnx",
-    not_on_gpu={"int8": "its CUDA provider computes int8 files in float; measure them with --provider cpu"},
+    not_on_gpu={"int8": "its CUDA provider computes int8 files in float; measure them with provider cpu"},
 )
 
 
@@ -88,7 +88,7 @@ def open_session(path: Path, provider: str, threads: int, **wishes: str) -> Any:
         if gpu_index(provider) is not None and _runs_on_cpu(path):
             raise DeviceError(
                 f"{provider} cannot run {path.name}: {reason}",
-                "use the CPU with --provider cpu, or see `toolkit doctor`",
+                "use the CPU (provider cpu), or see `toolkit doctor`",
             ) from error
         raise damaged_file("onnxruntime", path, reason) from error
 
@@ -107,13 +107,13 @@ def _find_provider(opened: Any, wanted: str, path: Path, *, is_wish: bool) -> st
     if first != kind:
         raise DeviceError(
             f"onnxruntime put {path.name} on {first} instead of {wanted}",
-            "see `toolkit doctor` for what is missing, or use the CPU with --provider cpu",
+            "see `toolkit doctor` for what is missing, or use the CPU (provider cpu)",
         )
     placement = Placement.of(opened)
     if strays := placement.describe_strays(kind, path):
         problem = f"{path.name} does not run wholly on {wanted}: {strays}"
         if is_wish:
-            raise DeviceError(problem, "use the CPU with --provider cpu, or accept that with --provider auto")
+            raise DeviceError(problem, "use the CPU (provider cpu), or accept that (provider auto)")
         console.say(f"warning: {problem}")
     main = placement.main_provider(kind)
     return wanted if main == kind else main

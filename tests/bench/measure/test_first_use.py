@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_opened_again_names_the_row(row: Row) -> None:
         measure_first_use(row, 1)
     assert str(caught.value) == (
         f"student fp32 (onnxruntime) fails in a process of its own: there is no ONNX file {row.path}; make one with:"
-        " toolkit export --onnx; see toolkit doctor, or leave that runtime out with --set bench.runtimes='[...]'"
+        " toolkit export --onnx; see toolkit doctor, or leave that runtime out (bench.runtimes)"
     )
 
 

@@ -103,7 +103,7 @@ def test_onnxruntime_on_a_gpu_is_also_measured_without_copies_and_not_in_int8(
     assert {settings["device_id"] for settings in fake.opened} == {"1"}
     assert find_remarks(rows, model_dir) == [
         "onnxruntime has no row for student.int8.onnx: its CUDA provider computes int8 files in float; measure them"
-        " with --provider cpu"
+        " with provider cpu"
     ]
 
 

@@ -150,7 +150,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             env=os.environ | OWN_SETTINGS | same_imports(),
         )
@@ -185,7 +185,7 @@ class _Process:
     def _failed(self, reason: str) -> DeviceError:
         return DeviceError(
             f"{self._row.name} fails in a process of its own: {reason}",
-            "see toolkit doctor, or leave that runtime out with --set bench.runtimes='[...]'",
+            "see toolkit doctor, or leave that runtime out (bench.runtimes)",
         )
 
 
@@ -235,7 +235,7 @@ def _watch_memory(runtime: str, place: str) -> Callable[[], float | None]:
         allocated = torch.cuda.memory_allocated(place)
         return lambda: (torch.cuda.max_memory_allocated(place) - allocated) / MIB
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak (proc(5))
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak (proc(5))
     before = _peak_resident_mib()
 
     def read() -> float | None:
@@ -248,7 +248,7 @@ def _watch_memory(runtime: str, place: str) -> Callable[[], float | None]:
 def _peak_resident_mib() -> float | None:
     """Not getrusage's ru_maxrss: a process inherits that from the one that started it."""
     try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         return None
     return int(found[1]) / 1024 if found else None

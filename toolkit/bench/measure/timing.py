@@ -83,7 +83,7 @@ class Work:
 
 
 @dataclass
-class _Run:
+class _TimedRow:
     """One row at one batch size while it is being timed."""
 
     work: Work
@@ -157,7 +157,7 @@ def time_in_turns(
     works: Sequence[Work], budget: Budget, advance: Callable[[int], None] = lambda steps: None
 ) -> list[Rounds]:
     """The method above for any work, with at least one timed run each; `advance` is called with 1 after each turn."""
-    runs = [_Run(work, budget.clock) for work in works]
+    runs = [_TimedRow(work, budget.clock) for work in works]
     limit_ns = round(budget.seconds * 1e9)
     least_ns = round(min(budget.min_seconds, budget.seconds) * 1e9)
     for run in runs:
@@ -187,7 +187,7 @@ def _throughput_img_s(batch_size: int, rounds: Rounds) -> float:
     return batch_size * len(durations_ns) * 1e9 / sum(durations_ns)
 
 
-def _warm_up(run: _Run, limit_ns: int) -> None:
+def _warm_up(run: _TimedRow, limit_ns: int) -> None:
     run.once()
     run.spent_ns = 0  # the first run may compile: it must not use up what warming takes
     durations: list[int] = []
@@ -208,7 +208,7 @@ def _wait_until_quiet() -> None:
             return
 
 
-def _take_turn(run: _Run, samples: int, limit_ns: float, least_ns: float) -> None:
+def _take_turn(run: _TimedRow, samples: int, limit_ns: float, least_ns: float) -> None:
     """A round: run until `samples` and `least_ns` are timed in all rounds so far, or `limit_ns` is spent."""
     if run.rounds and run.spent_ns >= limit_ns:
         return

@@ -104,10 +104,10 @@ def ship(rows: Sequence[ReportRow], max_drop: float, images: int) -> str:
     one = 100 * abs(_loss(fastest, best)) < SAME
     against = f"compared with the teacher's fastest row{'' if one else ' and its best accuracy'}"
     difference = _compare(row, fastest, best)
-    comparison = f"{_describe(difference)} on {images:,} test images."
+    comparison = f"{_describe(difference)} on {images:,} test images"
     if difference.times_faster < 1 + SAME:
-        return f"The student is no faster here: {against}, its fastest row, {name}, is {comparison}"
-    return f"Ship {name}: {against}, it is {comparison}"
+        return f"The student is no faster here. Its fastest row, {name}, is {comparison}, {against}."
+    return f"Ship {name}: {against}, it is {comparison}."
 
 
 def describe_difference(row: ReportRow) -> str:
