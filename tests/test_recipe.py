@@ -430,3 +430,9 @@ def test_a_value_of_any_length_fits_into_the_message(setting: str) -> None:
     with pytest.raises(RecipeError) as refused:
         Recipe.from_dict({section: {key.partition("=")[0]: "x" * 3000}}, "recipe.toml")
     assert len(str(refused.value)) < 1000
+
+
+def test_a_long_name_of_an_architecture_fits_into_the_message() -> None:
+    with pytest.raises(RecipeError, match="unknown key student.base") as refused:
+        Recipe.from_dict({"student": {"architecture": "x" * 3000, "base": 3}}, "recipe.toml")
+    assert len(str(refused.value)) < 1000

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.architectures import DEPTHWISE, NetworkSettings, add_settings, check_settings, settings_of
-from toolkit.errors import RecipeError, ToolkitError, did_you_mean, one_line
+from toolkit.errors import RecipeError, ToolkitError, did_you_mean, one_line, shorten
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.settings import NetworkRecipe, StudentRecipe, TeacherRecipe
 
@@ -313,4 +313,4 @@ def _in_words(error: Exception) -> str:
 def _unknown(architecture: str) -> RecipeError:
     guess = did_you_mean(architecture, architectures(), at_most=3)
     allowed = "allowed: depthwise, any classifier of torchvision, or a network that you registered (docs/networks.md)"
-    return RecipeError(f"unknown architecture {architecture!r}", guess + allowed)
+    return RecipeError(f"unknown architecture {shorten(architecture)!r}", guess + allowed)
