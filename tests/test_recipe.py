@@ -433,6 +433,6 @@ def test_a_value_of_any_length_fits_into_the_message(setting: str) -> None:
 
 
 def test_a_long_name_of_an_architecture_fits_into_the_message() -> None:
-    with pytest.raises(RecipeError, match="unknown key student.base") as refused:
+    with pytest.raises(RecipeError, match=r"unknown key student\.base") as refused:
         Recipe.from_dict({"student": {"architecture": "x" * 3000, "base": 3}}, "recipe.toml")
     assert len(str(refused.value)) < 1000

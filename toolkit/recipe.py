@@ -322,4 +322,5 @@ def _known_settings(path: Sequence[str], values: dict[str, Any]) -> tuple[list[s
     settings = list(settings_of(architecture).model_fields)
     if settings:
         return settings, f", and for {architecture}: {', '.join(settings)}"
-    return [], f"; {shorten(str(architecture))} has no settings (a network of your own must be registered first: docs/networks.md)"
+    name = shorten(str(architecture))
+    return [], f"; {name} has no settings (a network of your own must be registered first: docs/networks.md)"
