@@ -103,8 +103,8 @@ def _find_teacher(setup: StageSetup) -> None:
 
     path = setup.model_dir.weights("teacher")
     if path.exists():
-        teacher.require_same_network(path, setup.recipe)
         _try_networks(setup, with_teacher=False)
+        teacher.require_same_network(path, setup.recipe)
         teacher.report_changed_training(path, setup.recipe)
     else:
         console.say(f"{setup.model_dir.path} has no teacher yet: making one first")
