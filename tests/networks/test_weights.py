@@ -238,9 +238,10 @@ class TestImportTeacher:
         torch.manual_seed(0)
         weights = build("resnet18", 11).state_dict()
         torch.save(weights, path)
-        network, mean, std = import_teacher(path, Recipe().with_overrides(self.DATA), 11)
-        assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
-        assert (mean, std) == ((0.4,) * 3, (0.2,) * 3)
+        teacher = import_teacher(path, Recipe().with_overrides(self.DATA), 11)
+        assert all(torch.equal(value, weights[name]) for name, value in teacher.network.state_dict().items())
+        assert (teacher.mean, teacher.std) == ((0.4,) * 3, (0.2,) * 3)
+        assert (teacher.image_size, teacher.classes) == (None, None)
         with pytest.raises(WeightsError, match=r"has 11 classes, 10 are needed \(fc\.weight\)"):
             import_teacher(path, Recipe().with_overrides(self.DATA), 10)
 
@@ -249,20 +250,23 @@ class TestImportTeacher:
         return Recipe().with_overrides([*self.DATA, *same, *more])
 
     def test_the_files_own_normalisation_comes_before_the_datas(self, saved: Path) -> None:
-        assert import_teacher(saved, self.recipe(), 3)[1:] == (MEAN, STD)
+        teacher = import_teacher(saved, self.recipe(), 3)
+        assert (teacher.mean, teacher.std) == (MEAN, STD)
+        assert (teacher.image_size, teacher.classes) == (32, ("crème brûlée", "soup", "tea"))
 
     def test_the_recipes_normalisation_comes_first(self, saved: Path) -> None:
-        assert import_teacher(saved, self.recipe(*self.OWN), 3)[1:] == ((0.7,) * 3, (0.9,) * 3)
+        teacher = import_teacher(saved, self.recipe(*self.OWN), 3)
+        assert (teacher.mean, teacher.std) == ((0.7,) * 3, (0.9,) * 3)
 
     def test_the_files_own_enlargement_unless_the_recipe_has_one(self, student: DepthwiseStudent, saved: Path) -> None:
-        assert enlargement(import_teacher(saved, self.recipe(), 3)[0]) == 1
+        assert enlargement(import_teacher(saved, self.recipe(), 3).network) == 1
         save_model(saved, student, make_info(network=replace(NETWORK, enlarge=2)))
-        assert enlargement(import_teacher(saved, self.recipe(), 3)[0]) == 2
-        assert enlargement(import_teacher(saved, self.recipe("teacher.enlarge=3"), 3)[0]) == 3
+        assert enlargement(import_teacher(saved, self.recipe(), 3).network) == 2
+        assert enlargement(import_teacher(saved, self.recipe("teacher.enlarge=3"), 3).network) == 3
 
     def test_the_files_own_settings_unless_the_recipe_states_others(self, saved: Path) -> None:
         recipe = Recipe().with_overrides([*self.DATA, "teacher.architecture=depthwise"])
-        network = import_teacher(saved, recipe, 3)[0]
+        network = import_teacher(saved, recipe, 3).network
         assert spec_of(network) == NETWORK
         with pytest.raises(
             WeightsError, match=r"does not fit DepthwiseStudent: cnn\.0\.0\.weight is \(2, 3, 3, 3\) inst"
@@ -274,7 +278,7 @@ class TestImportTeacher:
             import_teacher(saved, Recipe().with_overrides(self.DATA), 3)
         with pytest.raises(WeightsError, match="has a class 'soup', the data has 'broth' in its place"):
             import_teacher(saved, self.recipe(), 3, ("crème brûlée", "broth", "tea"))
-        assert import_teacher(saved, self.recipe(), 3, ("crème brûlée", "soup", "tea"))[1] == MEAN
+        assert import_teacher(saved, self.recipe(), 3, ("crème brûlée", "soup", "tea")).mean == MEAN
 
 
 def test_an_empty_file_is_no_weights_file(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The teacher stage: train a network, fine-tune ImageNet weights, or import a file."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from toolkit.networks.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Channels,
+    Imported,
     ModelInfo,
     import_teacher,
     read_info,
@@ -63,14 +65,14 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, option
     if kept := job.kept():
         return kept
     if source:
-        network, mean, std = import_teacher(source, recipe, data.num_classes, data.dataset.classes)
+        teacher = import_teacher(source, recipe, data.num_classes, data.dataset.classes)
     else:
-        network, mean, std = _new_network(recipe, data.num_classes)
-        network = distributed.synchronize_batch_norms(network, options.device)
-        job.require_trainable(network)
-    learner = TappedNetwork(Classifier(network, mean, std), ())
+        teacher = _new_network(recipe, data.num_classes)
+        teacher = replace(teacher, network=distributed.synchronize_batch_norms(teacher.network, options.device))
+        job.require_trainable(teacher.network)
+    learner = TappedNetwork(Classifier(teacher.network, teacher.mean, teacher.std), ())
     extra = _judge_import(source, learner.classifier, job) if source else _fit(learner, job)
-    preprocess = Preprocess(recipe.data.image_size, recipe.data.resize, mean, std)
+    preprocess = Preprocess(recipe.data.image_size, recipe.data.resize, teacher.mean, teacher.std)
     return job.save(learner, extra | {"weights": settings["weights"]}, preprocess)
 
 
@@ -210,7 +212,7 @@ def _warn_of_order(order: Order, accuracy: float, job: TrainingJob) -> None:
     )
 
 
-def _new_network(recipe: Recipe, num_classes: int) -> tuple[nn.Module, Channels, Channels]:
+def _new_network(recipe: Recipe, num_classes: int) -> Imported:
     """An untrained network, or torchvision's ImageNet one with a new head; with the normalisation that goes with it."""
     section = recipe.teacher
     torch.manual_seed(recipe.training.seed)
@@ -220,7 +222,7 @@ def _new_network(recipe: Recipe, num_classes: int) -> tuple[nn.Module, Channels,
         _load_imagenet_body(network, section.architecture)
     mean = section.mean or (IMAGENET_MEAN if imagenet else recipe.data.mean)
     std = section.std or (IMAGENET_STD if imagenet else recipe.data.std)
-    return network, mean, std
+    return Imported(network, mean, std)
 
 
 def _load_imagenet_body(network: nn.Module, architecture: str) -> None:

@@ -91,6 +91,21 @@ class ModelInfo:
         return cls(**values | {"network": network, "classes": tuple(values["classes"]), "preprocess": preprocess})
 
 
+@dataclass(frozen=True)
+class Imported:
+    """A network with given weights: float images (N, 3, S, S), minus mean, divided by std → logits (N, C).
+
+    `image_size` is the S (px) that its source says it wants, None if it says none; `classes` the C names that the
+    source carries, None if it carries none.
+    """
+
+    network: nn.Module
+    mean: Channels
+    std: Channels
+    image_size: int | None = None
+    classes: tuple[str, ...] | None = None
+
+
 def save_model(path: Path, network: nn.Module, info: ModelInfo, *, halved: bool = False) -> None:
     """Write the network's state dict (bare keys, on the CPU) and `info` as safetensors, whole or not at all.
 
@@ -170,10 +185,8 @@ def find_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
     raise _unfit(network, tensors, path, f"{shorten(name)} is {what} ({count})")
 
 
-def import_teacher(
-    path: Path, recipe: Recipe, num_classes: int, classes: tuple[str, ...] | None = None
-) -> tuple[nn.Module, Channels, Channels]:
-    """The recipe's teacher network with the file's weights, and the mean and std that go with them.
+def import_teacher(path: Path, recipe: Recipe, num_classes: int, classes: tuple[str, ...] | None = None) -> Imported:
+    """The recipe's teacher network with the file's weights, and what goes with them.
 
     The network is `teacher_spec`. Mean and std are `recipe.teacher`'s if given, else those that the file carries,
     else `recipe.data`'s. `classes`, if given, must be the file's own if it names any. Raises WeightsError if the
@@ -195,7 +208,9 @@ def import_teacher(
         )
     mean = recipe.teacher.mean or (info.preprocess.mean if info else recipe.data.mean)
     std = recipe.teacher.std or (info.preprocess.std if info else recipe.data.std)
-    return network, mean, std
+    if info is None:
+        return Imported(network, mean, std)
+    return Imported(network, mean, std, info.preprocess.image_size, info.classes)
 
 
 def teacher_spec(recipe: Recipe, info: ModelInfo | None) -> NetworkSpec:
