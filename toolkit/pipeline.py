@@ -123,7 +123,7 @@ def _try_networks(setup: StageSetup, *, with_teacher: bool) -> None:
     recipe, num_classes = setup.recipe, len(setup.dataset.classes)
     specs: dict[Role, NetworkSpec] = {"teacher": teacher_spec(recipe, None)} if with_teacher else {}
     for role, spec in (specs | {"student": NetworkSpec.of(recipe.student)}).items():
-        require_trainable(spec.build(num_classes, recipe.data.image_size), recipe, role)
+        require_trainable(spec.build(num_classes, recipe.data_of(role).image_size), recipe, role)
 
 
 def _make_teacher_first(setup: StageSetup) -> None:
@@ -136,7 +136,10 @@ def export_models(setup: StageSetup, smaller: tuple[FilePrecision, ...] = ()) ->
     """Teacher and student as fp32 ONNX files and in the `smaller` precisions, each proven."""
     from toolkit.export.export import export_model_dir
 
-    return export_model_dir(setup.model_dir, _export_options(setup, smaller, with_images=True))
+    roles: tuple[Role, ...] = ("teacher", "student")
+    return export_model_dir(
+        setup.model_dir, {role: _export_options(setup, role, smaller, with_images=True) for role in roles}
+    )
 
 
 def export_weights(
@@ -148,9 +151,11 @@ def export_weights(
     to check its accuracy on.
     """
     from toolkit.export.export import export_weights_file
+    from toolkit.networks.weights import carries_info, read_info
 
     classes = setup.dataset.classes if with_images else None
-    options = _export_options(setup, smaller, with_images=with_images)
+    role = read_info(weights).role if carries_info(weights) else "student"
+    options = _export_options(setup, role, smaller, with_images=with_images)
     return export_weights_file(weights, setup.model_dir.path, options, classes)
 
 
@@ -163,24 +168,24 @@ def write_triton_models(repository: Path, prefix: str, results: "list[ExportResu
     ]
 
 
-def _export_options(setup: StageSetup, smaller: tuple[FilePrecision, ...], *, with_images: bool) -> "ExportOptions":
+def _export_options(
+    setup: StageSetup, role: Role, smaller: tuple[FilePrecision, ...], *, with_images: bool
+) -> "ExportOptions":
     from toolkit.export.export import ExportOptions
 
-    valid = setup.valid_pixels if with_images else None
-    train = setup.train_pixels if with_images and "int8" in smaller else None
+    valid = setup.pixels("valid", role) if with_images else None
+    train = setup.pixels("train", role) if with_images and "int8" in smaller else None
     return ExportOptions(setup.recipe, valid, train, smaller, setup.force)
 
 
 def bench_models(setup: StageSetup, provider: str = "auto", baseline: "Report | None" = None) -> "Report":
     """Write the report and return it; with a `baseline`, it compares the rows with the baseline's."""
     from toolkit.bench.bench import run_bench
-    from toolkit.bench.measure.images import BenchImages
 
-    images = BenchImages.choose(setup.dataset, setup.test_pixels, setup.recipe.bench.images)
     return run_bench(
         setup.model_dir,
         setup.recipe,
-        images,
+        setup.bench_images,
         device=setup.device,
         provider=provider,
         baseline=baseline,

@@ -48,7 +48,7 @@ reading, other trainings."""
 MOVED = {f"distill.{key}": f"training.{key}" for key in ("seed", "precision", "compile")}
 """The former place of a setting of both training stages, from before there was [training] → its present place."""
 
-NEWER_SETTINGS = {"data.share": 1, "teacher.enlarge": None}
+NEWER_SETTINGS = {"data.share": 1, "teacher.enlarge": None, "teacher.image_size": None}
 """Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
 
 FOLLOW_PICTURES = ("data.image_size", "data.resize", "data.crop_padding", "teacher.epochs", "distill.epochs")
@@ -82,12 +82,20 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sizes_grow(self) -> Self:
-        for name, section in (("teacher", self.teacher), ("distill", self.distill)):
-            if section.start_image_size > self.data.image_size:
+        for name, role in (("teacher", "teacher"), ("distill", "student")):
+            section, full_size = self.stage_of(role), self.data_of(role).image_size
+            if section.start_image_size > full_size:
+                owner = "data" if full_size == self.data.image_size else "teacher"
                 raise ValueError(
                     f"{name}.start_image_size = {section.start_image_size} must not exceed"
-                    f" data.image_size = {self.data.image_size}"
+                    f" {owner}.image_size = {full_size}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_size_can_be_made(self) -> Self:
+        if self.data_of("teacher") is not self.data and self.data.resize == 0:
+            raise ValueError("teacher.image_size needs pictures that are resized: set data.resize")
         return self
 
     @classmethod
@@ -122,6 +130,15 @@ class Recipe(Section):
     def stage_of(self, role: str) -> StageRecipe:
         """The section that a role is trained by: the student's and its control's is [distill]."""
         return self.teacher if role == "teacher" else self.distill
+
+    def data_of(self, role: str) -> DataRecipe:
+        """[data] as a role sees it. The teacher may see the same part of each picture with more or fewer pixels."""
+        size = self.teacher.image_size
+        if role != "teacher" or size is None or size == self.data.image_size:
+            return self.data
+        times = size / self.data.image_size
+        scaled = {name: round(getattr(self.data, name) * times) for name in ("resize", "crop_padding")}
+        return self.data.model_copy(update={"image_size": size} | scaled)
 
     def value_of(self, setting: str) -> Any:
         """The value of `section.key`."""

@@ -188,6 +188,12 @@ class TeacherRecipe(NetworkRecipe, StageRecipe):
         None, description="of the teacher's input; absent: as its weights say, else as in [data]"
     )
     std: Spread | None = Field(None, description="see mean")
+    image_size: int | None = Field(
+        None,
+        ge=8,
+        le=2048,
+        description="px; its own side of the square, of the same part of each picture; absent: data's",
+    )
     enlarge: int | None = Field(
         None, ge=1, le=16, description="factor by which it enlarges each image; absent: as its weights say, else 1"
     )

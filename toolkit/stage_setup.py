@@ -10,10 +10,13 @@ from toolkit import console
 from toolkit.errors import RecipeError
 from toolkit.machine.container import missing_volume
 from toolkit.machine.limits import LITTLE_MEMORY_BYTES, memory_bytes
-from toolkit.modeldir import ModelDir
+from toolkit.modeldir import ModelDir, Role
 from toolkit.recipe import DEFAULT_RECIPE, NOTEBOOK_RECIPE, Overrides, Recipe, builtin_names, load_builtin
+from toolkit.settings import DataRecipe
 
 if TYPE_CHECKING:
+    from toolkit.bench.measure.images import BenchImages
+    from toolkit.data.dataset import Split
     from toolkit.data.pixels import Pixels
     from toolkit.data.sources import Dataset
     from toolkit.distill.job import TrainingData, TrainingOptions
@@ -60,6 +63,12 @@ class StageSetup:
     seeds: int = 1
     on_epoch: "Callable[[EpochMetrics], object] | None" = None
 
+    def with_recipe(self, recipe: Recipe) -> "StageSetup":
+        """The same with another recipe for the same images: they are not read again."""
+        changed = replace(self, recipe=recipe)
+        vars(changed).update({name: vars(self)[name] for name in ("dataset", "_decoded") if name in vars(self)})
+        return changed
+
     @cached_property
     def dataset(self) -> "Dataset":
         from toolkit.data.sources import load_dataset
@@ -70,22 +79,21 @@ class StageSetup:
         return dataset
 
     @cached_property
-    def train_pixels(self) -> "Pixels":
-        return self._pixels("train")
+    def bench_images(self) -> "BenchImages":
+        from toolkit.bench.measure.images import BenchImages
 
-    @cached_property
-    def valid_pixels(self) -> "Pixels":
-        return self._pixels("valid")
-
-    @cached_property
-    def test_pixels(self) -> "Pixels":
-        return self._pixels("test")
+        for_teacher = self.pixels("test", "teacher") if self._teacher_sees_more_or_less else None
+        return BenchImages.choose(self.dataset, self.pixels("test"), self.recipe.bench.images, for_teacher)
 
     @cached_property
     def training_data(self) -> "TrainingData":
         from toolkit.distill.job import TrainingData
 
-        return TrainingData(self.dataset, self.train_pixels, self.valid_pixels)
+        images = TrainingData(self.dataset, self.pixels("train"), self.pixels("valid"))
+        if not self._teacher_sees_more_or_less:
+            return images
+        train, valid = self.pixels("train", "teacher"), self.pixels("valid", "teacher")
+        return replace(images, for_teacher=TrainingData(self.dataset, train, valid))
 
     @property
     def options(self) -> "TrainingOptions":
@@ -93,12 +101,28 @@ class StageSetup:
 
         return TrainingOptions(self.device, self.force, self.resume, self.tensorboard, self.on_epoch)
 
-    def _pixels(self, split: Any) -> "Pixels":
+    @property
+    def _teacher_sees_more_or_less(self) -> bool:
+        """Whether it sees the same part of each picture with another number of pixels than the student."""
+        return self.recipe.data_of("teacher") is not self.recipe.data
+
+    def pixels(self, split: "Split", role: Role = "student") -> "Pixels":
+        """A split's decoded images as a role sees them; the same value at every call."""
+        data = self.recipe.data_of(role)
+        key = split, data.image_size, data.resize
+        if key not in self._decoded:
+            self._decoded[key] = self._load_pixels(split, data)
+        return self._decoded[key]
+
+    @cached_property
+    def _decoded(self) -> "dict[tuple[Split, int, int], Pixels]":
+        return {}
+
+    def _load_pixels(self, split: "Split", data: DataRecipe) -> "Pixels":
         from toolkit.data.pixels import load_pixels
         from toolkit.data.preprocess import Preprocess
         from toolkit.distill.distributed import leader_first
 
-        data = self.recipe.data
         with leader_first():
             return load_pixels(
                 self.dataset, split, Preprocess.from_recipe(data), workers=data.workers, strict=self.strict
@@ -159,7 +183,7 @@ def training_setup(choice: Choice, device: str = "auto", *, writes: bool = True,
         model_dir.make()
         _warn_of_no_volume(model_dir.path)
     join(device)
-    setup = _follow_images(StageSetup(recipe, model_dir, device, **options))
+    setup = _follow_teacher(_follow_images(StageSetup(recipe, model_dir, device, **options)))
     require_few_sizes(setup.recipe)
     return setup
 
@@ -255,9 +279,21 @@ def _follow_images(setup: StageSetup) -> StageSetup:
     recipe, line = follow_pictures(setup.recipe, setup.dataset.train)
     if line:
         console.say(line)
-    resolved = replace(setup, recipe=recipe)
-    vars(resolved)["dataset"] = setup.dataset  # nothing that was chosen changes it, and reading takes a while
-    return resolved
+    return setup.with_recipe(recipe)
+
+
+def _follow_teacher(setup: StageSetup) -> StageSetup:
+    """The setup with the size that the teacher's file says, if its recipe leaves that open; nothing is downloaded."""
+    from toolkit.distill import provenance
+
+    made = setup.model_dir.weights("teacher")
+    path = made if made.is_file() and not setup.force else provenance.local_weights(setup.recipe)
+    recipe = provenance.at_own_size(setup.recipe, path)
+    if recipe is setup.recipe:
+        return setup
+    size = recipe.teacher.image_size
+    console.say(f"the teacher sees each picture at {size} px, as {path} says (teacher.image_size={size})")
+    return setup.with_recipe(recipe)
 
 
 def warn_of_little_memory() -> None:

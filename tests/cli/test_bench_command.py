@@ -1,12 +1,15 @@
 """`toolkit bench` around the measuring: the baseline's gate, JSON alone, and errors before any work."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from report_samples import make_report
 
+from toolkit.bench.measure.images import BenchImages
 from toolkit.bench.report.baseline import compare_with_baseline
 from toolkit.bench.schema import Report
 from toolkit.cli import app, bench
@@ -26,7 +29,8 @@ class Measured:
         self.baseline.write_text(json.dumps(self.report))
         self.measured = 0
         dataset = SimpleNamespace(name="fashion-mnist", sha256="ab" * 32)
-        setup = SimpleNamespace(recipe=Recipe(), model_dir=self.directory, dataset=dataset, test_pixels=range(10_000))
+        setup = SimpleNamespace(recipe=Recipe(), model_dir=self.directory)
+        setup.bench_images = BenchImages(dataset, None, np.arange(10_000))
         monkeypatch.setattr(bench, "prepare_finished", lambda *args, **options: setup)
         monkeypatch.setattr(bench, "bench_models", self._bench)
         monkeypatch.setattr(bench, "written_files", lambda directory: [])
@@ -83,7 +87,7 @@ def test_the_directory_s_own_report_can_be_no_baseline(measure: Measured) -> Non
 
 
 def test_other_images_are_refused_before_anything_is_measured(measure: Measured) -> None:
-    measure.setup.test_pixels = range(500)
+    measure.setup.bench_images = replace(measure.setup.bench_images, chosen=np.arange(500))
     with pytest.raises(ArtifactError, match=r"the baseline was measured on 10,000 images of fashion-mnist, .* on 500"):
         measure()
     assert measure.measured == 0

@@ -174,7 +174,7 @@ class TestRequireFitting:
         setup = prepare_training("food11-fast", str(class_folders), tmp_path / "m", [], device="cpu")
         with pytest.raises(WeightsError, match=r"has 11 classes, .* has 3; train a teacher here: --set"):
             pipeline.distill_student(setup)
-        assert not {"train_pixels", "valid_pixels"} & set(vars(setup))
+        assert "_decoded" not in vars(setup)
         assert list((tmp_path / "m").iterdir()) == []
 
 
@@ -216,13 +216,24 @@ class TestImport:
     def test_another_size_is_said(
         self, shipped_teacher: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        settings = [*SMALL, f'teacher.weights="{shipped_teacher}"', "data.image_size=40", "data.resize=40"]
-        setup = prepare_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
-        pipeline.make_teacher(setup)
+        settings = [*SMALL, f'teacher.weights="{shipped_teacher}"', "data.image_size=40", "data.resize=45"]
+        stated = [*settings, "teacher.image_size=40"]
+        pipeline.make_teacher(prepare_training(None, str(class_folders), tmp_path / "stated", stated, device="cpu"))
         expected = (
-            "warning: teacher-depthwise.safetensors was trained at 32 px (resize 36) and teaches at 40 px (resize 40)"
+            "warning: teacher-depthwise.safetensors was trained at 32 px (resize 36) and teaches at 40 px (resize 45)"
         )
         assert expected in capsys.readouterr().err
+
+    def test_its_own_size_is_kept(
+        self, shipped_teacher: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        settings = [*SMALL, f'teacher.weights="{shipped_teacher}"', "data.image_size=40", "data.resize=45"]
+        setup = prepare_training(None, str(class_folders), tmp_path / "m", settings, device="cpu")
+        assert setup.recipe.teacher.image_size == 32
+        pipeline.make_teacher(setup)
+        said = capsys.readouterr().err
+        assert "the teacher sees each picture at 32 px" in said
+        assert "warning" not in said
 
     def test_a_plan_warns_as_the_import_does_but_not_if_the_teacher_is_there(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -241,7 +252,7 @@ class TestImport:
 
         planned = warnings_of("plan")
         assert len(planned) == 2
-        assert planned[0].endswith("was trained at 32 px (resize 36) and teaches at 40 px (resize 40)")
+        assert planned[0].endswith("was trained at 32 px (resize 36) and teaches at 32 px (resize 32)")
         assert "was trained on" in planned[1]
         assert warnings_of("teacher") == planned
         assert warnings_of("plan") == []

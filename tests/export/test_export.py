@@ -267,17 +267,17 @@ class TestModelDir:
         model_dir = ModelDir(tmp_path)
         shutil.copy(exports["depthwise"].weights, model_dir.weights("student"))
         with pytest.raises(ArtifactError, match=r"has no teacher\.safetensors; make it with: toolkit "):
-            export_model_dir(model_dir, ExportOptions(RECIPE))
+            export_model_dir(model_dir, dict.fromkeys(("teacher", "student"), ExportOptions(RECIPE)))
         assert not model_dir.onnx("student").exists()
         save_weights(model_dir.weights("teacher"), "depthwise", "teacher", seed=1)
-        teacher, student = export_model_dir(model_dir, ExportOptions(RECIPE))
+        teacher, student = export_model_dir(model_dir, dict.fromkeys(("teacher", "student"), ExportOptions(RECIPE)))
         assert (teacher.path, student.path) == (model_dir.onnx("teacher"), model_dir.onnx("student"))
         metadata = open_session(teacher.path).get_modelmeta().custom_metadata_map
         assert (metadata["role"], metadata["teacher_sha256"]) == ("teacher", "")
         monkeypatch.setattr(stage, "build_graph", lambda *_: pytest.fail("a file was made before all were checked"))
         save_weights(model_dir.weights("student"), "depthwise", seed=2)
         with pytest.raises(ArtifactError, match=r"student\.onnx exists and was not exported from"):
-            export_model_dir(model_dir, ExportOptions(RECIPE))
+            export_model_dir(model_dir, dict.fromkeys(("teacher", "student"), ExportOptions(RECIPE)))
 
 
 class TestFaults:

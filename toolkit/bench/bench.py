@@ -107,7 +107,8 @@ def _warn(contradictions: Sequence[str], noise: Sequence[str]) -> None:
 
 def _answer(rows: Sequence[Row], images: BenchImages) -> list[Logits]:
     with console.progress("bench: quality", len(images) * len(rows)) as advance:
-        return answer_images([row.predictor for row in rows], images.pixels, images.chosen, advance)
+        # one after the other: in turns, the threads of the one before would go on spinning
+        return [answer_images(row.predictor, images.seen_by(row.model), images.chosen, advance) for row in rows]
 
 
 def _put_together(
@@ -140,13 +141,15 @@ def _require_fitting_images(rows: Sequence[Row], images: BenchImages) -> None:
             f"{rows[0].path} was not trained on the classes of {dataset.name} ({detail})",
             "give the data it was trained on",
         )
-    seen, cut = rows[0].predictor.preprocess, pixels.preprocess
-    if (seen.image_size, seen.resize) != (cut.image_size, cut.resize):
-        raise DataError(
-            f"{rows[0].path} sees {seen.image_size} px, resized to {seen.resize}; the recipe cuts images to "
-            f"{cut.image_size} px, resized to {cut.resize}",
-            f"use data.image_size={seen.image_size} and data.resize={seen.resize}",
-        )
+    for row in rows:
+        seen, cut = row.predictor.preprocess, images.seen_by(row.model).preprocess
+        if (seen.image_size, seen.resize) != (cut.image_size, cut.resize):
+            raise DataError(
+                f"{row.path} sees {seen.image_size} px, resized to {seen.resize}; the recipe cuts images to "
+                f"{cut.image_size} px, resized to {cut.resize}",
+                f"use data.image_size={seen.image_size} and data.resize={seen.resize}"
+                + (f", or teacher.image_size={seen.image_size}" if row.model == "teacher" else ""),
+            )
 
 
 def _write(model_dir: ModelDir, report: Report, pictures: dict[str, bytes]) -> None:

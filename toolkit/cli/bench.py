@@ -5,7 +5,6 @@ from pathlib import Path
 
 from toolkit import console
 from toolkit.bench.bench import written_files
-from toolkit.bench.measure.images import BenchImages
 from toolkit.bench.measure.load_test import run_load
 from toolkit.bench.report.baseline import check_against_baseline, require_same_images
 from toolkit.bench.report.side_by_side import compare_reports, print_side_by_side
@@ -35,8 +34,7 @@ def measure(
     setup = prepare_finished(model, recipe, data, overrides, device=device)
     require_runtimes(setup)
     if before is not None:
-        images = BenchImages.choose(setup.dataset, setup.test_pixels, setup.recipe.bench.images)
-        require_same_images(images.describe(), before.dataset)
+        require_same_images(setup.bench_images.describe(), before.dataset)
     report = bench_models(setup, provider, before)
     if as_json:
         print_json(report.to_json())

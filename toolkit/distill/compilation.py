@@ -1,8 +1,9 @@
 """torch.compile and images that grow: it compiles once for each size, and only for so many."""
 
-from toolkit.distill.plan import Plan, image_size_of
+from toolkit.distill.plan import Plan, image_size_of, section_name
 from toolkit.distill.provenance import is_given
 from toolkit.errors import RecipeError
+from toolkit.modeldir import Role
 from toolkit.recipe import Recipe
 from toolkit.settings import StageRecipe
 
@@ -14,11 +15,12 @@ def require_few_sizes(recipe: Recipe) -> None:
     """RecipeError if torch.compile would have to compile a network that is trained for more than 8 image sizes."""
     if recipe.training.compile == "off":
         return
-    trained: dict[str, StageRecipe] = {"distill": recipe.distill}
+    trained: dict[Role, StageRecipe] = {"student": recipe.distill}
     if not is_given(recipe):
         trained["teacher"] = recipe.teacher
-    for name, section in trained.items():
-        if (count := len(_sizes(section, recipe.data.image_size))) > MOST_SIZES:
+    for role, section in trained.items():
+        name = section_name(role)
+        if (count := len(_sizes(section, recipe.data_of(role).image_size))) > MOST_SIZES:
             raise RecipeError(
                 f"training.compile = {recipe.training.compile}: images grow through {count} sizes"
                 f" ({name}.start_image_size), each of which is compiled by itself; at most {MOST_SIZES} are allowed",

@@ -31,20 +31,28 @@ from toolkit.networks import registry
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.weights import ModelInfo, read_info, save_model
 from toolkit.recipe import Recipe
-from toolkit.settings import StageRecipe
+from toolkit.settings import DataRecipe, StageRecipe
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A data set with its two training splits decoded."""
+    """A data set with its two training splits decoded, as the student sees them.
+
+    `for_teacher` is the same at the teacher's own size; None if that is the student's.
+    """
 
     dataset: Dataset
     train: Pixels
     valid: Pixels
+    for_teacher: "TrainingData | None" = None
 
     @property
     def num_classes(self) -> int:
         return len(self.dataset.classes)
+
+    def seen_by(self, role: Role) -> "TrainingData":
+        """The images as a role sees them."""
+        return self.for_teacher if role == "teacher" and self.for_teacher else self
 
 
 @dataclass(frozen=True)
@@ -147,14 +155,21 @@ class TrainingJob:
     def section(self) -> StageRecipe:
         return self.recipe.stage_of(self.role)
 
+    @property
+    def sees(self) -> DataRecipe:
+        """[data] as the network sees it."""
+        return self.recipe.data_of(self.role)
+
     def choose_precision(self, classifier: Classifier, *, training: bool = True) -> FloatArithmetic:
-        """The arithmetic of the recipe, or the faster one for `classifier`, measured now."""
+        """The arithmetic of the recipe, or the faster one for `classifier`, measured now.
+
+        It is trained in this job; or, without `training`, it is the teacher of this job's student.
+        """
         shown = self.section.epochs if training else views_to_answer(self.recipe.distill)
+        sees = self.sees if training else self.recipe.data_of("teacher")
         return choose_precision(
             self.recipe.training.precision,
-            NetworkStep(
-                classifier, self.section.batch_size, self.recipe.data.image_size, self.options.device, training
-            ),
+            NetworkStep(classifier, self.section.batch_size, sees.image_size, self.options.device, training),
             images=len(self.data.train) * shown / distributed.world_size(),
         )
 
@@ -163,13 +178,20 @@ class TrainingJob:
         require_trainable(network.to(self.options.device), self.recipe, self.role)
 
     def views(self) -> TrainingViews:
-        section = self.section
+        """The training images as this job's network sees them."""
+        return self._views_of(self.role)
+
+    def views_of_teacher(self) -> TrainingViews:
+        """The same views as this job's teacher sees them; `views` itself has to be used if they are the same."""
+        return self._views_of("teacher")
+
+    def _views_of(self, viewer: Role) -> TrainingViews:
         return TrainingViews(
-            self.data.train,
-            self.recipe.data,
+            self.data.seen_by(viewer).train,
+            self.recipe.data_of(viewer),
             self.data.num_classes,
             seed=self.recipe.training.seed,
-            mixup=section.mixup,
+            mixup=self.section.mixup,
             device=self.options.device,
         )
 

@@ -54,15 +54,31 @@ def find_weights(recipe: Recipe) -> Path | None:
     return path
 
 
+def local_weights(recipe: Recipe) -> Path | None:
+    """`find_weights` without a download: None for the notebook's, which say nothing of themselves."""
+    return None if recipe.teacher.weights == FOOD_11 else find_weights(recipe)
+
+
 def teacher_network(recipe: Recipe) -> NetworkSpec:
     """The teacher's network as the recipe or its given file says; nothing is downloaded to find that out."""
-    path = None if recipe.teacher.weights == FOOD_11 else find_weights(recipe)
+    path = local_weights(recipe)
     return teacher_spec(recipe, describe(path) if path else None)
 
 
 def describe(path: Path) -> ModelInfo | None:
     """The description in a weights file; None if it has none. Raises WeightsError if it is damaged."""
     return read_info(path) if carries_info(path) else None
+
+
+def at_own_size(recipe: Recipe, path: Path | None) -> Recipe:
+    """The recipe with the teacher's own size as the file at `path` says, unless the recipe states it.
+
+    Without a description in the file, and with pictures that are not resized, the teacher sees what the student sees.
+    """
+    info = describe(path) if path is not None and not recipe.states("teacher.image_size") else None
+    if info is None or info.preprocess.image_size == recipe.data.image_size or not recipe.data.resize:
+        return recipe
+    return recipe.with_overrides({"teacher.image_size": info.preprocess.image_size})
 
 
 def require_fitting(recipe: Recipe, dataset: Dataset) -> None:
@@ -117,7 +133,8 @@ def known_accuracy(path: Path, recipe: Recipe, dataset: Dataset) -> float | None
     split = {"dataset_sha256": dataset.sha256} | {key: getattr(recipe.data, key) for key in SPLIT_SETTINGS}
     theirs = find_training_images(info) or {}
     seen = info.preprocess
-    sees = Preprocess(recipe.data.image_size, recipe.data.resize, section.mean or seen.mean, section.std or seen.std)
+    data = recipe.data_of("teacher")
+    sees = Preprocess(data.image_size, data.resize, section.mean or seen.mean, section.std or seen.std)
     same = (sees, section.enlarge or info.network.enlarge) == (seen, info.network.enlarge)
     same = same and all(theirs.get(key) == value for key, value in split.items())
     return float(info.extra[SHIPPED_ACCURACY]) if same else None
@@ -127,8 +144,9 @@ def warn_of_differences(source: Path, recipe: Recipe, dataset: Dataset) -> None:
     """Warn if the teacher in `source` was trained at another size than it teaches at, or has seen held-out images."""
     if (info := describe(source)) is None:
         return
-    if (info.preprocess.image_size, info.preprocess.resize) != (recipe.data.image_size, recipe.data.resize):
-        sizes = [f"{it.image_size} px (resize {it.resize})" for it in (info.preprocess, recipe.data)]
+    data = recipe.data_of("teacher")
+    if (info.preprocess.image_size, info.preprocess.resize) != (data.image_size, data.resize):
+        sizes = [f"{it.image_size} px (resize {it.resize})" for it in (info.preprocess, data)]
         console.say(f"warning: {source.name} was trained at {sizes[0]} and teaches at {sizes[1]}")
     if trained_on := find_training_images(info):
         warn_of_seen_images(source.name, trained_on, recipe, dataset)

@@ -88,7 +88,10 @@ class Stepper:
 
     def expect(self, coming: Sequence[Indices], view: int) -> None:
         """The next steps are on these batches: begin the work that a GPU would wait for."""
-        self._views.expect([part for indices in coming for part in self._parts(indices)], view)
+        parts = [part for indices in coming for part in self._parts(indices)]
+        self._views.expect(parts, view)
+        if self._teacher:
+            self._teacher.expect(parts, view)
 
     def _parts(self, indices: Indices) -> list[Indices]:
         """This process's share, cut into the parts that go through the network at once."""

@@ -150,13 +150,14 @@ def _tap(recipe: Recipe, student: Classifier, teacher: Classifier) -> tuple[Tapp
     section, size = recipe.distill, recipe.data.image_size
     if not section.feature_method:
         return TappedNetwork(student, ()), TappedNetwork(teacher, ())
+    teacher_size = recipe.data_of("teacher").image_size
     student_taps = section.student_taps or (default_tap(student.network, size),)
-    teacher_taps = section.teacher_taps or (default_tap(teacher.network, size),)
+    teacher_taps = section.teacher_taps or (default_tap(teacher.network, teacher_size),)
     console.say(f"{section.feature_method}: {', '.join(teacher_taps)} of the teacher → {', '.join(student_taps)}")
     tapped_teacher = TappedNetwork(teacher, teacher_taps, setting="distill.teacher_taps")
     channels = None
     if FEATURE_METHODS[section.feature_method].projected:
-        channels = tap_channels(teacher.network, teacher_taps, size)
+        channels = tap_channels(teacher.network, teacher_taps, teacher_size)
     return TappedNetwork(
         student, student_taps, project_to=channels, image_size=size, setting="distill.student_taps"
     ), tapped_teacher
@@ -166,7 +167,7 @@ def _load_teacher(job: TrainingJob, path: Path) -> Classifier:
     """The network in `path`, frozen. Raises WeightsError unless its classes are the data's."""
     teacher, info = load_model(path)
     require_same_classes(info.classes, job.data.dataset, path.name, OTHER_CLASSES)
-    _require_same_size(teacher, info, job.recipe.data.image_size, path.name)
+    _require_same_size(teacher, info, job.recipe.data_of("teacher").image_size, path.name)
     return teacher.requires_grad_(False)
 
 
@@ -175,6 +176,8 @@ def _open_teacher(
 ) -> tuple[Teacher, Arithmetic]:
     """The teacher, stored or live, and the arithmetic of its answers: `chosen` by an interrupted run, or else now."""
     recipe, teacher = job.recipe, tapped.classifier
+    own_views = job.data.for_teacher is not None
+    views = job.views_of_teacher() if own_views else views
     precision = find_stored_answers(job, views, chosen)
     if precision is None:
         if chosen is not None:
@@ -188,11 +191,15 @@ def _open_teacher(
         return _store(job, views).open(tapped, precision), precision
     if recipe.distill.teacher_views:
         console.say("a teacher's layers are not stored: it runs live, on the same views")
-    return LiveTeacher(tapped, views, job.data.valid, precision), precision
+    valid = job.data.seen_by("teacher").valid
+    return LiveTeacher(tapped, views, valid, precision, own_views=own_views), precision
 
 
 def find_stored_answers(job: TrainingJob, views: TrainingViews, chosen: Arithmetic | None) -> Arithmetic | None:
-    """The arithmetic of stored logits that may be replayed: with it, nothing is chosen and no other store is filled."""
+    """The arithmetic of stored logits that may be replayed: with it, nothing is chosen and no other store is filled.
+
+    `views` are the teacher's.
+    """
     section = job.recipe.distill
     if not section.stored_views:
         return None
@@ -203,7 +210,7 @@ def find_stored_answers(job: TrainingJob, views: TrainingViews, chosen: Arithmet
 
 def _store(job: TrainingJob, views: TrainingViews) -> LogitStore:
     shas = job.settings["teacher_sha256"], job.settings["dataset_sha256"]
-    return LogitStore(*shas, views, job.data.valid, job.recipe.distill.stored_views)
+    return LogitStore(*shas, views, job.data.seen_by("teacher").valid, job.recipe.distill.stored_views)
 
 
 def _require_same_size(teacher: Classifier, info: ModelInfo, image_size: int, file_name: str) -> None:
@@ -214,7 +221,7 @@ def _require_same_size(teacher: Classifier, info: ModelInfo, image_size: int, fi
     prove_size(
         teacher,
         image_size,
-        f"{file_name}, trained at {trained} px, cannot take images of {image_size} px (data.image_size)",
-        f"use data.image_size={trained}, or train a teacher at {image_size} px with toolkit teacher --force",
+        f"{file_name}, trained at {trained} px, cannot take images of {image_size} px",
+        f"use teacher.image_size={trained}, or train a teacher at {image_size} px with toolkit teacher --force",
     )
     console.say(f"warning: {file_name} was trained at {trained} px and teaches at {image_size} px")

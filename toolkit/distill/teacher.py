@@ -49,7 +49,7 @@ SHOWN_CLASSES = 12
 
 TRAINED_BY = ("teacher", "training.seed", "training.precision")
 """Settings, beside the data's, that decide the result for a teacher that is trained here..."""
-IMPORTED_BY = ("teacher.architecture", "teacher.mean", "teacher.std", "teacher.enlarge")
+IMPORTED_BY = tuple(f"teacher.{key}" for key in ("architecture", "mean", "std", "enlarge", "image_size"))
 """...and one that is imported; the file itself is known by its SHA-256, and its network's settings are compared."""
 
 
@@ -72,7 +72,7 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, option
         job.require_trainable(teacher.network)
     learner = TappedNetwork(Classifier(teacher.network, teacher.mean, teacher.std), ())
     extra = _judge_import(source, learner.classifier, job) if source else _fit(learner, job)
-    preprocess = Preprocess(recipe.data.image_size, recipe.data.resize, teacher.mean, teacher.std)
+    preprocess = Preprocess(job.sees.image_size, job.sees.resize, teacher.mean, teacher.std)
     return job.save(learner, extra | {"weights": settings["weights"]}, preprocess)
 
 
@@ -139,14 +139,14 @@ def _fit(learner: TappedNetwork, job: TrainingJob) -> dict[str, Any]:
     plan = Plan(
         role="teacher",
         section=section,
-        image_size=job.recipe.data.image_size,
+        image_size=job.sees.image_size,
         precision=state.precision if state else job.choose_precision(learner.classifier),
         seed=job.recipe.training.seed,
         device=job.options.device,
         compile=job.recipe.training.compile,
     )
     objective = learn_from_labels(section.label_smoothing)
-    return job.train(Training(learner, objective, job.views(), job.data.valid, plan), state)
+    return job.train(Training(learner, objective, job.views(), job.data.seen_by("teacher").valid, plan), state)
 
 
 def _judge_import(source: Path, classifier: Classifier, job: TrainingJob) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _judge_import(source: Path, classifier: Classifier, job: TrainingJob) -> dic
 
 def _measure_accuracy(classifier: Classifier, job: TrainingJob, *, has_normalisation: bool) -> float:
     """On this job's validation images; a warning says what seems to be wrong with the import."""
-    valid, device = job.data.valid, job.options.device
+    valid, device = job.data.seen_by("teacher").valid, job.options.device
 
     def ask(images: Pixels, mean: Channels, std: Channels) -> Tensor:
         asked = Classifier(classifier.network, mean, std)
@@ -217,7 +217,7 @@ def _new_network(recipe: Recipe, num_classes: int) -> Imported:
     section = recipe.teacher
     torch.manual_seed(recipe.training.seed)
     imagenet = section.weights == IMAGENET
-    network = teacher_spec(recipe, None).build(num_classes, recipe.data.image_size)
+    network = teacher_spec(recipe, None).build(num_classes, recipe.data_of("teacher").image_size)
     if imagenet:
         _load_imagenet_body(network, section.architecture)
     mean = section.mean or (IMAGENET_MEAN if imagenet else recipe.data.mean)

@@ -3,6 +3,7 @@
 C classes, B images of a batch, V validation images.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -20,7 +21,7 @@ from toolkit.networks.small_maps import place
 
 
 class Teacher(Protocol):
-    """A teacher, live or stored. It always sees the view the student sees, at the size data.image_size."""
+    """A teacher, live or stored. It always sees the view the student sees, at its own full size."""
 
     def answer(self, indices: Indices, view: int, student_images: Tensor) -> NetworkOutput:
         """The teacher's answers for view `view` of the images at `indices`, as float32.
@@ -31,28 +32,46 @@ class Teacher(Protocol):
     def show(self, view: int) -> None:
         """Have on the device what the answers for view `view` need, before a captured step looks for it there."""
 
+    def expect(self, coming: Sequence[Indices], view: int) -> None:
+        """The next answers are for these batches: begin the work that a GPU would wait for."""
+
     def valid_logits(self) -> Tensor:
         """float32 (V, C), the evaluation views of the validation images."""
 
 
 class LiveTeacher:
-    """Runs the network on every batch; on a GPU a frozen copy of it, unless the method needs its layers."""
+    """Runs the network on every batch; on a GPU a frozen copy of it, unless the method needs its layers.
+
+    `views` and `valid_pixels` are as it sees them. If `own_views`, the student sees others, of another size.
+    """
 
     def __init__(
-        self, network: TappedNetwork, views: TrainingViews, valid_pixels: Pixels, precision: Arithmetic
+        self,
+        network: TappedNetwork,
+        views: TrainingViews,
+        valid_pixels: Pixels,
+        precision: Arithmetic,
+        *,
+        own_views: bool = False,
     ) -> None:
         place(network, views.device)
         self._network = network.eval()
         if views.device.startswith("cuda") and not network.projectors:
             self._network = TappedNetwork(freeze(network.classifier, precision, views.data.image_size))
         self._views, self._valid_pixels, self._precision = views, valid_pixels, precision
+        self._own_views = own_views
 
     def show(self, view: int) -> None:
-        """Does nothing: the views are all it needs."""
+        if self._own_views:
+            self._views.show(view)
+
+    def expect(self, coming: Sequence[Indices], view: int) -> None:
+        if self._own_views:
+            self._views.expect(coming, view)
 
     def answer(self, indices: Indices, view: int, student_images: Tensor) -> NetworkOutput:
-        same_size = student_images.shape[-1] == self._views.data.image_size
-        images = student_images if same_size else self._views.render(indices, view)
+        alike = not self._own_views and student_images.shape[-1] == self._views.data.image_size
+        images = student_images if alike else self._views.render(indices, view)
         with torch.no_grad(), autocast(self._views.device, self._precision):
             logits, features = self._network(images)
         return NetworkOutput(logits.float(), features)

@@ -20,9 +20,13 @@ def require_trainable(network: nn.Module, recipe: Recipe, role: Role) -> None:
     Its weights and statistics stay as they are, and torch's random numbers too.
     """
     section, name = recipe.stage_of(role), section_name(role)
-    full_size = recipe.data.image_size
+    full_size = recipe.data_of(role).image_size
     size = image_size_of(0, section, full_size)
-    setting = "data.image_size" if size == full_size else f"{name}.start_image_size"
+    setting = (
+        f"{'data' if full_size == recipe.data.image_size else 'teacher'}.image_size"
+        if size == full_size
+        else f"{name}.start_image_size"
+    )
     try:
         least = least_batch(network, size)
     except (AssertionError, RuntimeError, ValueError) as error:  # whatever networks say no with

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,13 +112,15 @@ def export_onnx(weights: Path, destination: Path, options: ExportOptions) -> lis
     return _Export(classifier, info, weights, destination, options).run(start)
 
 
-def export_model_dir(
-    model_dir: ModelDir, options: ExportOptions, roles: Sequence[Role] = ("teacher", "student")
-) -> list[ExportResult]:
+def export_model_dir(model_dir: ModelDir, options: Mapping[Role, ExportOptions]) -> list[ExportResult]:
     """Export each role's weights of a model directory; all destinations are checked before the first is written."""
-    for role in roles:
-        check_destinations(model_dir.require(model_dir.weights(role)), model_dir.onnx(role), options)
-    return [result for role in roles for result in export_onnx(model_dir.weights(role), model_dir.onnx(role), options)]
+    for role, own in options.items():
+        check_destinations(model_dir.require(model_dir.weights(role)), model_dir.onnx(role), own)
+    return [
+        result
+        for role, own in options.items()
+        for result in export_onnx(model_dir.weights(role), model_dir.onnx(role), own)
+    ]
 
 
 def export_weights_file(

@@ -59,7 +59,7 @@ class Speeds(Protocol):
         """A step on images of `side` px: view, forward, backward, optimiser; without the teacher."""
 
     def view_s(self, recipe: Recipe, role: Role) -> float:
-        """A view of full size."""
+        """A view of full size, for the student's training."""
 
     def validate_s(self, recipe: Recipe, role: Role) -> float:
         """Forward at full size in fp32, with the threads and batches of `role`'s training."""
@@ -95,14 +95,15 @@ class _Adder:
     def __init__(self, recipe: Recipe, facts: Facts, speeds: Speeds) -> None:
         self._recipe, self._facts, self._speeds = recipe, facts, speeds
         self._train, self._valid, self._test = (facts.images[split] for split in ("train", "valid", "test"))
-        self._full = recipe.data.image_size
+        self._full, self._teachers = recipe.data.image_size, recipe.data_of("teacher").image_size
 
     def decode(self) -> ForecastStage:
         stage = ForecastStage("decode", self._train + self._valid + self._test * (self._facts.command == "run"))
         missing = sum(self._facts.images[split] for split in self._facts.to_decode)
         if not missing:
             return replace(stage, note=THERE)
-        seconds = missing * self._speeds.decode_s(self._recipe) / self._facts.decoders
+        times = 1 + (self._teachers != self._full)
+        seconds = missing * times * self._speeds.decode_s(self._recipe) / self._facts.decoders
         return replace(stage, seconds=seconds, disk_bytes=sum(self._facts.to_decode.values()))
 
     def teacher(self) -> ForecastStage:
@@ -113,7 +114,7 @@ class _Adder:
         if facts.given_teacher:
             asked = 0 if facts.known_accuracy else self._valid
             seconds = IMPORT_S + asked * speeds.answer_s(recipe, "teacher", recipe.teacher.batch_size)
-            return ForecastStage("teacher", self._valid, (self._full,) * 2, 0, seconds, size_bytes, GIVEN)
+            return ForecastStage("teacher", self._valid, (self._teachers,) * 2, 0, seconds, size_bytes, GIVEN)
         return self._training("teacher", recipe.teacher, facts.seeds[:1], size_bytes)
 
     def logits(self) -> ForecastStage | None:
@@ -122,12 +123,12 @@ class _Adder:
         seeds = [seed for seed in self._facts.seeds if not self._is_there("student", seed)]
         if not views or not seeds:
             return None
-        stage = ForecastStage("teacher logits", self._train * views, (self._full,) * 2)
+        stage = ForecastStage("teacher logits", self._train * views, (self._teachers,) * 2)
         seeds = [seed for seed in seeds if seed not in self._facts.stored]
         if not seeds:
             return replace(stage, note=THERE)
         rows = self._train * views + self._valid
-        view_s = self._train * views * self._speeds.view_s(self._recipe, "student")
+        view_s = self._train * views * self._speeds.view_s(self._recipe, "teacher")
         seconds = (view_s + self._asked_s(rows)) / self._facts.processes
         size_bytes = rows * self._facts.num_classes * ELEMENT_BYTES
         return _of_seeds(stage, len(seeds), seconds * len(seeds), size_bytes * len(seeds))
@@ -199,21 +200,23 @@ class _Adder:
     def _training(self, role: Role, section: StageRecipe, seeds: Sequence[int], size_bytes: int) -> ForecastStage:
         done = [self._facts.epochs_done.get((role, seed), 0) for seed in seeds]
         seconds = sum(self._epochs_s(role, section, range(first, section.epochs)) for first in done)
-        sizes = (image_size_of(0, section, self._full), self._full)
+        full = self._recipe.data_of(role).image_size
+        sizes = (image_size_of(0, section, full), full)
         stage = ForecastStage(role, self._train, sizes, section.epochs)
         stage = _of_seeds(stage, len(seeds), seconds, size_bytes * len(seeds))
         return replace(stage, note=f"resumes after epoch {done[0]}") if done[0] else stage
 
     def _epochs_s(self, role: Role, section: StageRecipe, epochs: range) -> float:
         recipe, speeds = self._recipe, self._speeds
-        sides = [image_size_of(epoch, section, self._full) for epoch in epochs]
+        full = recipe.data_of(role).image_size
+        sides = [image_size_of(epoch, section, full) for epoch in epochs]
         train_s = interpolate(sides, lambda side: speeds.train_s(recipe, role, side))
         seconds = sum(self._train * train_s[side] for side in sides) / self._facts.processes
         seconds += len(sides) * self._valid * speeds.validate_s(recipe, role) / self._facts.processes
         seconds += len(sides) * speeds.save_s(recipe, role)
         if role == "student" and not self._recipe.distill.stored_views:
-            grown = sum(side != self._full for side in sides)  # for these the teacher needs a view of its own
-            seconds += grown * self._train * speeds.view_s(recipe, "student") / self._facts.processes
+            grown = sum(side != self._teachers for side in sides)  # for these the teacher needs a view of its own
+            seconds += grown * self._train * speeds.view_s(recipe, "teacher") / self._facts.processes
             seconds += self._asked_s(len(sides) * self._train + self._valid) / self._facts.processes
         return seconds
 

@@ -72,8 +72,7 @@ def find_facts(setup: StageSetup, command: Command) -> Facts:
     if command == "teacher" or not setup.model_dir.weights("teacher").exists():
         provenance.require_fitting(recipe, setup.dataset)  # to find its file may need a download
     wanted: tuple[Split, ...] = ("train", "valid", "test") if command == "run" else ("train", "valid")
-    preprocess = Preprocess.from_recipe(recipe.data)
-    sizes = {split: bytes_to_decode(setup.dataset, split, preprocess) for split in wanted}
+    sizes = {split: _bytes_to_decode(setup, split) for split in wanted}
     facts = Facts(
         command=command,
         images={split: len(images) for split, images in splits.items()},
@@ -98,6 +97,12 @@ def find_facts(setup: StageSetup, command: Command) -> Facts:
         there, done = there | more_there, done | more_done
         stored |= {seed} if is_stored else set()
     return replace(facts, there=there, epochs_done=done, stored=frozenset(stored))
+
+
+def _bytes_to_decode(setup: StageSetup, split: Split) -> int:
+    """For the student and, if it sees them at another size, for the teacher."""
+    seen = {Preprocess.from_recipe(setup.recipe.data_of(role)) for role in ("student", "teacher")}
+    return sum(bytes_to_decode(setup.dataset, split, preprocess) for preprocess in seen)
 
 
 def _states_accuracy(setup: StageSetup) -> bool:
@@ -138,7 +143,7 @@ def _look_at_seed(
     is_stored = False
     if decoded and student not in there and recipe.distill.stored_views:
         taught = replace(taught, data=setup.training_data)
-        is_stored = find_stored_answers(taught, taught.views(), None) is not None
+        is_stored = find_stored_answers(taught, taught.views_of_teacher(), None) is not None
     return there | control_there, done | control_done, is_stored
 
 

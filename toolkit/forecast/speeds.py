@@ -88,30 +88,28 @@ class MeasuredSpeeds:
             batch, precision = section.batch_size, self._precision(recipe, role)
             if self._is_replayed(recipe, role):
                 alike = section.model_copy(update={"epochs": 1})  # their number changes no step
-                return self._replay_s(self._key(recipe, role), recipe.data, alike, precision, side)
+                return self._replay_s(self._key(recipe, role), recipe.data_of(role), alike, precision, side)
             step = NetworkStep(network, batch, side, self._device)
             step_s = step_seconds(step, precision, images=images, clock=self._clock)
             of_batch = self._optimizer_s(self._key(recipe, role), section) / self._batch(section)
-            return step_s + of_batch + self._render_s(recipe.data, section.mixup, side, threads)
+            return step_s + of_batch + self._render_s(recipe.data_of(role), section.mixup, side, threads)
 
     def view_s(self, recipe: Recipe, role: Role) -> float:
-        mixup, side = recipe.stage_of(role).mixup, recipe.data.image_size
-        return self._render_s(recipe.data, mixup, side, torch.get_num_threads())
+        data = recipe.data_of(role)
+        return self._render_s(data, recipe.distill.mixup, data.image_size, torch.get_num_threads())
 
     def validate_s(self, recipe: Recipe, role: Role) -> float:
         with self._own_threads(recipe, role):
-            return self._forward_s(recipe, self._network(recipe, role), "fp32", recipe.stage_of(role).batch_size)
+            return self._forward_s(recipe, role, "fp32", recipe.stage_of(role).batch_size)
 
     def teach_s(self, recipe: Recipe) -> float:
-        teacher, batch = self._network(recipe, "teacher"), recipe.distill.batch_size
-        return self._forward_s(recipe, teacher, self._answering(recipe), batch)
+        return self._forward_s(recipe, "teacher", self._answering(recipe), recipe.distill.batch_size)
 
     def answer_s(self, recipe: Recipe, role: Role, batch: int) -> float:
         if batch == 1:
-            plain = self._build_plain(*self._key(recipe, role))
-            return self._forward_s(recipe, plain, "fp32", 1, as_trained=False)
+            return self._forward_s(recipe, role, "fp32", 1, as_trained=False)
         # near enough, and already measured if the teacher answers in fp32
-        return self._forward_s(recipe, self._network(recipe, role), "fp32", recipe.distill.batch_size)
+        return self._forward_s(recipe, role, "fp32", recipe.distill.batch_size)
 
     def save_s(self, recipe: Recipe, role: Role) -> float:
         section = recipe.stage_of(role)
@@ -134,9 +132,11 @@ class MeasuredSpeeds:
             torch.set_num_threads(threads)
 
     def _forward_s(
-        self, recipe: Recipe, network: Classifier, precision: FloatArithmetic, batch: int, *, as_trained: bool = True
+        self, recipe: Recipe, role: Role, precision: FloatArithmetic, batch: int, *, as_trained: bool = True
     ) -> float:
-        size, images = recipe.data.image_size, self._facts.images["valid"] + self._facts.images["test"]
+        build = self._build if as_trained else self._build_plain
+        network, size = build(*self._key(recipe, role)), recipe.data_of(role).image_size
+        images = self._facts.images["valid"] + self._facts.images["test"]
         step = NetworkStep(network, batch, size, self._device, training=False)
         return step_seconds(step, precision, as_trained=as_trained, images=images, clock=self._clock)
 
@@ -153,7 +153,7 @@ class MeasuredSpeeds:
         return self._choose(recipe, "teacher", recipe.distill.batch_size, images, training=False)
 
     def _choose(self, recipe: Recipe, role: Role, batch: int, images: float, *, training: bool) -> FloatArithmetic:
-        step = NetworkStep(self._network(recipe, role), batch, recipe.data.image_size, self._device, training)
+        step = NetworkStep(self._network(recipe, role), batch, recipe.data_of(role).image_size, self._device, training)
         return choose_precision(recipe.training.precision, step, images=images, clock=self._clock, say=False)
 
     def _share(self, epochs: int) -> float:
@@ -263,7 +263,7 @@ class MeasuredSpeeds:
 def _key(recipe: Recipe, role: Role) -> NetworkKey:
     """The spec and the image size that a network is built from."""
     spec = provenance.teacher_network(recipe) if role == "teacher" else NetworkSpec.of(recipe.student)
-    return spec, recipe.data.image_size
+    return spec, recipe.data_of(role).image_size
 
 
 def _cut(recipe: Recipe) -> tuple[int, int]:

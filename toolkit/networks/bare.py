@@ -33,10 +33,10 @@ def describe_bare_weights(path: Path, recipe: Recipe, classes: tuple[str, ...] |
         role, preprocess = "student", Preprocess.from_recipe(recipe.data)
         assumed = "the depthwise student"
     else:
-        spec = NetworkSpec.of(recipe.teacher)
-        num_classes = _count_classes(spec, tensors, path, recipe.data.image_size)
+        spec, sees = NetworkSpec.of(recipe.teacher), recipe.data_of("teacher")
+        num_classes = _count_classes(spec, tensors, path, sees.image_size)
         mean, std = recipe.teacher.mean or recipe.data.mean, recipe.teacher.std or recipe.data.std
-        preprocess = Preprocess(recipe.data.image_size, recipe.data.resize, mean, std)
+        preprocess = Preprocess(sees.image_size, sees.resize, mean, std)
         role, assumed = "teacher", f"the recipe's teacher ({spec.architecture})"
     if classes is not None and len(classes) != num_classes:
         raise WeightsError(

@@ -198,7 +198,7 @@ def import_teacher(path: Path, recipe: Recipe, num_classes: int, classes: tuple[
             f"{path} is a {info.architecture}, the recipe's teacher a {recipe.teacher.architecture}",
             f"use teacher.architecture={info.architecture}",
         )
-    network = teacher_spec(recipe, info).build(num_classes, recipe.data.image_size)
+    network = teacher_spec(recipe, info).build(num_classes, recipe.data_of("teacher").image_size)
     load_into(network, read_tensors(path), path, num_classes)
     if info is not None and classes is not None and info.classes != classes:
         theirs, ours = next(pair for pair in zip(info.classes, classes, strict=True) if pair[0] != pair[1])

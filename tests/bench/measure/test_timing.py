@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,17 @@ import pytest
 from numpy.typing import NDArray
 
 from toolkit.bench.measure import timing
-from toolkit.bench.measure.timing import Budget, count_turns, describe_latency, percentiles, time_rows
+from toolkit.bench.measure.timing import Budget, Timing, count_turns, describe_latency, percentiles, time_rows
 from toolkit.bench.schema import Latency
 from toolkit.data.preprocess import Preprocess
 from toolkit.runtimes.io_binding import IoBindingPredictor
 
 IMAGES = np.arange(7 * 2 * 2 * 3, dtype=np.uint8).reshape(7, 2, 2, 3)
+
+
+def time_alike(predictors: Sequence[Any], *arguments: Any, **options: Any) -> list[Timing]:
+    """time_rows of the same images for all."""
+    return time_rows(predictors, [IMAGES] * len(predictors), *arguments, **options)
 
 
 class FakeClock:
@@ -72,7 +77,7 @@ class OnGpu(IoBindingPredictor):
 
 def test_of_i_o_binding_the_computation_alone_is_timed() -> None:
     clock = FakeClock()
-    (timed,) = time_rows([OnGpu(clock)], IMAGES, (1, 4), Budget(100, 60, min_seconds=0, clock=clock))
+    (timed,) = time_alike([OnGpu(clock)], (1, 4), Budget(100, 60, min_seconds=0, clock=clock))
     assert timed.latency_ms.p50 == 2.0
     assert timed.throughput_img_s == {"1": 500.0, "4": 2000.0}
 
@@ -81,7 +86,7 @@ def test_latency_and_throughput_are_what_the_predictor_takes() -> None:
     clock, log = FakeClock(), []
     fast = FakePredictor("fast", clock, lambda run, size: 1.0 + size, log)
     slow = FakePredictor("slow", clock, lambda run, size: 10.0 * size, log)
-    quick, tardy = time_rows([fast, slow], IMAGES, (1, 32), Budget(100, 60, min_seconds=0, clock=clock))
+    quick, tardy = time_alike([fast, slow], (1, 32), Budget(100, 60, min_seconds=0, clock=clock))
     assert quick.latency_ms == always(2.0, n=100)
     assert tardy.latency_ms == always(10.0, n=100)
     assert quick.throughput_img_s == pytest.approx({"1": 1000 / 2, "32": 32_000 / 33})
@@ -91,21 +96,21 @@ def test_latency_and_throughput_are_what_the_predictor_takes() -> None:
 def test_slow_first_runs_are_warm_up_and_do_not_count() -> None:
     clock = FakeClock()
     slow_start = FakePredictor("a", clock, lambda run, size: max(1.0, 500 / 2**run), [])
-    (timed,) = time_rows([slow_start], IMAGES, (1,), Budget(100, 60, min_seconds=0, clock=clock))
+    (timed,) = time_alike([slow_start], (1,), Budget(100, 60, min_seconds=0, clock=clock))
     assert timed.latency_ms.p99 == 1.0
 
 
 def test_a_first_run_that_compiles_does_not_use_up_the_warm_up() -> None:
     clock = FakeClock()
     compiled = FakePredictor("a", clock, lambda run, size: 60_000.0 if run == 0 else max(1.0, 40.0 - run), [])
-    (timed,) = time_rows([compiled], IMAGES, (1,), Budget(100, 60, min_seconds=0, clock=clock))
+    (timed,) = time_alike([compiled], (1,), Budget(100, 60, min_seconds=0, clock=clock))
     assert timed.latency_ms.p99 == 1.0
 
 
 def test_warm_up_ends_for_a_predictor_that_never_settles() -> None:
     clock, rng = FakeClock(), np.random.default_rng(0)
     restless = FakePredictor("a", clock, lambda run, size: float(rng.uniform(1, 30)), [])
-    (timed,) = time_rows([restless], IMAGES, (1,), Budget(100, 60, min_seconds=0, clock=clock))
+    (timed,) = time_alike([restless], (1,), Budget(100, 60, min_seconds=0, clock=clock))
     assert timed.latency_ms.n == 100
     assert len(restless.seen) < 100 + timing.WARM_UP_RUNS + 10 * timing.ROUNDS
 
@@ -117,7 +122,7 @@ def test_rows_take_turns_so_that_drift_hits_all_alike() -> None:
         return 1.0 + clock.now_ns / 1e9  # the machine gets slower by the second
 
     rows = [FakePredictor(name, clock, drifting, log) for name in "abc"]
-    timed = time_rows(rows, IMAGES, (1,), Budget(200, 60, min_seconds=0, clock=clock))
+    timed = time_alike(rows, (1,), Budget(200, 60, min_seconds=0, clock=clock))
     medians = [row.latency_ms.p50 for row in timed]
     assert max(medians) / min(medians) < 1.05
     warm_up, turns = "abc", "cba".join(["abc"] * (timing.ROUNDS // 2)) + "cba"
@@ -128,13 +133,13 @@ def test_rows_take_turns_so_that_drift_hits_all_alike() -> None:
 def test_the_spread_of_the_rounds_is_reported() -> None:
     clock = FakeClock()
     drifting = FakePredictor("a", clock, lambda run, size: 1.0 + clock.now_ns / 1e9, [])
-    (timed,) = time_rows([drifting], IMAGES, (1,), Budget(600, 60, min_seconds=0, clock=clock))
+    (timed,) = time_alike([drifting], (1,), Budget(600, 60, min_seconds=0, clock=clock))
     latency = timed.latency_ms
     assert latency.round_p50_min < latency.p50 < latency.round_p50_max
     # the clock's ms grow by a factor e in a second: 1 → 1 + s; six rounds of 100 runs each
     assert latency.round_p50_max / latency.round_p50_min == pytest.approx(np.exp(0.001 * 100 * 5), rel=0.05)
     steady = FakePredictor("a", clock, lambda run, size: 3.0, [])
-    (timed,) = time_rows([steady], IMAGES, (1,), Budget(100, 60, min_seconds=0, clock=clock))
+    (timed,) = time_alike([steady], (1,), Budget(100, 60, min_seconds=0, clock=clock))
     assert timed.latency_ms.round_p50_min == timed.latency_ms.round_p50_max == 3.0
 
 
@@ -146,7 +151,7 @@ def test_every_turn_starts_with_untimed_runs() -> None:
 
     a = FakePredictor("a", clock, cold_after_another, log)
     b = FakePredictor("b", clock, lambda run, size: 1.0, log)
-    timed, _ = time_rows([a, b], IMAGES, (1,), Budget(100, 60, min_seconds=0, clock=clock))
+    timed, _ = time_alike([a, b], (1,), Budget(100, 60, min_seconds=0, clock=clock))
     assert timed.latency_ms.p99 == 1.0
 
 
@@ -200,7 +205,7 @@ def test_the_time_limit_ends_a_slow_row_and_only_that_one() -> None:
     clock = FakeClock()
     slow = FakePredictor("slow", clock, lambda run, size: 400.0, [])
     fast = FakePredictor("fast", clock, lambda run, size: 1.0, [])
-    tardy, quick = time_rows([slow, fast], IMAGES, (1,), Budget(1000, 4, min_seconds=0, clock=clock))
+    tardy, quick = time_alike([slow, fast], (1,), Budget(1000, 4, min_seconds=0, clock=clock))
     assert 1 <= tardy.latency_ms.n <= 10
     assert len(slow.seen) * 0.4 < 4 * 1.3
     assert quick.latency_ms.n == 1000
@@ -209,7 +214,7 @@ def test_the_time_limit_ends_a_slow_row_and_only_that_one() -> None:
 def test_a_row_slower_than_the_limit_is_still_timed_once() -> None:
     clock = FakeClock()
     glacial = FakePredictor("a", clock, lambda run, size: 90_000.0, [])
-    (timed,) = time_rows([glacial], IMAGES, (1,), Budget(100, 1, clock=clock))
+    (timed,) = time_alike([glacial], (1,), Budget(100, 1, clock=clock))
     assert timed.latency_ms.n == 1
     assert timed.latency_ms.p50 == 90_000.0
     assert timed.throughput_img_s == pytest.approx({"1": 1 / 90})
@@ -218,14 +223,14 @@ def test_a_row_slower_than_the_limit_is_still_timed_once() -> None:
 def test_a_fast_row_runs_for_the_least_time() -> None:
     clock = FakeClock()
     fast = FakePredictor("a", clock, lambda run, size: 0.1, [])
-    (timed,) = time_rows([fast], IMAGES, (1,), Budget(100, 60, min_seconds=0.5, clock=clock))
+    (timed,) = time_alike([fast], (1,), Budget(100, 60, min_seconds=0.5, clock=clock))
     assert timed.latency_ms.n == pytest.approx(5000, rel=0.01)
 
 
 def test_batches_walk_through_the_images_and_wrap_around() -> None:
     clock = FakeClock()
     predictor = FakePredictor("a", clock, lambda run, size: 1.0, [])
-    time_rows([predictor], IMAGES, (3, 16), Budget(10, 60, min_seconds=0, clock=clock))
+    time_alike([predictor], (3, 16), Budget(10, 60, min_seconds=0, clock=clock))
     by_size: dict[int, list[NDArray[np.uint8]]] = {}
     for batch in predictor.seen:
         assert batch.flags.c_contiguous
@@ -239,7 +244,7 @@ def test_progress_is_reported_every_turn() -> None:
     clock = FakeClock()
     rows = [FakePredictor(name, clock, lambda run, size: 50.0, []) for name in "ab"]
     steps: list[int] = []
-    time_rows(rows, IMAGES, (1, 8), Budget(100, 1, clock=clock), advance=steps.append)
+    time_alike(rows, (1, 8), Budget(100, 1, clock=clock), advance=steps.append)
     assert sum(steps) == count_turns(2, (1, 8)) == count_turns(2, (8,))
 
 
@@ -264,9 +269,7 @@ def test_the_real_clock_is_in_nanoseconds(monkeypatch: pytest.MonkeyPatch) -> No
             took_s.append(time.perf_counter() - start)
             return np.zeros((len(images), 2), np.float32)
 
-    (timed,) = time_rows(
-        [Sleeper("a", FakeClock(), lambda run, size: 0, [])], IMAGES, (1,), Budget(20, 5, min_seconds=0)
-    )
+    (timed,) = time_alike([Sleeper("a", FakeClock(), lambda run, size: 0, [])], (1,), Budget(20, 5, min_seconds=0))
     assert 2.0 <= 1e3 * min(took_s) <= timed.latency_ms.p50 < 100 * 1e3 * max(took_s)
 
 

@@ -64,7 +64,7 @@ def _compare(seed: int, student: float, control: float) -> SeedGain:
 
 def _measure_pair(directory: ModelDir, images: BenchImages, device: str) -> SeedGain:
     predictors = [TorchPredictor(directory.weights(role), device) for role in ("student", "control")]
-    answers = answer_images(predictors, images.pixels, images.chosen)
+    answers = [answer_images(predictor, images.pixels, images.chosen) for predictor in predictors]
     student, control = (float(np.mean(logits.argmax(1) == images.labels)) for logits in answers)
     return _compare(int(directory.name), student, control)
 

@@ -9,20 +9,29 @@ from numpy.typing import NDArray
 from toolkit.bench.schema import ReportDataset
 from toolkit.data.dataset import Dataset, spread
 from toolkit.data.pixels import Pixels
+from toolkit.modeldir import Role
 
 
 @dataclass(frozen=True)
 class BenchImages:
-    """The images at `chosen` (N,) of a data set's test split; `pixels` are those of the whole split, decoded."""
+    """The images at `chosen` (N,) of a data set's test split; `pixels` are those of the whole split, decoded.
+
+    `for_teacher` are the same at the teacher's own size; None if that is the student's.
+    """
 
     dataset: Dataset
     pixels: Pixels
     chosen: NDArray[np.integer]
+    for_teacher: Pixels | None = None
 
     @classmethod
-    def choose(cls, dataset: Dataset, pixels: Pixels, wanted: int) -> Self:
+    def choose(cls, dataset: Dataset, pixels: Pixels, wanted: int, for_teacher: Pixels | None = None) -> Self:
         """`wanted` images (0: all), spread over the split."""
-        return cls(dataset, pixels, choose_images(len(pixels), wanted))
+        return cls(dataset, pixels, choose_images(len(pixels), wanted), for_teacher)
+
+    def seen_by(self, role: Role) -> Pixels:
+        """The pixels of the whole split, as a role sees them."""
+        return self.for_teacher if role == "teacher" and self.for_teacher is not None else self.pixels
 
     def __len__(self) -> int:
         return len(self.chosen)

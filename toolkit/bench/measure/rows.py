@@ -173,11 +173,12 @@ def _require_alike(rows: Sequence[Row]) -> None:
                 f"{row.path} and {rows[0].path} were made for other classes",
                 "make them again from the same data: toolkit distill --force, toolkit export --onnx --force",
             )
-        seen, expected = row.predictor.preprocess, first.preprocess
+        model = next(other for other in rows if (other.model == "teacher") == (row.model == "teacher"))
+        seen, expected = row.predictor.preprocess, model.predictor.preprocess
         if (seen.image_size, seen.resize) != (expected.image_size, expected.resize):
             raise ArtifactError(
                 f"{row.path} sees {seen.image_size} px, resized to {seen.resize}; "
-                f"{rows[0].path} {expected.image_size} px, resized to {expected.resize}",
+                f"{model.path} {expected.image_size} px, resized to {expected.resize}",
                 "make them again with the same [data] settings: toolkit distill --force, toolkit export --onnx --force",
             )
 
@@ -189,21 +190,15 @@ def is_control_of(control: ModelInfo, student: ModelInfo) -> bool:
 
 
 def answer_images(
-    predictors: Sequence[Predictor],
+    predictor: Predictor,
     pixels: Pixels,
     indices: NDArray[np.integer],
     advance: Callable[[int], None] = lambda count: None,
-) -> list[NDArray[np.float32]]:
-    """Each predictor's logits (N, C) for the images at `indices`; `advance` is called with the images of each batch.
-
-    One predictor follows the other: in turns, the threads of the one before would go on spinning.
-    """
-    batch_size = max(1, min(LARGEST_BATCH, BATCH_PIXELS // predictors[0].preprocess.image_size ** 2))
-    answers = []
-    for predictor in predictors:
-        parts = []
-        for batch in batches(indices, batch_size, 1):
-            parts.append(predictor.logits(pixels.centre(batch)))
-            advance(len(batch))
-        answers.append(np.concatenate(parts))
-    return answers
+) -> NDArray[np.float32]:
+    """A predictor's logits (N, C) for the images at `indices`; `advance` is called with the images of each batch."""
+    batch_size = max(1, min(LARGEST_BATCH, BATCH_PIXELS // predictor.preprocess.image_size**2))
+    parts = []
+    for batch in batches(indices, batch_size, 1):
+        parts.append(predictor.logits(pixels.centre(batch)))
+        advance(len(batch))
+    return np.concatenate(parts)

@@ -35,11 +35,11 @@ def measure_speed(rows: Sequence[Row], recipe: BenchRecipe, images: BenchImages)
 
     Raises DeviceError if a row fails in a process of its own.
     """
-    pixels, chosen = images.pixels, images.chosen[: max(IMAGES, *recipe.batch_sizes)]
+    chosen = images.chosen[: max(IMAGES, *recipe.batch_sizes)]
     with console.progress("bench: first use", len(rows)) as advance:
         first_uses = measure_first_uses(rows, max(recipe.batch_sizes), advance)
-    timings = _time_rows(rows, recipe, pixels.centre(chosen))
-    whole = _time_end_to_end(rows, recipe, images.dataset.test, [pixels.names[i] for i in chosen[:IMAGES]])
+    timings = _time_rows(rows, recipe, [images.seen_by(row.model).centre(chosen) for row in rows])
+    whole = _time_end_to_end(rows, recipe, images.dataset.test, [images.pixels.names[i] for i in chosen[:IMAGES]])
     answers = iter(whole.end_to_end_ms)
     figures = [
         RowSpeed(
@@ -54,7 +54,7 @@ def measure_speed(rows: Sequence[Row], recipe: BenchRecipe, images: BenchImages)
     return Speed(figures, whole.preprocess_ms)
 
 
-def _time_rows(rows: Sequence[Row], recipe: BenchRecipe, pictures: NDArray[np.uint8]) -> list[timing.Timing]:
+def _time_rows(rows: Sequence[Row], recipe: BenchRecipe, pictures: Sequence[NDArray[np.uint8]]) -> list[timing.Timing]:
     predictors = [row.predictor for row in rows]
     with console.progress("bench: speed", timing.count_turns(len(rows), recipe.batch_sizes)) as advance:
         return timing.time_rows(predictors, pictures, recipe.batch_sizes, _budget(recipe), advance)
@@ -66,7 +66,8 @@ def _time_end_to_end(
     predictors = [row.predictor for row in rows if _reads_onnx(row)]
     contents = end_to_end.encode_images(images, names)
     with console.progress("bench: end to end", end_to_end.count_turns(len(predictors))) as advance:
-        return end_to_end.time_end_to_end(rows[0].predictor.preprocess, predictors, contents, _budget(recipe), advance)
+        ships = next(row.predictor.preprocess for row in rows if row.model == "student")
+        return end_to_end.time_end_to_end(ships, predictors, contents, _budget(recipe), advance)
 
 
 def _budget(recipe: BenchRecipe) -> timing.Budget:

@@ -105,12 +105,12 @@ class _TimedRow:
 
 def time_rows(
     predictors: Sequence[Predictor],
-    images: NDArray[np.uint8],
+    images: Sequence[NDArray[np.uint8]],
     batch_sizes: Iterable[int],
     budget: Budget,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> list[Timing]:
-    """Time every predictor on images (N, S, S, 3); one Timing each, in their order.
+    """Time every predictor on its images, (N, S, S, 3) each; one Timing each, in their order.
 
     Latency is of batch 1, with at least `budget.samples` runs. Throughput is of every one of `batch_sizes`, with at
     least as many images, unless the budget's time limit ends it before. Every row gets one timed run at least.
@@ -118,7 +118,7 @@ def time_rows(
     """
     results: dict[int, list[Rounds]] = {}
     for batch_size in sorted({1, *batch_sizes}):
-        works = [_answer_batches(predictor, images, batch_size) for predictor in predictors]
+        works = [_answer_batches(*pair, batch_size) for pair in zip(predictors, images, strict=True)]
         runs = replace(budget, samples=-(-budget.samples // batch_size))
         results[batch_size] = time_in_turns(works, runs, advance)
     return [
