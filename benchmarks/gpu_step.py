@@ -33,7 +33,7 @@ from toolkit.machine.devices import fp32_products_in, keep_freed_memory, pick_de
 from toolkit.machine.hardware import describe_hardware, describe_versions
 from toolkit.machine.limits import available_cores
 from toolkit.networks import registry
-from toolkit.runtimes.providers import captured_output
+from toolkit.sessions.providers import captured_output
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.sources import load_dataset
 from toolkit.graphs import quantize
 from toolkit.graphs.build import build_graph
-from toolkit.graphs.session import NO_SPINNING, open_session
 from toolkit.machine.limits import available_cores
 from toolkit.networks.weights import load_model
 from toolkit.recipe import Recipe
 from toolkit.runtimes.base import softmax
+from toolkit.sessions.session import NO_SPINNING, open_session
 
 BATCH = 256
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from toolkit.runtimes import providers
+from toolkit.sessions import providers
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 

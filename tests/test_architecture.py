@@ -16,7 +16,7 @@ FLOORS = (
     "console plotting files architectures",
     "machine settings",
     "modeldir recipe",
-    "data",
+    "sessions data",
     "networks",
     "graphs",
     "runtimes",

@@ -24,7 +24,7 @@ def set_up_run(set_up: Callable[[], StageSetup], device: str, provider: str) -> 
 
     Raises DeviceError under torchrun, and if a provider or a runtime of the benchmark is not there.
     """
-    from toolkit.runtimes.providers import require_provider
+    from toolkit.sessions.providers import require_provider
 
     _refuse_several_processes()
     require_provider(provider, device)

@@ -104,7 +104,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         return result
 
     monkeypatch.setattr(bench, "run_load", run_load)
-    monkeypatch.setattr("toolkit.runtimes.providers.require_provider", lambda *_: None)
+    monkeypatch.setattr("toolkit.sessions.providers.require_provider", lambda *_: None)
     return asked
 
 

@@ -342,7 +342,7 @@ def test_without_a_temporary_folder_it_says_so(monkeypatch: pytest.MonkeyPatch) 
 def test_onnxruntime_s_telemetry_is_off(tmp_path: Path) -> None:
     """If it is on, opening a model leaves an identity, and data to be sent, in the home folder."""
     code = (
-        "import toolkit; from toolkit.runtimes import tiny_model; import onnxruntime as o;"
+        "import toolkit; from toolkit.sessions import tiny_model; import onnxruntime as o;"
         "o.InferenceSession(tiny_model.build(), providers=['CPUExecutionProvider'])"
     )
     quiet = {

@@ -7,7 +7,7 @@ import pytest
 
 from toolkit.doctor import checks, diagnosis, examine
 from toolkit.machine import devices, hardware, limits
-from toolkit.runtimes import providers
+from toolkit.sessions import providers
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 

@@ -18,7 +18,7 @@ from toolkit.doctor.deep import find_code
 from toolkit.doctor.diagnosis import Check
 from toolkit.graphs.half import halve
 from toolkit.machine import hardware
-from toolkit.runtimes import providers
+from toolkit.sessions import providers
 
 HANG_S = 600.0
 """s after which a test gives up; it says nothing about the machine's speed"""

@@ -14,10 +14,10 @@ from tiny_families import SIDE, make_family
 from toolkit.export.export import ExportOptions, export_onnx
 from toolkit.graphs.build import build_graph, set_metadata
 from toolkit.graphs.half import halve
-from toolkit.graphs.session import open_session
 from toolkit.networks.classifier import Classifier
 from toolkit.recipe import Recipe
-from toolkit.runtimes import tiny_model
+from toolkit.sessions import tiny_model
+from toolkit.sessions.session import open_session
 
 RELEASES = {20: "1.17.3", 18: "1.15.1"}
 """Opset → the oldest release that opens its files, as docs/export.md has them; of both there are wheels up to 3.11."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from toolkit.graphs.build import build_graph
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.registry import build
-from toolkit.runtimes import tiny_model
+from toolkit.sessions import tiny_model
 
 
 def answer_in_torch() -> torch.Tensor:

@@ -167,7 +167,7 @@ class Workspace:
     def bench(self, *, provider: str = "auto") -> "Report":
         """Measure size, latency and accuracy on the test split; the report, as in report.json."""
         from toolkit.pipeline import bench_models, require_runtimes
-        from toolkit.runtimes.providers import require_provider
+        from toolkit.sessions.providers import require_provider
 
         with self._at_work():
             require_provider(provider, self._device)

@@ -41,7 +41,7 @@ def load_test(
     as_json: JsonOption = False,
 ) -> None:
     """Put one ONNX file under the load of many clients: images per second, and the latency that clients see."""
-    from toolkit.runtimes.providers import require_provider
+    from toolkit.sessions.providers import require_provider
 
     require_provider(provider)
     from toolkit.cli import bench
@@ -59,7 +59,7 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Classify images with the ONNX file alone; torch is not needed."""
-    from toolkit.runtimes.providers import require_provider
+    from toolkit.sessions.providers import require_provider
 
     require_provider(provider)
     from toolkit.predict import predict_files, print_predictions
@@ -111,7 +111,7 @@ def demo(
 
     If KD_TOOLKIT_USER and KD_TOOLKIT_PASSWORD are set, visitors must sign in with them; /healthz answers everyone.
     """
-    from toolkit.runtimes.providers import require_provider
+    from toolkit.sessions.providers import require_provider
 
     require_provider(provider)
     from toolkit.demo.server import serve

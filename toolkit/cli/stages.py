@@ -238,7 +238,7 @@ def bench(
     if compare is not None:
         results.compare(model, compare, as_json)
         return
-    from toolkit.runtimes.providers import follow_device, require_provider
+    from toolkit.sessions.providers import follow_device, require_provider
 
     require_provider(provider, device)
     if clients is not None:

@@ -20,9 +20,9 @@ from toolkit.distill.precision import Arithmetic, FloatArithmetic, autocast, lea
 from toolkit.errors import DeviceError, one_line
 from toolkit.graphs.build import INPUT, OUTPUTS, build_graph
 from toolkit.graphs.quantize import Quantizer
-from toolkit.graphs.session import NO_SPINNING, open_session
 from toolkit.networks.classifier import Classifier
 from toolkit.recipe import Recipe
+from toolkit.sessions.session import NO_SPINNING, open_session
 from toolkit.settings import DistillRecipe
 
 OPSET = 20

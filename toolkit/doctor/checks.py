@@ -16,7 +16,7 @@ from pathlib import Path
 from toolkit.doctor.diagnosis import Check
 from toolkit.errors import one_line
 from toolkit.machine import devices, hardware, limits
-from toolkit.runtimes import providers
+from toolkit.sessions import providers
 
 DISTRIBUTION = "kd-toolkit"
 TORCH = "torch "

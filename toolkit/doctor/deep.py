@@ -28,8 +28,8 @@ from toolkit.errors import one_line
 from toolkit.machine import hardware
 from toolkit.machine.devices import fp32_products_in
 from toolkit.machine.limits import available_cores
-from toolkit.runtimes import providers
 from toolkit.runtimes.placement import Placement
+from toolkit.sessions import providers
 
 if TYPE_CHECKING:
     from toolkit.networks.classifier import Classifier

@@ -17,9 +17,9 @@ from toolkit.export.samples import read_batches
 from toolkit.export.verify import ROUNDING, Reference
 from toolkit.graphs.layers import name_layer
 from toolkit.graphs.quantize import Quantizer
-from toolkit.graphs.session import open_session
 from toolkit.machine.limits import available_cores
 from toolkit.runtimes.base import softmax
+from toolkit.sessions.session import open_session
 from toolkit.settings import ExportRecipe
 
 TURNS, RUNS, UNTIMED, PAUSE_S = 4, 15, 5, 0.1

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from toolkit.errors import GateError
 from toolkit.graphs.rounding import round_as_half
-from toolkit.graphs.session import open_session, why_refused
 from toolkit.machine.devices import same_imports
 from toolkit.machine.limits import available_cores
+from toolkit.sessions.session import open_session, why_refused
 
 ROUNDED = "rounded"
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from toolkit.graphs.half import LARGEST, half_nodes, round_values
 from toolkit.graphs.layers import find_tensors
-from toolkit.graphs.session import open_session
+from toolkit.sessions.session import open_session
 
 HEADROOM = 4
 """how many times the largest value on these images has to fit: other images may exceed it"""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ToolkitError
-from toolkit.graphs.session import why_refused
 from toolkit.modeldir import FilePrecision
 from toolkit.runtimes.base import IO_BINDING, ImageBatch, Logits, check_images
 from toolkit.runtimes.onnxruntime import OnnxPredictor, OnnxRuntime, open_session
-from toolkit.runtimes.providers import gpu_index
+from toolkit.sessions.providers import gpu_index
+from toolkit.sessions.session import why_refused
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import numpy as np
 
 from toolkit import console
 from toolkit.errors import ArtifactError, DeviceError
-from toolkit.graphs import session
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import FilePrecision
 from toolkit.runtimes.base import (
@@ -22,7 +21,8 @@ from toolkit.runtimes.base import (
     require_file,
 )
 from toolkit.runtimes.placement import RECORD, Placement
-from toolkit.runtimes.providers import gpu_index, pick_provider, preload_gpu_libraries, session_providers
+from toolkit.sessions import session
+from toolkit.sessions.providers import gpu_index, pick_provider, preload_gpu_libraries, session_providers
 
 
 class OnnxPredictor:

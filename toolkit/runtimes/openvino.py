@@ -10,7 +10,6 @@ import numpy as np
 from toolkit.errors import DeviceError, one_line
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import FilePrecision
-from toolkit.runtimes import tiny_model
 from toolkit.runtimes.base import (
     ImageBatch,
     Logits,
@@ -21,6 +20,7 @@ from toolkit.runtimes.base import (
     read_metadata,
     require_file,
 )
+from toolkit.sessions import tiny_model
 
 TELEMETRY = "openvino_telemetry"
 

@@ -28,7 +28,7 @@ from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
 from toolkit.runtimes.base import Predictor, RowRuntime
 from toolkit.runtimes.opening import ONNX_RUNTIMES, RUNTIMES, open_predictor, rows_of
-from toolkit.runtimes.providers import follow_device, gpu_index, pick_provider
+from toolkit.sessions.providers import follow_device, gpu_index, pick_provider
 from toolkit.settings import BenchRecipe
 
 BATCH_PIXELS = 2**20

@@ -11,7 +11,7 @@ import torch
 
 from toolkit.errors import DeviceError
 from toolkit.machine import devices, hardware
-from toolkit.runtimes import providers, tiny_model
+from toolkit.sessions import providers, tiny_model
 
 GIB = 2**30
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"

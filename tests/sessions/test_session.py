@@ -9,7 +9,7 @@ import pytest
 from tiny_onnx import save_colour_model
 
 import toolkit
-from toolkit.graphs.session import CPU, ERRORS, NO_SPINNING, WARNINGS, open_session, why_refused
+from toolkit.sessions.session import CPU, ERRORS, NO_SPINNING, WARNINGS, open_session, why_refused
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 
@@ -68,4 +68,4 @@ def test_no_other_place_opens_one() -> None:
     package = Path(toolkit.__file__).parent
     opening = [path for path in package.rglob("*.py") if "onnxruntime.InferenceSession(" in path.read_text("utf-8")]
     names = {path.relative_to(package).as_posix() for path in opening}
-    assert names == {"graphs/session.py", "bench/report/card.py"}  # the card shows others how
+    assert names == {"sessions/session.py", "bench/report/card.py"}  # the card shows others how

@@ -12,9 +12,9 @@ from typing import Any
 
 from toolkit import console
 from toolkit.errors import DeviceError
-from toolkit.graphs import session
 from toolkit.machine import hardware
 from toolkit.machine.hardware import MIB
+from toolkit.sessions import session
 
 PROVIDERS = {"cpu": session.CPU, "cuda": "CUDAExecutionProvider"}
 """Short name → onnxruntime's name."""
@@ -130,7 +130,7 @@ def _answer_on(provider: str) -> None:
     """Raises unless `provider`, and it alone, gives tiny_model.py's answer."""
     import numpy as np
 
-    from toolkit.runtimes import tiny_model
+    from toolkit.sessions import tiny_model
 
     preload_gpu_libraries()
     alone = {} if gpu_index(provider) is None else {"session.disable_cpu_ep_fallback": "1"}
