@@ -210,7 +210,7 @@ def test_a_stop_before_the_control_trains_is_no_traceback(
 ) -> None:
     """The question and the end of stdin come together: the control is stopped at any point of its start."""
     hold_control(tmp_path / "patches", "__import__('time').sleep(1)", monkeypatch)
-    question = pickle.dumps(([], make_setup(class_folders, out), "fp32", 1))
+    question = pickle.dumps(([], make_setup(class_folders, out), "fp32", 1, None))
     command = [sys.executable, "-P", "-m", "toolkit.control_process"]
     done = subprocess.run(command, input=question, capture_output=True, env=os.environ | same_imports())
     assert (done.returncode, done.stderr) == (0, b"")

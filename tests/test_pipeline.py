@@ -222,11 +222,11 @@ class TestImportedTeacher:
         published = resnet18(num_classes=1000).state_dict()
         monkeypatch.setattr(ResNet18_Weights, "get_state_dict", lambda *_, **__: published)
         recipe = Recipe().with_overrides(["teacher.weights=imagenet", "data.image_size=32", "data.mean=[0, 0, 0]"])
-        network, mean, _ = _new_network(recipe, 7)
-        own = network.state_dict()
+        teacher = _new_network(recipe, 7)
+        own = teacher.network.state_dict()
         assert torch.equal(own["layer4.1.conv2.weight"], published["layer4.1.conv2.weight"])
         assert own["fc.weight"].shape == (7, 512)
-        assert mean == (0.485, 0.456, 0.406), "their normalisation goes with them"
+        assert teacher.mean == (0.485, 0.456, 0.406), "their normalisation goes with them"
 
     def test_no_network_says_where_to_put_the_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from urllib.error import URLError

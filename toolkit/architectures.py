@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-DEPTHWISE = "depthwise"
+DEPTHWISE, LITE0 = "depthwise", "efficientnet_lite0"
+TIMM, TRANSFORMERS, PACKAGE = "timm", "transformers", "package"
+"""Families whose networks have a colon in their names: timm:NAME, transformers:TYPE, package.module:function."""
 
 
 class NetworkSettings(BaseModel):
@@ -27,16 +29,44 @@ class DepthwiseSettings(NetworkSettings):
     )
 
 
-_settings: dict[str, type[NetworkSettings]] = {DEPTHWISE: DepthwiseSettings}
+class CallSettings(NetworkSettings):
+    """Those of a network that a function of somebody else's returns."""
+
+    arguments: dict[str, Any] = Field({}, description="keyword arguments of the function that builds the network")
+
+
+class ConfigSettings(NetworkSettings):
+    """Those of a network of transformers."""
+
+    config: dict[str, Any] = Field({}, description="config.json of the network, without its classes")
+
+
+OF_FAMILY = {TIMM: "timm:NAME", TRANSFORMERS: "transformers:TYPE", PACKAGE: "package.module:function"}
+"""Family → the form of its names."""
+
+_settings: dict[str, type[NetworkSettings]] = {
+    DEPTHWISE: DepthwiseSettings,
+    OF_FAMILY[TIMM]: CallSettings,
+    OF_FAMILY[TRANSFORMERS]: ConfigSettings,
+    OF_FAMILY[PACKAGE]: CallSettings,
+}
 
 
 def add_settings(architecture: str, settings: type[NetworkSettings]) -> None:
     _settings[architecture] = settings
 
 
+def family_of(architecture: str) -> str:
+    """The key of OF_FAMILY that its name has the form of, or "" for a name without a colon."""
+    first, colon, _ = architecture.partition(":")
+    if not colon:
+        return ""
+    return first if first in OF_FAMILY else PACKAGE
+
+
 def settings_of(architecture: str) -> type[NetworkSettings]:
     """The class of its settings; one without any for torchvision's classifiers and for names that nobody registered."""
-    return _settings.get(architecture, NetworkSettings)
+    return _settings.get(OF_FAMILY.get(family_of(architecture), architecture), NetworkSettings)
 
 
 def owners_of(setting: str) -> list[str]:

@@ -37,6 +37,7 @@ from toolkit.errors import Interrupted, ToolkitError, TrainingError, one_line
 from toolkit.machine.devices import keep_freed_memory, same_imports
 from toolkit.machine.hardware import GIB
 from toolkit.machine.limits import memory_bytes
+from toolkit.networks import trust
 from toolkit.networks.registry import modules_to_import
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class _Control:
         with contextlib.suppress(BrokenPipeError):  # `ending` gives the reason
             modules = modules_to_import(setup.recipe.student.architecture)
             alone = replace(setup, on_epoch=None)  # a function of this process's
-            self._questions.write(pickle.dumps((modules, alone, precision, threads)))
+            self._questions.write(pickle.dumps((modules, alone, precision, threads, trust.announced())))
             self._questions.flush()
 
     def is_running(self) -> bool:
@@ -220,7 +221,8 @@ def main() -> None:
     os.dup2(2, 1)  # a library's output must not go into the answer
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a sender to all means the other process, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    modules, setup, precision, threads = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started this
+    modules, setup, precision, threads, trusted = pickle.load(sys.stdin.buffer)  # noqa: S301 - of our own process
+    trust.allow(trusted)
     for module in modules:
         importlib.import_module(module)
     with contextlib.suppress(OSError):

@@ -237,13 +237,13 @@ def load_builtin(name: str) -> Recipe:
 
 
 def _find_weights_beside(recipe: Path, values: dict[str, Any]) -> None:
-    """Turn `teacher.weights` into the path of the file beside `recipe` that it names, if it does."""
+    """Turn `teacher.weights` into the path of the file or folder beside `recipe` that it names, if it does."""
     teacher = values.get("teacher")
     weights = teacher.get("weights") if isinstance(teacher, dict) else None
     if not isinstance(teacher, dict) or not isinstance(weights, str):
         return  # checked later, with everything else
     is_name = weights in (IMAGENET, FOOD_11, *shipped.weights_files())
-    if not is_name and (beside := recipe.parent / weights).is_file():
+    if weights and not is_name and (beside := recipe.parent / weights).exists():
         teacher["weights"] = str(beside)
 
 

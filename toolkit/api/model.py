@@ -13,6 +13,7 @@ from toolkit.api.process import leaving_torch
 from toolkit.data.arrays import to_image
 from toolkit.data.preprocess import UNREADABLE, why_unreadable
 from toolkit.errors import ArtifactError, DataError, UsageError
+from toolkit.networks.trust import allowing
 from toolkit.predict import Prediction, ask, find_model, read_pixels, warm_up
 from toolkit.runtimes.base import ImageBatch, Logits, Predictor
 
@@ -20,14 +21,16 @@ Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 """A file; an image of any mode but F; uint8 (H, W, 3) or grey (H, W). A tensor of torch on the CPU is an array."""
 
 
-def load(path: str | Path, *, provider: str = "auto") -> "Model":
+def load(path: str | Path, *, provider: str = "auto", trust: bool = False) -> "Model":
     """A network that is ready to answer: an .onnx file, a model directory (its student.onnx), or a .safetensors file.
 
-    Only a .safetensors file needs torch. `provider` is auto, cpu, cuda or cuda:N. Raises ArtifactError, WeightsError,
-    DeviceError.
+    Only a .safetensors file needs torch. `provider` is auto, cpu, cuda or cuda:N. `trust` allows the network in it to
+    run the code of a package, which its name package.module:function says. Raises ArtifactError, WeightsError,
+    DeviceError, RecipeError.
     """
     path = Path(path)
-    predictor = _open_weights(path, provider) if path.suffix == ".safetensors" else _open_onnx(path, provider)
+    with allowing(set() if trust else None):
+        predictor = _open_weights(path, provider) if path.suffix == ".safetensors" else _open_onnx(path, provider)
     warm_up(predictor)
     return Model(predictor)
 

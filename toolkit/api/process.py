@@ -33,7 +33,7 @@ def at_work(*, quiet: bool, threads: int | None) -> Iterator[None]:
 
     A stage in another thread is waited for.
     """
-    with _alone, _leaving_python(), _speaking(quiet=quiet), leaving_torch(threads), _passing_signals_on():
+    with _alone, _leaving_python(), speaking(quiet=quiet), leaving_torch(threads), _passing_signals_on():
         yield
 
 
@@ -90,7 +90,8 @@ def _leaving_python() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _speaking(*, quiet: bool) -> Iterator[None]:
+def speaking(*, quiet: bool) -> Iterator[None]:
+    """Nothing on stderr if `quiet`."""
     before = console.err.quiet
     console.err.quiet = quiet or before
     try:

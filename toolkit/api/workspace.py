@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 import numpy as np
 
 from toolkit import shipped
-from toolkit.api.process import apart, at_work
+from toolkit.api.process import apart, at_work, speaking
 from toolkit.errors import RecipeError, UsageError
 from toolkit.modeldir import ModelDir, Role
+from toolkit.networks.trust import allowing
 from toolkit.recipe import Recipe, builtin_names, reporting_moved_in
 from toolkit.settings import FOOD_11, IMAGENET
 from toolkit.stage_setup import (
@@ -56,6 +57,8 @@ class Options(TypedDict, total=False):
     """torch's threads on the CPU while a stage works; None, the default, leaves their number."""
     quiet: bool
     """Say nothing on stderr."""
+    trust: bool
+    """Allow a network named package.module:function to run that package's code."""
 
 
 def open(
@@ -122,6 +125,7 @@ class Workspace:
                 raise UsageError(f"{name} = {value!r} is not allowed", "give 1 or more, a whole number")
         self._as_given, self._options, self._opened_in = choice, options, Path.cwd()
         self._moved_settings: set[str] | None = None if options.get("quiet") else set()
+        self._trusted_networks: set[str] | None = set() if options.get("trust") is True else None
         self._check()
 
     @property
@@ -194,7 +198,8 @@ class Workspace:
             recipe, _ = training_recipe(self._choice)
         if self._choice.data is not None or "data.source" in self._choice.overrides:
             find_folder(recipe.data.source)
-        require_known(recipe.student.architecture, recipe.teacher.architecture)
+        with speaking(quiet=self._options.get("quiet", False)), allowing(self._trusted_networks):
+            require_known(recipe.student.architecture, recipe.teacher.architecture)
         if not isinstance(self._device, str):
             raise UsageError(f"device = {self._device!r} is not allowed", "give auto, cpu, cuda or cuda:N")
         if self._device not in ("auto", "cpu"):
@@ -236,7 +241,7 @@ class Workspace:
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
         process = at_work(quiet=self._options.get("quiet", False), threads=self._options.get("threads"))
-        with process, reporting_moved_in(self._moved_settings):
+        with process, reporting_moved_in(self._moved_settings), allowing(self._trusted_networks):
             warn_of_little_memory()
             yield
 

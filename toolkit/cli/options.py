@@ -9,6 +9,7 @@ import typer
 
 from toolkit.modeldir import FilePrecision
 from toolkit.names import RUNTIME_NAMES
+from toolkit.networks import trust
 
 DEFAULT_MODEL_DIR = Path("models/fashion-mnist")
 
@@ -81,6 +82,23 @@ StrictOption = Annotated[bool, flag("--strict", HOW, "Stop at an unreadable imag
 NoFindingsOption = Annotated[
     bool,
     flag("--strict", HOW, "End with exit code 1 if there is any finding, be it a hidden file or an alpha channel."),
+]
+
+
+def _allow_code(value: bool) -> bool:
+    trust.allow([] if value else None)
+    return value
+
+
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        metavar="",
+        rich_help_panel=HOW,
+        callback=_allow_code,
+        help="Allow a network named package.module:function to run that package's code.",
+    ),
 ]
 
 TensorboardOption = Annotated[

@@ -27,6 +27,7 @@ from toolkit.cli.options import (
     SetOption,
     StrictOption,
     TensorboardOption,
+    TrustOption,
     add_seed,
 )
 from toolkit.cli.printing import command, print_json
@@ -106,6 +107,7 @@ def plan(
     tensorboard: TensorboardOption = False,
     force: ForceOption = False,
     strict: StrictOption = False,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say what toolkit run would do with the same flags, and how long it would take; nothing is made."""

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import console
+from toolkit.networks import trust
+
+WITH_TRUST = ("plan", "teacher", "distill", "run", "export", "bench")
+"""Commands that build networks."""
 
 
 def command(*words: str | Path) -> str:
-    """A `toolkit` command line, quoted for a shell."""
-    return shlex.join(["toolkit", *map(str, words)])
+    """A `toolkit` command line, quoted for a shell; with --trust if this command needed it, and that one takes it."""
+    flags = ["--trust"] if words[0] in WITH_TRUST and trust.announced() and "--trust" not in words else []
+    return shlex.join(["toolkit", *map(str, words), *flags])
 
 
 def training_flags(recipe: str | None, data: str | None, overrides: list[str], out: Path) -> list[str | Path]:

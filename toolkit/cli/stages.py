@@ -43,6 +43,7 @@ from toolkit.cli.options import (
     StrictOption,
     TensorboardOption,
     TritonOption,
+    TrustOption,
     WeightsOption,
     add_seed,
 )
@@ -69,6 +70,7 @@ def run(
     tensorboard: TensorboardOption = False,
     force: ForceOption = False,
     strict: StrictOption = False,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Do all stages: teacher, student and its control, ONNX files, report."""
@@ -110,6 +112,7 @@ def teacher(
     tensorboard: TensorboardOption = False,
     force: ForceOption = False,
     strict: StrictOption = False,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train the teacher, fine-tune it from ImageNet, or import one with --weights."""
@@ -140,6 +143,7 @@ def distill(
     tensorboard: TensorboardOption = False,
     force: ForceOption = False,
     strict: StrictOption = False,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Distil the student from the teacher; a directory without a teacher gets one first."""
@@ -168,6 +172,7 @@ def export(
     out: ExportOutOption = None,
     overrides: SetOption = None,
     force: ForceOption = False,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write teacher and student as ONNX files, and prove that these answer as the networks do."""
@@ -225,6 +230,7 @@ def bench(
     role: HiddenRoleOption = None,
     precision: HiddenPrecisionOption = None,
     overrides: SetOption = None,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure size, latency and accuracy of teacher and student on the test split.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from toolkit.data.dataset import Dataset, spread
 from toolkit.data.pixels import Pixels
-from toolkit.networks.weights import IMAGENET_MEAN, IMAGENET_STD, Channels
+from toolkit.networks.families import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 LEVEL = 0.01
 """probability that a test finds something where there is nothing, all its guesses together"""

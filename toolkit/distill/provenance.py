@@ -14,6 +14,7 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.errors import WeightsError, did_you_mean
+from toolkit.networks.hub_directory import read_directory
 from toolkit.networks.registry import NetworkSpec
 from toolkit.networks.weights import ModelInfo, carries_info, read_info, teacher_spec
 from toolkit.recipe import Recipe
@@ -34,7 +35,7 @@ def is_given(recipe: Recipe) -> bool:
 
 
 def find_weights(recipe: Recipe) -> Path | None:
-    """The file that `teacher.weights` names; None if the teacher is to be trained here.
+    """The file that `teacher.weights` names, or that is in its directory; None if the teacher is to be trained here.
 
     The notebook's is downloaded if it is not in the cache. Raises WeightsError if there is no such file.
     """
@@ -44,6 +45,8 @@ def find_weights(recipe: Recipe) -> Path | None:
     if weights == FOOD_11:
         return food11.teacher_weights()
     path = shipped.weights_files().get(weights) or Path(weights)
+    if path.is_dir():
+        return read_directory(path).weights
     if not path.is_file():
         names = [*shipped.weights_files(), FOOD_11, IMAGENET]
         raise WeightsError(
@@ -59,6 +62,33 @@ def local_weights(recipe: Recipe) -> Path | None:
     return None if recipe.teacher.weights == FOOD_11 else find_weights(recipe)
 
 
+def is_directory(recipe: Recipe) -> bool:
+    """Whether `teacher.weights` names a directory."""
+    weights = recipe.teacher.weights
+    return is_given(recipe) and weights not in (*shipped.weights_files(), FOOD_11) and Path(weights).is_dir()
+
+
+def follow_directory(recipe: Recipe) -> Recipe:
+    """`recipe` with the network and normalisation of the directory that `teacher.weights` names, if it names one.
+
+    What the recipe states of them stays. Raises WeightsError if it states another architecture.
+    """
+    weights = recipe.teacher.weights
+    if not is_directory(recipe):
+        return recipe
+    found, stated = read_directory(Path(weights)), recipe.teacher.architecture
+    if recipe.states("teacher.architecture") and stated != found.architecture:
+        raise WeightsError(
+            f"{weights} is a {found.architecture}, the recipe's teacher a {stated}",
+            f"use teacher.architecture={found.architecture}, or leave it out",
+        )
+    network = {f"teacher.{key}": value for key, value in found.settings.items()}
+    channels = {"teacher.mean": found.mean, "teacher.std": found.std}
+    told = network | {name: list(value) for name, value in channels.items() if value is not None}
+    left = {name: value for name, value in told.items() if not recipe.states(name)}
+    return recipe.with_overrides({"teacher.architecture": found.architecture} | left)
+
+
 def teacher_network(recipe: Recipe) -> NetworkSpec:
     """The teacher's network as the recipe or its given file says; nothing is downloaded to find that out."""
     path = local_weights(recipe)
@@ -71,14 +101,21 @@ def describe(path: Path) -> ModelInfo | None:
 
 
 def at_own_size(recipe: Recipe, path: Path | None) -> Recipe:
-    """The recipe with the teacher's own size as the file at `path` says, unless the recipe states it.
+    """The recipe with the teacher's own size as its weights at `path` say, unless the recipe states it.
 
-    Without a description in the file, and with pictures that are not resized, the teacher sees what the student sees.
+    If they say none, and with pictures that are not resized, the teacher sees what the student sees.
     """
-    info = describe(path) if path is not None and not recipe.states("teacher.image_size") else None
-    if info is None or info.preprocess.image_size == recipe.data.image_size or not recipe.data.resize:
+    size = None if path is None or recipe.states("teacher.image_size") else _size_in(path, recipe)
+    if size in (None, recipe.data.image_size) or not recipe.data.resize:
         return recipe
-    return recipe.with_overrides({"teacher.image_size": info.preprocess.image_size})
+    return recipe.with_overrides({"teacher.image_size": size})
+
+
+def _size_in(path: Path, recipe: Recipe) -> int | None:
+    """px"""
+    if info := describe(path):
+        return info.preprocess.image_size
+    return read_directory(path.parent).image_size if is_directory(recipe) else None
 
 
 def require_fitting(recipe: Recipe, dataset: Dataset) -> None:

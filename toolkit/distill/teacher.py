@@ -26,21 +26,14 @@ from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, Weig
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.distill.training import Training
-from toolkit.errors import ArtifactError, WeightsError, one_line
+from toolkit.errors import ArtifactError
 from toolkit.files import sha256_file, write_atomically
 from toolkit.modeldir import ModelDir
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.families import Channels, Pretrained
+from toolkit.networks.registry import find_pretrained
 from toolkit.networks.small_maps import place
-from toolkit.networks.weights import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Channels,
-    Imported,
-    ModelInfo,
-    import_teacher,
-    read_info,
-    teacher_spec,
-)
+from toolkit.networks.weights import Imported, ModelInfo, import_teacher, read_info, teacher_spec
 from toolkit.recipe import Recipe
 from toolkit.settings import IMAGENET
 
@@ -213,37 +206,24 @@ def _warn_of_order(order: Order, accuracy: float, job: TrainingJob) -> None:
 
 
 def _new_network(recipe: Recipe, num_classes: int) -> Imported:
-    """An untrained network, or torchvision's ImageNet one with a new head; with the normalisation that goes with it."""
+    """An untrained network, or an ImageNet one with a new head; with the normalisation that goes with it."""
     section = recipe.teacher
     torch.manual_seed(recipe.training.seed)
-    imagenet = section.weights == IMAGENET
-    network = teacher_spec(recipe, None).build(num_classes, recipe.data_of("teacher").image_size)
-    if imagenet:
-        _load_imagenet_body(network, section.architecture)
-    mean = section.mean or (IMAGENET_MEAN if imagenet else recipe.data.mean)
-    std = section.std or (IMAGENET_STD if imagenet else recipe.data.std)
-    return Imported(network, mean, std)
+    spec = teacher_spec(recipe, None)
+    size = recipe.data_of("teacher").image_size
+    network = spec.build(num_classes, size)
+    mean, std = recipe.data.mean, recipe.data.std
+    if section.weights == IMAGENET:
+        with torch.random.fork_rng([]):
+            body = find_pretrained(spec, size)
+        _load_body(network, body)
+        mean, std = body.mean, body.std
+    return Imported(network, section.mean or mean, section.std or std)
 
 
-def _load_imagenet_body(network: nn.Module, architecture: str) -> None:
-    """Fill every layer whose shape fits with torchvision's ImageNet weights; the new head stays as initialised."""
-    from torchvision.models import get_model_weights
-
-    try:
-        weights = get_model_weights(architecture)["DEFAULT"]
-    except ValueError:
-        raise WeightsError(
-            f"torchvision has no ImageNet weights for {architecture}",
-            'use teacher.weights = "" or a torchvision classifier',
-        ) from None
-    try:
-        pretrained = weights.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        raise WeightsError(
-            f"cannot download {weights.url}: {one_line(error)}",
-            f'put that file into {Path(torch.hub.get_dir()) / "checkpoints"}, or use teacher.weights = ""',
-        ) from None
+def _load_body(network: nn.Module, body: Pretrained) -> None:
+    """Fill every layer whose shape fits with ImageNet weights; the new head stays as initialised."""
     own = network.state_dict()
-    fitting = {name: value for name, value in pretrained.items() if name in own and own[name].shape == value.shape}
+    fitting = {name: value for name, value in body.tensors.items() if name in own and own[name].shape == value.shape}
     network.load_state_dict(fitting, strict=False)
-    console.say(f"teacher: {len(fitting)} of {len(own)} tensors from torchvision's ImageNet {architecture}")
+    console.say(f"teacher: {len(fitting)} of {len(own)} tensors from {body.origin}")

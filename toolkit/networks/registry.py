@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,9 +19,33 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toolkit.architectures import DEPTHWISE, NetworkSettings, add_settings, check_settings, settings_of
-from toolkit.errors import RecipeError, ToolkitError, did_you_mean, one_line, shorten
+from toolkit.architectures import (
+    DEPTHWISE,
+    LITE0,
+    PACKAGE,
+    TIMM,
+    TRANSFORMERS,
+    NetworkSettings,
+    add_settings,
+    check_settings,
+    family_of,
+    settings_of,
+)
+from toolkit.errors import RecipeError, ToolkitError, WeightsError, did_you_mean, one_line, shorten
 from toolkit.networks.depthwise import DepthwiseStudent
+from toolkit.networks.families import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Family,
+    Pretrained,
+    call_builder,
+    in_words,
+    no_pretrained,
+)
+from toolkit.networks.lite0 import Lite0
+from toolkit.networks.of_package import OfPackage
+from toolkit.networks.of_timm import OfTimm
+from toolkit.networks.of_transformers import OfTransformers
 from toolkit.settings import NetworkRecipe, StudentRecipe, TeacherRecipe
 
 __all__ = ["DEPTHWISE", "NetworkSettings", "NetworkSpec", "register"]
@@ -31,6 +56,9 @@ BUILDER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
 """Arguments that some of torchvision's classifiers need."""
+
+REFUSALS = (AssertionError, RuntimeError, ValueError)
+"""Networks refuse sizes with any of these."""
 
 MANY_CLASSES = 7919
 """A number that no layer has but a head of so many classes."""
@@ -96,13 +124,11 @@ class NetworkSpec:
         for that one (vit_*, maxvit_t: 224 px without it). Raises RecipeError for an unknown name, settings that the
         architecture does not have, or a size that the network refuses.
         """
-        require_known(self.architecture)
+        family = find_family(self.architecture)
         settings = self._check_settings()
-        if self.architecture in _builders:
-            network = self._build_own(num_classes, dict(settings))
-        else:
-            with self._refusing(image_size):
-                network = self._build_of_torchvision(num_classes, image_size)
+        with self._refusing(image_size):
+            shown_px = None if image_size is None else image_size * self.enlarge
+            network = family.build(self.architecture, num_classes, settings, shown_px)
         if self.enlarge > 1:
             network.register_forward_pre_hook(Enlarge(self.enlarge))
         if image_size is not None:
@@ -122,37 +148,6 @@ class NetworkSpec:
                 f"{self.architecture}: the setting {name} = {problem['input']!r} is not allowed ({problem['msg']})",
                 f"its settings are: {takes}",
             ) from None
-
-    def _build_own(self, num_classes: int, settings: dict[str, Any]) -> nn.Module:
-        try:
-            network = _builders[self.architecture](num_classes, **settings)
-        except ToolkitError:
-            raise
-        except Exception as error:
-            arguments = ", ".join([str(num_classes), *(f"{name}={value!r}" for name, value in settings.items())])
-            raise RecipeError(
-                f"{self.architecture} cannot be built with ({arguments}): {_in_words(error)}",
-                "mend the network: it gets the number of classes, and its settings by name (docs/networks.md)",
-            ) from error
-        if not isinstance(network, nn.Module):
-            raise RecipeError(
-                f"the builder of {self.architecture} returns a {type(network).__name__}",
-                "it has to return an nn.Module",
-            )
-        return network
-
-    def _build_of_torchvision(self, num_classes: int, image_size: int | None) -> nn.Module:
-        from torchvision import models
-
-        arguments = {"weights": None, "num_classes": num_classes} | BUILDER_ARGUMENTS.get(self.architecture, {})
-        if image_size is not None:
-            arguments |= _size_argument(self.architecture, image_size * self.enlarge)
-        network: nn.Module = models.get_model(self.architecture, **arguments)
-        if isinstance(network, models.MNASNet):
-            from toolkit.networks.mnasnet import MNASNet
-
-            network.__class__ = MNASNet
-        return network
 
     def _try_once(self, network: nn.Module, num_classes: int, image_size: int) -> None:
         with torch.no_grad():
@@ -178,13 +173,13 @@ class NetworkSpec:
         except ToolkitError:
             raise
         except Exception as error:
-            if self.architecture in _modules:
+            if self.architecture in _modules or family_of(self.architecture) == PACKAGE:
                 raise RecipeError(
-                    f"{self.architecture} fails on one image of {image_size} px (data.image_size): {_in_words(error)}",
+                    f"{self.architecture} fails on one image of {image_size} px (data.image_size): {in_words(error)}",
                     "mend its forward; or, if it is made for another size, set data.image_size",
                 ) from error
-            if image_size is None or not isinstance(error, AssertionError | RuntimeError | ValueError):
-                raise  # networks refuse sizes with any of these
+            if image_size is None or not isinstance(error, REFUSALS):
+                raise
             raise RecipeError(
                 f"{self.architecture} cannot take images of {image_size} px (data.image_size): {one_line(error)}",
                 "use a size it can take (224 suits most of torchvision's), or another architecture",
@@ -214,17 +209,95 @@ def spec_of(network: nn.Module) -> NetworkSpec:
     return spec
 
 
+class Registered:
+    """The family of the notebook's student and of what users register."""
+
+    def require(self, architecture: str) -> None:
+        if architecture not in _builders:
+            raise _unknown(architecture)
+
+    def build(
+        self, architecture: str, num_classes: int, settings: NetworkSettings, image_size: int | None
+    ) -> nn.Module:
+        return call_builder(architecture, _builders[architecture], num_classes, **dict(settings))
+
+    def pretrained(self, architecture: str, settings: NetworkSettings, image_size: int) -> Pretrained:
+        raise no_pretrained(architecture)
+
+
+class OfTorchvision:
+    """The family of torchvision's classifiers, by their names."""
+
+    def require(self, architecture: str) -> None:
+        if architecture not in _classifiers():
+            raise _unknown(architecture)
+
+    def build(
+        self, architecture: str, num_classes: int, settings: NetworkSettings, image_size: int | None
+    ) -> nn.Module:
+        from torchvision import models
+
+        arguments = {"weights": None, "num_classes": num_classes} | BUILDER_ARGUMENTS.get(architecture, {})
+        if image_size is not None:
+            arguments |= _size_argument(architecture, image_size)
+        network: nn.Module = models.get_model(architecture, **arguments)
+        if isinstance(network, models.MNASNet):
+            from toolkit.networks.mnasnet import MNASNet
+
+            network.__class__ = MNASNet
+        return network
+
+    def pretrained(self, architecture: str, settings: NetworkSettings, image_size: int) -> Pretrained:
+        from torchvision.models import get_model_weights
+
+        try:
+            weights = get_model_weights(architecture)["DEFAULT"]
+        except ValueError:
+            raise no_pretrained(architecture) from None
+        try:
+            tensors = weights.get_state_dict(progress=False, check_hash=True)
+        except OSError as error:
+            raise WeightsError(
+                f"cannot download {weights.url}: {one_line(error)}",
+                f'put that file into {Path(torch.hub.get_dir()) / "checkpoints"}, or use teacher.weights = ""',
+            ) from None
+        return Pretrained(tensors, IMAGENET_MEAN, IMAGENET_STD, f"torchvision's ImageNet {architecture}")
+
+
+REGISTERED, TORCHVISION = Registered(), OfTorchvision()
+FOREIGN: dict[str, Family] = {
+    LITE0: Lite0(),
+    TIMM: OfTimm(),
+    TRANSFORMERS: OfTransformers(),
+    PACKAGE: OfPackage(),
+}
+"""Architecture, or family of architectures.family_of → how its networks are built."""
+
+
+def find_family(architecture: str) -> Family:
+    """The family of that name; RecipeError unless it can build it here."""
+    if architecture in _builders:  # torchvision takes a second to import: those that do without it come first
+        return REGISTERED
+    family = FOREIGN.get(family_of(architecture) or architecture, TORCHVISION)
+    family.require(architecture)
+    return family
+
+
 def require_known(*names: str) -> None:
     """RecipeError unless each architecture can be built."""
-    for architecture in names:  # torchvision takes a second to import: those that do without it come first
-        if architecture not in _builders and architecture not in _classifiers():
-            raise _unknown(architecture)
+    for architecture in names:
+        find_family(architecture)
 
 
 def import_builder(architecture: str) -> None:
-    """Import now what `build` would import for this network."""
-    if architecture not in _builders:
-        _classifiers()
+    """Import now what `build` would import for this network. Raises RecipeError if that cannot be."""
+    find_family(architecture)
+
+
+def find_pretrained(spec: NetworkSpec, image_size: int) -> Pretrained:
+    """ImageNet weights for `spec`, built for images of `image_size` px. Raises WeightsError if there are none."""
+    settings = check_settings(spec.architecture, spec.settings)
+    return find_family(spec.architecture).pretrained(spec.architecture, settings, image_size * spec.enlarge)
 
 
 def modules_to_import(*names: str) -> list[str] | None:
@@ -237,8 +310,8 @@ def modules_to_import(*names: str) -> list[str] | None:
 
 
 def architectures() -> list[str]:
-    """Every name that `build` knows."""
-    return [*_builders, *_classifiers()]
+    """Every name without a colon that `build` knows."""
+    return [*_builders, LITE0, *_classifiers()]
 
 
 def find_classifier(like: str, fits: Callable[[Mapping[str, Tensor]], bool]) -> str | None:
@@ -305,12 +378,10 @@ def _require_free(name: str, settings: type[NetworkSettings]) -> None:
         )
 
 
-def _in_words(error: Exception) -> str:
-    """`KeyError: 'x'`: many messages mean little without their class."""
-    return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
-
-
 def _unknown(architecture: str) -> RecipeError:
     guess = did_you_mean(architecture, architectures(), at_most=3)
-    allowed = "allowed: depthwise, any classifier of torchvision, or a network that you registered (docs/networks.md)"
+    allowed = (
+        "allowed: depthwise, any classifier of torchvision, timm:NAME, efficientnet_lite0, or a network that you"
+        " registered (docs/networks.md)"
+    )
     return RecipeError(f"unknown architecture {shorten(architecture)!r}", guess + allowed)

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from toolkit import console
 from toolkit.architectures import DEPTHWISE
 from toolkit.data.preprocess import Preprocess
-from toolkit.errors import WeightsError, one_line, shorten
+from toolkit.errors import ToolkitError, WeightsError, one_line, shorten
 from toolkit.files import write_atomically
 from toolkit.modeldir import Role
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import infer_student
+from toolkit.networks.families import Channels
+from toolkit.networks.hub_directory import HubDirectory, read_directory
 from toolkit.networks.matching import Match, find_prefixes, match, misfits
 from toolkit.networks.registry import MANY_CLASSES, NetworkSpec, find_classifier
 from toolkit.networks.tensor_files import (
@@ -33,12 +35,6 @@ from toolkit.recipe import Recipe
 
 FEWEST_TENSORS = 16
 """AlexNet's; no classifier of torchvision has fewer"""
-
-Channels = tuple[float, float, float]
-
-IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
-IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
-"""What torchvision's weights were trained with."""
 
 METADATA_KEY = "kd_toolkit"
 """The one metadata entry of our files: JSON, so that the bytes of a file do not depend on a hash map's order."""
@@ -193,24 +189,46 @@ def import_teacher(path: Path, recipe: Recipe, num_classes: int, classes: tuple[
     file does not fit.
     """
     info = _find_info(path)
+    directory = read_directory(path.parent) if info is None and Path(recipe.teacher.weights).is_dir() else None
     if info is not None and info.architecture != recipe.teacher.architecture:
         raise WeightsError(
             f"{path} is a {info.architecture}, the recipe's teacher a {recipe.teacher.architecture}",
             f"use teacher.architecture={info.architecture}",
         )
-    network = teacher_spec(recipe, info).build(num_classes, recipe.data_of("teacher").image_size)
-    load_into(network, read_tensors(path), path, num_classes)
-    if info is not None and classes is not None and info.classes != classes:
-        theirs, ours = next(pair for pair in zip(info.classes, classes, strict=True) if pair[0] != pair[1])
+    size = recipe.data_of("teacher").image_size
+    network = teacher_spec(recipe, info).build(num_classes, size)
+    try:
+        load_into(network, read_tensors(path), path, num_classes)
+    except WeightsError:
+        if directory is not None and _fits_at_its_size(directory, recipe, num_classes):
+            raise WeightsError(
+                f"{path} was made for images of {directory.image_size} px, and is to see {size} px",
+                f"use --set teacher.image_size={directory.image_size}",
+            ) from None
+        raise
+    source = info or directory
+    named = source.classes if source else None
+    if named is not None and classes is not None and len(named) == len(classes) and named != classes:
+        theirs, ours = next(pair for pair in zip(named, classes, strict=True) if pair[0] != pair[1])
         raise WeightsError(
             f"{path} has a class {theirs!r}, the data has {ours!r} in its place",
             "give the data those weights were trained on",
         )
     mean = recipe.teacher.mean or (info.preprocess.mean if info else recipe.data.mean)
     std = recipe.teacher.std or (info.preprocess.std if info else recipe.data.std)
-    if info is None:
-        return Imported(network, mean, std)
-    return Imported(network, mean, std, info.preprocess.image_size, info.classes)
+    wanted = info.preprocess.image_size if info else directory.image_size if directory else None
+    return Imported(network, mean, std, wanted, named)
+
+
+def _fits_at_its_size(directory: HubDirectory, recipe: Recipe, num_classes: int) -> bool:
+    """Whether the weights would fit if `teacher.image_size` were the size that `directory` was made for."""
+    if directory.image_size in (None, recipe.data_of("teacher").image_size):
+        return False
+    with contextlib.suppress(ToolkitError):
+        network = teacher_spec(recipe, None).build(num_classes, directory.image_size)
+        load_into(network, read_tensors(directory.weights), directory.weights, num_classes)
+        return True
+    return False
 
 
 def teacher_spec(recipe: Recipe, info: ModelInfo | None) -> NetworkSpec:

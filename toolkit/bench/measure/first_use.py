@@ -31,6 +31,7 @@ from toolkit.errors import DeviceError, ToolkitError, one_line
 from toolkit.machine.devices import same_imports
 from toolkit.machine.hardware import GIB, MIB
 from toolkit.machine.limits import memory_bytes
+from toolkit.networks import trust
 from toolkit.runtimes.base import Predictor
 from toolkit.runtimes.opening import RUNTIMES, open_predictor
 
@@ -141,6 +142,7 @@ class _Process:
         self._row = row
         opening = _opening(row)
         self._question = opening | {"path": str(opening["path"]), "batch_size": batch_size, "modules": list(modules)}
+        self._question["trust"] = trust.announced()
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-P", "-m", "toolkit.bench.measure.first_use", json.dumps(self._question)]
@@ -193,6 +195,7 @@ def main(argument: str) -> int:
     """Answer one question, given as JSON, on stdout, after it said READY there and read a line from stdin."""
     question: dict[str, Any] = json.loads(argument)
     question["path"] = Path(question["path"])
+    trust.allow(question.pop("trust", None))
     for module in question.pop("modules", []):
         importlib.import_module(module)
     try:
