@@ -41,14 +41,20 @@ DEFAULT_RECIPE = "fashion-mnist"
 
 NOTEBOOK_RECIPE = "food11"
 
-NOT_IN_FINGERPRINT = {"data.source", "data.layout", "data.workers", "teacher.weights", "distill.control"}
+NOT_IN_FINGERPRINT = {
+    *("data.source", "data.layout", "data.unlabelled", "data.workers", "teacher.weights", "distill.control")
+}
 """Settings that change no result: places and layout of files, whose SHA-256 with their labels counts instead, speed of
 reading, other trainings."""
 
 MOVED = {f"distill.{key}": f"training.{key}" for key in ("seed", "precision", "compile")}
 """The former place of a setting of both training stages, from before there was [training] → its present place."""
 
-NEWER_SETTINGS = {"data.share": 1, "teacher.enlarge": None, "teacher.image_size": None}
+NEWER_SETTINGS = {
+    **{"data.share": 1, "teacher.enlarge": None, "teacher.image_size": None, "distill.unlabelled_ratio": 1},
+    **{f"{section}.class_weights": "none" for section in ("teacher", "distill")},
+    **{f"{section}.logit_adjustment": 0 for section in ("teacher", "distill")},
+}
 """Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
 
 FOLLOW_PICTURES = ("data.image_size", "data.resize", "data.crop_padding", "teacher.epochs", "distill.epochs")
@@ -96,6 +102,18 @@ class Recipe(Section):
     def _teacher_size_can_be_made(self) -> Self:
         if self.data_of("teacher") is not self.data and self.data.resize == 0:
             raise ValueError("teacher.image_size needs pictures that are resized: set data.resize")
+        return self
+
+    @model_validator(mode="after")
+    def _unlabelled_images_can_teach(self) -> Self:
+        section = self.distill
+        if self.data.unlabelled and "dkd" in section.method_parts:
+            raise ValueError("dkd needs the label of every image: with data.unlabelled, use distill.method=kd or dist")
+        if self.data.unlabelled and not section.learns_from_teacher:
+            zero = "distill.alpha" if section.logit_method else "distill.feature_weight"
+            raise ValueError(
+                f"with data.unlabelled the loss needs the teacher's answers: set {zero} above 0, or leave data.unlabelled out"
+            )
         return self
 
     @classmethod

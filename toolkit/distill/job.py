@@ -14,6 +14,7 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
+from toolkit.distill.class_balance import ClassBalance
 from toolkit.distill.checkpoint import Checkpoint, TrainingState
 from toolkit.distill.compilation import make_room
 from toolkit.distill.curves import draw_learning_curves
@@ -176,6 +177,10 @@ class TrainingJob:
     def require_trainable(self, network: nn.Module) -> None:
         """RecipeError unless this job can train `network`, which goes to its device."""
         require_trainable(network.to(self.options.device), self.recipe, self.role)
+
+    def class_balance(self) -> ClassBalance:
+        """What this job's loss does about the sizes of the training images' classes."""
+        return ClassBalance.of(self.section, self.data.train.labels, self.data.num_classes, self.options.device)
 
     def views(self) -> TrainingViews:
         """The training images as this job's network sees them."""

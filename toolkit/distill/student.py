@@ -64,7 +64,7 @@ def distill_student(
     views = job.views()
     answering, teacher_precision = _open_teacher(job, tapped_teacher, views, state.teacher_precision if state else None)
     plan = _plan(job, "student", precision, teacher_precision)
-    training = Training(learner, learn_from_teacher(recipe.distill), views, data.valid, plan, answering)
+    training = Training(learner, learn_from_teacher(recipe.distill, job.class_balance()), views, data.valid, plan, answering)
     with beside(precision):
         extra = job.train(training, state)
         return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
@@ -93,7 +93,7 @@ def train_control(
     # the student's arithmetic, so that the two differ in the teacher alone
     precision = state.precision if state else precision or job.choose_precision(learner.classifier)
     plan = _plan(job, "control", precision)
-    objective = learn_from_labels(recipe.distill.label_smoothing)
+    objective = learn_from_labels(recipe.distill.label_smoothing, job.class_balance())
     extra = job.train(Training(learner, objective, job.views(), data.valid, plan), state)
     return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
 

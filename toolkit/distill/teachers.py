@@ -4,12 +4,12 @@ C classes, B images of a batch, V validation images.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from toolkit.data.batches import TrainingViews
+from toolkit.data.mixed_views import MixedIndices, Views
 from toolkit.data.pixels import Pixels
 from toolkit.data.views import Indices
 from toolkit.distill.evaluation import compute_logits
@@ -21,9 +21,12 @@ from toolkit.networks.small_maps import place
 
 
 class Teacher(Protocol):
-    """A teacher, live or stored. It always sees the view the student sees, at its own full size."""
+    """A teacher, live or stored. It always sees the view the student sees, at its own full size.
 
-    def answer(self, indices: Indices, view: int, student_images: Tensor) -> NetworkOutput:
+    `indices` are those of its views: see data/mixed_views.py.
+    """
+
+    def answer(self, indices: Any, view: int, student_images: Tensor) -> NetworkOutput:
         """The teacher's answers for view `view` of the images at `indices`, as float32.
 
         `student_images` (B, 3, R, R) is that view as the student sees it.
@@ -32,7 +35,7 @@ class Teacher(Protocol):
     def show(self, view: int) -> None:
         """Have on the device what the answers for view `view` need, before a captured step looks for it there."""
 
-    def expect(self, coming: Sequence[Indices], view: int) -> None:
+    def expect(self, coming: Sequence[Any], view: int) -> None:
         """The next answers are for these batches: begin the work that a GPU would wait for."""
 
     def valid_logits(self) -> Tensor:
@@ -48,8 +51,8 @@ class LiveTeacher:
     def __init__(
         self,
         network: TappedNetwork,
-        views: TrainingViews,
-        valid_pixels: Pixels,
+        views: Views,
+        valid_pixels: Pixels | None,
         precision: Arithmetic,
         *,
         own_views: bool = False,
@@ -65,11 +68,11 @@ class LiveTeacher:
         if self._own_views:
             self._views.show(view)
 
-    def expect(self, coming: Sequence[Indices], view: int) -> None:
+    def expect(self, coming: Sequence[Indices | MixedIndices], view: int) -> None:
         if self._own_views:
             self._views.expect(coming, view)
 
-    def answer(self, indices: Indices, view: int, student_images: Tensor) -> NetworkOutput:
+    def answer(self, indices: Indices | MixedIndices, view: int, student_images: Tensor) -> NetworkOutput:
         alike = not self._own_views and student_images.shape[-1] == self._views.data.image_size
         images = student_images if alike else self._views.render(indices, view)
         with torch.no_grad(), autocast(self._views.device, self._precision):
@@ -77,4 +80,5 @@ class LiveTeacher:
         return NetworkOutput(logits.float(), features)
 
     def valid_logits(self) -> Tensor:
+        assert self._valid_pixels is not None
         return compute_logits(self._network.classifier, self._valid_pixels, self._precision, self._views.device)
