@@ -111,9 +111,7 @@ class Recipe(Section):
             raise ValueError("dkd needs the label of every image: with data.unlabelled, use distill.method=kd or dist")
         if self.data.unlabelled and not section.learns_from_teacher:
             zero = "distill.alpha" if section.logit_method else "distill.feature_weight"
-            raise ValueError(
-                f"with data.unlabelled the loss needs the teacher's answers: set {zero} above 0, or leave data.unlabelled out"
-            )
+            raise ValueError(f"data.unlabelled needs the teacher's answers in the loss: set {zero} above 0")
         return self
 
     @classmethod

@@ -6,6 +6,7 @@ that it has without the others. The unlabelled ones come in a seeded order of th
 epoch: each is shown once before one is shown again.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -149,7 +150,7 @@ class MixedViews:
         cuts = [(end * len(labelled) // total, end - end * len(labelled) // total) for end in [0, *ends]]
         return [
             MixedIndices(labelled[first[0] : last[0]], unlabelled[first[1] : last[1]])
-            for first, last in zip(cuts, cuts[1:], strict=False)
+            for first, last in itertools.pairwise(cuts)
         ]
 
     def render(self, indices: MixedIndices, view: int, side: int | None = None) -> Tensor:

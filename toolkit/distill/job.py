@@ -11,11 +11,12 @@ from torch import nn
 from toolkit import __version__, console
 from toolkit.data.batches import TrainingViews
 from toolkit.data.dataset import Dataset
+from toolkit.data.mixed_views import Mix, MixedViews
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
-from toolkit.distill.class_balance import ClassBalance
 from toolkit.distill.checkpoint import Checkpoint, TrainingState
+from toolkit.distill.class_balance import ClassBalance
 from toolkit.distill.compilation import make_room
 from toolkit.distill.curves import draw_learning_curves
 from toolkit.distill.features import TappedNetwork
@@ -39,13 +40,16 @@ from toolkit.settings import DataRecipe, StageRecipe
 class TrainingData:
     """A data set with its two training splits decoded, as the student sees them.
 
-    `for_teacher` is the same at the teacher's own size; None if that is the student's.
+    `for_teacher` is the same at the teacher's own size; None if that is the student's. `unlabelled` are images without
+    labels, known by `unlabelled_sha256`; None without any.
     """
 
     dataset: Dataset
     train: Pixels
     valid: Pixels
     for_teacher: "TrainingData | None" = None
+    unlabelled: Pixels | None = None
+    unlabelled_sha256: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -182,17 +186,40 @@ class TrainingJob:
         """What this job's loss does about the sizes of the training images' classes."""
         return ClassBalance.of(self.section, self.data.train.labels, self.data.num_classes, self.options.device)
 
-    def views(self) -> TrainingViews:
-        """The training images as this job's network sees them."""
+    def views(self) -> TrainingViews | MixedViews:
+        """The training images as this job's network sees them; a student's with unlabelled ones, if there are any."""
         return self._views_of(self.role)
 
-    def views_of_teacher(self) -> TrainingViews:
+    def views_of_teacher(self) -> TrainingViews | MixedViews:
         """The same views as this job's teacher sees them; `views` itself has to be used if they are the same."""
         return self._views_of("teacher")
 
-    def _views_of(self, viewer: Role) -> TrainingViews:
+    @property
+    def mix(self) -> Mix | None:
+        """How unlabelled images join this job's batches; None if they do not. RecipeError if none ever would."""
+        unlabelled = self.data.unlabelled
+        if unlabelled is None or self.role != "student":
+            return None
+        section, least = self.recipe.distill, distributed.least_batch()
+        mix = Mix(section.unlabelled_ratio, len(self.data.train), len(unlabelled), section.batch_size, least)
+        if not mix.per_epoch:
+            raise RecipeError(
+                f"distill.unlabelled_ratio = {mix.ratio:g} gives a step of {mix.batch_size} images no unlabelled one",
+                f"set it to {1 / min(mix.batch_size, mix.labelled):.2g} or more, or leave data.unlabelled out",
+            )
+        return mix
+
+    def _views_of(self, viewer: Role) -> TrainingViews | MixedViews:
+        data = self.data.seen_by(viewer)
+        labelled = self._views_on(data.train, viewer)
+        if (mix := self.mix) is None:
+            return labelled
+        assert data.unlabelled is not None
+        return MixedViews(labelled, self._views_on(data.unlabelled, viewer), mix)
+
+    def _views_on(self, pixels: Pixels, viewer: Role) -> TrainingViews:
         return TrainingViews(
-            self.data.seen_by(viewer).train,
+            pixels,
             self.recipe.data_of(viewer),
             self.data.num_classes,
             seed=self.recipe.training.seed,

@@ -21,6 +21,7 @@ from toolkit import console
 from toolkit.data.batches import TrainingViews, batches
 from toolkit.data.cache import REMEDY, cache_folder
 from toolkit.data.disk import remove_leftovers
+from toolkit.data.mixed_views import Mix, MixedIndices
 from toolkit.data.pixels import Pixels
 from toolkit.data.resident import copy_in_pieces, send
 from toolkit.data.views import Indices
@@ -45,7 +46,8 @@ WRITE_BYTES = 2**26
 """bytes of logits that gather where they were computed, before they are written: no batch waits for GPU or disk"""
 
 NOT_IN_VIEWS = {
-    *("source", "layout", "workers", "validation_fraction", "test_fraction", "split_seed", "share", "mean", "std")
+    *("source", "layout", "unlabelled", "workers", "mean", "std"),
+    *("validation_fraction", "test_fraction", "split_seed", "share"),
 }
 """[data] settings that do not change a view; the key holds the images themselves."""
 
@@ -83,9 +85,33 @@ class StoredTeacher:
         return self._valid_logits
 
 
+class MixedTeacher:
+    """Replays the logits of batches of labelled and unlabelled images; `mix` says which view is which."""
+
+    def __init__(self, labelled: StoredTeacher, unlabelled: StoredTeacher, mix: Mix) -> None:
+        self._labelled, self._unlabelled, self._mix = labelled, unlabelled, mix
+
+    def show(self, view: int) -> None:
+        self._labelled.show(view)
+        self._unlabelled.show(self._mix.view_of(view))
+
+    def expect(self, coming: Sequence[MixedIndices], view: int) -> None:
+        """Does nothing: answers are read at once."""
+
+    def answer(self, indices: MixedIndices, view: int, student_images: Tensor) -> NetworkOutput:
+        labelled = self._labelled.answer(indices.labelled, view, student_images)
+        unlabelled = self._unlabelled.answer(indices.unlabelled, self._mix.view_of(view), student_images)
+        return NetworkOutput(torch.cat((labelled.logits, unlabelled.logits)))
+
+    def valid_logits(self) -> Tensor:
+        return self._labelled.valid_logits()
+
+
 @dataclass(frozen=True)
 class LogitStore:
     """The cache's file of a teacher's logits, of `num_views` views of every image and of the validation images.
+
+    `dataset_sha256` is the images': of unlabelled ones their own. With these there are no validation images.
 
     The key is all that decides them: the teacher's file, the images, the views' settings, seed and number, mixup and
     the arithmetic.
@@ -94,7 +120,7 @@ class LogitStore:
     teacher_sha256: str
     dataset_sha256: str
     views: TrainingViews
-    valid: Pixels
+    valid: Pixels | None
     num_views: int
 
     def find(self, precisions: Sequence[Arithmetic]) -> Arithmetic | None:
@@ -103,8 +129,9 @@ class LogitStore:
 
     def open(self, network: TappedNetwork, precision: Arithmetic) -> StoredTeacher:
         """From the cache, or computed now with `network`. Raises DataError if the cache cannot be written."""
-        path, views, valid = self._path(precision), self.views, self.valid
-        amount = f"teacher logits: {console.count(self.num_views, 'view')} of {len(views):,} images"
+        path, views, valid = self._path(precision), self.views, 0 if self.valid is None else len(self.valid)
+        kind = "unlabelled images" if self.valid is None else "images"
+        amount = f"teacher logits: {console.count(self.num_views, 'view')} of {len(views):,} {kind}"
         if self._is_everywhere(precision):
             console.say(f"{amount} from the store")
         else:
@@ -112,15 +139,15 @@ class LogitStore:
             console.say(f"{amount} to compute once ({console.size(size_bytes)} in {path.parent})")
             if distributed.local_rank() == 0:
                 remove_leftovers(path.parent, (path.suffix,))
-            _fill(path, LiveTeacher(network, views, valid, precision), views, self.num_views)
+            _fill(path, LiveTeacher(network, views, self.valid, precision), views, self.num_views)
             distributed.barrier()
         stored = np.memmap(path, dtype=np.float32, mode="r", shape=(self._rows, views.num_classes))
-        train_logits = stored[len(valid) :].reshape(self.num_views, len(views), views.num_classes)
-        return StoredTeacher(train_logits, stored[: len(valid)], views.device)
+        train_logits = stored[valid:].reshape(self.num_views, len(views), views.num_classes)
+        return StoredTeacher(train_logits, stored[:valid], views.device)
 
     @property
     def _rows(self) -> int:
-        return len(self.valid) + self.num_views * len(self.views)
+        return (0 if self.valid is None else len(self.valid)) + self.num_views * len(self.views)
 
     def _is_everywhere(self, precision: Arithmetic) -> bool:
         path, size_bytes = self._path(precision), self._rows * self.views.num_classes * ELEMENT_BYTES
@@ -130,7 +157,8 @@ class LogitStore:
     def _path(self, precision: Arithmetic) -> Path:
         views, of_data = self.views, self.views.data.model_dump(mode="json")
         settings = {name: value for name, value in of_data.items() if name not in NOT_IN_VIEWS}
-        names = "\n".join((*views.pixels.names, "", *self.valid.names)).encode(errors="surrogateescape")
+        names_of_valid = () if self.valid is None else self.valid.names
+        names = "\n".join((*views.pixels.names, "", *names_of_valid)).encode(errors="surrogateescape")
         images = self.dataset_sha256, hashlib.sha256(names).hexdigest()
         what = (LAYOUT_VERSION, self.teacher_sha256, *images, settings, self.num_views, views.seed, views.mixup)
         key = json.dumps((*what, precision), sort_keys=True)
@@ -149,7 +177,7 @@ def _fill(path: Path, live: LiveTeacher, views: TrainingViews, num_views: int) -
             temporary.open("wb") if temporary else contextlib.nullcontext() as file,
             console.progress("teacher logits", num_views * len(views)) as advance,
         ):
-            waiting = [live.valid_logits()]
+            waiting = [] if live.valid_pixels is None else [live.valid_logits()]
             for view in range(num_views):
                 for step, (indices, share) in enumerate(zip(steps, shares, strict=True)):
                     views.expect(shares[step : step + 2], view)

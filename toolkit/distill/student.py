@@ -11,11 +11,12 @@ import torch
 from toolkit import console
 from toolkit.data.batches import TrainingViews
 from toolkit.data.dataset import Dataset
+from toolkit.data.mixed_views import MixedViews
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork, default_tap, tap_channels
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile, prove_size
-from toolkit.distill.logit_store import LogitStore
+from toolkit.distill.logit_store import LogitStore, MixedTeacher
 from toolkit.distill.objective import FEATURE_METHODS, learn_from_labels, learn_from_teacher
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import Arithmetic
@@ -53,7 +54,7 @@ def distill_student(
     """
     teachers = teacher_dir or model_dir
     teacher_file = teachers.require(teachers.weights("teacher"))
-    settings = student_settings(recipe, data.dataset, teacher_file)
+    settings = student_settings(recipe, data.dataset, teacher_file, data.unlabelled_sha256)
     job = TrainingJob("student", recipe, model_dir, data, settings, options)
     if kept := job.kept():
         return kept
@@ -64,9 +65,11 @@ def distill_student(
     views = job.views()
     answering, teacher_precision = _open_teacher(job, tapped_teacher, views, state.teacher_precision if state else None)
     plan = _plan(job, "student", precision, teacher_precision)
-    training = Training(learner, learn_from_teacher(recipe.distill, job.class_balance()), views, data.valid, plan, answering)
+    training = Training(
+        learner, learn_from_teacher(recipe.distill, job.class_balance()), views, data.valid, plan, answering
+    )
     with beside(precision):
-        extra = job.train(training, state)
+        extra = job.train(training, state) | _unlabelled_facts(data)
         return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
 
 
@@ -103,13 +106,23 @@ def has_control(recipe: Recipe, model_dir: ModelDir, data: TrainingData, options
     return _control_job(recipe, model_dir, data, options).is_up_to_date()
 
 
-def student_settings(recipe: Recipe, dataset: Dataset, teacher_file: Path) -> dict[str, Any]:
+def student_settings(
+    recipe: Recipe, dataset: Dataset, teacher_file: Path, unlabelled_sha256: str | None = None
+) -> dict[str, Any]:
     """The settings that decide the result: the same ones make the same student."""
     return {
         "recipe_sha256": recipe.fingerprint("data", "student", "distill"),
         "dataset_sha256": dataset.sha256,
         "teacher_sha256": sha256_file(teacher_file),
+        "unlabelled_sha256": unlabelled_sha256,
     }
+
+
+def _unlabelled_facts(data: TrainingData) -> dict[str, Any]:
+    """What the student's file says about the unlabelled images; nothing if there were none, as in earlier files."""
+    if data.unlabelled is None:
+        return {}
+    return {"unlabelled_images": len(data.unlabelled), "unlabelled_sha256": data.unlabelled_sha256}
 
 
 def control_settings(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
@@ -172,30 +185,34 @@ def _load_teacher(job: TrainingJob, path: Path) -> Classifier:
 
 
 def _open_teacher(
-    job: TrainingJob, tapped: TappedNetwork, views: TrainingViews, chosen: Arithmetic | None
+    job: TrainingJob, tapped: TappedNetwork, views: TrainingViews | MixedViews, chosen: Arithmetic | None
 ) -> tuple[Teacher, Arithmetic]:
     """The teacher, stored or live, and the arithmetic of its answers: `chosen` by an interrupted run, or else now."""
     recipe, teacher = job.recipe, tapped.classifier
     own_views = job.data.for_teacher is not None
     views = job.views_of_teacher() if own_views else views
+    labelled = views.of_labelled if isinstance(views, MixedViews) else views
     precision = find_stored_answers(job, views, chosen)
     if precision is None:
-        if chosen is not None:
-            answering, precision = teacher_in(chosen, teacher, views), chosen
+        # answers for the labelled images alone may be stored: the others are computed in their arithmetic
+        if chosen := chosen or find_stored_answers(job, labelled, None):
+            answering, precision = teacher_in(chosen, teacher, labelled), chosen
         else:
             choose_float = partial(job.choose_precision, teacher, training=False)
-            answering, precision = choose_teacher(recipe, choose_float, teacher, views)
+            answering, precision = choose_teacher(recipe, choose_float, teacher, labelled)
         if answering is not teacher:
             tapped = TappedNetwork(answering)
     if recipe.distill.stored_views:
-        return _store(job, views).open(tapped, precision), precision
+        return _open_stores(job, views, tapped, precision), precision
     if recipe.distill.teacher_views:
         console.say("a teacher's layers are not stored: it runs live, on the same views")
     valid = job.data.seen_by("teacher").valid
     return LiveTeacher(tapped, views, valid, precision, own_views=own_views), precision
 
 
-def find_stored_answers(job: TrainingJob, views: TrainingViews, chosen: Arithmetic | None) -> Arithmetic | None:
+def find_stored_answers(
+    job: TrainingJob, views: TrainingViews | MixedViews, chosen: Arithmetic | None
+) -> Arithmetic | None:
     """The arithmetic of stored logits that may be replayed: with it, nothing is chosen and no other store is filled.
 
     `views` are the teacher's.
@@ -205,12 +222,36 @@ def find_stored_answers(job: TrainingJob, views: TrainingViews, chosen: Arithmet
         return None
     wishes = (chosen, section.teacher_precision, job.recipe.training.precision)
     precisions: list[Arithmetic] = [wish for wish in wishes if wish is not None and wish != "auto"][:1]
-    return _store(job, views).find(precisions or ("bf16", "int8", "fp32"))
+    found: Arithmetic | None = None
+    for store in _stores(job, views):
+        if (found := store.find(precisions or ("bf16", "int8", "fp32"))) is None:
+            return None
+        precisions = [found]
+    return found
 
 
-def _store(job: TrainingJob, views: TrainingViews) -> LogitStore:
-    shas = job.settings["teacher_sha256"], job.settings["dataset_sha256"]
-    return LogitStore(*shas, views, job.data.seen_by("teacher").valid, job.recipe.distill.stored_views)
+def _open_stores(
+    job: TrainingJob, views: TrainingViews | MixedViews, network: TappedNetwork, precision: Arithmetic
+) -> Teacher:
+    labelled, *unlabelled = (store.open(network, precision) for store in _stores(job, views))
+    if not unlabelled:
+        return labelled
+    assert isinstance(views, MixedViews)
+    return MixedTeacher(labelled, unlabelled[0], views.mix)
+
+
+def _stores(job: TrainingJob, views: TrainingViews | MixedViews) -> list[LogitStore]:
+    """Of the labelled images, and of the unlabelled ones if there are any, in as many views as are shown."""
+    teacher_sha256, dataset_sha256 = job.settings["teacher_sha256"], job.settings["dataset_sha256"]
+    valid, count = job.data.seen_by("teacher").valid, job.recipe.distill.stored_views
+    if not isinstance(views, MixedViews):
+        return [LogitStore(teacher_sha256, dataset_sha256, views, valid, count)]
+    assert job.data.unlabelled_sha256 is not None
+    others = views.of_unlabelled, None, views.mix.view_of(count - 1) + 1
+    return [
+        LogitStore(teacher_sha256, dataset_sha256, views.of_labelled, valid, count),
+        LogitStore(teacher_sha256, job.data.unlabelled_sha256, *others),
+    ]
 
 
 def _require_same_size(teacher: Classifier, info: ModelInfo, image_size: int, file_name: str) -> None:

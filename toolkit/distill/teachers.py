@@ -61,7 +61,7 @@ class LiveTeacher:
         self._network = network.eval()
         if views.device.startswith("cuda") and not network.projectors:
             self._network = TappedNetwork(freeze(network.classifier, precision, views.data.image_size))
-        self._views, self._valid_pixels, self._precision = views, valid_pixels, precision
+        self._views, self.valid_pixels, self._precision = views, valid_pixels, precision
         self._own_views = own_views
 
     def show(self, view: int) -> None:
@@ -80,5 +80,5 @@ class LiveTeacher:
         return NetworkOutput(logits.float(), features)
 
     def valid_logits(self) -> Tensor:
-        assert self._valid_pixels is not None
-        return compute_logits(self._network.classifier, self._valid_pixels, self._precision, self._views.device)
+        assert self.valid_pixels is not None
+        return compute_logits(self._network.classifier, self.valid_pixels, self._precision, self._views.device)

@@ -168,7 +168,7 @@ class _Run:
         """The batches of an epoch, slices of one array or tensor."""
         plan, views = self._plan, self._views
         order = np.random.default_rng((plan.seed, epoch)).permutation(len(views))
-        steps = list(batches(order, plan.section.batch_size, self._least_batch()))
+        steps = list(batches(order, plan.section.batch_size, distributed.least_batch()))
         if isinstance(views, MixedViews):
             steps = views.add_unlabelled(steps, epoch)
         whole = views.upload(np.concatenate(steps))
@@ -324,9 +324,6 @@ class _Run:
             self._progress.epoch_s += now - self._clock
         self._clock = now
 
-    def _least_batch(self) -> int:
-        return 2 * distributed.world_size()
-
     def _choose_agree_steps(self) -> int:
         """Steps between two agreements on stopping: one, until the first epoch has shown how long a step takes."""
         if not self._history:
@@ -335,4 +332,5 @@ class _Run:
         return distributed.agree(max(1, min(CHECK_STEPS, int(AGREE_SECONDS / step_s))))
 
     def _steps_per_epoch(self) -> int:
-        return sum(1 for _ in batches(np.arange(len(self._views)), self._plan.section.batch_size, self._least_batch()))
+        labelled = np.arange(len(self._views))
+        return sum(1 for _ in batches(labelled, self._plan.section.batch_size, distributed.least_batch()))
