@@ -111,7 +111,9 @@ class StageSetup:
         if self.unlabelled is None:
             return images
         return replace(
-            images, unlabelled=self._load_unlabelled(self.unlabelled, role), unlabelled_sha256=self.unlabelled.sha256
+            images,
+            unlabelled=self._load_unlabelled(self.unlabelled, role),
+            unlabelled_set_sha256=self.unlabelled.sha256,
         )
 
     @property

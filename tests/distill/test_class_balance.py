@@ -60,9 +60,7 @@ def test_the_adjusted_loss_is_the_paper_s(tau: float) -> None:
     """Equation 10 of arXiv:2007.07314: log(1 + Σ_{y'≠y} (π_y'/π_y)^τ · e^(f_y' − f_y))."""
     priors = [0.6, 0.3, 0.1]
     losses = [
-        np.log1p(
-            sum((priors[c] / priors[y]) ** tau * np.exp(row[c] - row[y]) for c in range(3) if c != y)
-        )
+        np.log1p(sum((priors[c] / priors[y]) ** tau * np.exp(row[c] - row[y]) for c in range(3) if c != y))
         for row, y in zip(LOGITS.double().numpy(), TARGET.tolist(), strict=True)
     ]
     objective = learn_from_labels(0.0, balance_of(logit_adjustment=tau))

@@ -110,11 +110,12 @@ class UnlabelledReport:
 
     def summary(self) -> str:
         """One line for people."""
-        near = sum(not copy.exact for copy in self.left_out)
+        left_out = self.left_out
+        near, stay = sum(not copy.exact for copy in left_out), len(self.copies) - len(left_out)
         return (
             f"unlabelled: {count(self.images, 'image')} in {name_some(self.folders)}, {len(self.unreadable):,}"
-            f" unreadable, {self.repeated:,} repeated; copies of validation and test images: {len(self.left_out) - near:,} exact,"
-            f" {near:,} near; equal to training images, which may stay: {len(self.copies) - len(self.left_out):,}"
+            f" unreadable, {self.repeated:,} repeated; copies of validation and test images: {len(left_out) - near:,}"
+            f" exact, {near:,} near; equal to training images, which may stay: {stay:,}"
         )
 
 

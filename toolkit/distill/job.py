@@ -41,7 +41,7 @@ class TrainingData:
     """A data set with its two training splits decoded, as the student sees them.
 
     `for_teacher` is the same at the teacher's own size; None if that is the student's. `unlabelled` are images without
-    labels, known by `unlabelled_sha256`; None without any.
+    labels, known by `unlabelled_set_sha256`; None without any.
     """
 
     dataset: Dataset
@@ -49,7 +49,7 @@ class TrainingData:
     valid: Pixels
     for_teacher: "TrainingData | None" = None
     unlabelled: Pixels | None = None
-    unlabelled_sha256: str | None = None
+    unlabelled_set_sha256: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -147,7 +147,11 @@ class TrainingJob:
             "network": dict(info.network.settings),
             **info.extra,
         }
-        return [name.removesuffix("_sha256") for name, value in self.settings.items() if known.get(name) != value]
+        return [
+            name.removesuffix("_sha256").replace("_", " ")
+            for name, value in self.settings.items()
+            if known.get(name) != value
+        ]
 
     def saved_state(self) -> TrainingState | None:
         """The state to go on from, of an interrupted run of this very stage."""

@@ -54,7 +54,7 @@ def distill_student(
     """
     teachers = teacher_dir or model_dir
     teacher_file = teachers.require(teachers.weights("teacher"))
-    settings = student_settings(recipe, data.dataset, teacher_file, data.unlabelled_sha256)
+    settings = student_settings(recipe, data.dataset, teacher_file, data.unlabelled_set_sha256)
     job = TrainingJob("student", recipe, model_dir, data, settings, options)
     if kept := job.kept():
         return kept
@@ -107,14 +107,14 @@ def has_control(recipe: Recipe, model_dir: ModelDir, data: TrainingData, options
 
 
 def student_settings(
-    recipe: Recipe, dataset: Dataset, teacher_file: Path, unlabelled_sha256: str | None = None
+    recipe: Recipe, dataset: Dataset, teacher_file: Path, unlabelled_set_sha256: str | None = None
 ) -> dict[str, Any]:
     """The settings that decide the result: the same ones make the same student."""
     return {
         "recipe_sha256": recipe.fingerprint("data", "student", "distill"),
         "dataset_sha256": dataset.sha256,
         "teacher_sha256": sha256_file(teacher_file),
-        "unlabelled_sha256": unlabelled_sha256,
+        "unlabelled_set_sha256": unlabelled_set_sha256,
     }
 
 
@@ -122,7 +122,7 @@ def _unlabelled_facts(data: TrainingData) -> dict[str, Any]:
     """What the student's file says about the unlabelled images; nothing if there were none, as in earlier files."""
     if data.unlabelled is None:
         return {}
-    return {"unlabelled_images": len(data.unlabelled), "unlabelled_sha256": data.unlabelled_sha256}
+    return {"unlabelled_images": len(data.unlabelled), "unlabelled_set_sha256": data.unlabelled_set_sha256}
 
 
 def control_settings(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
@@ -246,11 +246,11 @@ def _stores(job: TrainingJob, views: TrainingViews | MixedViews) -> list[LogitSt
     valid, count = job.data.seen_by("teacher").valid, job.recipe.distill.stored_views
     if not isinstance(views, MixedViews):
         return [LogitStore(teacher_sha256, dataset_sha256, views, valid, count)]
-    assert job.data.unlabelled_sha256 is not None
+    assert job.data.unlabelled_set_sha256 is not None
     others = views.of_unlabelled, None, views.mix.view_of(count - 1) + 1
     return [
         LogitStore(teacher_sha256, dataset_sha256, views.of_labelled, valid, count),
-        LogitStore(teacher_sha256, job.data.unlabelled_sha256, *others),
+        LogitStore(teacher_sha256, job.data.unlabelled_set_sha256, *others),
     ]
 
 

@@ -162,8 +162,8 @@ def _look_at_seed(
     teacher_file = setup.model_dir.weights("teacher")
     student: SeededRole = ("student", seed)
     control: SeededRole = ("control", seed)
-    unlabelled_sha256 = setup.unlabelled.sha256 if setup.unlabelled else None
-    settings = student_settings(recipe, setup.dataset, teacher_file, unlabelled_sha256)
+    unlabelled_set_sha256 = setup.unlabelled.sha256 if setup.unlabelled else None
+    settings = student_settings(recipe, setup.dataset, teacher_file, unlabelled_set_sha256)
     taught = _training_job(setup, recipe, directory, student, settings)
     alone = _training_job(setup, recipe, directory, control, control_settings(recipe, setup.dataset))
     there, done = _look_at(student, taught)

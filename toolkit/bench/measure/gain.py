@@ -80,7 +80,7 @@ def _belongs(directory: ModelDir, student: ModelInfo) -> bool:
         for info in (student, other)
     ]
     sources = [
-        (info.dataset_sha256, info.teacher_sha256, info.extra.get("unlabelled_sha256")) for info in (student, other)
+        (info.dataset_sha256, info.teacher_sha256, info.extra.get("unlabelled_set_sha256")) for info in (student, other)
     ]
     same_source = sources[0] == sources[1]
     if recipes[0] == recipes[1] and same_source and is_control_of(read_info(files[1]), other):
