@@ -41,14 +41,27 @@ DEFAULT_RECIPE = "fashion-mnist"
 
 NOTEBOOK_RECIPE = "food11"
 
-NOT_IN_FINGERPRINT = {"data.source", "data.layout", "data.workers", "teacher.weights", "distill.control"}
+NOT_IN_FINGERPRINT = {
+    "data.source",
+    "data.layout",
+    "data.workers",
+    "teacher.weights",
+    "teacher.classes",
+    "distill.control",
+}
 """Settings that change no result: places and layout of files, whose SHA-256 with their labels counts instead, speed of
 reading, other trainings."""
 
 MOVED = {f"distill.{key}": f"training.{key}" for key in ("seed", "precision", "compile")}
 """The former place of a setting of both training stages, from before there was [training] → its present place."""
 
-NEWER_SETTINGS = {"data.share": 1, "teacher.enlarge": None, "teacher.image_size": None}
+NEWER_SETTINGS = {
+    "data.share": 1,
+    "teacher.enlarge": None,
+    "teacher.image_size": None,
+    "teacher.classes": "",
+    "teacher.combine": "probabilities",
+}
 """Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
 
 FOLLOW_PICTURES = ("data.image_size", "data.resize", "data.crop_padding", "teacher.epochs", "distill.epochs")
@@ -237,14 +250,20 @@ def load_builtin(name: str) -> Recipe:
 
 
 def _find_weights_beside(recipe: Path, values: dict[str, Any]) -> None:
-    """Turn `teacher.weights` into the path of the file or folder beside `recipe` that it names, if it does."""
+    """Turn `teacher.weights` and `teacher.classes` into paths of what lies beside `recipe`, if they name that."""
     teacher = values.get("teacher")
-    weights = teacher.get("weights") if isinstance(teacher, dict) else None
-    if not isinstance(teacher, dict) or not isinstance(weights, str):
+    if not isinstance(teacher, dict):
         return  # checked later, with everything else
-    is_name = weights in (IMAGENET, FOOD_11, *shipped.weights_files())
-    if weights and not is_name and (beside := recipe.parent / weights).exists():
-        teacher["weights"] = str(beside)
+
+    def beside(name: Any) -> Any:
+        is_name = not isinstance(name, str) or name in ("", IMAGENET, FOOD_11, *shipped.weights_files())
+        return name if is_name or not (path := recipe.parent / name).exists() else str(path)
+
+    for key in ("weights", "classes"):
+        if isinstance(given := teacher.get(key), list):
+            teacher[key] = [beside(name) for name in given]
+        elif key in teacher:
+            teacher[key] = beside(given)
 
 
 def _holds(values: Mapping[str, Any], setting: str) -> bool:

@@ -179,10 +179,17 @@ class TeacherRecipe(NetworkRecipe, StageRecipe):
     architecture: str = Field(
         "resnet18", description="a torchvision classifier, or `depthwise`, with settings of its own as in [student]"
     )
-    weights: str = Field(
+    weights: str | Names = Field(
         "",
-        description="empty: from scratch; a file, beside the recipe or in the current directory; `fashion-mnist`: "
-        "the teacher that ships under that name; `food-11`: the notebook's; `imagenet`: torchvision's, fine-tuned",
+        description="empty: from scratch; a file or folder, beside the recipe or in the current directory, also .onnx; "
+        "`fashion-mnist`: the teacher that ships under that name; `food-11`: the notebook's; `imagenet`: fine-tuned; a "
+        "list of files: the mean of what they say",
+    )
+    combine: Literal["probabilities", "logits"] = Field(
+        "probabilities", description="what is averaged, if there are several weights"
+    )
+    classes: str = Field(
+        "", description="file with the names of its outputs, one per line; empty: as its weights say, else the data's"
     )
     mean: Channels | None = Field(
         None, description="of the teacher's input; absent: as its weights say, else as in [data]"
@@ -200,6 +207,18 @@ class TeacherRecipe(NetworkRecipe, StageRecipe):
     epochs: int = Field(
         30, ge=1, le=10_000, description="passes over the training images; absent: follows their number"
     )
+
+    @property
+    def source(self) -> str:
+        """`weights`, if that is one; "" for several."""
+        if isinstance(self.weights, str):
+            return self.weights
+        return self.weights[0] if len(self.weights) == 1 else ""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The files of several weights; () for one."""
+        return () if isinstance(self.weights, str) or len(self.weights) < 2 else self.weights
 
 
 class StudentRecipe(NetworkRecipe):

@@ -225,10 +225,10 @@ def with_control(setup: StageSetup, *, by_default: bool) -> bool:
 
 def training_recipe(choice: Choice) -> tuple[Recipe, Path | None]:
     """The recipe to train by and, if it has one, its own model directory; no image is read."""
-    from toolkit.distill.provenance import follow_directory
+    from toolkit.distill.provenance import follow_source
 
     recipe, own_dir = _find_recipe(choice)
-    return follow_directory(choice.applied_to(recipe)), own_dir
+    return follow_source(choice.applied_to(recipe)), own_dir
 
 
 def _find_recipe(choice: Choice) -> tuple[Recipe, Path | None]:

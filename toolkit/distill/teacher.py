@@ -1,13 +1,16 @@
 """The teacher stage: train a network, fine-tune ImageNet weights, or import a file."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from toolkit import console
+from toolkit.architectures import ENSEMBLE
 from toolkit.data.dataset import Dataset
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
@@ -26,14 +29,18 @@ from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, Weig
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.distill.training import Training
-from toolkit.errors import ArtifactError
+from toolkit.errors import ArtifactError, WeightsError
 from toolkit.files import sha256_file, write_atomically
 from toolkit.modeldir import ModelDir
+from toolkit.networks.class_map import UNKNOWN, show
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.ensemble import Ensemble, describe_member
 from toolkit.networks.families import Channels, Pretrained
-from toolkit.networks.registry import find_pretrained
+from toolkit.networks.of_onnx import is_onnx
+from toolkit.networks.onnx_file import ONE, ZERO
+from toolkit.networks.registry import NetworkSpec, find_pretrained, spec_of
 from toolkit.networks.small_maps import place
-from toolkit.networks.weights import Imported, ModelInfo, import_teacher, read_info, teacher_spec
+from toolkit.networks.weights import Imported, ModelInfo, given_classes, import_teacher, read_info, teacher_spec
 from toolkit.recipe import Recipe
 from toolkit.settings import IMAGENET
 
@@ -42,7 +49,10 @@ SHOWN_CLASSES = 12
 
 TRAINED_BY = ("teacher", "training.seed", "training.precision")
 """Settings, beside the data's, that decide the result for a teacher that is trained here..."""
-IMPORTED_BY = tuple(f"teacher.{key}" for key in ("architecture", "mean", "std", "enlarge", "image_size"))
+IMPORTED_BY = tuple(
+    f"teacher.{key}"
+    for key in ("architecture", "mean", "std", "enlarge", "image_size", "combine", "layout", "white", "answers")
+)
 """...and one that is imported; the file itself is known by its SHA-256, and its network's settings are compared."""
 
 
@@ -53,33 +63,61 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, option
     else names a file, which is imported without training (its normalisation comes along). Raises WeightsError if
     weights do not fit.
     """
-    source, settings = teacher_settings(recipe, data.dataset)
+    sources, settings = teacher_settings(recipe, data.dataset)
     job = TrainingJob("teacher", recipe, model_dir, data, settings, options)
     if kept := job.kept():
         return kept
-    if source:
-        teacher = import_teacher(source, recipe, data.num_classes, data.dataset.classes)
+    if sources:
+        teacher = _import(sources, job)
     else:
         teacher = _new_network(recipe, data.num_classes)
         teacher = replace(teacher, network=distributed.synchronize_batch_norms(teacher.network, options.device))
         job.require_trainable(teacher.network)
     learner = TappedNetwork(Classifier(teacher.network, teacher.mean, teacher.std), ())
-    extra = _judge_import(source, learner.classifier, job) if source else _fit(learner, job)
+    extra = _judge_import(sources, learner.classifier, job, teacher) if sources else _fit(learner, job)
     preprocess = Preprocess(job.sees.image_size, job.sees.resize, teacher.mean, teacher.std)
     return job.save(learner, extra | {"weights": settings["weights"]}, preprocess)
 
 
-def teacher_settings(recipe: Recipe, dataset: Dataset) -> tuple[Path | None, dict[str, Any]]:
-    """The file to import, None to train; and what decides the result: the same settings make the same teacher."""
-    source = provenance.find_weights(recipe)
+Source = tuple[Recipe, Path]
+"""A file to import, and the recipe for it."""
+
+
+def teacher_settings(recipe: Recipe, dataset: Dataset) -> tuple[list[Source], dict[str, Any]]:
+    """The files to import, none to train; and what decides the result: the same settings make the same teacher."""
+    sources = provenance.find_sources(recipe)
     settings: dict[str, Any] = {
-        "recipe_sha256": recipe.fingerprint("data", *(IMPORTED_BY if source else TRAINED_BY)),
+        "recipe_sha256": recipe.fingerprint("data", *(IMPORTED_BY if sources else TRAINED_BY)),
         "dataset_sha256": dataset.sha256,
-        "weights": sha256_file(source) if source else recipe.teacher.weights,
+        "weights": recipe.teacher.source,
     }
-    if source:
-        settings["network"] = dict(teacher_spec(recipe, provenance.describe(source)).settings)
-    return source, settings
+    if sources:
+        shas = [sha256_file(path) for _, path in sources]
+        settings["weights"] = shas[0] if len(shas) == 1 else shas
+        if named := given_classes(recipe):
+            settings["named"] = list(named)
+        ((of_one, path), *more) = sources
+        if not more and not is_onnx(path):
+            settings["network"] = dict(teacher_spec(of_one, provenance.describe(path)).settings)
+    return sources, settings
+
+
+def _import(sources: Sequence[Source], job: TrainingJob) -> Imported:
+    """The one file as a network, or several as one."""
+    classes = job.data.dataset.classes
+    found = [import_teacher(path, recipe, len(classes), classes) for recipe, path in sources]
+    if len(found) == 1:
+        return found[0]
+    sizes = [recipe.data_of("teacher").image_size for recipe, _ in sources]
+    members = [Classifier(one.network, one.mean, one.std) for one in found]
+    described = [
+        describe_member(spec_of(one.network).to_json(), one.mean, one.std, size)
+        for one, size in zip(found, sizes, strict=True)
+    ]
+    combine = job.recipe.teacher.combine
+    network = Ensemble(members, sizes, combine)
+    vars(network)["spec"] = NetworkSpec(ENSEMBLE, {"combine": combine, "members": described})
+    return Imported(network, ZERO, ONE)
 
 
 def require_same_network(path: Path, recipe: Recipe) -> None:
@@ -142,20 +180,39 @@ def _fit(learner: TappedNetwork, job: TrainingJob) -> dict[str, Any]:
     return job.train(Training(learner, objective, job.views(), job.data.seen_by("teacher").valid, plan), state)
 
 
-def _judge_import(source: Path, classifier: Classifier, job: TrainingJob) -> dict[str, Any]:
+def _judge_import(
+    sources: Sequence[Source], classifier: Classifier, job: TrainingJob, teacher: Imported
+) -> dict[str, Any]:
     """The accuracy on this job's validation images, and the known facts about the training images."""
-    recipe = job.recipe
-    info = provenance.describe(source)
-    trained_on = provenance.find_training_images(info) if info else None
-    provenance.warn_of_differences(source, recipe, job.data.dataset)
-    known = provenance.known_accuracy(source, recipe, job.data.dataset)
+    dataset, trained_on, known = job.data.dataset, [], None
+    for recipe, path in sources:
+        if info := provenance.describe(path):
+            trained_on.append(provenance.find_training_images(info))
+        provenance.warn_of_differences(path, recipe, dataset)
+        known = provenance.known_accuracy(path, recipe, dataset)
+    if len(sources) > 1:
+        known = None
     remark = "" if known is None else "; its file has its accuracy on the same validation images"
-    console.say(f"teacher: imported {source}{remark}")
-    accuracy = _measure_accuracy(classifier, job, has_normalisation=info is not None) if known is None else known
-    return {"valid_accuracy": accuracy, "trained_on": trained_on}
+    console.say(f"teacher: imported {', '.join(str(path) for _, path in sources)}{remark}")
+    _say_classes(classifier.network, dataset)
+    accuracy = _measure_accuracy(classifier, job, teacher.states_normalisation) if known is None else known
+    return {"valid_accuracy": accuracy, "trained_on": trained_on[0] if len(sources) == 1 and trained_on else None}
 
 
-def _measure_accuracy(classifier: Classifier, job: TrainingJob, *, has_normalisation: bool) -> float:
+def _say_classes(network: nn.Module, dataset: Dataset) -> None:
+    """A line if its outputs are other classes than the data's."""
+    spec = spec_of(network)
+    if not spec.columns:
+        return
+    unknown = [name for name, place in zip(dataset.classes, spec.columns, strict=True) if place == UNKNOWN]
+    known = len(spec.columns) - len(unknown)
+    line = f"teacher: {known} of its {spec.outputs} outputs are classes of the data, matched by name"
+    if unknown:
+        line += f"; it does not know {show(unknown)}, whose images are learnt from their labels alone"
+    console.say(line)
+
+
+def _measure_accuracy(classifier: Classifier, job: TrainingJob, has_normalisation: bool) -> float:
     """On this job's validation images; a warning says what seems to be wrong with the import."""
     valid, device = job.data.seen_by("teacher").valid, job.options.device
 
@@ -166,6 +223,9 @@ def _measure_accuracy(classifier: Classifier, job: TrainingJob, *, has_normalisa
 
     mean, std = (tuple(values.flatten().tolist()) for values in (classifier.mean, classifier.std))
     logits = ask(valid, mean, std).cpu().numpy()
+    if not np.isfinite(logits).all():
+        name = valid.names[int((~np.isfinite(logits)).any(1).argmax())]
+        raise WeightsError(f"the teacher answers {name} with values that are not finite", "export it again, in float32")
     hits = logits.argmax(1) == valid.labels
     accuracy = torch.from_numpy(hits).float().mean().item()
     if order := find_order(logits, valid.labels, job.data.dataset.classes):
@@ -213,7 +273,7 @@ def _new_network(recipe: Recipe, num_classes: int) -> Imported:
     size = recipe.data_of("teacher").image_size
     network = spec.build(num_classes, size)
     mean, std = recipe.data.mean, recipe.data.std
-    if section.weights == IMAGENET:
+    if section.source == IMAGENET:
         with torch.random.fork_rng([]):
             body = find_pretrained(spec, size)
         _load_body(network, body)

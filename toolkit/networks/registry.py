@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,9 @@ from torch.nn import functional as F
 
 from toolkit.architectures import (
     DEPTHWISE,
+    ENSEMBLE,
     LITE0,
+    ONNX,
     PACKAGE,
     TIMM,
     TRANSFORMERS,
@@ -32,7 +34,9 @@ from toolkit.architectures import (
     settings_of,
 )
 from toolkit.errors import RecipeError, ToolkitError, WeightsError, did_you_mean, one_line, shorten
+from toolkit.networks.class_map import UNKNOWN
 from toolkit.networks.depthwise import DepthwiseStudent
+from toolkit.networks.ensemble import OfEnsemble
 from toolkit.networks.families import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -43,6 +47,7 @@ from toolkit.networks.families import (
     no_pretrained,
 )
 from toolkit.networks.lite0 import Lite0
+from toolkit.networks.of_onnx import OfOnnx, OnnxNetwork
 from toolkit.networks.of_package import OfPackage
 from toolkit.networks.of_timm import OfTimm
 from toolkit.networks.of_transformers import OfTransformers
@@ -59,6 +64,9 @@ BUILDER_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 REFUSALS = (AssertionError, RuntimeError, ValueError)
 """Networks refuse sizes with any of these."""
+
+NEVER = -1000.0
+"""the logit of a class that a network does not know: a probability of 0 at any temperature that is used"""
 
 MANY_CLASSES = 7919
 """A number that no layer has but a head of so many classes."""
@@ -102,12 +110,15 @@ class NetworkSpec:
     """All that a network is built from, except the data: weights files carry it, and recipes name it.
 
     `settings` are the architecture's own, as JSON has them; defaults may be left out. `enlarge` k lets the network see
-    images k times as large: networks for large pictures keep too little of small ones.
+    images k times as large: networks for large pictures keep too little of small ones. A network of other classes than
+    the data's has so many `outputs`, and `columns` are the places of the data's classes among them (class_map.py).
     """
 
     architecture: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     enlarge: int = 1
+    outputs: int = 0
+    columns: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, section: NetworkRecipe, enlarge: int = 1) -> "NetworkSpec":
@@ -115,7 +126,15 @@ class NetworkSpec:
         return cls(section.architecture, section.settings, enlarge)
 
     def __hash__(self) -> int:
-        return hash((self.architecture, json.dumps(dict(self.settings), sort_keys=True), self.enlarge))
+        return hash((self.architecture, json.dumps(dict(self.settings), sort_keys=True), self.enlarge, self.columns))
+
+    def to_json(self) -> dict[str, Any]:
+        """For metadata in JSON; NetworkSpec.from_json reads it."""
+        return {**vars(self), "settings": dict(self.settings), "columns": list(self.columns)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "NetworkSpec":
+        return cls(**{**values, "columns": tuple(values.get("columns", ()))})
 
     def build(self, num_classes: int, image_size: int | None = None) -> nn.Module:
         """A network with random weights: float images (N, 3, S, S) → logits (N, num_classes).
@@ -128,10 +147,12 @@ class NetworkSpec:
         settings = self._check_settings()
         with self._refusing(image_size):
             shown_px = None if image_size is None else image_size * self.enlarge
-            network = family.build(self.architecture, num_classes, settings, shown_px)
+            network = family.build(self.architecture, self.outputs or num_classes, settings, shown_px)
         if self.enlarge > 1:
             network.register_forward_pre_hook(Enlarge(self.enlarge))
-        if image_size is not None:
+        if self.columns:
+            network.register_forward_hook(PickColumns(self.columns))
+        if image_size is not None and not has_file(network):
             with self._refusing(image_size):
                 self._try_once(network, num_classes, image_size)
         vars(network)["spec"] = replace(self, settings=settings.model_dump(mode="json"))
@@ -194,6 +215,27 @@ class Enlarge:
 
     def __call__(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         return F.interpolate(inputs[0], scale_factor=float(self.times), mode="bilinear", align_corners=False)
+
+
+class PickColumns:
+    """A hook after a network: logits (N, outputs) → (N, C), those of the data's classes.
+
+    A class that the network does not know gets NEVER.
+    """
+
+    def __init__(self, columns: Sequence[int]) -> None:
+        self.columns = tuple(columns)
+
+    def __call__(self, network: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        places = torch.tensor([max(column, 0) for column in self.columns], device=output.device)
+        known = output.index_select(1, places)
+        unknown = torch.tensor([column == UNKNOWN for column in self.columns], device=output.device)
+        return known if UNKNOWN not in self.columns else known.masked_fill(unknown, NEVER)
+
+
+def has_file(network: nn.Module) -> bool:
+    """Whether an ONNX file is, or is to be, a part of it: such a network is frozen, and answers with its file alone."""
+    return any(isinstance(module, OnnxNetwork) for module in network.modules())
 
 
 def build(
@@ -270,6 +312,8 @@ FOREIGN: dict[str, Family] = {
     TIMM: OfTimm(),
     TRANSFORMERS: OfTransformers(),
     PACKAGE: OfPackage(),
+    ONNX: OfOnnx(),
+    ENSEMBLE: OfEnsemble(lambda spec, *arguments: NetworkSpec.from_json(spec).build(*arguments)),
 }
 """Architecture, or family of architectures.family_of → how its networks are built."""
 
