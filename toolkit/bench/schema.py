@@ -100,7 +100,10 @@ class RowFacts(Part):
     provider: str = Field(description="where the row runs: a torch device, or an execution provider of the runtime")
     threads: AtLeastOne | None = Field(None, description="threads that the runtime may use on the CPU")
     params: Count = Field(description="parameters of the network")
-    macs: Count = Field(description="multiply-adds of convolutions and matrix products for one image")
+    macs: Count | None = Field(
+        None,
+        description="multiply-adds of convolutions and matrix products for one image; null for an imported ONNX file",
+    )
     size_bytes: AtLeastOne = Field(description="bytes; size of the file")
     calibration: str | None = Field(None, description="how the ranges of an int8 file were found; null for others")
     float_layers: tuple[str, ...] = Field((), description="layers of an fp16 or int8 file that stayed float32")

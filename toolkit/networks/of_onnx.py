@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from toolkit.architectures import NetworkSettings, OnnxSettings
 from toolkit.errors import WeightsError, one_line
 from toolkit.networks.families import Channels, Pretrained, no_pretrained
-from toolkit.networks.onnx_file import SUFFIX, OnnxFile, describe, read_onnx
+from toolkit.networks.onnx_file import SUFFIX, OnnxFile, describe_content, read_onnx
 from toolkit.sessions.providers import pick_provider, session_providers
 from toolkit.sessions.session import NO_SPINNING, open_session, why_refused
 
@@ -68,7 +68,7 @@ class OnnxNetwork(nn.Module):
             kind, _, number = device.partition(":")
             provider = pick_provider("cpu" if kind != "cuda" else f"auto:{number or 0}")
             content = self.content
-            described = describe(onnx.load_model_from_string(content), Path(f"the teacher's {SUFFIX} file"))
+            described = describe_content(content)
             # torch's threads need the cores
             session = open_session(
                 content, torch.get_num_threads(), session_providers(provider), settings=dict(NO_SPINNING)

@@ -95,6 +95,11 @@ def describe(model: onnx.ModelProto, path: Path) -> OnnxFile:
     )
 
 
+def describe_content(content: bytes) -> OnnxFile:
+    """What the content of a teacher's file says, which was read before."""
+    return describe(onnx.load_model_from_string(content), Path(f"the teacher's {SUFFIX} file"))
+
+
 @dataclass(frozen=True)
 class _Words:
     size: int | None = None

@@ -383,8 +383,12 @@ def enlargement(network: nn.Module) -> int:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Numbers that training may change, frozen or not; buffers (batch-norm statistics, normalisation) are left out."""
-    return sum(parameter.numel() for parameter in network.parameters())
+    """Numbers that training may change, frozen or not; buffers (batch-norm statistics, normalisation) are left out.
+
+    Of an ONNX file, all numbers in its weights: it does not say which of them were trained.
+    """
+    files = [module for module in network.modules() if isinstance(module, OnnxNetwork)]
+    return sum(parameter.numel() for parameter in network.parameters()) + sum(map(OnnxNetwork.count_parameters, files))
 
 
 @functools.cache

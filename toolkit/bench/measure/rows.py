@@ -23,7 +23,7 @@ from toolkit.files import sha256_file
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.names import RuntimeName
-from toolkit.networks.registry import count_parameters
+from toolkit.networks.registry import count_parameters, has_file
 from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
 from toolkit.runtimes.base import Predictor, RowRuntime
@@ -104,6 +104,8 @@ def open_rows(
     for role in roles:
         classifier, info = load_model(model_dir.weights(role))
         for runtime, precision, path in _list_files(model_dir, role, device, runtimes, on_gpu):
+            if has_file(classifier.network) and RUNTIMES[runtime].reads == "weights":
+                continue  # an imported ONNX file is not torch's to compute
             place = device if RUNTIMES[runtime].reads == "weights" else provider
             if RUNTIMES[runtime].compiles:
                 console.say(f"{runtime}: compiling the {role}, which takes up to a minute")

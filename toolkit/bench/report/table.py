@@ -80,7 +80,7 @@ def _all_columns(batch_sizes: Sequence[str]) -> dict[str, Cell]:
     few = _columns(batch_sizes[-1])
     return {
         **{name: few[name] for name in (*NAMES, "params")},
-        "MACs": lambda row: short_count(row.macs),
+        "MACs": lambda row: _macs(row),
         **{name: few[name] for name in ("size", "top-1 %")},
         "top-5 %": lambda row: f"{100 * row.accuracy_top5:.2f}",
         "F1 %": lambda row: f"{100 * row.macro_f1:.2f}",
@@ -92,6 +92,10 @@ def _all_columns(batch_sizes: Sequence[str]) -> dict[str, Cell]:
         "MiB": lambda row: _number(row.peak_memory_mib, ",.0f"),
         **{f"img/s {size}": partial(_throughput, size) for size in batch_sizes},
     }
+
+
+def _macs(row: ReportRow) -> str:
+    return "–" if row.macs is None else short_count(row.macs)
 
 
 def _throughput(batch_size: str, row: ReportRow) -> str:
@@ -196,7 +200,7 @@ def _cost_table(rows: Sequence[ReportRow]) -> str:
         cells.append(
             [
                 name_model(row), row.runtime, _number(row.threads, "d"),
-                f"{row.params:,}", short_count(row.macs), console.size(row.size_bytes),
+                f"{row.params:,}", _macs(row), console.size(row.size_bytes),
                 *(f"{figure:.3f}" for figure in (latency.p50, latency.p95, latency.p99)),
                 f"{latency.mean:.3f} ± {latency.std:.3f}",
                 f"{latency.round_p50_min:.3f} to {latency.round_p50_max:.3f}", f"{latency.n:,}",
