@@ -36,10 +36,9 @@ def make_graph(classifier: Classifier, image_size: int, opset: int) -> onnx.Mode
     else:
         assert isinstance(network, OnnxNetwork)
         logits = parts.add_file(network, (mean, std), image_size, image_size, "")
-    count = len(parts.columns)
     parts.node("Identity", [logits], OUTPUTS[0])
     parts.node("Softmax", [OUTPUTS[0]], OUTPUTS[1], axis=1)
-    return parts.to_model(image_size, count)
+    return parts.to_model(image_size)
 
 
 def _add_members(parts: "_Parts", network: Ensemble, image_size: int) -> str:
@@ -63,13 +62,13 @@ def _add_members(parts: "_Parts", network: Ensemble, image_size: int) -> str:
 
 @dataclass
 class _Parts:
-    """Nodes and weights that gather for one graph of ONNX `opset`."""
+    """Nodes and weights that gather for one graph of ONNX `opset`; `count` is C, of whatever was added last."""
 
     opset: int
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
     domains: dict[str, int] = field(default_factory=dict)
-    columns: Sequence[int] = ()
+    count: int = 0
 
     def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: object) -> str:
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=f"{kind}/{output}", **attributes))
@@ -83,7 +82,7 @@ class _Parts:
         """A graph of build.py; the name of its logits."""
         self.node("Identity", [INPUT], f"{prefix}{INPUT}")
         self._take(onnx.compose.add_prefix(model, prefix))
-        self.columns = self.columns or range(model.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
+        self.count = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
         return f"{prefix}{OUTPUTS[0]}"
 
     def add_file(self, network: OnnxNetwork, normalisation: Normalisation, shown: int, size: int, prefix: str) -> str:
@@ -111,10 +110,10 @@ class _Parts:
             answer = self.node("Log", [self.node("Max", [answer, least], f"{prefix}positive")], f"{prefix}log")
         return self._choose(answer, vars(network)["spec"], prefix)
 
-    def to_model(self, image_size: int, count: int) -> onnx.ModelProto:
+    def to_model(self, image_size: int) -> onnx.ModelProto:
         square = [BATCH_AXIS, image_size, image_size, 3]
         inputs = [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, square)]
-        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH_AXIS, count]) for name in OUTPUTS]
+        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH_AXIS, self.count]) for name in OUTPUTS]
         graph = helper.make_graph(self.nodes, "teacher", inputs, outputs, self.weights)
         opsets = [helper.make_opsetid("", self.opset)]
         opsets += [helper.make_opsetid(domain, version) for domain, version in self.domains.items()]
@@ -141,9 +140,9 @@ class _Parts:
         return self.node("Div", [centred, self.constant(f"{prefix}std", std)], f"{prefix}normalised")
 
     def _choose(self, answer: str, spec: NetworkSpec, prefix: str) -> str:
-        columns = spec.columns or tuple(range(spec.outputs))
-        self.columns = columns
-        if not spec.columns:
+        columns = spec.columns
+        self.count = len(columns) or spec.outputs
+        if not columns:
             return answer
         places = self.constant(f"{prefix}places", np.array([max(column, 0) for column in columns], np.int64))
         answer = self.node("Gather", [answer, places], f"{prefix}chosen", axis=1)

@@ -72,7 +72,7 @@ class ModelInfo:
         """
         values = {name: value for name, value in vars(self).items() if name != "network"}
         values |= {"architecture": self.architecture, "enlarge": self.network.enlarge}
-        if self.network.columns:
+        if self.network.outputs:
             values |= {"outputs": self.network.outputs, "columns": list(self.network.columns)}
         settings = dict(self.network.settings)
         if settings and self.architecture != DEPTHWISE:
