@@ -70,6 +70,12 @@ def find_sources(recipe: Recipe) -> list[tuple[Recipe, Path]]:
     return [(one, path) for one in recipes if (path := find_weights(one)) is not None]
 
 
+def has_onnx(recipe: Recipe) -> bool:
+    """Whether the teacher is an ONNX file, or one of several weights is."""
+    names = recipe.teacher.members or (recipe.teacher.source,)
+    return any(is_onnx(Path(name)) for name in names)
+
+
 def local_weights(recipe: Recipe) -> Path | None:
     """`find_weights` without a download: None for the notebook's, which say nothing of themselves."""
     return None if recipe.teacher.source == FOOD_11 else find_weights(recipe)

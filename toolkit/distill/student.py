@@ -21,12 +21,15 @@ from toolkit.distill.plan import Plan
 from toolkit.distill.precision import Arithmetic
 from toolkit.distill.provenance import require_same_classes
 from toolkit.distill.quantized import choose_teacher, teacher_in
-from toolkit.distill.teachers import LiveTeacher, Teacher
+from toolkit.distill.teachers import LiveTeacher, Teacher, TeacherOfSomeClasses
 from toolkit.distill.training import Training
+from toolkit.errors import RecipeError
 from toolkit.files import sha256_file
 from toolkit.modeldir import ModelDir, Role
+from toolkit.networks import registry
+from toolkit.networks.class_map import UNKNOWN
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.registry import NetworkSpec
+from toolkit.networks.registry import NetworkSpec, has_file
 from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
 
@@ -63,6 +66,7 @@ def distill_student(
     precision = state.precision if state else job.choose_precision(learner.classifier)
     views = job.views()
     answering, teacher_precision = _open_teacher(job, tapped_teacher, views, state.teacher_precision if state else None)
+    answering = _know_all_classes(answering, teacher, job, views)
     plan = _plan(job, "student", precision, teacher_precision)
     training = Training(learner, learn_from_teacher(recipe.distill), views, data.valid, plan, answering)
     with beside(precision):
@@ -150,6 +154,11 @@ def _tap(recipe: Recipe, student: Classifier, teacher: Classifier) -> tuple[Tapp
     section, size = recipe.distill, recipe.data.image_size
     if not section.feature_method:
         return TappedNetwork(student, ()), TappedNetwork(teacher, ())
+    if has_file(teacher.network):
+        raise RecipeError(
+            f"{section.feature_method} reads the teacher's layers, and an imported ONNX file shows none",
+            f"use a method of logits: distill.method={section.logit_method or 'kd'}",
+        )
     teacher_size = recipe.data_of("teacher").image_size
     student_taps = section.student_taps or (default_tap(student.network, size),)
     teacher_taps = section.teacher_taps or (default_tap(teacher.network, teacher_size),)
@@ -179,7 +188,9 @@ def _open_teacher(
     own_views = job.data.for_teacher is not None
     views = job.views_of_teacher() if own_views else views
     precision = find_stored_answers(job, views, chosen)
-    if precision is None:
+    if precision is None and has_file(teacher.network):
+        precision = "fp32"  # of what it takes and gives; inside, the file has its own
+    elif precision is None:
         if chosen is not None:
             answering, precision = teacher_in(chosen, teacher, views), chosen
         else:
@@ -193,6 +204,20 @@ def _open_teacher(
         console.say("a teacher's layers are not stored: it runs live, on the same views")
     valid = job.data.seen_by("teacher").valid
     return LiveTeacher(tapped, views, valid, precision, own_views=own_views), precision
+
+
+def _know_all_classes(answering: Teacher, teacher: Classifier, job: TrainingJob, views: TrainingViews) -> Teacher:
+    """The teacher; behind labels for images of classes that it does not know, if there are any."""
+    columns, section = registry.spec_of(teacher.network).columns, job.recipe.distill
+    unknown = [place for place, column in enumerate(columns) if column == UNKNOWN]
+    if not unknown:
+        return answering
+    if section.standardize:
+        raise RecipeError(
+            "distill.standardize needs a teacher that knows all classes of the data",
+            "use distill.standardize=false",
+        )
+    return TeacherOfSomeClasses(answering, unknown, section.temperature, views, job.data.valid.labels)
 
 
 def find_stored_answers(job: TrainingJob, views: TrainingViews, chosen: Arithmetic | None) -> Arithmetic | None:

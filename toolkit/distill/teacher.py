@@ -68,7 +68,7 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, option
     if kept := job.kept():
         return kept
     if sources:
-        teacher = _import(sources, job)
+        teacher = import_given(sources, data.dataset.classes, recipe.teacher.combine)
     else:
         teacher = _new_network(recipe, data.num_classes)
         teacher = replace(teacher, network=distributed.synchronize_batch_norms(teacher.network, options.device))
@@ -102,9 +102,8 @@ def teacher_settings(recipe: Recipe, dataset: Dataset) -> tuple[list[Source], di
     return sources, settings
 
 
-def _import(sources: Sequence[Source], job: TrainingJob) -> Imported:
-    """The one file as a network, or several as one."""
-    classes = job.data.dataset.classes
+def import_given(sources: Sequence[Source], classes: tuple[str, ...], combine: str) -> Imported:
+    """The one file as a network, or several as one, for data of these classes."""
     found = [import_teacher(path, recipe, len(classes), classes) for recipe, path in sources]
     if len(found) == 1:
         return found[0]
@@ -114,7 +113,6 @@ def _import(sources: Sequence[Source], job: TrainingJob) -> Imported:
         describe_member(spec_of(one.network).to_json(), one.mean, one.std, size)
         for one, size in zip(found, sizes, strict=True)
     ]
-    combine = job.recipe.teacher.combine
     network = Ensemble(members, sizes, combine)
     vars(network)["spec"] = NetworkSpec(ENSEMBLE, {"combine": combine, "members": described})
     return Imported(network, ZERO, ONE)

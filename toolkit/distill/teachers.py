@@ -6,8 +6,10 @@ C classes, B images of a batch, V validation images.
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from toolkit.data.batches import TrainingViews
 from toolkit.data.pixels import Pixels
@@ -18,6 +20,9 @@ from toolkit.distill.frozen import freeze
 from toolkit.distill.objective import NetworkOutput
 from toolkit.distill.precision import Arithmetic, autocast
 from toolkit.networks.small_maps import place
+
+LEAST_PROBABILITY = 1e-4
+"""of a class in an answer that is made of a label"""
 
 
 class Teacher(Protocol):
@@ -78,3 +83,40 @@ class LiveTeacher:
 
     def valid_logits(self) -> Tensor:
         return compute_logits(self._network.classifier, self._valid_pixels, self._precision, self._views.device)
+
+
+class TeacherOfSomeClasses:
+    """A teacher that does not know all classes: an image of an unknown one is answered by its label.
+
+    The answer is then log p · T of the target p, with probabilities of LEAST_PROBABILITY at least, so that p is what
+    the temperature T makes of it.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        unknown: Sequence[int],
+        temperature: float,
+        views: TrainingViews,
+        valid_labels: np.ndarray,
+    ) -> None:
+        self._teacher, self._unknown, self._temperature = teacher, list(unknown), temperature
+        self._views, self._valid_labels = views, torch.from_numpy(valid_labels).to(views.device)
+
+    def show(self, view: int) -> None:
+        self._teacher.show(view)
+
+    def expect(self, coming: Sequence[Indices], view: int) -> None:
+        self._teacher.expect(coming, view)
+
+    def answer(self, indices: Indices, view: int, student_images: Tensor) -> NetworkOutput:
+        output = self._teacher.answer(indices, view, student_images)
+        return NetworkOutput(self._fill(output.logits, self._views.targets(indices, view)), output.features)
+
+    def valid_logits(self) -> Tensor:
+        return self._fill(self._teacher.valid_logits(), self._valid_labels)
+
+    def _fill(self, logits: Tensor, target: Tensor) -> Tensor:
+        shares = target if target.ndim == 2 else functional.one_hot(target, logits.shape[1]).float()
+        is_unknown = shares[:, self._unknown].sum(1, keepdim=True) > 0
+        return torch.where(is_unknown, shares.clamp_min(LEAST_PROBABILITY).log() * self._temperature, logits)

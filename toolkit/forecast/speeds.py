@@ -27,6 +27,7 @@ from toolkit.distill.precision import FloatArithmetic, NetworkStep, choose_preci
 from toolkit.distill.quantized import views_to_answer
 from toolkit.distill.step import Stepper
 from toolkit.distill.step_graph import WARM_UP
+from toolkit.distill.teacher import import_given
 from toolkit.distill.trainable import require_trainable
 from toolkit.distill.training import Training
 from toolkit.errors import DataError
@@ -70,6 +71,7 @@ class MeasuredSpeeds:
         self._render_s = functools.cache(self._time_views)
         self._key = functools.cache(_key)  # reads a given teacher's file once per recipe
         self._build = functools.cache(self._build_network)
+        self._given = functools.cache(self._import_given)
         self._build_plain = functools.cache(self._build_network)  # as in a benchmark, not as in training
         self._optimizer_s = functools.cache(self._time_optimizer)
         self._replay_s = functools.cache(self._time_replays)
@@ -134,8 +136,8 @@ class MeasuredSpeeds:
     def _forward_s(
         self, recipe: Recipe, role: Role, precision: FloatArithmetic, batch: int, *, as_trained: bool = True
     ) -> float:
-        build = self._build if as_trained else self._build_plain
-        network, size = build(*self._key(recipe, role)), recipe.data_of(role).image_size
+        network = self._network(recipe, role) if as_trained else self._plain_network(recipe, role)
+        size = recipe.data_of(role).image_size
         images = self._facts.images["valid"] + self._facts.images["test"]
         step = NetworkStep(network, batch, size, self._device, training=False)
         return step_seconds(step, precision, as_trained=as_trained, images=images, clock=self._clock)
@@ -164,7 +166,21 @@ class MeasuredSpeeds:
         return min(section.batch_size, self._facts.images["train"])
 
     def _network(self, recipe: Recipe, role: Role) -> Classifier:
+        if role == "teacher" and provenance.has_onnx(recipe):
+            return self._given(recipe)
         return self._build(*self._key(recipe, role))
+
+    def _plain_network(self, recipe: Recipe, role: Role) -> Classifier:
+        """As in a benchmark, not as in training."""
+        if role == "teacher" and provenance.has_onnx(recipe):
+            return self._given(recipe)
+        return self._build_plain(*self._key(recipe, role))
+
+    def _import_given(self, recipe: Recipe) -> Classifier:
+        """A teacher with an ONNX file in it: without its file, it is no network."""
+        sources = provenance.find_sources(recipe)
+        teacher = import_given(sources, self._dataset.classes, recipe.teacher.combine)
+        return Classifier(teacher.network, teacher.mean, teacher.std).to(self._device)
 
     def _build_network(self, spec: NetworkSpec, image_size: int) -> Classifier:
         """The untrained network, as the stages build it, on its device."""
