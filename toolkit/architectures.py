@@ -46,7 +46,7 @@ class OnnxSettings(NetworkSettings):
 
     layout: Literal["auto", "nchw", "nhwc"] = Field("auto", description="order of the axes of its input")
     white: Literal[1, 255] = Field(1, description="value of white in its input, before mean and std")
-    answers: Literal["auto", "logits", "probabilities"] = Field(
+    output: Literal["auto", "logits", "probabilities"] = Field(
         "auto", description="what its output holds; auto: probabilities if they sum to 1"
     )
 

@@ -200,9 +200,9 @@ class TestWhatIsNoClassifier:
             import_onnx(whole, OnnxSettings(white=255), SIZE, *NOTHING)
         negative = save_foreign(tmp_path / "c.onnx", bias=-20.0)
         with pytest.raises(
-            WeightsError, match="its answers are no probabilities, some are below 0; use teacher.answers"
+            WeightsError, match="its answers are no probabilities, some are below 0; use teacher.output"
         ):
-            import_onnx(negative, OnnxSettings(answers="probabilities"), SIZE, *NOTHING)
+            import_onnx(negative, OnnxSettings(output="probabilities"), SIZE, *NOTHING)
 
 
 class TestAnswers:
@@ -212,7 +212,7 @@ class TestAnswers:
         path = save_foreign(tmp_path / "a.onnx", layout=layout, element=element)
         network, _ = import_onnx(path, OnnxSettings(), SIZE, *NOTHING)
         torch.testing.assert_close(network(images()), colours(images()), atol=5e-3, rtol=1e-3)
-        assert network.settings.answers == "logits"
+        assert network.settings.output == "logits"
 
     def test_whole_numbers(self, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "a.onnx", layout="nhwc", element=TensorProto.UINT8)
@@ -223,9 +223,9 @@ class TestAnswers:
     def test_probabilities_become_their_logarithms(self, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "a.onnx", ending="Softmax")
         network, _ = import_onnx(path, OnnxSettings(), SIZE, *NOTHING)
-        assert network.settings.answers == "probabilities"
+        assert network.settings.output == "probabilities"
         torch.testing.assert_close(network(images()), colours(images()).log_softmax(1), atol=1e-4, rtol=1e-4)
-        kept, _ = import_onnx(path, OnnxSettings(answers="logits"), SIZE, *NOTHING)
+        kept, _ = import_onnx(path, OnnxSettings(output="logits"), SIZE, *NOTHING)
         torch.testing.assert_close(kept(images()), colours(images()).softmax(1))
 
     @pytest.mark.parametrize("batch", [1, 4])

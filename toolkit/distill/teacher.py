@@ -51,7 +51,7 @@ TRAINED_BY = ("teacher", "training.seed", "training.precision")
 """Settings, beside the data's, that decide the result for a teacher that is trained here..."""
 IMPORTED_BY = tuple(
     f"teacher.{key}"
-    for key in ("architecture", "mean", "std", "enlarge", "image_size", "combine", "layout", "white", "answers")
+    for key in ("architecture", "mean", "std", "enlarge", "image_size", "combine", "layout", "white", "output")
 )
 """...and one that is imported; the file itself is known by its SHA-256, and its network's settings are compared."""
 

@@ -105,7 +105,7 @@ class _Parts:
         self._take(onnx.compose.add_prefix(model, own))
         answer = self.node("Flatten", [f"{own}{described.outputs[0]}"], f"{prefix}flat", axis=1)
         answer = self.node("Cast", [answer], f"{prefix}float", to=TensorProto.FLOAT)
-        if network.settings.answers == "probabilities":
+        if network.settings.output == "probabilities":
             least = self.constant(f"{prefix}least_probability", np.float32(LEAST_PROBABILITY))
             answer = self.node("Log", [self.node("Max", [answer, least], f"{prefix}positive")], f"{prefix}log")
         return self._choose(answer, vars(network)["spec"], prefix)

@@ -48,7 +48,7 @@ class OnnxNetwork(nn.Module):
         described, session = self._open(str(images.device))
         answers = torch.from_numpy(np.concatenate(self._run(described, session, images.float())))
         answers = answers.to(images.device).flatten(1).float()
-        return answers.clamp_min(LEAST_PROBABILITY).log() if self.settings.answers == "probabilities" else answers
+        return answers.clamp_min(LEAST_PROBABILITY).log() if self.settings.output == "probabilities" else answers
 
     def count_parameters(self) -> int:
         """The numbers in its weights."""
@@ -128,14 +128,14 @@ def import_onnx(
     """
     described = read_onnx(path)
     layout = _settle_layout(path, described, settings)
-    network = OnnxNetwork(settings.model_copy(update={"layout": layout, "answers": "logits"}), described.content)
+    network = OnnxNetwork(settings.model_copy(update={"layout": layout, "output": "logits"}), described.content)
     answers = _try(path, network, image_size, mean, std)
-    if settings.answers == "probabilities" or (settings.answers == "auto" and _are_probabilities(answers)):
+    if settings.output == "probabilities" or (settings.output == "auto" and _are_probabilities(answers)):
         if bool((answers < 0).any()):
             raise WeightsError(
-                f"{path}: its answers are no probabilities, some are below 0", "use teacher.answers=logits"
+                f"{path}: its answers are no probabilities, some are below 0", "use teacher.output=logits"
             )
-        network.settings = network.settings.model_copy(update={"answers": "probabilities"})
+        network.settings = network.settings.model_copy(update={"output": "probabilities"})
     return network, answers.shape[1]
 
 
