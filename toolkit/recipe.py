@@ -60,6 +60,7 @@ NEWER_SETTINGS = {
     "teacher.enlarge": None,
     "teacher.image_size": None,
     "teacher.classes": "",
+    "teacher.folds": 0,
     "teacher.combine": "probabilities",
 }
 """Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
@@ -103,6 +104,16 @@ class Recipe(Section):
                     f"{name}.start_image_size = {section.start_image_size} must not exceed"
                     f" {owner}.image_size = {full_size}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _folds_are_trained(self) -> Self:
+        if self.teacher.folds == 1:
+            raise ValueError("teacher.folds = 1 would leave all images out: use 0, or 2 and more")
+        if self.teacher.folds and (self.teacher.members or self.teacher.source not in ("", IMAGENET)):
+            raise ValueError("teacher.folds is for teachers that are trained here: leave out teacher.weights, or folds")
+        if self.teacher.folds and self.distill.feature_method:
+            raise ValueError("a method of layers reads one teacher: set teacher.folds to 0")
         return self
 
     @model_validator(mode="after")

@@ -188,6 +188,13 @@ class TeacherRecipe(NetworkRecipe, StageRecipe):
     combine: Literal["probabilities", "logits"] = Field(
         "probabilities", description="what is averaged, if there are several weights"
     )
+    folds: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="teachers that are trained, each without one part of the training images; an image is taught by the"
+        " one that has not seen it; 0: one teacher that sees all",
+    )
     classes: str = Field(
         "", description="file with the names of its outputs, one per line; empty: as its weights say, else the data's"
     )

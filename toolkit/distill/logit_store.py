@@ -8,7 +8,7 @@ C classes, B images of a batch, V validation images.
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,10 +25,9 @@ from toolkit.data.pixels import Pixels
 from toolkit.data.resident import copy_in_pieces, send
 from toolkit.data.views import Indices
 from toolkit.distill import distributed
-from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import NetworkOutput
 from toolkit.distill.precision import Arithmetic
-from toolkit.distill.teachers import LiveTeacher
+from toolkit.distill.teachers import Teacher
 from toolkit.errors import ArtifactError, DataError
 from toolkit.files import write_atomically
 
@@ -59,6 +58,10 @@ class StoredTeacher:
         self._device = device
         self._shown = torch.empty(0, device=device)
         self._number = -1
+
+    @property
+    def is_capturable(self) -> bool:
+        return True
 
     def show(self, view: int) -> None:
         """Have that view's logits on the device: float32 (N, C), in place."""
@@ -101,8 +104,8 @@ class LogitStore:
         """The first of `precisions` in which the cache of every process has them already."""
         return next((precision for precision in precisions if self._is_everywhere(precision)), None)
 
-    def open(self, network: TappedNetwork, precision: Arithmetic) -> StoredTeacher:
-        """From the cache, or computed now with `network`. Raises DataError if the cache cannot be written."""
+    def open(self, live: Callable[[], Teacher], precision: Arithmetic) -> StoredTeacher:
+        """From the cache, or computed now by the `live` teacher. Raises DataError if the cache cannot be written."""
         path, views, valid = self._path(precision), self.views, self.valid
         amount = f"teacher logits: {console.count(self.num_views, 'view')} of {len(views):,} images"
         if self._is_everywhere(precision):
@@ -112,7 +115,7 @@ class LogitStore:
             console.say(f"{amount} to compute once ({console.size(size_bytes)} in {path.parent})")
             if distributed.local_rank() == 0:
                 remove_leftovers(path.parent, (path.suffix,))
-            _fill(path, LiveTeacher(network, views, valid, precision), views, self.num_views)
+            _fill(path, live(), views, self.num_views)
             distributed.barrier()
         stored = np.memmap(path, dtype=np.float32, mode="r", shape=(self._rows, views.num_classes))
         train_logits = stored[len(valid) :].reshape(self.num_views, len(views), views.num_classes)
@@ -137,7 +140,7 @@ class LogitStore:
         return cache_folder("logits", f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.f32")
 
 
-def _fill(path: Path, live: LiveTeacher, views: TrainingViews, num_views: int) -> None:
+def _fill(path: Path, live: Teacher, views: TrainingViews, num_views: int) -> None:
     """Compute every row and write the file, whole or not at all; one process of each machine writes."""
     batch_size = max(1, FILL_BATCH_PIXELS // views.data.image_size**2) * distributed.world_size()
     steps = list(batches(np.arange(len(views)), batch_size, distributed.world_size()))

@@ -106,6 +106,7 @@ class Stepper:
         torch.compile has graphs of its own, processes wait for each other, and hooks on layers are Python's.
         """
         alone = distributed.world_size() == 1 and self._compiled is None and not self._learner.projectors
+        alone = alone and (self._teacher is None or self._teacher.is_capturable)
         return alone and self._plan.device.startswith("cuda") and self._views.is_resident
 
     def _use_graph(self) -> None:

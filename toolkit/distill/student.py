@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from toolkit import console
 from toolkit.data.batches import TrainingViews
@@ -14,6 +15,7 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork, default_tap, tap_channels
+from toolkit.distill.folds import OutOfFoldTeacher, folds_of
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile, prove_size
 from toolkit.distill.logit_store import LogitStore
 from toolkit.distill.objective import FEATURE_METHODS, learn_from_labels, learn_from_teacher
@@ -29,6 +31,7 @@ from toolkit.modeldir import ModelDir, Role
 from toolkit.networks import registry
 from toolkit.networks.class_map import UNKNOWN
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.ensemble import Ensemble
 from toolkit.networks.registry import NetworkSpec, has_file
 from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
@@ -61,11 +64,12 @@ def distill_student(
     if kept := job.kept():
         return kept
     state = job.saved_state()
-    teacher = _load_teacher(job, teacher_file)
+    teacher, info = _load_teacher(job, teacher_file)
     learner, tapped_teacher = _tap(recipe, _new_student(job), teacher)
     precision = state.precision if state else job.choose_precision(learner.classifier)
     views = job.views()
-    answering, teacher_precision = _open_teacher(job, tapped_teacher, views, state.teacher_precision if state else None)
+    chosen = state.teacher_precision if state else None
+    answering, teacher_precision = _open_teacher(job, tapped_teacher, views, chosen, info.extra.get("folds", 0))
     answering = _know_all_classes(answering, teacher, job, views)
     plan = _plan(job, "student", precision, teacher_precision)
     training = Training(learner, learn_from_teacher(recipe.distill), views, data.valid, plan, answering)
@@ -172,38 +176,72 @@ def _tap(recipe: Recipe, student: Classifier, teacher: Classifier) -> tuple[Tapp
     ), tapped_teacher
 
 
-def _load_teacher(job: TrainingJob, path: Path) -> Classifier:
+def _load_teacher(job: TrainingJob, path: Path) -> tuple[Classifier, ModelInfo]:
     """The network in `path`, frozen. Raises WeightsError unless its classes are the data's."""
     teacher, info = load_model(path)
     require_same_classes(info.classes, job.data.dataset, path.name, OTHER_CLASSES)
     _require_same_size(teacher, info, job.recipe.data_of("teacher").image_size, path.name)
-    return teacher.requires_grad_(False)
+    return teacher.requires_grad_(False), info
 
 
 def _open_teacher(
-    job: TrainingJob, tapped: TappedNetwork, views: TrainingViews, chosen: Arithmetic | None
+    job: TrainingJob, tapped: TappedNetwork, views: TrainingViews, chosen: Arithmetic | None, folds: int
 ) -> tuple[Teacher, Arithmetic]:
-    """The teacher, stored or live, and the arithmetic of its answers: `chosen` by an interrupted run, or else now."""
-    recipe, teacher = job.recipe, tapped.classifier
+    """The teacher, stored or live, and the arithmetic of its answers: `chosen` by an interrupted run, or else now.
+
+    If it was trained in so many `folds`, each image is answered by the part that has not seen it.
+    """
+    recipe = job.recipe
     own_views = job.data.for_teacher is not None
     views = job.views_of_teacher() if own_views else views
     precision = find_stored_answers(job, views, chosen)
-    if precision is None and has_file(teacher.network):
-        precision = "fp32"  # of what it takes and gives; inside, the file has its own
-    elif precision is None:
-        if chosen is not None:
-            answering, precision = teacher_in(chosen, teacher, views), chosen
-        else:
-            choose_float = partial(job.choose_precision, teacher, training=False)
-            answering, precision = choose_teacher(recipe, choose_float, teacher, views)
-        if answering is not teacher:
-            tapped = TappedNetwork(answering)
+    if precision is None:
+        tapped, precision = _choose_arithmetic(job, tapped, views, chosen, folds)
+
+    def live() -> Teacher:
+        return _live(job, tapped, views, precision, folds)
+
     if recipe.distill.stored_views:
-        return _store(job, views).open(tapped, precision), precision
+        return _store(job, views).open(live, precision), precision
     if recipe.distill.teacher_views:
         console.say("a teacher's layers are not stored: it runs live, on the same views")
-    valid = job.data.seen_by("teacher").valid
-    return LiveTeacher(tapped, views, valid, precision, own_views=own_views), precision
+    return live(), precision
+
+
+def _live(job: TrainingJob, tapped: TappedNetwork, views: TrainingViews, precision: Arithmetic, folds: int) -> Teacher:
+    valid, own_views = job.data.seen_by("teacher").valid, job.data.for_teacher is not None
+    whole = LiveTeacher(tapped, views, valid, precision, own_views=own_views)
+    if not folds:
+        return whole
+    network = tapped.classifier.network
+    assert isinstance(network, Ensemble)
+    members = [
+        LiveTeacher(TappedNetwork(member), views, valid, precision, own_views=own_views)
+        for member in map(_as_classifier, network.members)
+    ]
+    return OutOfFoldTeacher(members, folds_of(views.pixels, folds, job.recipe.data.split_seed), whole)
+
+
+def _as_classifier(member: nn.Module) -> Classifier:
+    assert isinstance(member, Classifier)
+    return member
+
+
+def _choose_arithmetic(
+    job: TrainingJob, tapped: TappedNetwork, views: TrainingViews, chosen: Arithmetic | None, folds: int
+) -> tuple[TappedNetwork, Arithmetic]:
+    """The teacher in that arithmetic, and which it is."""
+    teacher = tapped.classifier
+    if has_file(teacher.network):
+        return tapped, "fp32"  # of what it takes and gives; inside, the file has its own
+    if chosen is not None:
+        answering, precision = teacher_in(chosen, teacher, views), chosen
+    elif folds:
+        return tapped, job.choose_precision(teacher, training=False)
+    else:
+        choose_float = partial(job.choose_precision, teacher, training=False)
+        answering, precision = choose_teacher(job.recipe, choose_float, teacher, views)
+    return (TappedNetwork(answering) if answering is not teacher else tapped), precision
 
 
 def _know_all_classes(answering: Teacher, teacher: Classifier, job: TrainingJob, views: TrainingViews) -> Teacher:

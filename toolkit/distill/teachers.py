@@ -19,6 +19,7 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.frozen import freeze
 from toolkit.distill.objective import NetworkOutput
 from toolkit.distill.precision import Arithmetic, autocast
+from toolkit.networks.registry import has_file
 from toolkit.networks.small_maps import place
 
 LEAST_PROBABILITY = 1e-4
@@ -43,6 +44,10 @@ class Teacher(Protocol):
     def valid_logits(self) -> Tensor:
         """float32 (V, C), the evaluation views of the validation images."""
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether `answer` is the same work for any batch, all of it on the GPU, so that a CUDA graph can replay it."""
+
 
 class LiveTeacher:
     """Runs the network on every batch; on a GPU a frozen copy of it, unless the method needs its layers.
@@ -65,6 +70,10 @@ class LiveTeacher:
             self._network = TappedNetwork(freeze(network.classifier, precision, views.data.image_size))
         self._views, self._valid_pixels, self._precision = views, valid_pixels, precision
         self._own_views = own_views
+
+    @property
+    def is_capturable(self) -> bool:
+        return not has_file(self._network.classifier.network) and not (self._own_views and not self._views.is_resident)
 
     def show(self, view: int) -> None:
         if self._own_views:
@@ -102,6 +111,10 @@ class TeacherOfSomeClasses:
     ) -> None:
         self._teacher, self._unknown, self._temperature = teacher, list(unknown), temperature
         self._views, self._valid_labels = views, torch.from_numpy(valid_labels).to(views.device)
+
+    @property
+    def is_capturable(self) -> bool:
+        return self._teacher.is_capturable
 
     def show(self, view: int) -> None:
         self._teacher.show(view)

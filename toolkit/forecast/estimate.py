@@ -115,7 +115,12 @@ class _Adder:
             asked = 0 if facts.known_accuracy else self._valid
             seconds = IMPORT_S + asked * speeds.answer_s(recipe, "teacher", recipe.teacher.batch_size)
             return ForecastStage("teacher", self._valid, (self._teachers,) * 2, 0, seconds, size_bytes, GIVEN)
-        return self._training("teacher", recipe.teacher, facts.seeds[:1], size_bytes)
+        stage = self._training("teacher", recipe.teacher, facts.seeds[:1], size_bytes)
+        if not (folds := recipe.teacher.folds):
+            return stage
+        done = facts.epochs_done.get(("teacher", facts.seeds[0]), 0)
+        note = f"{folds} folds" + (f", {done} of {folds * recipe.teacher.epochs} epochs done" if done else "")
+        return replace(stage, seconds=self._folds_s(done), disk_bytes=2 * folds * size_bytes, note=note)
 
     def logits(self) -> ForecastStage | None:
         """The store of the teacher's logits; a live teacher's answers are part of the student's steps."""
@@ -205,6 +210,12 @@ class _Adder:
         stage = ForecastStage(role, self._train, sizes, section.epochs)
         stage = _of_seeds(stage, len(seeds), seconds, size_bytes * len(seeds))
         return replace(stage, note=f"resumes after epoch {done[0]}") if done[0] else stage
+
+    def _folds_s(self, done: int) -> float:
+        """s of the teachers of all folds after so many epochs of them together; each sees all folds but one."""
+        section = self._recipe.teacher
+        whole = self._epochs_s("teacher", section, range(section.epochs))
+        return max(0.0, whole * (section.folds - 1) * (1 - done / (section.epochs * section.folds)))
 
     def _epochs_s(self, role: Role, section: StageRecipe, epochs: range) -> float:
         recipe, speeds = self._recipe, self._speeds

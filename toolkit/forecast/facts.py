@@ -124,7 +124,17 @@ def _look_at_teacher(setup: StageSetup, command: Command) -> Progress:
         require_same_network(file, recipe)
         return frozenset({network}), {}  # it teaches, however it was trained
     _, settings = teacher_settings(recipe, setup.dataset)
-    return _look_at(network, _training_job(setup, recipe, setup.model_dir, network, settings))
+    whole = _look_at(network, _training_job(setup, recipe, setup.model_dir, network, settings))
+    if whole[0] or not recipe.teacher.folds:
+        return whole
+    parts = [
+        _training_job(setup, recipe, setup.model_dir.of_fold(fold), network, settings | {"fold": fold})
+        for fold in range(recipe.teacher.folds)
+    ]
+    done = [
+        recipe.teacher.epochs if part.is_up_to_date() else _look_at(network, part)[1].get(network, 0) for part in parts
+    ]
+    return frozenset(), {network: sum(done)} if any(done) else {}
 
 
 def _look_at_seed(
