@@ -131,10 +131,9 @@ def _look_at_teacher(setup: StageSetup, command: Command) -> Progress:
         _training_job(setup, recipe, setup.model_dir.of_fold(fold), network, settings | {"fold": fold})
         for fold in range(recipe.teacher.folds)
     ]
-    done = [
-        recipe.teacher.epochs if part.is_up_to_date() else _look_at(network, part)[1].get(network, 0) for part in parts
-    ]
-    return frozenset(), {network: sum(done)} if any(done) else {}
+    looked = [_look_at(network, part) for part in parts]
+    done = sum(recipe.teacher.epochs if there else epochs.get(network, 0) for there, epochs in looked)
+    return frozenset(), {network: done} if done else {}
 
 
 def _look_at_seed(
