@@ -48,7 +48,22 @@ reading, other trainings."""
 MOVED = {f"distill.{key}": f"training.{key}" for key in ("seed", "precision", "compile")}
 """The former place of a setting of both training stages, from before there was [training] → its present place."""
 
-NEWER_SETTINGS = {"data.share": 1, "teacher.enlarge": None}
+NEWER_SETTINGS = {
+    "data.share": 1,
+    "teacher.enlarge": None,
+    "data.crop_scale": [1, 1],
+    "data.crop_ratio": [0.75, 1.3333],
+    "data.color_jitter": [0, 0, 0, 0],
+    "data.grey": 0,
+    "data.blur": 0,
+    "data.blur_sigma": [0.0005, 0.009],
+    "data.erasing": 0,
+    "data.augment": "none",
+    "data.augment_operations": 2,
+    "data.augment_magnitude": 9,
+    "teacher.cutmix": 0,
+    "distill.cutmix": 0,
+}
 """Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
 
 FOLLOW_PICTURES = ("data.image_size", "data.resize", "data.crop_padding", "teacher.epochs", "distill.epochs")

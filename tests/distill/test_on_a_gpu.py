@@ -35,7 +35,7 @@ from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.networks.small_maps import place
 from toolkit.recipe import Recipe
-from toolkit.settings import DataRecipe
+from toolkit.settings import DataRecipe, Mix
 
 METHODS = ("kd", "dkd", "dist", "hard", "fitnets", "attention", "similarity")
 SIDE, BATCH, CLASSES = 64, 8, 10
@@ -57,7 +57,7 @@ def make_plan_on(device: str, **settings: Any) -> Plan:
 
 
 def make_views_on(device: str, splits: Splits, data: DataRecipe = DATA, mixup: float = 0.0) -> TrainingViews:
-    return TrainingViews(splits[0], data, 3, seed=3, mixup=mixup, device=device)
+    return TrainingViews(splits[0], data, 3, seed=3, mix=Mix(mixup), device=device)
 
 
 # Views.
@@ -291,7 +291,7 @@ def test_pixels_leave_the_gpu_with_those_who_use_them(splits: Splits) -> None:
     pixels = Rehearsal("cpu", 160, 64, 4)._pixels
     gc.disable()
     try:
-        views = TrainingViews(pixels, DATA, CLASSES, seed=0, mixup=0.0, device="cuda:0")
+        views = TrainingViews(pixels, DATA, CLASSES, seed=0, mix=Mix(), device="cuda:0")
         views.render(np.arange(4), 0)
         assert torch.cuda.memory_allocated() - before >= pixels.data.nbytes
         del views, pixels

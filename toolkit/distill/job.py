@@ -169,7 +169,7 @@ class TrainingJob:
             self.recipe.data,
             self.data.num_classes,
             seed=self.recipe.training.seed,
-            mixup=section.mixup,
+            mix=section.mix,
             device=self.options.device,
         )
 
