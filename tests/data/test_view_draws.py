@@ -1,5 +1,6 @@
 """The stronger views: drawn as torchvision draws them, in its order, and the same at any size and on any device."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,19 @@ class TestDraws:
         strong = draw(recipe(rotation_degrees=10, **{k: v for k, v in STRONG["all"].items() if "crop" not in k}))
         for name in ("top", "left", "flip", "angle"):
             assert np.array_equal(getattr(plain, name), getattr(strong, name))
+
+    def test_a_recipe_of_earlier_versions_has_the_views_that_it_had(self) -> None:
+        """The digest is from before there were stronger views."""
+        data = recipe(crop_padding=3, rotation_degrees=15.0)
+        sizes, found = np.array([[20, 31], [24, 24], [17, 40], [40, 13]]), hashlib.sha256()
+        for view in range(5):
+            drawn = draw_views(data, sizes, np.arange(4), 3, view)
+            for values in (drawn.top, drawn.left, drawn.flip, drawn.angle):
+                found.update(values.tobytes())
+        images = np.arange(4 * 40 * 40 * 3).reshape(4, 40, 40, 3).astype(np.uint8)
+        views = render_views(images, sizes, drawn, data.model_copy(update={"rotation_degrees": 0.0}))
+        found.update((views * 255).round().byte().contiguous().numpy().tobytes())
+        assert found.hexdigest() == "b621dd956c38b8bedd8cfcc95daa4d55edba4a5c596ad580107ffe6a21062ff3"
 
     @pytest.mark.parametrize("name", list(STRONG))
     def test_they_are_fixed_by_seed_image_and_view_alone(self, name: str) -> None:
@@ -154,6 +168,14 @@ class TestRendering:
         assert torch.equal(alter(views, drawn, data, whole=False), expected)
 
 
+@pytest.mark.parametrize("name", list(STRONG))
+def test_an_image_has_the_same_view_in_any_batch(name: str) -> None:
+    views = make_views(load(UNLIKE), 0.3, cutmix=1.0, **STRONG[name])
+    for view in range(4):
+        whole = views.render(np.arange(5), view)
+        torch.testing.assert_close(views.render(BATCH, view), whole[BATCH], rtol=0, atol=1e-6)
+
+
 class TestDevices:
     @pytest.mark.parametrize("source", SOURCES)
     @pytest.mark.parametrize("sizes", [ALIKE, UNLIKE])
@@ -227,9 +249,7 @@ def render(data: DataRecipe, factor: int, view: int, side: int | None = None) ->
     return views.render(np.arange(6), view, side)
 
 
-SAME_AT_ANY_SIZE = {name: values for name, values in STRONG.items() if name not in ("randaugment", "all")}
-SAME_AT_ANY_SIZE["plain"] = {"crop_padding": 8, "rotation_degrees": 10.0}
-SAME_AT_ANY_SIZE["all that is smooth"] = STRONG["all"] | {"augment": "none"}
+SAME_AT_ANY_SIZE = {**STRONG, "plain": {"crop_padding": 8, "rotation_degrees": 10.0}}
 
 
 @pytest.mark.parametrize("factor", [2, 4])
@@ -240,7 +260,7 @@ def test_a_larger_picture_with_larger_settings_gives_the_same_view(name: str, fa
     for view in range(3):
         small, large = render(data, 1, view), F.avg_pool2d(render(data, factor, view), factor)
         difference, other = (small - large).abs(), (small - F.avg_pool2d(render(data, factor, view + 1), factor)).abs()
-        # a plain crop may begin a pixel later, borders and solarized values lie within a pixel
+        # a plain crop may begin a pixel later, and sampling differs at edges
         assert difference.mean() < 0.025, (view, difference.mean())
         assert difference.mean() < 0.3 * other.mean()
 
@@ -249,8 +269,11 @@ def test_a_larger_picture_with_larger_settings_gives_the_same_view(name: str, fa
 def test_a_smaller_rendering_is_the_same_view(name: str) -> None:
     data = recipe(**{"image_size": 48, "resize": 60, "crop_padding": 4, **SAME_AT_ANY_SIZE[name]})
     for view in range(3):
-        full, half = render(data, 1, view), render(data, 1, view, side=24)
-        assert (F.avg_pool2d(full, 2) - half).abs().mean() < 0.025
+        half, other = (render(data, 1, number, side=24) for number in (view, view + 1))
+        difference = (F.avg_pool2d(render(data, 1, view), 2) - half).abs().mean()
+        # equalize tells apart values that are alike: dark corners are sampled in another way
+        assert difference < 0.04
+        assert difference < 0.3 * (half - other).abs().mean()
 
 
 def test_rotation_and_the_first_move_of_a_policy_are_one_sampling(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,6 +248,14 @@ SETTINGS = {
     "mixup, ema, smoothing": ["distill.mixup=0.3", "distill.ema=0.9", "distill.label_smoothing=0.1"],
     "growing, adamw": ["distill.start_image_size=16", "distill.optimizer=adamw", "distill.learning_rate=0.001"],
     "stored, turned": ["distill.teacher_views=2", "data.rotation_degrees=10.0"],
+    "stored, strong views": [
+        *("distill.teacher_views=2", "distill.cutmix=1.0", "distill.mixup=0.2", "data.crop_scale=[0.3, 1]"),
+        *("data.augment=randaugment", "data.erasing=0.3", "data.blur=0.2"),
+    ],
+    "live, growing, strong views": [
+        *("distill.start_image_size=16", "teacher.cutmix=1.0", "data.augment=trivialaugment", "data.grey=0.2"),
+        "data.color_jitter=[0.4, 0.4, 0.4, 0.1]",
+    ],
     "standardize, black padding": ["distill.standardize=true", "data.padding_mode=constant", "data.crop_padding=4"],
 }
 

@@ -167,6 +167,9 @@ def cut_crops(images: Iterable[np.ndarray], rows: np.ndarray, columns: np.ndarra
 
 
 def _is_run(places: np.ndarray) -> np.ndarray:
-    """Which rows of `places`, (B, S), count up by one from 0 or more; neighbours differ by one at most. bool (B,)."""
+    """Which rows of `places`, (B, S), count up by one from 0 or more: bool (B,).
+
+    Their ends tell: the steps of a plain crop are one at most, and those of a resized one differ by one at most.
+    """
     run: np.ndarray = (places[:, 0] >= 0) & (places[:, -1] - places[:, 0] == places.shape[1] - 1)
     return run
