@@ -62,6 +62,18 @@ NEWER_SETTINGS = {
     "teacher.classes": "",
     "teacher.folds": 0,
     "teacher.combine": "probabilities",
+    "data.crop_scale": [1, 1],
+    "data.crop_ratio": [0.75, 1.3333],
+    "data.color_jitter": [0, 0, 0, 0],
+    "data.grey": 0,
+    "data.blur": 0,
+    "data.blur_sigma": [0.0005, 0.009],
+    "data.erasing": 0,
+    "data.augment": "none",
+    "data.augment_operations": 2,
+    "data.augment_magnitude": 9,
+    "teacher.cutmix": 0,
+    "distill.cutmix": 0,
 }
 """Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
 

@@ -61,9 +61,18 @@ SETTINGS = {
     "mixup": ("distill.mixup=0.3",),
     "rotation": ("data.rotation_degrees=15.0",),
     "black border": ("data.padding_mode=constant", "data.crop_padding=4"),
+    "resized crop": ("data.crop_scale=[0.3, 0.9]",),
+    "cutmix": ("distill.cutmix=1.0", "distill.mixup=0.3"),
     "ema": ("distill.ema=0.9",),
     "all at once": ("distill.mixup=0.3", "data.rotation_degrees=15.0", "distill.ema=0.9", "distill.method=dist"),
 }
+
+STRONG = {
+    "colours": ("data.color_jitter=[0.4, 0.4, 0.4, 0.1]", "data.grey=0.2", "data.blur=0.3", "data.erasing=0.3"),
+    "randaugment": ("data.augment=randaugment", "data.augment_operations=3", "data.crop_scale=[0.3, 1]"),
+    "trivialaugment": ("data.augment=trivialaugment", "data.rotation_degrees=10.0", "distill.cutmix=1.0"),
+}
+"""Views whose draws decide what is done to each: on a device, all is done to all of them."""
 
 
 class Crossings(TorchDispatchMode):
@@ -144,7 +153,7 @@ def make_stepper(
         TappedNetwork(Classifier(spec.build(CLASSES), data.mean, data.std))
         for spec in (small, NetworkSpec("resnet18") if device == "meta" else small)
     )
-    views = TrainingViews(pixels, data, CLASSES, seed=0, mixup=section.mixup, device=device)
+    views = TrainingViews(pixels, data, CLASSES, seed=0, mix=section.mix, device=device)
     if as_on_gpu or not has_room:
         views.on_device = DeviceViews(views, ResidentPixels(pixels, device) if has_room else None)
     logits = np.random.default_rng(1).normal(size=(2, COUNT, CLASSES)).astype(np.float32)
@@ -172,9 +181,9 @@ def make_stepper(
 
 @pytest.mark.usefixtures("_meta_is_a_gpu")
 @pytest.mark.parametrize("how", ["live", "stored"])
-@pytest.mark.parametrize("name", list(SETTINGS))
+@pytest.mark.parametrize("name", [*SETTINGS, *STRONG])
 def test_a_step_stays_on_the_device(how: str, name: str) -> None:
-    stepper, _ = make_stepper(how, "meta", *SETTINGS[name])
+    stepper, _ = make_stepper(how, "meta", *(SETTINGS | STRONG)[name])
     stepper.take(np.arange(BATCH), 0, SIDE)
     stepper.take(np.arange(BATCH), 0, SIDE)  # the average's first step copies, its second one averages
     with Crossings() as crossings:
@@ -231,10 +240,11 @@ def test_a_step_of_images_that_are_there_sends_nothing_but_numbers(how: str, sid
 
 @pytest.mark.usefixtures("_meta_is_a_gpu")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("name", ["kd", "all at once"])
+@pytest.mark.parametrize("name", ["kd", "all at once", "resized crop", *STRONG])
 def test_the_graph_of_a_step_needs_nothing_of_the_host(optimizer: str, name: str) -> None:
     """From the place in the epoch's order to the weights and their average: no copy to the device or back."""
-    stepper, _ = make_stepper("stored", "meta", *SETTINGS[name], f"distill.optimizer={optimizer}")
+    settings = *(SETTINGS | STRONG)[name], f"distill.optimizer={optimizer}"
+    stepper, _ = make_stepper("stored", "meta", *settings)
     stepper._use_graph()
     whole = torch.arange(COUNT, device="meta")
     for start in (0, BATCH):
@@ -257,7 +267,7 @@ def test_an_epoch_sends_some_bytes_per_image(how: str) -> None:
         stepper.take(np.arange(BATCH), 0, SIDE)
     with Crossings() as crossings:
         stepper.take(np.arange(BATCH), 1, SIDE)
-    per_image = 8 + 8 + 1 + 16 + 8 + 4 + 4 * CLASSES  # corner, flip, axes, partner, its weight, stored logits
+    per_image = 8 + 8 + 1 + 16 + 8 + 4 + 4 * CLASSES  # corner, flip, warp, partner, its weight, stored logits
     assert sum(crossings.sent) <= COUNT * per_image + 8 * BATCH
 
 

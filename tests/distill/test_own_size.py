@@ -37,7 +37,7 @@ def smooth_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def views_of(data: DataRecipe, source: Path, mixup: float = 0.0) -> TrainingViews:
     dataset = load_dataset(data.model_copy(update={"source": str(source)}))
     pixels = load_pixels(dataset, "train", Preprocess.from_recipe(data))
-    return TrainingViews(pixels, data, 3, seed=0, mixup=mixup, device="cpu")
+    return TrainingViews(pixels, data, 3, seed=0, mix=Mix(mixup, 0.0), device="cpu")
 
 
 def test_the_settings_in_px_grow_with_the_size() -> None:

@@ -191,7 +191,7 @@ class TrainingJob:
             self.recipe.data_of(viewer),
             self.data.num_classes,
             seed=self.recipe.training.seed,
-            mixup=self.section.mixup,
+            mix=self.section.mix,
             device=self.options.device,
         )
 

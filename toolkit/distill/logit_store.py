@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from toolkit.distill.precision import Arithmetic
 from toolkit.distill.teachers import Teacher
 from toolkit.errors import ArtifactError, DataError
 from toolkit.files import write_atomically
+from toolkit.recipe import NEWER_SETTINGS
 
 LAYOUT_VERSION = 1
 """A part of the store's key; raised whenever the meaning of the content changes."""
@@ -90,8 +91,8 @@ class StoredTeacher:
 class LogitStore:
     """The cache's file of a teacher's logits, of `num_views` views of every image and of the validation images.
 
-    The key is all that decides them: the teacher's file, the images, the views' settings, seed and number, mixup and
-    the arithmetic.
+    The key is all that decides them: the teacher's file, the images, the views' settings, seed and number, their mix
+    and the arithmetic.
     """
 
     teacher_sha256: str
@@ -132,12 +133,19 @@ class LogitStore:
 
     def _path(self, precision: Arithmetic) -> Path:
         views, of_data = self.views, self.views.data.model_dump(mode="json")
-        settings = {name: value for name, value in of_data.items() if name not in NOT_IN_VIEWS}
+        settings = {name: value for name, value in of_data.items() if self._is_in_views(name, value)}
         names = "\n".join((*views.pixels.names, "", *self.valid.names)).encode(errors="surrogateescape")
         images = self.dataset_sha256, hashlib.sha256(names).hexdigest()
-        what = (LAYOUT_VERSION, self.teacher_sha256, *images, settings, self.num_views, views.seed, views.mixup)
-        key = json.dumps((*what, precision), sort_keys=True)
+        what = (LAYOUT_VERSION, self.teacher_sha256, *images, settings, self.num_views, views.seed, views.mix.mixup)
+        cutmix = (views.mix.cutmix,) if views.mix.cutmix else ()
+        key = json.dumps((*what, precision, *cutmix), sort_keys=True)
         return cache_folder("logits", f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.f32")
+
+    def _is_in_views(self, name: str, value: Any) -> bool:
+        """Whether a [data] setting is part of the key; one that came later is not where it changes nothing."""
+        if name == "mean" and self.views.data.erasing:
+            return True  # what is erased gets that colour
+        return name not in NOT_IN_VIEWS and NEWER_SETTINGS.get(f"data.{name}", ...) != value
 
 
 def _fill(path: Path, live: Teacher, views: TrainingViews, num_views: int) -> None:
