@@ -23,7 +23,7 @@ from toolkit.networks.depthwise import infer_student
 from toolkit.networks.families import Channels
 from toolkit.networks.hub_directory import HubDirectory, read_directory
 from toolkit.networks.matching import Match, find_prefixes, match, misfits
-from toolkit.networks.registry import MANY_CLASSES, NetworkSpec, find_classifier
+from toolkit.networks.registry import MANY_CLASSES, NetworkSpec, find_classifier, rename_tensors
 from toolkit.networks.tensor_files import (
     first_bytes,
     looks_like_safetensors,
@@ -173,7 +173,7 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, num
 def find_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Match:
     """The tensors by the network's names. Raises WeightsError if one is missing, or one too many is there."""
     own = network.state_dict()
-    if (found := match(tensors, own)) is not None:
+    if (found := match(tensors, own) or match(rename_tensors(network, tensors), own)) is not None:
         return found
     missing, unexpected = misfits(tensors, own)
     name, what = (missing[0], "missing") if missing else (unexpected[0], "unexpected")
