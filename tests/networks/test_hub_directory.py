@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_directories import CLASSES, TINY_VIT, make_timm_directory, make_transformers_directory
+from hub_directories import CLASSES, TINY_RESNET, TINY_VIT, make_timm_directory, make_transformers_directory
 from safetensors.torch import load_file, save_file
 
 from toolkit.distill.provenance import find_weights, follow_directory
@@ -128,9 +128,10 @@ class TestTransformers:
     def test_labels_that_name_no_classes(self, labels: object, tmp_path: Path) -> None:
         assert describe(tmp_path, TINY_VIT | {"id2label": labels}).classes is None
 
-    def test_the_network_is_transformers_with_those_weights(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("config", [TINY_VIT, TINY_RESNET], ids=["vit", "resnet"])
+    def test_the_network_is_transformers_with_those_weights(self, config: dict[str, Any], tmp_path: Path) -> None:
         transformers = pytest.importorskip("transformers")
-        folder = make_transformers_directory(tmp_path / "hub")
+        folder = make_transformers_directory(tmp_path / "hub", config)
         teacher = import_teacher(folder / "model.safetensors", follow(folder), 3, CLASSES)
         own = transformers.AutoModelForImageClassification.from_pretrained(folder, local_files_only=True).eval()
         images = torch.rand(2, 3, 32, 32)

@@ -189,7 +189,8 @@ def import_teacher(path: Path, recipe: Recipe, num_classes: int, classes: tuple[
     file does not fit.
     """
     info = _find_info(path)
-    directory = read_directory(path.parent) if info is None and Path(recipe.teacher.weights).is_dir() else None
+    given = recipe.teacher.weights
+    directory = read_directory(path.parent) if info is None and given and Path(given).is_dir() else None
     if info is not None and info.architecture != recipe.teacher.architecture:
         raise WeightsError(
             f"{path} is a {info.architecture}, the recipe's teacher a {recipe.teacher.architecture}",
