@@ -328,9 +328,12 @@ def _read_override(text: str) -> tuple[str, Any]:
 
 
 def _toml_value(text: str) -> Any:
+    """Text that is neither TOML nor a table of JSON is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
+        with contextlib.suppress(ValueError):
+            return json.loads(text) if text.startswith("{") else text
         return text
 
 

@@ -17,7 +17,7 @@ from toolkit.data.sources import load_dataset
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe
-from toolkit.settings import DataRecipe
+from toolkit.settings import DataRecipe, Mix
 
 SMALL = {
     "data.image_size": 32,

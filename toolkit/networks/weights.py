@@ -26,7 +26,7 @@ from toolkit.networks.hub_directory import HubDirectory, read_directory
 from toolkit.networks.matching import Match, find_prefixes, match, misfits
 from toolkit.networks.of_onnx import OnnxNetwork, import_onnx, is_onnx
 from toolkit.networks.onnx_file import ONE, ZERO, read_onnx
-from toolkit.networks.registry import MANY_CLASSES, NetworkSpec, PickColumns, find_classifier
+from toolkit.networks.registry import MANY_CLASSES, NetworkSpec, PickColumns, find_classifier, rename_tensors
 from toolkit.networks.tensor_files import (
     first_bytes,
     looks_like_safetensors,
@@ -190,7 +190,7 @@ def _make_room_for_files(network: nn.Module, tensors: Mapping[str, Tensor]) -> N
 def find_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Match:
     """The tensors by the network's names. Raises WeightsError if one is missing, or one too many is there."""
     own = network.state_dict()
-    if (found := match(tensors, own)) is not None:
+    if (found := match(tensors, own) or match(rename_tensors(network, tensors), own)) is not None:
         return found
     missing, unexpected = misfits(tensors, own)
     name, what = (missing[0], "missing") if missing else (unexpected[0], "unexpected")
@@ -227,7 +227,8 @@ def _import_onnx(path: Path, recipe: Recipe, classes: tuple[str, ...] | None) ->
 
 def _import_tensors(path: Path, recipe: Recipe, num_classes: int, classes: tuple[str, ...] | None) -> Imported:
     info = _find_info(path)
-    directory = read_directory(path.parent) if info is None and Path(str(recipe.teacher.weights)).is_dir() else None
+    given = recipe.teacher.source
+    directory = read_directory(path.parent) if info is None and given and Path(given).is_dir() else None
     if info is not None and info.architecture != recipe.teacher.architecture:
         raise WeightsError(
             f"{path} is a {info.architecture}, the recipe's teacher a {recipe.teacher.architecture}",
