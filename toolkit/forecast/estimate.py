@@ -22,6 +22,7 @@ from toolkit.modeldir import Role
 from toolkit.recipe import Recipe
 from toolkit.runtimes.opening import RUNTIMES
 from toolkit.settings import StageRecipe
+from toolkit.stage_setup import TRAINING_SAMPLE
 
 MEASURED_SIZES = 3
 """Most sizes of growing images that are measured; between them time grows with the number of pixels."""
@@ -185,6 +186,9 @@ class _Adder:
         seconds += sum(timed_s(run_s, recipe.samples, recipe.seconds) for run_s in whole)
         again = (len(self._facts.seeds) - 1) * self._facts.control * 2 * images
         seconds += again * self._speeds.answer_s(self._recipe, "student", max(batches))
+        sample = min(TRAINING_SAMPLE, self._train)
+        asked: list[Role] = ["teacher", "student", *(["control"] if self._facts.control else [])]  # type: ignore[list-item]
+        seconds += sum(sample * self._answer_s(role, max(batches), in_onnx=role != "control") for role in asked)
         return ForecastStage("bench", images, (self._full,) * 2, 0, seconds, note=console.count(len(rows), "row"))
 
     def _answer_s(self, role: Role, batch: int, *, in_onnx: bool) -> float:
