@@ -177,12 +177,15 @@ class TeacherRecipe(NetworkRecipe, StageRecipe):
     model_config = ConfigDict(extra="allow")
 
     architecture: str = Field(
-        "resnet18", description="a torchvision classifier, or `depthwise`, with settings of its own as in [student]"
+        "resnet18",
+        description="a torchvision classifier, `efficientnet_lite0`, `timm:NAME`, `transformers:TYPE`, "
+        "`package.module:function`, or `depthwise`, with settings of its own as in [student]",
     )
     weights: str = Field(
         "",
-        description="empty: from scratch; a file, beside the recipe or in the current directory; `fashion-mnist`: "
-        "the teacher that ships under that name; `food-11`: the notebook's; `imagenet`: torchvision's, fine-tuned",
+        description="empty: from scratch; a file, or a directory of Hugging Face's, beside the recipe or in the "
+        "current directory; `fashion-mnist`: the teacher that ships under that name; `food-11`: the notebook's; `imagenet`: "
+        "torchvision's, timm's or efficientnet_lite0's, fine-tuned",
     )
     mean: Channels | None = Field(
         None, description="of the teacher's input; absent: as its weights say, else as in [data]"
@@ -201,7 +204,9 @@ class StudentRecipe(NetworkRecipe):
 
     once_for_all: ClassVar[Mapping[str, Any]] = {"base": 16, "width_mult": 1.0}
 
-    architecture: str = Field("depthwise", description="`depthwise` (the notebook's), or a torchvision classifier")
+    architecture: str = Field(
+        "depthwise", description="`depthwise` (the notebook's), or another network, named as in [teacher]"
+    )
 
 
 class DistillRecipe(StageRecipe):
