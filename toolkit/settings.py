@@ -240,13 +240,16 @@ class TeacherRecipe(NetworkRecipe, StageRecipe):
     model_config = ConfigDict(extra="allow")
 
     architecture: str = Field(
-        "resnet18", description="a torchvision classifier, or `depthwise`, with settings of its own as in [student]"
+        "resnet18",
+        description="a torchvision classifier, `efficientnet_lite0`, `timm:NAME`, `transformers:TYPE`, "
+        "`package.module:function`, or `depthwise`, with settings of its own as in [student]",
     )
     weights: str | Names = Field(
         "",
-        description="empty: from scratch; a file or folder, beside the recipe or in the current directory, also .onnx; "
-        "`fashion-mnist`: the teacher that ships under that name; `food-11`: the notebook's; `imagenet`: fine-tuned; a "
-        "list of files: the mean of what they say",
+        description="empty: from scratch; a file (also .onnx) or a folder of Hugging Face's, beside the recipe or "
+        "in the current directory; "
+        "`fashion-mnist`: the teacher that ships under that name; `food-11`: the notebook's; `imagenet`: torchvision's, timm's or "
+        "efficientnet_lite0's, fine-tuned; a list of files: the mean of what they say",
     )
     combine: Literal["probabilities", "logits"] = Field(
         "probabilities", description="what is averaged, if there are several weights"
@@ -296,7 +299,9 @@ class StudentRecipe(NetworkRecipe):
 
     once_for_all: ClassVar[Mapping[str, Any]] = {"base": 16, "width_mult": 1.0}
 
-    architecture: str = Field("depthwise", description="`depthwise` (the notebook's), or a torchvision classifier")
+    architecture: str = Field(
+        "depthwise", description="`depthwise` (the notebook's), or another network, named as in [teacher]"
+    )
 
 
 class DistillRecipe(StageRecipe):

@@ -204,7 +204,7 @@ def training_setup(choice: Choice, device: str = "auto", *, writes: bool = True,
         model_dir.make()
         _warn_of_no_volume(model_dir.path)
     join(device)
-    setup = _follow_teacher(_follow_images(StageSetup(recipe, model_dir, device, **options)))
+    setup = _follow_teacher(_follow_images(StageSetup(_follow_weights(recipe), model_dir, device, **options)))
     require_few_sizes(setup.recipe)
     return setup
 
@@ -291,6 +291,16 @@ def _named_recipe(recipe: str | Recipe) -> Recipe:
             f"give a TOML file or one of the built-in recipes: {', '.join(builtin_names())}",
         )
     return Recipe.from_toml(Path(recipe))
+
+
+def _follow_weights(recipe: Recipe) -> Recipe:
+    """The recipe with the settings of fine-tuning, where it leaves them open; a line on stderr names them."""
+    from toolkit.distill.provenance import follow_fine_tuning
+
+    recipe, line = follow_fine_tuning(recipe)
+    if line:
+        console.say(line)
+    return recipe
 
 
 def _follow_images(setup: StageSetup) -> StageSetup:
