@@ -5,11 +5,11 @@ Recipes are checked with these before torch is imported; toolkit/networks/regist
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-DEPTHWISE, LITE0 = "depthwise", "efficientnet_lite0"
+DEPTHWISE, LITE0, ONNX, ENSEMBLE = "depthwise", "efficientnet_lite0", "onnx", "ensemble"
 TIMM, TRANSFORMERS, PACKAGE = "timm", "transformers", "package"
 """Families whose networks have a colon in their names: timm:NAME, transformers:TYPE, package.module:function."""
 
@@ -41,11 +41,32 @@ class ConfigSettings(NetworkSettings):
     config: dict[str, Any] = Field({}, description="config.json of the network, without its classes")
 
 
+class OnnxSettings(NetworkSettings):
+    """Those of an ONNX file of any origin; what the file says itself need not be given."""
+
+    layout: Literal["auto", "nchw", "nhwc"] = Field("auto", description="order of the axes of its input")
+    white: Literal[1, 255] = Field(1, description="value of white in its input, before mean and std")
+    output: Literal["auto", "logits", "probabilities"] = Field(
+        "auto", description="what its output holds; auto: probabilities if they sum to 1"
+    )
+
+
+class EnsembleSettings(NetworkSettings):
+    """Those of several teachers that are one."""
+
+    combine: Literal["probabilities", "logits"] = Field(
+        "probabilities", description="several weights: the mean of probabilities, or of logits"
+    )
+    members: list[dict[str, Any]] = Field([], description="what they are; written by the import")
+
+
 OF_FAMILY = {TIMM: "timm:NAME", TRANSFORMERS: "transformers:TYPE", PACKAGE: "package.module:function"}
 """Family → the form of its names."""
 
 _settings: dict[str, type[NetworkSettings]] = {
     DEPTHWISE: DepthwiseSettings,
+    ONNX: OnnxSettings,
+    ENSEMBLE: EnsembleSettings,
     OF_FAMILY[TIMM]: CallSettings,
     OF_FAMILY[TRANSFORMERS]: ConfigSettings,
     OF_FAMILY[PACKAGE]: CallSettings,

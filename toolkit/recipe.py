@@ -42,7 +42,13 @@ DEFAULT_RECIPE = "fashion-mnist"
 NOTEBOOK_RECIPE = "food11"
 
 NOT_IN_FINGERPRINT = {
-    *("data.source", "data.layout", "data.unlabelled", "data.workers", "teacher.weights", "distill.control")
+    "data.source",
+    "data.layout",
+    "data.workers",
+    "teacher.weights",
+    "teacher.classes",
+    "distill.control",
+    "data.unlabelled",
 }
 """Settings that change no result: places and layout of files, whose SHA-256 with their labels counts instead, speed of
 reading, other trainings."""
@@ -51,7 +57,25 @@ MOVED = {f"distill.{key}": f"training.{key}" for key in ("seed", "precision", "c
 """The former place of a setting of both training stages, from before there was [training] → its present place."""
 
 NEWER_SETTINGS = {
-    **{"data.share": 1, "teacher.enlarge": None, "teacher.image_size": None, "distill.unlabelled_ratio": 1},
+    "data.share": 1,
+    "teacher.enlarge": None,
+    "teacher.image_size": None,
+    "teacher.classes": "",
+    "teacher.folds": 0,
+    "teacher.combine": "probabilities",
+    "data.crop_scale": [1, 1],
+    "data.crop_ratio": [0.75, 1.3333],
+    "data.color_jitter": [0, 0, 0, 0],
+    "data.grey": 0,
+    "data.blur": 0,
+    "data.blur_sigma": [0.0005, 0.009],
+    "data.erasing": 0,
+    "data.augment": "none",
+    "data.augment_operations": 2,
+    "data.augment_magnitude": 9,
+    "teacher.cutmix": 0,
+    "distill.cutmix": 0,
+    "distill.unlabelled_ratio": 1,
     **{f"{section}.class_weights": "none" for section in ("teacher", "distill")},
     **{f"{section}.logit_adjustment": 0 for section in ("teacher", "distill")},
 }
@@ -96,6 +120,16 @@ class Recipe(Section):
                     f"{name}.start_image_size = {section.start_image_size} must not exceed"
                     f" {owner}.image_size = {full_size}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _folds_are_trained(self) -> Self:
+        if self.teacher.folds == 1:
+            raise ValueError("teacher.folds = 1 would leave all images out: use 0, or 2 and more")
+        if self.teacher.folds and (self.teacher.members or self.teacher.source not in ("", IMAGENET)):
+            raise ValueError("teacher.folds is for teachers that are trained here: leave out teacher.weights, or folds")
+        if self.teacher.folds and self.distill.feature_method:
+            raise ValueError("a method of layers reads one teacher: set teacher.folds to 0")
         return self
 
     @model_validator(mode="after")
@@ -253,14 +287,20 @@ def load_builtin(name: str) -> Recipe:
 
 
 def _find_weights_beside(recipe: Path, values: dict[str, Any]) -> None:
-    """Turn `teacher.weights` into the path of the file or folder beside `recipe` that it names, if it does."""
+    """Turn `teacher.weights` and `teacher.classes` into paths of what lies beside `recipe`, if they name that."""
     teacher = values.get("teacher")
-    weights = teacher.get("weights") if isinstance(teacher, dict) else None
-    if not isinstance(teacher, dict) or not isinstance(weights, str):
+    if not isinstance(teacher, dict):
         return  # checked later, with everything else
-    is_name = weights in (IMAGENET, FOOD_11, *shipped.weights_files())
-    if weights and not is_name and (beside := recipe.parent / weights).exists():
-        teacher["weights"] = str(beside)
+
+    def beside(name: Any) -> Any:
+        is_name = not isinstance(name, str) or name in ("", IMAGENET, FOOD_11, *shipped.weights_files())
+        return name if is_name or not (path := recipe.parent / name).exists() else str(path)
+
+    for key in ("weights", "classes"):
+        if isinstance(given := teacher.get(key), list):
+            teacher[key] = [beside(name) for name in given]
+        elif key in teacher:
+            teacher[key] = beside(given)
 
 
 def _holds(values: Mapping[str, Any], setting: str) -> bool:
@@ -302,9 +342,12 @@ def _read_override(text: str) -> tuple[str, Any]:
 
 
 def _toml_value(text: str) -> Any:
+    """Text that is neither TOML nor a table of JSON is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
+        with contextlib.suppress(ValueError):
+            return json.loads(text) if text.startswith("{") else text
         return text
 
 

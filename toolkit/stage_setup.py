@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from toolkit import console
 from toolkit.errors import DataError, RecipeError
 from toolkit.machine.container import missing_volume
@@ -15,13 +17,16 @@ from toolkit.recipe import DEFAULT_RECIPE, NOTEBOOK_RECIPE, Overrides, Recipe, b
 from toolkit.settings import DataRecipe
 
 if TYPE_CHECKING:
-    from toolkit.bench.measure.images import BenchImages
+    from toolkit.bench.measure.images import BenchImages, TrainingSample
     from toolkit.data.dataset import Split
     from toolkit.data.pixels import Pixels
     from toolkit.data.sources import Dataset
     from toolkit.data.unlabelled import CopyTable, Unlabelled
     from toolkit.distill.job import TrainingData, TrainingOptions
     from toolkit.distill.metrics import EpochMetrics
+
+TRAINING_SAMPLE = 1000
+"""Training images of a benchmark: of 1,000, a fraction is known within 0.03."""
 
 MODELS = Path("models")
 """The folder of model directories, below the current directory."""
@@ -85,7 +90,25 @@ class StageSetup:
         from toolkit.bench.measure.images import BenchImages
 
         for_teacher = self.pixels("test", "teacher") if self._teacher_sees_more_or_less else None
-        return BenchImages.choose(self.dataset, self.pixels("test"), self.recipe.bench.images, for_teacher)
+        images = BenchImages.choose(self.dataset, self.pixels("test"), self.recipe.bench.images, for_teacher)
+        return replace(images, training=self._training_sample())
+
+    def _training_sample(self) -> "TrainingSample":
+        """TRAINING_SAMPLE training images, evenly over the split; no others are decoded, unless folds are drawn."""
+        from toolkit.bench.measure.images import TrainingSample
+        from toolkit.data.dataset import spread
+        from toolkit.distill.folds import folds_of
+
+        some = self.dataset.train.subset(spread(len(self.dataset.train), TRAINING_SAMPLE))
+        dataset = replace(self.dataset, train=some)
+        seen = {role: self.recipe.data_of(role) for role in ("student", "teacher")}
+        pixels = self._load_pixels("train", seen["student"], dataset)
+        own = self._load_pixels("train", seen["teacher"], dataset) if self._teacher_sees_more_or_less else None
+        if not (count := self.recipe.teacher.folds):
+            return TrainingSample(pixels, own)
+        whole = self.pixels("train", "teacher")
+        fold_of = dict(zip(whole.names, folds_of(whole, count, self.recipe.data.split_seed).tolist(), strict=True))
+        return TrainingSample(pixels, own, np.array([fold_of[name] for name in pixels.names]))
 
     @cached_property
     def unlabelled(self) -> "Unlabelled | None":
@@ -132,7 +155,7 @@ class StageSetup:
         data = self.recipe.data_of(role)
         key = split, data.image_size, data.resize
         if key not in self._decoded:
-            self._decoded[key] = self._load_pixels(split, data)
+            self._decoded[key] = self._load_pixels(split, data, self.dataset)
         return self._decoded[key]
 
     @cached_property
@@ -166,15 +189,13 @@ class StageSetup:
                 kept, unlabelled.sha256, Preprocess.from_recipe(data), workers=data.workers, strict=self.strict
             )
 
-    def _load_pixels(self, split: "Split", data: DataRecipe) -> "Pixels":
+    def _load_pixels(self, split: "Split", data: DataRecipe, dataset: "Dataset") -> "Pixels":
         from toolkit.data.pixels import load_pixels
         from toolkit.data.preprocess import Preprocess
         from toolkit.distill.distributed import leader_first
 
         with leader_first():
-            return load_pixels(
-                self.dataset, split, Preprocess.from_recipe(data), workers=data.workers, strict=self.strict
-            )
+            return load_pixels(dataset, split, Preprocess.from_recipe(data), workers=data.workers, strict=self.strict)
 
 
 def prepare_training(
@@ -231,7 +252,7 @@ def training_setup(choice: Choice, device: str = "auto", *, writes: bool = True,
         model_dir.make()
         _warn_of_no_volume(model_dir.path)
     join(device)
-    setup = _follow_teacher(_follow_images(StageSetup(recipe, model_dir, device, **options)))
+    setup = _follow_teacher(_follow_images(StageSetup(_follow_weights(recipe), model_dir, device, **options)))
     require_few_sizes(setup.recipe)
     return setup
 
@@ -273,10 +294,10 @@ def with_control(setup: StageSetup, *, by_default: bool) -> bool:
 
 def training_recipe(choice: Choice) -> tuple[Recipe, Path | None]:
     """The recipe to train by and, if it has one, its own model directory; no image is read."""
-    from toolkit.distill.provenance import follow_directory
+    from toolkit.distill.provenance import follow_source
 
     recipe, own_dir = _find_recipe(choice)
-    return follow_directory(choice.applied_to(recipe)), own_dir
+    return follow_source(choice.applied_to(recipe)), own_dir
 
 
 def _find_recipe(choice: Choice) -> tuple[Recipe, Path | None]:
@@ -318,6 +339,16 @@ def _named_recipe(recipe: str | Recipe) -> Recipe:
             f"give a TOML file or one of the built-in recipes: {', '.join(builtin_names())}",
         )
     return Recipe.from_toml(Path(recipe))
+
+
+def _follow_weights(recipe: Recipe) -> Recipe:
+    """The recipe with the settings of fine-tuning, where it leaves them open; a line on stderr names them."""
+    from toolkit.distill.provenance import follow_fine_tuning
+
+    recipe, line = follow_fine_tuning(recipe)
+    if line:
+        console.say(line)
+    return recipe
 
 
 def _follow_images(setup: StageSetup) -> StageSetup:

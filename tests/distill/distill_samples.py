@@ -28,7 +28,7 @@ from toolkit.distill.step import Stepper
 from toolkit.distill.trainer import Records
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
-from toolkit.settings import DataRecipe, DistillRecipe
+from toolkit.settings import DataRecipe, DistillRecipe, Mix
 
 DATA = DataRecipe(image_size=32, resize=0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 SETTINGS = {"stage": "student", "recipe_sha256": "r", "dataset_sha256": "d"}
@@ -52,8 +52,10 @@ def make_plan(**settings: Any) -> Plan:
     return Plan(section=section, image_size=DATA.image_size, precision="fp32", device="cpu", **of_plan)
 
 
-def make_views(pixels: Pixels, data: DataRecipe = DATA, *, mixup: float = 0.0, seed: int = 0) -> TrainingViews:
-    return TrainingViews(pixels, data, num_classes=3, seed=seed, mixup=mixup, device="cpu")
+def make_views(
+    pixels: Pixels, data: DataRecipe = DATA, *, mixup: float = 0.0, cutmix: float = 0.0, seed: int = 0
+) -> TrainingViews:
+    return TrainingViews(pixels, data, num_classes=3, seed=seed, mix=Mix(mixup, cutmix), device="cpu")
 
 
 def make_state(epoch: int = 0, learner: dict[str, Tensor] | None = None) -> TrainingState:

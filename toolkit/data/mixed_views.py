@@ -64,7 +64,7 @@ class MixedIndices:
 
 
 @dataclass(frozen=True)
-class Mix:
+class Portions:
     """How the two kinds of images come together.
 
     `labelled` and `unlabelled` are N and M. `batch_size` counts labelled images; a last batch of fewer than `least`
@@ -111,13 +111,13 @@ class Mix:
 
 
 class MixedViews:
-    """The views of two image sets, for batches of both; `mix` says how many of each.
+    """The views of two image sets, for batches of both; `portions` says how many of each.
 
     A batch is one array or tensor: its labelled images, then the numbers of its unlabelled ones.
     """
 
-    def __init__(self, labelled: TrainingViews, unlabelled: TrainingViews, mix: Mix) -> None:
-        self.of_labelled, self.of_unlabelled, self.mix = labelled, unlabelled, mix
+    def __init__(self, labelled: TrainingViews, unlabelled: TrainingViews, portions: Portions) -> None:
+        self.of_labelled, self.of_unlabelled, self.portions = labelled, unlabelled, portions
         self.data, self.num_classes, self.device = labelled.data, labelled.num_classes, labelled.device
 
     def __len__(self) -> int:
@@ -130,8 +130,8 @@ class MixedViews:
 
     def add_unlabelled(self, steps: Sequence[np.ndarray], epoch: int) -> list[np.ndarray]:
         """The batches of `epoch`, from those of its labelled images."""
-        others = self.mix.order_of(epoch, self.of_labelled.seed)
-        ends = np.cumsum([self.mix.beside(len(step)) for step in steps])
+        others = self.portions.order_of(epoch, self.of_labelled.seed)
+        ends = np.cumsum([self.portions.beside(len(step)) for step in steps])
         return [np.concatenate(both) for both in zip(steps, np.split(others, ends[:-1]), strict=True)]
 
     def parts(
@@ -141,7 +141,7 @@ class MixedViews:
 
         Each part has its proportion of labelled images: batch statistics are of both kinds.
         """
-        count = self.mix.labelled_of(len(batch))
+        count = self.portions.labelled_of(len(batch))
         labelled, unlabelled = own_share(batch[:count]), own_share(batch[count:])
         if part_size is None:
             return [MixedIndices(labelled, unlabelled)]
@@ -157,7 +157,7 @@ class MixedViews:
         """float32 (n, 3, R, R) in 0..1, channels last in memory: the labelled images come first."""
         both = (
             (self.of_labelled, indices.labelled, view),
-            (self.of_unlabelled, indices.unlabelled, self.mix.view_of(view)),
+            (self.of_unlabelled, indices.unlabelled, self.portions.view_of(view)),
         )
         return torch.cat([views.render(chosen, number, side) for views, chosen, number in both if len(chosen)])
 
@@ -167,7 +167,7 @@ class MixedViews:
 
     def labels_of_batch(self, batch: Indices) -> Tensor:
         """int64 (L,), of the labelled images of a whole batch."""
-        return self.of_labelled.labels(batch[: self.mix.labelled_of(len(batch))])
+        return self.of_labelled.labels(batch[: self.portions.labelled_of(len(batch))])
 
     def targets(self, indices: MixedIndices, view: int) -> Tensor:
         """The targets of the labelled images: int64 (l,), or with mixup float32 (l, C) that sum to 1."""
@@ -180,10 +180,10 @@ class MixedViews:
     def show(self, view: int) -> None:
         """Send the draws of view `view` to the GPU, before a captured step needs them."""
         self.of_labelled.show(view)
-        self.of_unlabelled.show(self.mix.view_of(view))
+        self.of_unlabelled.show(self.portions.view_of(view))
 
     def expect(self, batches: Sequence[MixedIndices], view: int) -> None:
         """View `view` of these parts of batches comes next."""
         self.of_labelled.expect([part.labelled for part in batches if len(part.labelled)], view)
         unlabelled = [part.unlabelled for part in batches if len(part.unlabelled)]
-        self.of_unlabelled.expect(unlabelled, self.mix.view_of(view))
+        self.of_unlabelled.expect(unlabelled, self.portions.view_of(view))

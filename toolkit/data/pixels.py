@@ -8,7 +8,7 @@ decode.py writes the map.
 import hashlib
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +73,17 @@ class Pixels:
         height, width, start = self.heights[index], self.widths[index], self.starts[index]
         return self.data[start : start + height * width * 3].reshape(height, width, 3)
 
+    def subset(self, indices: np.ndarray) -> "Pixels":
+        """The images at `indices`, in that order; the map is shared."""
+        return replace(
+            self,
+            names=tuple(self.names[index] for index in indices),
+            labels=self.labels[indices],
+            heights=self.heights[indices],
+            widths=self.widths[indices],
+            starts=self.starts[indices],
+        )
+
     @cached_property
     def sizes(self) -> np.ndarray:
         """int64 (N, 2), each image's (height, width) in px."""
@@ -87,7 +98,8 @@ class Pixels:
     def _same_size(self) -> np.ndarray | None:
         """All images as (N, H, W, 3) if they have the same size, else None."""
         height, width = int(self.heights[0]), int(self.widths[0])
-        if (self.heights == height).all() and (self.widths == width).all():
+        is_whole = self.data.size == len(self) * height * width * 3
+        if is_whole and (self.heights == height).all() and (self.widths == width).all():
             return self.data.reshape(-1, height, width, 3)
         return None
 

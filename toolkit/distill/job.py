@@ -11,7 +11,7 @@ from torch import nn
 from toolkit import __version__, console
 from toolkit.data.batches import TrainingViews
 from toolkit.data.dataset import Dataset
-from toolkit.data.mixed_views import Mix, MixedViews
+from toolkit.data.mixed_views import MixedViews, Portions
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
@@ -199,27 +199,27 @@ class TrainingJob:
         return self._views_of("teacher")
 
     @property
-    def mix(self) -> Mix | None:
+    def portions(self) -> Portions | None:
         """How unlabelled images join this job's batches; None if they do not. RecipeError if none ever would."""
         unlabelled = self.data.unlabelled
         if unlabelled is None or self.role != "student":
             return None
         section, least = self.recipe.distill, distributed.least_batch()
-        mix = Mix(section.unlabelled_ratio, len(self.data.train), len(unlabelled), section.batch_size, least)
-        if not mix.per_epoch:
+        portions = Portions(section.unlabelled_ratio, len(self.data.train), len(unlabelled), section.batch_size, least)
+        if not portions.per_epoch:
             raise RecipeError(
-                f"distill.unlabelled_ratio = {mix.ratio:g} gives a step of {mix.batch_size} images no unlabelled one",
-                f"set it to {1 / min(mix.batch_size, mix.labelled):.2g} or more, or leave data.unlabelled out",
+                f"distill.unlabelled_ratio = {portions.ratio:g} gives no step of {section.batch_size} an unlabelled image",
+                f"set it to {1 / section.batch_size:.2g} or more, or leave data.unlabelled out",
             )
-        return mix
+        return portions
 
     def _views_of(self, viewer: Role) -> TrainingViews | MixedViews:
         data = self.data.seen_by(viewer)
         labelled = self._views_on(data.train, viewer)
-        if (mix := self.mix) is None:
+        if (portions := self.portions) is None:
             return labelled
         assert data.unlabelled is not None
-        return MixedViews(labelled, self._views_on(data.unlabelled, viewer), mix)
+        return MixedViews(labelled, self._views_on(data.unlabelled, viewer), portions)
 
     def _views_on(self, pixels: Pixels, viewer: Role) -> TrainingViews:
         return TrainingViews(
@@ -227,7 +227,7 @@ class TrainingJob:
             self.recipe.data_of(viewer),
             self.data.num_classes,
             seed=self.recipe.training.seed,
-            mixup=self.section.mixup,
+            mix=self.section.mix,
             device=self.options.device,
         )
 

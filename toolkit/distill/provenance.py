@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import console, shipped
+from toolkit.architectures import ENSEMBLE, LITE0, ONNX, TIMM, family_of
 from toolkit.data import food11
 from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.errors import WeightsError, did_you_mean
+from toolkit.networks.class_map import map_classes
+from toolkit.networks.ensemble import describe_member
 from toolkit.networks.hub_directory import read_directory
+from toolkit.networks.of_onnx import is_onnx
+from toolkit.networks.onnx_file import ONE, ZERO, read_onnx
 from toolkit.networks.registry import NetworkSpec
-from toolkit.networks.weights import ModelInfo, carries_info, read_info, teacher_spec
+from toolkit.networks.weights import ModelInfo, carries_info, given_classes, read_info, teacher_spec
 from toolkit.recipe import Recipe
 from toolkit.settings import FOOD_11, IMAGENET
 
@@ -26,21 +31,31 @@ SPLIT_SETTINGS = ("split_seed", "validation_fraction", "test_fraction")
 SHIPPED_ACCURACY = "shipped_valid_accuracy"
 """In `extra`, by scripts/ship_teacher.py: accuracy of the file as it ships, in fp32, on its validation images."""
 
+FINE_TUNING = {
+    "teacher.optimizer": "adamw",
+    "teacher.learning_rate": 0.001,
+    "teacher.weight_decay": 0.02,
+    "teacher.label_smoothing": 0.1,
+}
+"""Chosen on validation images of ten classes of food: docs/networks.md."""
+
 TRAIN_ONE = "train a teacher here: --set 'teacher.weights=\"\"', or give the data that this one was trained on"
 
 
 def is_given(recipe: Recipe) -> bool:
     """Whether the teacher is imported and not trained here; no file is read."""
-    return recipe.teacher.weights not in ("", IMAGENET)
+    return bool(recipe.teacher.members) or recipe.teacher.source not in ("", IMAGENET)
 
 
 def find_weights(recipe: Recipe) -> Path | None:
-    """The file that `teacher.weights` names, or that is in its directory; None if the teacher is to be trained here.
+    """The file that `teacher.weights` names, or that is in its directory.
+
+    None if the teacher is to be trained here, and for several weights (`members`).
 
     The notebook's is downloaded if it is not in the cache. Raises WeightsError if there is no such file.
     """
-    weights = recipe.teacher.weights
-    if not is_given(recipe):
+    weights = recipe.teacher.source
+    if not is_given(recipe) or not weights:
         return None
     if weights == FOOD_11:
         return food11.teacher_weights()
@@ -57,64 +72,137 @@ def find_weights(recipe: Recipe) -> Path | None:
     return path
 
 
+def find_sources(recipe: Recipe) -> list[tuple[Recipe, Path]]:
+    """The files to import with a recipe for each; several weights have several. None if the teacher is trained here."""
+    recipes = members(recipe) or [recipe]
+    return [(one, path) for one in recipes if (path := find_weights(one)) is not None]
+
+
+def has_onnx(recipe: Recipe) -> bool:
+    """Whether the teacher is an ONNX file, or one of several weights is."""
+    names = recipe.teacher.members or (recipe.teacher.source,)
+    return any(is_onnx(Path(name)) for name in names)
+
+
 def local_weights(recipe: Recipe) -> Path | None:
     """`find_weights` without a download: None for the notebook's, which say nothing of themselves."""
-    return None if recipe.teacher.weights == FOOD_11 else find_weights(recipe)
+    return None if recipe.teacher.source == FOOD_11 else find_weights(recipe)
 
 
 def is_directory(recipe: Recipe) -> bool:
     """Whether `teacher.weights` names a directory."""
-    weights = recipe.teacher.weights
-    return is_given(recipe) and weights not in (*shipped.weights_files(), FOOD_11) and Path(weights).is_dir()
+    weights = recipe.teacher.source
+    return bool(weights) and weights not in (IMAGENET, *shipped.weights_files(), FOOD_11) and Path(weights).is_dir()
 
 
-def follow_directory(recipe: Recipe) -> Recipe:
-    """`recipe` with the network and normalisation of the directory that `teacher.weights` names, if it names one.
+def follow_fine_tuning(recipe: Recipe) -> tuple[Recipe, str]:
+    """`recipe` with FINE_TUNING, and a line that says so, if it fine-tunes and leaves the optimiser open.
+
+    torchvision's networks are fine-tuned by the defaults, as they always were. The line is empty if nothing changes.
+    """
+    section = recipe.teacher
+    is_torchvisions = family_of(section.architecture) != TIMM and section.architecture != LITE0
+    if section.source != IMAGENET or is_torchvisions or any(map(recipe.states, FINE_TUNING)):
+        return recipe, ""
+    settings = " ".join(f"{name}={value}" for name, value in FINE_TUNING.items())
+    return recipe.with_overrides(FINE_TUNING), f"settings of fine-tuning: {settings} (if you --set one, none of them)"
+
+
+def follow_source(recipe: Recipe) -> Recipe:
+    """`recipe` with the network and normalisation of the ONNX file or folder that `teacher.weights` names, if it does.
 
     What the recipe states of them stays. Raises WeightsError if it states another architecture.
     """
-    weights = recipe.teacher.weights
+    if is_onnx(Path(recipe.teacher.source)):
+        return _with_network(recipe, ONNX, {})
     if not is_directory(recipe):
         return recipe
-    found, stated = read_directory(Path(weights)), recipe.teacher.architecture
-    if recipe.states("teacher.architecture") and stated != found.architecture:
-        raise WeightsError(
-            f"{weights} is a {found.architecture}, the recipe's teacher a {stated}",
-            f"use teacher.architecture={found.architecture}, or leave it out",
-        )
+    found = read_directory(Path(recipe.teacher.source))
     network = {f"teacher.{key}": value for key, value in found.settings.items()}
     channels = {"teacher.mean": found.mean, "teacher.std": found.std}
-    told = network | {name: list(value) for name, value in channels.items() if value is not None}
+    return _with_network(
+        recipe,
+        found.architecture,
+        network | {name: list(value) for name, value in channels.items() if value is not None},
+    )
+
+
+def _with_network(recipe: Recipe, architecture: str, told: dict[str, Any]) -> Recipe:
+    stated = recipe.teacher.architecture
+    if recipe.states("teacher.architecture") and stated != architecture:
+        raise WeightsError(
+            f"{recipe.teacher.source} is a {architecture}, the recipe's teacher a {stated}",
+            f"use teacher.architecture={architecture}, or leave it out",
+        )
     left = {name: value for name, value in told.items() if not recipe.states(name)}
-    return recipe.with_overrides({"teacher.architecture": found.architecture} | left)
+    return recipe.with_overrides({"teacher.architecture": architecture} | left)
+
+
+def members(recipe: Recipe) -> list[Recipe]:
+    """A recipe for each of several weights: with that one alone, its network and its own size."""
+    return [_member(recipe, weights) for weights in recipe.teacher.members]
+
+
+def _member(recipe: Recipe, weights: str) -> Recipe:
+    alone = recipe.with_overrides({"teacher.weights": weights})
+    path = find_weights(alone)
+    info = describe(path) if path else None
+    if path is None:
+        raise WeightsError(
+            f"teacher.weights: {weights!r} cannot be one of several", "give files or folders of finished teachers"
+        )
+    settings: dict[str, Any] = {"teacher.image_size": info.preprocess.image_size if info else _size_in(path, alone)}
+    if info:
+        settings["teacher.architecture"] = info.architecture
+    elif is_onnx(path):
+        settings["teacher.architecture"] = ONNX
+    stated = recipe.data_of("teacher").image_size
+    settings["teacher.image_size"] = settings["teacher.image_size"] or stated
+    if not recipe.data.resize:
+        del settings["teacher.image_size"]
+    return follow_source(alone.with_overrides(settings))
 
 
 def teacher_network(recipe: Recipe) -> NetworkSpec:
     """The teacher's network as the recipe or its given file says; nothing is downloaded to find that out."""
+    if several := members(recipe):
+        described = [
+            describe_member(teacher_network(one).to_json(), ZERO, ONE, one.data_of("teacher").image_size)
+            for one in several
+        ]
+        return NetworkSpec(ENSEMBLE, {"combine": recipe.teacher.combine, "members": described})
     path = local_weights(recipe)
     return teacher_spec(recipe, describe(path) if path else None)
 
 
 def describe(path: Path) -> ModelInfo | None:
     """The description in a weights file; None if it has none. Raises WeightsError if it is damaged."""
+    if is_onnx(path):
+        return None
     return read_info(path) if carries_info(path) else None
 
 
 def at_own_size(recipe: Recipe, path: Path | None) -> Recipe:
     """The recipe with the teacher's own size as its weights at `path` say, unless the recipe states it.
 
-    If they say none, and with pictures that are not resized, the teacher sees what the student sees.
+    Several weights see the largest of their sizes. If they say none, and with pictures that are not resized, the
+    teacher sees what the student sees.
     """
-    size = None if path is None or recipe.states("teacher.image_size") else _size_in(path, recipe)
-    if size in (None, recipe.data.image_size) or not recipe.data.resize:
+    if recipe.states("teacher.image_size") or not recipe.data.resize:
         return recipe
-    return recipe.with_overrides({"teacher.image_size": size})
+    if recipe.teacher.members:
+        size: int | None = max(one.data_of("teacher").image_size for one in members(recipe))
+    else:
+        size = None if path is None else _size_in(path, recipe)
+    return recipe if size in (None, recipe.data.image_size) else recipe.with_overrides({"teacher.image_size": size})
 
 
 def _size_in(path: Path, recipe: Recipe) -> int | None:
     """px"""
     if info := describe(path):
         return info.preprocess.image_size
+    if is_onnx(path):
+        return read_onnx(path).size
     return read_directory(path.parent).image_size if is_directory(recipe) else None
 
 
@@ -123,15 +211,25 @@ def require_fitting(recipe: Recipe, dataset: Dataset) -> None:
 
     A file that does not name its classes is left to the import, which counts them.
     """
-    weights = recipe.teacher.weights
+    for one in members(recipe):
+        require_fitting(one, dataset)
+    weights = recipe.teacher.source
     who = f"teacher.weights = {json.dumps(weights)}"
     if weights == FOOD_11:
         classes = food11.CLASSES
         if tuple(map(_letters, dataset.classes)) in (tuple(map(_letters, classes)), _numbers(len(classes))):
             return  # the notebook's flat files have numbers for names, and its archive has Noodles-Pasta
         require_same_classes(classes, dataset, who, TRAIN_ONE)
-    elif (path := find_weights(recipe)) and (info := describe(path)):
-        require_same_classes(info.classes, dataset, who, TRAIN_ONE)
+    elif (path := find_weights(recipe)) and (named := given_classes(recipe) or _classes_in(path, recipe)):
+        map_classes(named, dataset.classes, who)
+
+
+def _classes_in(path: Path, recipe: Recipe) -> tuple[str, ...] | None:
+    if info := describe(path):
+        return info.classes
+    if is_onnx(path):
+        return read_onnx(path).classes
+    return read_directory(path.parent).classes if is_directory(recipe) else None
 
 
 def require_same_classes(classes: tuple[str, ...], dataset: Dataset, who: str, remedy: str) -> None:

@@ -99,14 +99,14 @@ class Stepper:
     def _largest_share(self) -> int:
         """Images of a whole batch that a process has at most."""
         batch_size, processes = self._plan.section.batch_size, distributed.world_size()
-        beside = self._views.mix.beside(batch_size) if isinstance(self._views, MixedViews) else 0
+        beside = self._views.portions.beside(batch_size) if isinstance(self._views, MixedViews) else 0
         return -(-batch_size // processes) + -(-beside // processes)
 
     def _describe(self, indices: Indices) -> Batch:
         """The whole batch, as the loss of its parts needs it."""
         views = self._views
         if isinstance(views, MixedViews):
-            labelled = views.mix.labelled_of(len(indices))
+            labelled = views.portions.labelled_of(len(indices))
             return Batch(len(indices), labelled, lambda: views.labels_of_batch(indices))
         return Batch(len(indices), len(indices), lambda: views.labels(indices))
 
@@ -126,6 +126,7 @@ class Stepper:
         torch.compile has graphs of its own, processes wait for each other, and hooks on layers are Python's.
         """
         alone = distributed.world_size() == 1 and self._compiled is None and not self._learner.projectors
+        alone = alone and (self._teacher is None or self._teacher.is_capturable)
         return alone and self._plan.device.startswith("cuda") and self._views.is_resident
 
     def _use_graph(self) -> None:

@@ -1,13 +1,16 @@
 """The teacher stage: train a network, fine-tune ImageNet weights, or import a file."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from toolkit import console
+from toolkit.architectures import ENSEMBLE
 from toolkit.data.dataset import Dataset
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
@@ -22,18 +25,31 @@ from toolkit.distill.doubts import (
 )
 from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.folds import folds_of, without_fold
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.distill.training import Training
-from toolkit.errors import ArtifactError
+from toolkit.errors import ArtifactError, WeightsError
 from toolkit.files import sha256_file, write_atomically
 from toolkit.modeldir import ModelDir
+from toolkit.networks.class_map import UNKNOWN, show
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.ensemble import Ensemble, describe_member
 from toolkit.networks.families import Channels, Pretrained
-from toolkit.networks.registry import find_pretrained
+from toolkit.networks.of_onnx import is_onnx
+from toolkit.networks.onnx_file import ONE, ZERO
+from toolkit.networks.registry import NetworkSpec, find_pretrained, spec_of
 from toolkit.networks.small_maps import place
-from toolkit.networks.weights import Imported, ModelInfo, import_teacher, read_info, teacher_spec
+from toolkit.networks.weights import (
+    Imported,
+    ModelInfo,
+    given_classes,
+    import_teacher,
+    load_model,
+    read_info,
+    teacher_spec,
+)
 from toolkit.recipe import Recipe
 from toolkit.settings import IMAGENET
 
@@ -42,44 +58,133 @@ SHOWN_CLASSES = 12
 
 TRAINED_BY = ("teacher", "training.seed", "training.precision")
 """Settings, beside the data's, that decide the result for a teacher that is trained here..."""
-IMPORTED_BY = tuple(f"teacher.{key}" for key in ("architecture", "mean", "std", "enlarge", "image_size"))
+IMPORTED_BY = tuple(
+    f"teacher.{key}"
+    for key in ("architecture", "mean", "std", "enlarge", "image_size", "combine", "layout", "white", "output")
+)
 """...and one that is imported; the file itself is known by its SHA-256, and its network's settings are compared."""
 
 
 def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, options: TrainingOptions) -> WeightsFile:
     """Write teacher.safetensors; an existing one from the same settings and data stays as it is.
 
-    `recipe.teacher.weights` decides: empty trains from scratch, `imagenet` fine-tunes torchvision's weights, anything
-    else names a file, which is imported without training (its normalisation comes along). Raises WeightsError if
-    weights do not fit.
+    `recipe.teacher.weights` decides: empty trains from scratch, `imagenet` fine-tunes ImageNet weights, anything
+    else names files, which are imported without training (their normalisation comes along). With `teacher.folds`,
+    several are trained, and become one. Raises WeightsError if weights do not fit.
     """
-    source, settings = teacher_settings(recipe, data.dataset)
+    sources, settings = teacher_settings(recipe, data.dataset)
     job = TrainingJob("teacher", recipe, model_dir, data, settings, options)
     if kept := job.kept():
         return kept
-    if source:
-        teacher = import_teacher(source, recipe, data.num_classes, data.dataset.classes)
+    if sources:
+        teacher = import_given(sources, data.dataset.classes, recipe.teacher.combine)
+        learner = TappedNetwork(Classifier(teacher.network, teacher.mean, teacher.std), ())
+        extra = _judge_import(sources, learner.classifier, job, teacher)
+    elif recipe.teacher.folds:
+        learner, extra = _train_folds(job)
     else:
-        teacher = _new_network(recipe, data.num_classes)
-        teacher = replace(teacher, network=distributed.synchronize_batch_norms(teacher.network, options.device))
-        job.require_trainable(teacher.network)
-    learner = TappedNetwork(Classifier(teacher.network, teacher.mean, teacher.std), ())
-    extra = _judge_import(source, learner.classifier, job) if source else _fit(learner, job)
-    preprocess = Preprocess(job.sees.image_size, job.sees.resize, teacher.mean, teacher.std)
-    return job.save(learner, extra | {"weights": settings["weights"]}, preprocess)
+        learner, extra = _train(job)
+    return _save(job, learner, extra)
 
 
-def teacher_settings(recipe: Recipe, dataset: Dataset) -> tuple[Path | None, dict[str, Any]]:
-    """The file to import, None to train; and what decides the result: the same settings make the same teacher."""
-    source = provenance.find_weights(recipe)
+def _save(job: TrainingJob, learner: TappedNetwork, extra: dict[str, Any]) -> WeightsFile:
+    mean, std = learner.classifier.normalisation
+    preprocess = Preprocess(job.sees.image_size, job.sees.resize, mean, std)
+    return job.save(learner, extra | {"weights": job.settings["weights"]}, preprocess)
+
+
+def _train(job: TrainingJob) -> tuple[TappedNetwork, dict[str, Any]]:
+    """A new network, trained on the job's images, and the figures about that."""
+    teacher = _new_network(job.recipe, job.data.num_classes)
+    network = distributed.synchronize_batch_norms(teacher.network, job.options.device)
+    job.require_trainable(network)
+    learner = TappedNetwork(Classifier(network, teacher.mean, teacher.std), ())
+    return learner, _fit(learner, job)
+
+
+def _train_folds(job: TrainingJob) -> tuple[TappedNetwork, dict[str, Any]]:
+    """One teacher without each fold, in directories of their own, and all of them as one network."""
+    count, seen = job.recipe.teacher.folds, job.data.seen_by("teacher")
+    folds = folds_of(seen.train, count, job.recipe.data.split_seed)
+    files = []
+    for fold in range(count):
+        directory = job.model_dir.of_fold(fold)
+        directory.make()
+        settings = job.settings | {"fold": fold}
+        part = replace(job, model_dir=directory, data=without_fold(job.data, folds, fold), settings=settings)
+        images = console.count(len(part.data.train), "training image")
+        console.say(f"teacher: fold {fold + 1} of {count}, {images}, in {directory.path}")
+        if (file := part.kept()) is None:
+            learner, extra = _train(part)
+            file = _save(part, learner, extra | {"fold": fold})
+        files.append(file)
+    members = [load_model(file.path)[0] for file in files]
+    network = _combine(members, [spec_of(member.network) for member in members], [job.sees.image_size] * count)
+    learner = TappedNetwork(Classifier(network, ZERO, ONE), ())
+    outside = _accuracy_out_of_fold(members, folds, seen.train, job.options.device)
+    console.say(f"teacher: out of fold, {outside:.4f} of the training images are right")
+    accuracy = _measure_accuracy(learner.classifier, job, has_normalisation=True)
+    done = ("seconds", "images_seen", "epochs")
+    sums = {name: sum(file.info.extra.get(name, 0) for file in files) for name in done}
+    return learner, sums | {"valid_accuracy": accuracy, "out_of_fold_accuracy": outside, "folds": count}
+
+
+def _accuracy_out_of_fold(members: Sequence[Classifier], folds: np.ndarray, pixels: Pixels, device: str) -> float:
+    """The share of the training images that the teacher gets right which has not seen them."""
+    hits = 0
+    for fold, member in enumerate(members):
+        held_out = pixels.subset(np.flatnonzero(folds == fold))
+        place(member, device)
+        answers = compute_logits(member, held_out, "fp32", device).argmax(1).cpu().numpy()
+        hits += int((answers == held_out.labels).sum())
+    return hits / len(pixels)
+
+
+Source = tuple[Recipe, Path]
+"""A file to import, and the recipe for it."""
+
+
+def teacher_settings(recipe: Recipe, dataset: Dataset) -> tuple[list[Source], dict[str, Any]]:
+    """The files to import, none to train; and what decides the result: the same settings make the same teacher."""
+    sources = provenance.find_sources(recipe)
     settings: dict[str, Any] = {
-        "recipe_sha256": recipe.fingerprint("data", *(IMPORTED_BY if source else TRAINED_BY)),
+        "recipe_sha256": recipe.fingerprint("data", *(IMPORTED_BY if sources else TRAINED_BY)),
         "dataset_sha256": dataset.sha256,
-        "weights": sha256_file(source) if source else recipe.teacher.weights,
+        "weights": recipe.teacher.source,
     }
-    if source:
-        settings["network"] = dict(teacher_spec(recipe, provenance.describe(source)).settings)
-    return source, settings
+    if sources:
+        shas = [sha256_file(path) for _, path in sources]
+        settings["weights"] = shas[0] if len(shas) == 1 else shas
+        if named := given_classes(recipe):
+            settings["named"] = list(named)
+        ((of_one, path), *more) = sources
+        if not more and not is_onnx(path):
+            settings["network"] = dict(teacher_spec(of_one, provenance.describe(path)).settings)
+    return sources, settings
+
+
+def import_given(sources: Sequence[Source], classes: tuple[str, ...], combine: str) -> Imported:
+    """The one file as a network, or several as one, for data of these classes."""
+    found = [import_teacher(path, recipe, len(classes), classes) for recipe, path in sources]
+    if len(found) == 1:
+        return found[0]
+    sizes = [recipe.data_of("teacher").image_size for recipe, _ in sources]
+    members = [Classifier(one.network, one.mean, one.std) for one in found]
+    network = _combine(members, [spec_of(one.network) for one in found], sizes, combine)
+    return Imported(network, ZERO, ONE)
+
+
+def _combine(
+    members: Sequence[Classifier], specs: Sequence[NetworkSpec], sizes: Sequence[int], combine: str = "probabilities"
+) -> Ensemble:
+    """Several networks as one, each with its spec and its size, px."""
+    described = [
+        describe_member(spec.to_json(), *member.normalisation, size)
+        for spec, member, size in zip(specs, members, sizes, strict=True)
+    ]
+    network = Ensemble(members, sizes, combine)
+    vars(network)["spec"] = NetworkSpec(ENSEMBLE, {"combine": combine, "members": described})
+    return network
 
 
 def require_same_network(path: Path, recipe: Recipe) -> None:
@@ -142,20 +247,39 @@ def _fit(learner: TappedNetwork, job: TrainingJob) -> dict[str, Any]:
     return job.train(Training(learner, objective, job.views(), job.data.seen_by("teacher").valid, plan), state)
 
 
-def _judge_import(source: Path, classifier: Classifier, job: TrainingJob) -> dict[str, Any]:
+def _judge_import(
+    sources: Sequence[Source], classifier: Classifier, job: TrainingJob, teacher: Imported
+) -> dict[str, Any]:
     """The accuracy on this job's validation images, and the known facts about the training images."""
-    recipe = job.recipe
-    info = provenance.describe(source)
-    trained_on = provenance.find_training_images(info) if info else None
-    provenance.warn_of_differences(source, recipe, job.data.dataset)
-    known = provenance.known_accuracy(source, recipe, job.data.dataset)
+    dataset, trained_on, known = job.data.dataset, [], None
+    for recipe, path in sources:
+        if info := provenance.describe(path):
+            trained_on.append(provenance.find_training_images(info))
+        provenance.warn_of_differences(path, recipe, dataset)
+        known = provenance.known_accuracy(path, recipe, dataset)
+    if len(sources) > 1:
+        known = None
     remark = "" if known is None else "; its file has its accuracy on the same validation images"
-    console.say(f"teacher: imported {source}{remark}")
-    accuracy = _measure_accuracy(classifier, job, has_normalisation=info is not None) if known is None else known
-    return {"valid_accuracy": accuracy, "trained_on": trained_on}
+    console.say(f"teacher: imported {', '.join(str(path) for _, path in sources)}{remark}")
+    _say_classes(classifier.network, dataset)
+    accuracy = _measure_accuracy(classifier, job, teacher.states_normalisation) if known is None else known
+    return {"valid_accuracy": accuracy, "trained_on": trained_on[0] if len(sources) == 1 and trained_on else None}
 
 
-def _measure_accuracy(classifier: Classifier, job: TrainingJob, *, has_normalisation: bool) -> float:
+def _say_classes(network: nn.Module, dataset: Dataset) -> None:
+    """A line if its outputs are other classes than the data's."""
+    spec = spec_of(network)
+    if not spec.columns:
+        return
+    unknown = [name for name, place in zip(dataset.classes, spec.columns, strict=True) if place == UNKNOWN]
+    known = len(spec.columns) - len(unknown)
+    line = f"teacher: {known} of its {spec.outputs} outputs are classes of the data, matched by name"
+    if unknown:
+        line += f"; it does not know {show(unknown)}, whose images are learnt from their labels alone"
+    console.say(line)
+
+
+def _measure_accuracy(classifier: Classifier, job: TrainingJob, has_normalisation: bool) -> float:
     """On this job's validation images; a warning says what seems to be wrong with the import."""
     valid, device = job.data.seen_by("teacher").valid, job.options.device
 
@@ -166,6 +290,9 @@ def _measure_accuracy(classifier: Classifier, job: TrainingJob, *, has_normalisa
 
     mean, std = (tuple(values.flatten().tolist()) for values in (classifier.mean, classifier.std))
     logits = ask(valid, mean, std).cpu().numpy()
+    if not np.isfinite(logits).all():
+        name = valid.names[int((~np.isfinite(logits)).any(1).argmax())]
+        raise WeightsError(f"the teacher answers {name} with values that are not finite", "export it again, in float32")
     hits = logits.argmax(1) == valid.labels
     accuracy = torch.from_numpy(hits).float().mean().item()
     if order := find_order(logits, valid.labels, job.data.dataset.classes):
@@ -213,7 +340,7 @@ def _new_network(recipe: Recipe, num_classes: int) -> Imported:
     size = recipe.data_of("teacher").image_size
     network = spec.build(num_classes, size)
     mean, std = recipe.data.mean, recipe.data.std
-    if section.weights == IMAGENET:
+    if section.source == IMAGENET:
         with torch.random.fork_rng([]):
             body = find_pretrained(spec, size)
         _load_body(network, body)

@@ -101,7 +101,7 @@ class _Run:
         self._training, self._records, self._request = training, records, request
         self._valid_teacher = NetworkOutput(training.teacher.valid_logits()) if training.teacher else None
         self._last_step = self._steps_per_epoch()
-        self._shown = len(self._views) + (self._views.mix.per_epoch if isinstance(self._views, MixedViews) else 0)
+        self._shown = len(self._views) + (self._views.portions.per_epoch if isinstance(self._views, MixedViews) else 0)
         self._optimization = Optimization.of(training.learner, plan.section, plan.section.epochs * self._last_step)
         self._stepper = Stepper(training, self._optimization)
         self._progress = TrainingProgress()

@@ -22,7 +22,8 @@ from toolkit.export.int8 import quantize_within, times_faster
 from toolkit.export.samples import choose_samples, read_batches
 from toolkit.export.verify import Bounds, Reference, prove_file, refer_to_network
 from toolkit.files import sha256_file, write_atomically
-from toolkit.graphs.build import build_graph, check_graph, set_metadata
+from toolkit.graphs.build import check_graph, set_metadata
+from toolkit.graphs.compose import make_graph
 from toolkit.graphs.half import halve
 from toolkit.graphs.layers import find_layers, name_nodes
 from toolkit.graphs.ranges import Ranges
@@ -30,6 +31,7 @@ from toolkit.machine.limits import available_cores
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.networks.bare import describe_bare_weights
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.registry import has_file
 from toolkit.networks.weights import ModelInfo, carries_info, load_model
 from toolkit.recipe import Recipe
 
@@ -206,10 +208,10 @@ class _Export:
         self._samples = choose_samples(options.valid, self._size, self._num_classes, self._settings.images)
 
     def run(self, start: float) -> list[ExportResult]:
-        smaller, samples = self._options.smaller, self._samples
-        text = f"{', '.join(self._options.precisions)}, " if smaller else ""
+        smaller, samples = self._smaller(), self._samples
+        text = f"{', '.join(('fp32', *smaller))}, " if smaller else ""
         console.say(f"export: {self._weights} → {self._destination}, {text}proof on {len(samples)} images")
-        model = build_graph(self._classifier, self._size, self._settings.opset)
+        model = make_graph(self._classifier, self._size, self._settings.opset)
         network = refer_to_network(self._classifier, samples)
         fp32, logits = self._write(_Draft("fp32", model, start), network)
         results = [fp32]
@@ -223,6 +225,15 @@ class _Export:
                 "accuracy was not checked (no validation images: no data was given)"
             )
         return results
+
+    def _smaller(self) -> tuple[FilePrecision, ...]:
+        """The smaller precisions that it can have: an ONNX file that was imported keeps its own."""
+        smaller = self._options.smaller
+        if smaller and has_file(self._classifier.network):
+            left = ", ".join(smaller)
+            console.say(f"{self._destination.name}: an imported ONNX file keeps its own precision; no {left}")
+            return ()
+        return smaller
 
     def _write_fp16(self, model: onnx.ModelProto, network: Reference) -> ExportResult:
         """What half precision cannot hold stays float32 from the start; what it blurs, if the proof fails without."""

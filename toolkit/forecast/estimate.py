@@ -22,6 +22,7 @@ from toolkit.modeldir import Role
 from toolkit.recipe import Recipe
 from toolkit.runtimes.opening import RUNTIMES
 from toolkit.settings import StageRecipe
+from toolkit.stage_setup import TRAINING_SAMPLE
 
 MEASURED_SIZES = 3
 """Most sizes of growing images that are measured; between them time grows with the number of pixels."""
@@ -96,7 +97,7 @@ class _Adder:
         self._recipe, self._facts, self._speeds = recipe, facts, speeds
         self._train, self._valid, self._test = (facts.images[split] for split in ("train", "valid", "test"))
         self._full, self._teachers = recipe.data.image_size, recipe.data_of("teacher").image_size
-        self._mix = facts.mix(recipe)
+        self._portions = facts.portions(recipe)
 
     def decode(self) -> ForecastStage:
         stage = ForecastStage("decode", self._train + self._valid + self._test * (self._facts.command == "run"))
@@ -128,7 +129,12 @@ class _Adder:
             asked = 0 if facts.known_accuracy else self._valid
             seconds = IMPORT_S + asked * speeds.answer_s(recipe, "teacher", recipe.teacher.batch_size)
             return ForecastStage("teacher", self._valid, (self._teachers,) * 2, 0, seconds, size_bytes, GIVEN)
-        return self._training("teacher", recipe.teacher, facts.seeds[:1], size_bytes)
+        stage = self._training("teacher", recipe.teacher, facts.seeds[:1], size_bytes)
+        if not (folds := recipe.teacher.folds):
+            return stage
+        done = facts.epochs_done.get(("teacher", facts.seeds[0]), 0)
+        note = f"{folds} folds" + (f", {done} of {folds * recipe.teacher.epochs} epochs done" if done else "")
+        return replace(stage, seconds=self._folds_s(done), disk_bytes=2 * folds * size_bytes, note=note)
 
     def logits(self) -> ForecastStage | None:
         """The store of the teacher's logits; a live teacher's answers are part of the student's steps."""
@@ -137,8 +143,8 @@ class _Adder:
         if not views or not seeds:
             return None
         shown = self._train * views
-        if self._mix:
-            shown += self._mix.unlabelled * (self._mix.view_of(views - 1) + 1)
+        if self._portions:
+            shown += self._portions.unlabelled * (self._portions.view_of(views - 1) + 1)
         stage = ForecastStage("teacher logits", shown, (self._teachers,) * 2)
         seeds = [seed for seed in seeds if seed not in self._facts.stored]
         if not seeds:
@@ -196,6 +202,9 @@ class _Adder:
         seconds += sum(timed_s(run_s, recipe.samples, recipe.seconds) for run_s in whole)
         again = (len(self._facts.seeds) - 1) * self._facts.control * 2 * images
         seconds += again * self._speeds.answer_s(self._recipe, "student", max(batches))
+        sample = min(TRAINING_SAMPLE, self._train)
+        asked: list[Role] = ["teacher", "student", *(["control"] if self._facts.control else [])]  # type: ignore[list-item]
+        seconds += sum(sample * self._answer_s(role, max(batches), in_onnx=role != "control") for role in asked)
         return ForecastStage("bench", images, (self._full,) * 2, 0, seconds, note=console.count(len(rows), "row"))
 
     def _answer_s(self, role: Role, batch: int, *, in_onnx: bool) -> float:
@@ -221,13 +230,19 @@ class _Adder:
         stage = ForecastStage(role, self._images_per_epoch(role), sizes, section.epochs)
         stage = _of_seeds(stage, len(seeds), seconds, size_bytes * len(seeds))
         notes = [stage.note] if stage.note else []
-        if role == "student" and self._mix:
-            notes.append(f"{self._mix.ratio:g} unlabelled per labelled image")
+        if role == "student" and self._portions:
+            notes.append(f"{self._portions.ratio:g} unlabelled per labelled image")
         notes = [f"resumes after epoch {done[0]}"] if done[0] else notes
         return replace(stage, note=", ".join(notes))
 
     def _images_per_epoch(self, role: Role) -> int:
-        return self._train + (self._mix.per_epoch if role == "student" and self._mix else 0)
+        return self._train + (self._portions.per_epoch if role == "student" and self._portions else 0)
+
+    def _folds_s(self, done: int) -> float:
+        """s of the teachers of all folds after so many epochs of them together; each sees all folds but one."""
+        section = self._recipe.teacher
+        whole = self._epochs_s("teacher", section, range(section.epochs))
+        return max(0.0, whole * (section.folds - 1) * (1 - done / (section.epochs * section.folds)))
 
     def _epochs_s(self, role: Role, section: StageRecipe, epochs: range) -> float:
         recipe, speeds = self._recipe, self._speeds

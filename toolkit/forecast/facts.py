@@ -6,7 +6,7 @@ from typing import Literal
 
 from toolkit import control_process
 from toolkit.data.dataset import Split
-from toolkit.data.mixed_views import Mix
+from toolkit.data.mixed_views import Portions
 from toolkit.data.pixels import bytes_to_decode, unlabelled_bytes_to_decode
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.unlabelled import known_copies
@@ -55,12 +55,12 @@ class Facts:
     unlabelled: int = 0
     unlabelled_bytes: int = 0
 
-    def mix(self, recipe: Recipe) -> Mix | None:
+    def portions(self, recipe: Recipe) -> Portions | None:
         """How unlabelled images join the student's batches; None without any."""
         if not self.unlabelled:
             return None
         section, least = recipe.distill, 2 * self.processes
-        return Mix(section.unlabelled_ratio, self.images["train"], self.unlabelled, section.batch_size, least)
+        return Portions(section.unlabelled_ratio, self.images["train"], self.unlabelled, section.batch_size, least)
 
     def paired(self, recipe: Recipe) -> tuple[int, ...]:
         """Seeds whose student and control will train side by side, with half of the threads each."""
@@ -150,7 +150,16 @@ def _look_at_teacher(setup: StageSetup, command: Command) -> Progress:
         require_same_network(file, recipe)
         return frozenset({network}), {}  # it teaches, however it was trained
     _, settings = teacher_settings(recipe, setup.dataset)
-    return _look_at(network, _training_job(setup, recipe, setup.model_dir, network, settings))
+    whole = _look_at(network, _training_job(setup, recipe, setup.model_dir, network, settings))
+    if whole[0] or not recipe.teacher.folds:
+        return whole
+    parts = [
+        _training_job(setup, recipe, setup.model_dir.of_fold(fold), network, settings | {"fold": fold})
+        for fold in range(recipe.teacher.folds)
+    ]
+    looked = [_look_at(network, part) for part in parts]
+    done = sum(recipe.teacher.epochs if there else epochs.get(network, 0) for there, epochs in looked)
+    return frozenset(), {network: done} if done else {}
 
 
 def _look_at_seed(

@@ -27,6 +27,7 @@ from toolkit.distill.precision import FloatArithmetic, NetworkStep, choose_preci
 from toolkit.distill.quantized import views_to_answer
 from toolkit.distill.step import Stepper
 from toolkit.distill.step_graph import WARM_UP
+from toolkit.distill.teacher import import_given
 from toolkit.distill.trainable import require_trainable
 from toolkit.distill.training import Training
 from toolkit.errors import DataError
@@ -36,7 +37,7 @@ from toolkit.networks import small_maps
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.registry import NetworkSpec
 from toolkit.recipe import Recipe
-from toolkit.settings import DataRecipe, StageRecipe
+from toolkit.settings import DataRecipe, Mix, StageRecipe
 
 SAMPLED_IMAGES = 24
 """training images that are decoded, and whose views are rendered"""
@@ -70,6 +71,7 @@ class MeasuredSpeeds:
         self._render_s = functools.cache(self._time_views)
         self._key = functools.cache(_key)  # reads a given teacher's file once per recipe
         self._build = functools.cache(self._build_network)
+        self._given = functools.cache(self._import_given)
         self._build_plain = functools.cache(self._build_network)  # as in a benchmark, not as in training
         self._optimizer_s = functools.cache(self._time_optimizer)
         self._replay_s = functools.cache(self._time_replays)
@@ -92,11 +94,11 @@ class MeasuredSpeeds:
             step = NetworkStep(network, batch, side, self._device)
             step_s = step_seconds(step, precision, images=images, clock=self._clock)
             of_batch = self._optimizer_s(self._key(recipe, role), section) / self._batch(section)
-            return step_s + of_batch + self._render_s(recipe.data_of(role), section.mixup, side, threads)
+            return step_s + of_batch + self._render_s(recipe.data_of(role), section.mix, side, threads)
 
     def view_s(self, recipe: Recipe, role: Role) -> float:
         data = recipe.data_of(role)
-        return self._render_s(data, recipe.distill.mixup, data.image_size, torch.get_num_threads())
+        return self._render_s(data, recipe.distill.mix, data.image_size, torch.get_num_threads())
 
     def validate_s(self, recipe: Recipe, role: Role) -> float:
         with self._own_threads(recipe, role):
@@ -134,8 +136,8 @@ class MeasuredSpeeds:
     def _forward_s(
         self, recipe: Recipe, role: Role, precision: FloatArithmetic, batch: int, *, as_trained: bool = True
     ) -> float:
-        build = self._build if as_trained else self._build_plain
-        network, size = build(*self._key(recipe, role)), recipe.data_of(role).image_size
+        network = self._network(recipe, role) if as_trained else self._plain_network(recipe, role)
+        size = recipe.data_of(role).image_size
         images = self._facts.images["valid"] + self._facts.images["test"]
         step = NetworkStep(network, batch, size, self._device, training=False)
         return step_seconds(step, precision, as_trained=as_trained, images=images, clock=self._clock)
@@ -164,7 +166,21 @@ class MeasuredSpeeds:
         return min(section.batch_size, self._facts.images["train"])
 
     def _network(self, recipe: Recipe, role: Role) -> Classifier:
+        if role == "teacher" and provenance.has_onnx(recipe):
+            return self._given(recipe)
         return self._build(*self._key(recipe, role))
+
+    def _plain_network(self, recipe: Recipe, role: Role) -> Classifier:
+        """As in a benchmark, not as in training."""
+        if role == "teacher" and provenance.has_onnx(recipe):
+            return self._given(recipe)
+        return self._build_plain(*self._key(recipe, role))
+
+    def _import_given(self, recipe: Recipe) -> Classifier:
+        """A teacher with an ONNX file in it: without its file, it is no network."""
+        sources = provenance.find_sources(recipe)
+        teacher = import_given(sources, self._dataset.classes, recipe.teacher.combine)
+        return Classifier(teacher.network, teacher.mean, teacher.std).to(self._device)
 
     def _build_network(self, spec: NetworkSpec, image_size: int) -> Classifier:
         """The untrained network, as the stages build it, on its device."""
@@ -194,7 +210,7 @@ class MeasuredSpeeds:
     ) -> float:
         """s per image of a whole step at `side` px, without a teacher, after the first steps have led to a graph."""
         sample, _ = self._sample(*_cut(Recipe(data=data)))
-        views = TrainingViews(sample, data, self._facts.num_classes, seed=0, mixup=section.mixup, device=self._device)
+        views = TrainingViews(sample, data, self._facts.num_classes, seed=0, mix=section.mix, device=self._device)
         network = self._build(*key)
         learner = TappedNetwork(network).train()
         small_maps.place(learner, self._device)
@@ -210,11 +226,11 @@ class MeasuredSpeeds:
         network.zero_grad(set_to_none=True)
         return seconds
 
-    def _time_views(self, data: object, mixup: float, side: int, threads: int) -> float:
+    def _time_views(self, data: object, mix: Mix, side: int, threads: int) -> float:
         """s per view at `side` px, with the `threads` that are set."""
         recipe = Recipe.model_validate({"data": data})
         sample, _ = self._sample(*_cut(recipe))
-        views = TrainingViews(sample, recipe.data, self._facts.num_classes, seed=0, mixup=mixup, device=self._device)
+        views = TrainingViews(sample, recipe.data, self._facts.num_classes, seed=0, mix=mix, device=self._device)
         indices = np.arange(VIEW_BATCH) % len(sample)
         return self._least(lambda: views.render(indices, 0, side)) / VIEW_BATCH
 

@@ -65,6 +65,14 @@ def read_directory(path: Path) -> HubDirectory:
     )
 
 
+def describe_config(path: Path) -> HubDirectory:
+    """What the config files in a directory say, of weights in any format. Raises WeightsError for damaged JSON."""
+    config = _read_json(path / CONFIG) or {}
+    if isinstance(config.get("architecture"), str):
+        return _of_timm(path, config)
+    return _of_transformers(path, {"model_type": ""} | config, _read_json(path / PREPROCESSOR) or {})
+
+
 def _of_timm(weights: Path, config: Mapping[str, Any]) -> HubDirectory:
     """timm's save_for_hf; earlier versions have the keys of pretrained_cfg beside `architecture`."""
     pretrained = {**config, **_table(config, "pretrained_cfg")}

@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,9 @@ from torch.nn import functional as F
 
 from toolkit.architectures import (
     DEPTHWISE,
+    ENSEMBLE,
     LITE0,
+    ONNX,
     PACKAGE,
     TIMM,
     TRANSFORMERS,
@@ -32,7 +34,9 @@ from toolkit.architectures import (
     settings_of,
 )
 from toolkit.errors import RecipeError, ToolkitError, WeightsError, did_you_mean, one_line, shorten
+from toolkit.networks.class_map import UNKNOWN
 from toolkit.networks.depthwise import DepthwiseStudent
+from toolkit.networks.ensemble import OfEnsemble
 from toolkit.networks.families import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -43,6 +47,7 @@ from toolkit.networks.families import (
     no_pretrained,
 )
 from toolkit.networks.lite0 import Lite0
+from toolkit.networks.of_onnx import OfOnnx, OnnxNetwork
 from toolkit.networks.of_package import OfPackage
 from toolkit.networks.of_timm import OfTimm
 from toolkit.networks.of_transformers import OfTransformers
@@ -59,6 +64,9 @@ BUILDER_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 REFUSALS = (AssertionError, RuntimeError, ValueError)
 """Networks refuse sizes with any of these."""
+
+NEVER = -1000.0
+"""the logit of a class that a network does not know: a probability of 0 at any temperature that is used"""
 
 MANY_CLASSES = 7919
 """A number that no layer has but a head of so many classes."""
@@ -102,12 +110,15 @@ class NetworkSpec:
     """All that a network is built from, except the data: weights files carry it, and recipes name it.
 
     `settings` are the architecture's own, as JSON has them; defaults may be left out. `enlarge` k lets the network see
-    images k times as large: networks for large pictures keep too little of small ones.
+    images k times as large: networks for large pictures keep too little of small ones. A network of other classes than
+    the data's has so many `outputs`, and `columns` are the places of the data's classes among them (class_map.py).
     """
 
     architecture: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     enlarge: int = 1
+    outputs: int = 0
+    columns: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, section: NetworkRecipe, enlarge: int = 1) -> "NetworkSpec":
@@ -115,7 +126,15 @@ class NetworkSpec:
         return cls(section.architecture, section.settings, enlarge)
 
     def __hash__(self) -> int:
-        return hash((self.architecture, json.dumps(dict(self.settings), sort_keys=True), self.enlarge))
+        return hash((self.architecture, json.dumps(dict(self.settings), sort_keys=True), self.enlarge, self.columns))
+
+    def to_json(self) -> dict[str, Any]:
+        """For metadata in JSON; NetworkSpec.from_json reads it."""
+        return {**vars(self), "settings": dict(self.settings), "columns": list(self.columns)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "NetworkSpec":
+        return cls(**{**values, "columns": tuple(values.get("columns", ()))})
 
     def build(self, num_classes: int, image_size: int | None = None) -> nn.Module:
         """A network with random weights: float images (N, 3, S, S) → logits (N, num_classes).
@@ -128,10 +147,12 @@ class NetworkSpec:
         settings = self._check_settings()
         with self._refusing(image_size):
             shown_px = None if image_size is None else image_size * self.enlarge
-            network = family.build(self.architecture, num_classes, settings, shown_px)
+            network = family.build(self.architecture, self.outputs or num_classes, settings, shown_px)
         if self.enlarge > 1:
             network.register_forward_pre_hook(Enlarge(self.enlarge))
-        if image_size is not None:
+        if self.columns:
+            network.register_forward_hook(PickColumns(self.columns))
+        if image_size is not None and not has_file(network):
             with self._refusing(image_size):
                 self._try_once(network, num_classes, image_size)
         vars(network)["spec"] = replace(self, settings=settings.model_dump(mode="json"))
@@ -196,6 +217,27 @@ class Enlarge:
         return F.interpolate(inputs[0], scale_factor=float(self.times), mode="bilinear", align_corners=False)
 
 
+class PickColumns:
+    """A hook after a network: logits (N, outputs) → (N, C), those of the data's classes.
+
+    A class that the network does not know gets NEVER.
+    """
+
+    def __init__(self, columns: Sequence[int]) -> None:
+        self.columns = tuple(columns)
+
+    def __call__(self, network: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        places = torch.tensor([max(column, 0) for column in self.columns], device=output.device)
+        known = output.index_select(1, places)
+        unknown = torch.tensor([column == UNKNOWN for column in self.columns], device=output.device)
+        return known if UNKNOWN not in self.columns else known.masked_fill(unknown, NEVER)
+
+
+def has_file(network: nn.Module) -> bool:
+    """Whether an ONNX file is, or is to be, a part of it: such a network is frozen, and answers with its file alone."""
+    return any(isinstance(module, OnnxNetwork) for module in network.modules())
+
+
 def build(
     architecture: str, num_classes: int, *, image_size: int | None = None, enlarge: int = 1, **settings: Any
 ) -> nn.Module:
@@ -209,7 +251,7 @@ def spec_of(network: nn.Module) -> NetworkSpec:
     return spec
 
 
-class Registered:
+class Registered(Family):
     """The family of the notebook's student and of what users register."""
 
     def require(self, architecture: str) -> None:
@@ -221,11 +263,8 @@ class Registered:
     ) -> nn.Module:
         return call_builder(architecture, _builders[architecture], num_classes, **dict(settings))
 
-    def pretrained(self, architecture: str, settings: NetworkSettings, image_size: int) -> Pretrained:
-        raise no_pretrained(architecture)
 
-
-class OfTorchvision:
+class OfTorchvision(Family):
     """The family of torchvision's classifiers, by their names."""
 
     def require(self, architecture: str) -> None:
@@ -270,6 +309,8 @@ FOREIGN: dict[str, Family] = {
     TIMM: OfTimm(),
     TRANSFORMERS: OfTransformers(),
     PACKAGE: OfPackage(),
+    ONNX: OfOnnx(),
+    ENSEMBLE: OfEnsemble(lambda spec, *arguments: NetworkSpec.from_json(spec).build(*arguments)),
 }
 """Architecture, or family of architectures.family_of → how its networks are built."""
 
@@ -292,6 +333,12 @@ def require_known(*names: str) -> None:
 def import_builder(architecture: str) -> None:
     """Import now what `build` would import for this network. Raises RecipeError if that cannot be."""
     find_family(architecture)
+
+
+def rename_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a file by the names of a network that was built here; as they are, if it was not."""
+    spec = vars(network).get("spec")
+    return find_family(spec.architecture).rename(network, tensors) if isinstance(spec, NetworkSpec) else tensors
 
 
 def find_pretrained(spec: NetworkSpec, image_size: int) -> Pretrained:
@@ -339,8 +386,12 @@ def enlargement(network: nn.Module) -> int:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Numbers that training may change, frozen or not; buffers (batch-norm statistics, normalisation) are left out."""
-    return sum(parameter.numel() for parameter in network.parameters())
+    """Numbers that training may change, frozen or not; buffers (batch-norm statistics, normalisation) are left out.
+
+    Of an ONNX file, all numbers in its weights: it does not say which of them were trained.
+    """
+    files = [module for module in network.modules() if isinstance(module, OnnxNetwork)]
+    return sum(parameter.numel() for parameter in network.parameters()) + sum(map(OnnxNetwork.count_parameters, files))
 
 
 @functools.cache

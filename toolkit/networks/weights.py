@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,20 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from toolkit import console
-from toolkit.architectures import DEPTHWISE
+from toolkit.architectures import DEPTHWISE, ONNX, OnnxSettings
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import ToolkitError, WeightsError, one_line, shorten
 from toolkit.files import write_atomically
 from toolkit.modeldir import Role
+from toolkit.networks.class_map import map_classes
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import infer_student
 from toolkit.networks.families import Channels
 from toolkit.networks.hub_directory import HubDirectory, read_directory
 from toolkit.networks.matching import Match, find_prefixes, match, misfits
-from toolkit.networks.registry import MANY_CLASSES, NetworkSpec, find_classifier
+from toolkit.networks.of_onnx import OnnxNetwork, import_onnx, is_onnx
+from toolkit.networks.onnx_file import ONE, ZERO, read_onnx
+from toolkit.networks.registry import MANY_CLASSES, NetworkSpec, PickColumns, find_classifier, rename_tensors
 from toolkit.networks.tensor_files import (
     first_bytes,
     looks_like_safetensors,
@@ -69,6 +72,8 @@ class ModelInfo:
         """
         values = {name: value for name, value in vars(self).items() if name != "network"}
         values |= {"architecture": self.architecture, "enlarge": self.network.enlarge}
+        if self.network.outputs:
+            values |= {"outputs": self.network.outputs, "columns": list(self.network.columns)}
         settings = dict(self.network.settings)
         if settings and self.architecture != DEPTHWISE:
             values |= {"settings": settings}
@@ -83,7 +88,10 @@ class ModelInfo:
         preprocess = Preprocess.from_json(json.dumps(values["preprocess"]))
         beside = {key: values.pop(key) for key in OF_DEPTHWISE if key in values}
         settings = values.pop("settings", beside if values["architecture"] == DEPTHWISE else {})
-        network = NetworkSpec(values.pop("architecture"), settings, values.pop("enlarge", 1))
+        columns = tuple(values.pop("columns", ()))
+        network = NetworkSpec(
+            values.pop("architecture"), settings, values.pop("enlarge", 1), values.pop("outputs", 0), columns
+        )
         return cls(**values | {"network": network, "classes": tuple(values["classes"]), "preprocess": preprocess})
 
 
@@ -92,7 +100,7 @@ class Imported:
     """A network with given weights: float images (N, 3, S, S), minus mean, divided by std → logits (N, C).
 
     `image_size` is the S (px) that its source says it wants, None if it says none; `classes` the C names that the
-    source carries, None if it carries none.
+    source carries, None if it carries none. `states_normalisation`: whether the source says how images are normalised.
     """
 
     network: nn.Module
@@ -100,6 +108,7 @@ class Imported:
     std: Channels
     image_size: int | None = None
     classes: tuple[str, ...] | None = None
+    states_normalisation: bool = True
 
 
 def save_model(path: Path, network: nn.Module, info: ModelInfo, *, halved: bool = False) -> None:
@@ -151,6 +160,7 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, num
     if only the last layer does not fit. Otherwise it names the first key that is missing, unexpected or of another
     shape, or that holds values which are not finite, and the architecture that the weights are of, if it finds one.
     """
+    _make_room_for_files(network, tensors)
     own = network.state_dict()
     found = find_weights(network, tensors, path)
     weights = found.tensors
@@ -170,10 +180,17 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, num
     network.load_state_dict(weights)
 
 
+def _make_room_for_files(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """ONNX files in a network are as long as those in `tensors`: nothing else of it says how long they are."""
+    for name, module in network.named_modules():
+        if isinstance(module, OnnxNetwork) and (file := tensors.get(f"{name}.file".lstrip("."))) is not None:
+            module.file = torch.empty_like(file)
+
+
 def find_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Match:
     """The tensors by the network's names. Raises WeightsError if one is missing, or one too many is there."""
     own = network.state_dict()
-    if (found := match(tensors, own)) is not None:
+    if (found := match(tensors, own) or match(rename_tensors(network, tensors), own)) is not None:
         return found
     missing, unexpected = misfits(tensors, own)
     name, what = (missing[0], "missing") if missing else (unexpected[0], "unexpected")
@@ -184,40 +201,109 @@ def find_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
 def import_teacher(path: Path, recipe: Recipe, num_classes: int, classes: tuple[str, ...] | None = None) -> Imported:
     """The recipe's teacher network with the file's weights, and what goes with them.
 
-    The network is `teacher_spec`. Mean and std are `recipe.teacher`'s if given, else those that the file carries,
-    else `recipe.data`'s. `classes`, if given, must be the file's own if it names any. Raises WeightsError if the
-    file does not fit.
+    The network is `teacher_spec`, or the ONNX file itself. Mean and std are `recipe.teacher`'s if given, else those
+    that the file carries, else `recipe.data`'s. If the names of its outputs are known (teacher.classes, or the file's
+    own), they are matched with `classes`, the data's. Raises WeightsError if the file does not fit.
     """
+    return _import_onnx(path, recipe, classes) if is_onnx(path) else _import_tensors(path, recipe, num_classes, classes)
+
+
+def _import_onnx(path: Path, recipe: Recipe, classes: tuple[str, ...] | None) -> Imported:
+    described, section = read_onnx(path), recipe.teacher
+    settings = OnnxSettings.model_validate(section.settings if section.architecture == ONNX else {})
+    scale = 1.0 if settings.white == 1 else 1 / 255
+    plain = (ZERO, ONE) if settings.white != 1 else (recipe.data.mean, recipe.data.std)
+    mean = _times(section.mean, scale) or described.mean or plain[0]
+    std = _times(section.std, scale) or described.std or _times(plain[1], scale)
+    assert std is not None
+    network, outputs = import_onnx(path, settings, recipe.data_of("teacher").image_size, mean, std)
+    named = given_classes(recipe) or described.classes
+    columns = _find_columns(path, named, outputs, classes)
+    vars(network)["spec"] = NetworkSpec(ONNX, network.settings.model_dump(mode="json"), 1, outputs, columns)
+    if columns:
+        network.register_forward_hook(PickColumns(columns))
+    return Imported(network, mean, std, described.size, named, states_normalisation=described.mean is not None)
+
+
+def _import_tensors(path: Path, recipe: Recipe, num_classes: int, classes: tuple[str, ...] | None) -> Imported:
     info = _find_info(path)
-    directory = read_directory(path.parent) if info is None and Path(recipe.teacher.weights).is_dir() else None
+    given = recipe.teacher.source
+    directory = read_directory(path.parent) if info is None and given and Path(given).is_dir() else None
     if info is not None and info.architecture != recipe.teacher.architecture:
         raise WeightsError(
             f"{path} is a {info.architecture}, the recipe's teacher a {recipe.teacher.architecture}",
             f"use teacher.architecture={info.architecture}",
         )
-    size = recipe.data_of("teacher").image_size
-    network = teacher_spec(recipe, info).build(num_classes, size)
+    source = info or directory
+    named = given_classes(recipe) or (source.classes if source else None)
+    spec, size = teacher_spec(recipe, info), recipe.data_of("teacher").image_size
+    if named and classes and named != classes:
+        spec = replace(spec, outputs=len(named), columns=_find_columns(path, named, len(named), classes))
+    network = spec.build(num_classes, size)
     try:
-        load_into(network, read_tensors(path), path, num_classes)
+        load_into(network, read_tensors(path), path, spec.outputs or num_classes)
     except WeightsError:
-        if directory is not None and _fits_at_its_size(directory, recipe, num_classes):
+        if directory is not None and _fits_at_its_size(directory, recipe, spec.outputs or num_classes):
             raise WeightsError(
                 f"{path} was made for images of {directory.image_size} px, and is to see {size} px",
                 f"use --set teacher.image_size={directory.image_size}",
             ) from None
         raise
-    source = info or directory
-    named = source.classes if source else None
-    if named is not None and classes is not None and len(named) == len(classes) and named != classes:
-        theirs, ours = next(pair for pair in zip(named, classes, strict=True) if pair[0] != pair[1])
-        raise WeightsError(
-            f"{path} has a class {theirs!r}, the data has {ours!r} in its place",
-            "give the data those weights were trained on",
-        )
     mean = recipe.teacher.mean or (info.preprocess.mean if info else recipe.data.mean)
     std = recipe.teacher.std or (info.preprocess.std if info else recipe.data.std)
     wanted = info.preprocess.image_size if info else directory.image_size if directory else None
-    return Imported(network, mean, std, wanted, named)
+    return Imported(network, mean, std, wanted, named, states_normalisation=source is not None)
+
+
+def _find_columns(
+    path: Path, named: tuple[str, ...] | None, outputs: int, classes: tuple[str, ...] | None
+) -> tuple[int, ...]:
+    """Where the data's classes stand among a file's outputs; () if they are those classes, as they stand.
+
+    Without names, as many outputs as classes are taken for these.
+    """
+    if named and len(named) != outputs:
+        raise WeightsError(
+            f"{path} has {outputs} outputs, and {len(named)} names are given for them",
+            "correct teacher.classes: one name per output, in their order",
+        )
+    if classes is None or named == classes:
+        return ()
+    if named:
+        return map_classes(named, classes, str(path))
+    if outputs != len(classes):
+        raise WeightsError(
+            f"{path} has {outputs} classes without names, the data has {len(classes)}",
+            "give the names of its outputs, one per line, in a file: --set teacher.classes=FILE",
+        )
+    return ()
+
+
+def given_classes(recipe: Recipe) -> tuple[str, ...] | None:
+    """The names in the file `teacher.classes`, one per line or a JSON list; None without one. Raises WeightsError."""
+    if not recipe.teacher.classes:
+        return None
+    path = Path(recipe.teacher.classes)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise WeightsError(
+            f"teacher.classes: cannot read {path}: {reason}", "give a text file with one name per line"
+        ) from None
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            names = json.loads(text)
+            if all(isinstance(name, str) for name in names):
+                return tuple(names)
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _times(channels: Channels | None, factor: float) -> Channels | None:
+    if channels is None:
+        return None
+    red, green, blue = (value * factor for value in channels)
+    return red, green, blue
 
 
 def _fits_at_its_size(directory: HubDirectory, recipe: Recipe, num_classes: int) -> bool:

@@ -8,10 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit import console
+from toolkit.bench.report.advice import SPLIT_NAMES, describe_knowledge
 from toolkit.bench.report.markdown import bullets, markdown_table, percent
 from toolkit.bench.report.verdict import describe_difference, name_gpu, name_model
 from toolkit.bench.report.words import describe_classes, describe_gain, render_classes
-from toolkit.bench.schema import Duration, Hardware, Report, ReportRow, SeedGain, short_provider
+from toolkit.bench.schema import Distillation, Duration, Hardware, Report, ReportRow, SeedGain, short_provider
 
 METHOD = (
     "Latency is that of one image, throughput that of batches. Both are of the network with its normalisation, from "
@@ -31,6 +32,8 @@ def print_table(report: Report) -> None:
             console.out.print(text.replace("as accurate than", "as accurate as"), markup=False)
     console.out.print(f"\n{describe_classes(report.classes)}", markup=False)
     console.out.print(f"\n{describe_gain(report.distillation)}", markup=False)
+    if paragraph := describe_knowledge(report.distillation):
+        console.out.print(f"\nWhat the teacher knew beyond the labels. {paragraph}", markup=False)
     console.out.print(f"\n{report.verdict}", style="bold", markup=False)
 
 
@@ -80,7 +83,7 @@ def _all_columns(batch_sizes: Sequence[str]) -> dict[str, Cell]:
     few = _columns(batch_sizes[-1])
     return {
         **{name: few[name] for name in (*NAMES, "params")},
-        "MACs": lambda row: short_count(row.macs),
+        "MACs": lambda row: _macs(row),
         **{name: few[name] for name in ("size", "top-1 %")},
         "top-5 %": lambda row: f"{100 * row.accuracy_top5:.2f}",
         "F1 %": lambda row: f"{100 * row.macro_f1:.2f}",
@@ -92,6 +95,10 @@ def _all_columns(batch_sizes: Sequence[str]) -> dict[str, Cell]:
         "MiB": lambda row: _number(row.peak_memory_mib, ",.0f"),
         **{f"img/s {size}": partial(_throughput, size) for size in batch_sizes},
     }
+
+
+def _macs(row: ReportRow) -> str:
+    return "–" if row.macs is None else short_count(row.macs)
 
 
 def _throughput(batch_size: str, row: ReportRow) -> str:
@@ -117,6 +124,7 @@ def render_markdown(report: Report) -> str:
         "## Did distillation help?",
         describe_gain(report.distillation),
         _seeds_table(report.distillation.per_seed),
+        *_knowledge_section(report.distillation),
         "## Quality",
         _quality_table(report.rows),
         "![Accuracy against confidence](reliability.png)",
@@ -143,6 +151,23 @@ def render_markdown(report: Report) -> str:
         METHOD,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _knowledge_section(distillation: Distillation) -> list[str]:
+    known = distillation.knowledge
+    if known is None:
+        return []
+    headings = ["images", "number", "teacher", "beside the label", "student", "control", "student = teacher"]
+    rows = [
+        [
+            SPLIT_NAMES[one.split], f"{one.images:,}",
+            percent(one.teacher_accuracy), f"{100 * one.teacher_beside_label:.2f} %",
+            percent(one.student_accuracy), percent(one.control_accuracy), percent(one.student_agreement),
+        ]
+        for one in known.splits
+    ]  # fmt: skip
+    table = markdown_table(headings, rows, left=(0,))
+    return ["## What the teacher knew beyond the labels", describe_knowledge(distillation), table]
 
 
 def _describe_activity(hardware: Hardware) -> str:
@@ -196,7 +221,7 @@ def _cost_table(rows: Sequence[ReportRow]) -> str:
         cells.append(
             [
                 name_model(row), row.runtime, _number(row.threads, "d"),
-                f"{row.params:,}", short_count(row.macs), console.size(row.size_bytes),
+                f"{row.params:,}", _macs(row), console.size(row.size_bytes),
                 *(f"{figure:.3f}" for figure in (latency.p50, latency.p95, latency.p99)),
                 f"{latency.mean:.3f} ± {latency.std:.3f}",
                 f"{latency.round_p50_min:.3f} to {latency.round_p50_max:.3f}", f"{latency.n:,}",

@@ -36,10 +36,11 @@ from unlabelled_samples import make_unlabelled
 
 import toolkit
 from toolkit.data.batches import batches
-from toolkit.data.mixed_views import Mix, MixedViews
+from toolkit.data.mixed_views import MixedViews, Portions
 from toolkit.distill import distributed
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.objective import learn_from_teacher
+from toolkit.distill.folds import OutOfFoldTeacher
+from toolkit.distill.objective import NetworkOutput, learn_from_teacher
 from toolkit.distill.optimization import Optimization
 from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper
@@ -48,6 +49,7 @@ from toolkit.distill.teachers import LiveTeacher
 from toolkit.distill.trainer import train
 from toolkit.distill.training import Training
 from toolkit.errors import DataError, Interrupted, RecipeError
+from toolkit.networks import registry
 from toolkit.networks.weights import read_info
 from toolkit.recipe import Recipe
 from toolkit.stage_setup import Choice, training_setup
@@ -62,8 +64,8 @@ def splits(class_folders: Path) -> Splits:
 def make_training(splits: Splits, learner: TappedNetwork, plan: Plan, ratio: float = 1.5) -> Training:
     train_pixels, valid = splits
     labelled, unlabelled = (make_views(pixels, mixup=plan.section.mixup) for pixels in (train_pixels, valid))
-    mix = Mix(ratio, len(train_pixels), len(valid), plan.section.batch_size, distributed.least_batch())
-    views = MixedViews(labelled, unlabelled, mix)
+    portions = Portions(ratio, len(train_pixels), len(valid), plan.section.batch_size, distributed.least_batch())
+    views = MixedViews(labelled, unlabelled, portions)
     teacher = LiveTeacher(make_student(seed=5), views, valid, "fp32")
     return Training(learner.train(), learn_from_teacher(plan.section), views, valid, plan, teacher)
 
@@ -412,7 +414,42 @@ def test_wrong_values_are_refused_in_one_line(tmp_path: Path) -> None:
 def test_a_ratio_that_gives_no_step_any_is_refused(class_folders: Path, tmp_path: Path) -> None:
     folder = make_unlabelled(tmp_path / "more")
     workspace = open_workspace(tmp_path / "m", class_folders, folder, {"distill.unlabelled_ratio": 0.01})
-    with pytest.raises(RecipeError, match=r"unlabelled_ratio = 0\.01 gives a step of 12 images no unlabelled one"):
+    with pytest.raises(RecipeError, match=r"unlabelled_ratio = 0\.01 gives no step of 12 an unlabelled image"):
+        workspace.distill()
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_teacher_in_folds_answers_them_as_a_whole(
+    class_folders: Path, tmp_path: Path, views: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And labelled images by the part that has not seen them: each kind goes its own way, live and stored."""
+    asked: list[int] = []
+    answer = OutOfFoldTeacher.answer
+
+    def count(self: OutOfFoldTeacher, indices: Any, view: int, images: Tensor) -> NetworkOutput:
+        asked.append(len(indices))
+        return answer(self, indices, view, images)
+
+    monkeypatch.setattr(OutOfFoldTeacher, "answer", count)
+    folder = make_unlabelled(tmp_path / "more")
+    settings = {"teacher.folds": 2, "distill.teacher_views": views, "distill.control": False, "distill.epochs": 2}
+    made = open_workspace(tmp_path / "m", class_folders, folder, settings).distill()
+    assert made.info.extra["images_seen"] == 2 * 72
+    assert sum(asked) == 2 * 36, "of the labelled images alone"
+
+
+def test_a_teacher_of_some_classes_cannot_answer_them(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows whether an unlabelled image is of a class that the teacher does not know."""
+    folder = make_unlabelled(tmp_path / "more")
+    workspace = open_workspace(tmp_path / "m", class_folders, folder)
+    workspace.teacher()
+    spec = registry.spec_of
+    monkeypatch.setattr(
+        registry, "spec_of", lambda network: SimpleNamespace(**vars(spec(network)) | {"columns": (0, -1, 1)})
+    )
+    with pytest.raises(RecipeError, match=r"data\.unlabelled needs a teacher that knows all classes of the data"):
         workspace.distill()
 
 
