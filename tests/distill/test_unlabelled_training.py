@@ -414,7 +414,7 @@ def test_wrong_values_are_refused_in_one_line(tmp_path: Path) -> None:
 def test_a_ratio_that_gives_no_step_any_is_refused(class_folders: Path, tmp_path: Path) -> None:
     folder = make_unlabelled(tmp_path / "more")
     workspace = open_workspace(tmp_path / "m", class_folders, folder, {"distill.unlabelled_ratio": 0.01})
-    with pytest.raises(RecipeError, match=r"unlabelled_ratio = 0\.01 gives no step of 12 an unlabelled image"):
+    with pytest.raises(RecipeError, match=r"unlabelled_ratio = 0\.01: no step of 12 gets an unlabelled image"):
         workspace.distill()
 
 
