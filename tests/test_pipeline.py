@@ -273,7 +273,7 @@ def test_the_next_command_runs_as_it_is_printed(tmp_path: Path) -> None:
     """Through a shell, with spaces in every path: teacher → distill → export, settings carried along."""
     data = make_class_folders(tmp_path / "my data", (6, 3, 3))
     budget = (*SMALL_TEACHER, "--set", "distill.epochs=1")
-    printed = toolkit("teacher", "--data", data, "--out", tmp_path / "my model", *SMALL, *budget).stdout
+    printed = forked_toolkit("teacher", "--data", data, "--out", tmp_path / "my model", *SMALL, *budget).stdout
     commands = []
     for _ in range(2):
         command = printed.split("next: toolkit ")[1].strip()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import shared
-from toolkit_process import toolkit
+from toolkit_process import forked_toolkit
 from torch import nn
 
 from toolkit.distill.objective import NetworkOutput, learn_from_teacher
@@ -94,8 +94,8 @@ def test_an_epoch_s_losses_lie_in_the_notebook_s_range(tmp_path: Path) -> None:
     settings = ("--recipe", "food11", "--data", str(data), "--out", str(tmp_path / "out"), "--device", "cpu")
     smaller = ("--set", "data.image_size=64", "--set", "distill.epochs=2")
     weights = ("--weights", str(tmp_path / "teacher.bin"))
-    toolkit("teacher", *settings, *smaller, *weights)
-    toolkit("distill", *settings, *smaller)
+    forked_toolkit("teacher", *settings, *smaller, *weights)
+    forked_toolkit("distill", *settings, *smaller)
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     got = [line for line in lines if line["stage"] == "distill"]
     for ours, theirs in zip(got, expected, strict=True):
