@@ -48,6 +48,7 @@ NOT_IN_FINGERPRINT = {
     "teacher.weights",
     "teacher.classes",
     "distill.control",
+    "data.unlabelled",
 }
 """Settings that change no result: places and layout of files, whose SHA-256 with their labels counts instead, speed of
 reading, other trainings."""
@@ -74,6 +75,9 @@ NEWER_SETTINGS = {
     "data.augment_magnitude": 9,
     "teacher.cutmix": 0,
     "distill.cutmix": 0,
+    "distill.unlabelled_ratio": 1,
+    **{f"{section}.class_weights": "none" for section in ("teacher", "distill")},
+    **{f"{section}.logit_adjustment": 0 for section in ("teacher", "distill")},
 }
 """Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
 
@@ -132,6 +136,16 @@ class Recipe(Section):
     def _teacher_size_can_be_made(self) -> Self:
         if self.data_of("teacher") is not self.data and self.data.resize == 0:
             raise ValueError("teacher.image_size needs pictures that are resized: set data.resize")
+        return self
+
+    @model_validator(mode="after")
+    def _unlabelled_images_can_teach(self) -> Self:
+        section = self.distill
+        if self.data.unlabelled and "dkd" in section.method_parts:
+            raise ValueError("dkd needs the label of every image: with data.unlabelled, use distill.method=kd or dist")
+        if self.data.unlabelled and not section.learns_from_teacher:
+            zero = "distill.alpha" if section.logit_method else "distill.feature_weight"
+            raise ValueError(f"data.unlabelled needs the teacher's answers in the loss: set {zero} above 0")
         return self
 
     @classmethod

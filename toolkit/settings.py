@@ -18,7 +18,7 @@ IMAGENET, FOOD_11 = "imagenet", "food-11"
 
 OF_TEACHING = {
     "method", "temperature", "alpha", "standardize", "dkd_target_weight", "dkd_other_weight", "dist_inter_weight",
-    "dist_intra_weight", "feature_weight", "teacher_taps", "student_taps", "teacher_precision",
+    "dist_intra_weight", "feature_weight", "teacher_taps", "student_taps", "teacher_precision", "unlabelled_ratio",
 }  # fmt: skip
 """Keys of [distill] that mean nothing to a student without a teacher."""
 
@@ -123,7 +123,22 @@ class DataRecipe(Section):
     share: float = Field(
         1.0, gt=0, le=1, description="share of each class's training images that is used, drawn by split_seed; 1: all"
     )
+    unlabelled: Names = Field(
+        (), description="folders of images without labels, from which the student learns the teacher's answers alone"
+    )
     workers: int = Field(0, ge=0, le=256, description="threads that decode; 0: as many as the process may use cores")
+
+    @field_validator("unlabelled", mode="before")
+    @classmethod
+    def _a_list(cls, folders: Any) -> Any:
+        return _refuse_text(folders, "folders")
+
+    @field_validator("unlabelled")
+    @classmethod
+    def _no_empty_folder(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(folders):
+            raise ValueError("a folder has no name: use . for the current one")
+        return folders
 
     @field_validator("crop_scale", "crop_ratio", "blur_sigma")
     @classmethod
@@ -172,6 +187,12 @@ class StageRecipe(Section):
     )
     grow_until: float = Field(0.8, gt=0, le=1, description="share of the epochs after which images have full size")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label that is spread over all classes")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: a label counts in inverse proportion to its class's number of training images"
+    )
+    logit_adjustment: float = Field(
+        0.0, ge=0, le=10, description="τ; cross-entropy adds τ·log of each class's share to the logits; 0: nothing"
+    )
     mixup: float = Field(0.0, ge=0, le=10, description="α of Beta(α, α), the mix of two images; 0: no mix")
     cutmix: float = Field(
         0.0,
@@ -330,13 +351,14 @@ class DistillRecipe(StageRecipe):
     teacher_precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto", description="arithmetic of the teacher while it teaches; auto: as precision, or int8 if that is faster"
     )
+    unlabelled_ratio: float = Field(
+        1.0, gt=0, le=100, description="images of data.unlabelled per labelled image in each step, besides batch_size"
+    )
 
     @field_validator("teacher_taps", "student_taps", mode="before")
     @classmethod
     def _a_list(cls, names: Any) -> Any:
-        if isinstance(names, str):
-            raise ValueError(f"write a list of names: [{json.dumps(shorten(names))}]")
-        return names
+        return _refuse_text(names, "names")
 
     @field_validator("method")
     @classmethod
@@ -370,6 +392,18 @@ class DistillRecipe(StageRecipe):
     @property
     def feature_method(self) -> str | None:
         return next((part for part in FEATURE_METHODS if part in self.method_parts), None)
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether the loss has a term of the teacher's."""
+        return bool(self.logit_method and self.alpha) or bool(self.feature_method and self.feature_weight != 0)
+
+
+def _refuse_text(values: Any, what: str) -> Any:
+    """ValueError if one text was given instead of a list."""
+    if isinstance(values, str):
+        raise ValueError(f"write a list of {what}: [{json.dumps(shorten(values))}]")
+    return values
 
 
 def check_method(method: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit import console
-from toolkit.errors import RecipeError
+from toolkit.errors import DataError, RecipeError
 from toolkit.machine.container import missing_volume
 from toolkit.machine.limits import LITTLE_MEMORY_BYTES, memory_bytes
 from toolkit.modeldir import ModelDir, Role
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from toolkit.data.dataset import Split
     from toolkit.data.pixels import Pixels
     from toolkit.data.sources import Dataset
+    from toolkit.data.unlabelled import CopyTable, Unlabelled
     from toolkit.distill.job import TrainingData, TrainingOptions
     from toolkit.distill.metrics import EpochMetrics
 
@@ -71,7 +72,8 @@ class StageSetup:
     def with_recipe(self, recipe: Recipe) -> "StageSetup":
         """The same with another recipe for the same images: they are not read again."""
         changed = replace(self, recipe=recipe)
-        vars(changed).update({name: vars(self)[name] for name in ("dataset", "_decoded") if name in vars(self)})
+        kept = ("dataset", "unlabelled", "_decoded", "_copies")
+        vars(changed).update({name: vars(self)[name] for name in kept if name in vars(self)})
         return changed
 
     @cached_property
@@ -109,14 +111,33 @@ class StageSetup:
         return TrainingSample(pixels, own, np.array([fold_of[name] for name in pixels.names]))
 
     @cached_property
-    def training_data(self) -> "TrainingData":
-        from toolkit.distill.job import TrainingData
+    def unlabelled(self) -> "Unlabelled | None":
+        """The images of data.unlabelled, copies included; none of them is decoded yet."""
+        from toolkit.data.unlabelled import find_unlabelled
 
-        images = TrainingData(self.dataset, self.pixels("train"), self.pixels("valid"))
+        unlabelled = find_unlabelled(self.recipe.data, self.dataset)
+        for remark in unlabelled.remarks if unlabelled else ():
+            console.say(f"unlabelled: {remark}")
+        return unlabelled
+
+    @cached_property
+    def training_data(self) -> "TrainingData":
+        images = self._training_data_of("student")
         if not self._teacher_sees_more_or_less:
             return images
-        train, valid = self.pixels("train", "teacher"), self.pixels("valid", "teacher")
-        return replace(images, for_teacher=TrainingData(self.dataset, train, valid))
+        return replace(images, for_teacher=self._training_data_of("teacher"))
+
+    def _training_data_of(self, role: Role) -> "TrainingData":
+        from toolkit.distill.job import TrainingData
+
+        images = TrainingData(self.dataset, self.pixels("train", role), self.pixels("valid", role))
+        if self.unlabelled is None:
+            return images
+        return replace(
+            images,
+            unlabelled=self._load_unlabelled(self.unlabelled, role),
+            unlabelled_set_sha256=self.unlabelled.sha256,
+        )
 
     @property
     def options(self) -> "TrainingOptions":
@@ -140,6 +161,33 @@ class StageSetup:
     @cached_property
     def _decoded(self) -> "dict[tuple[Split, int, int], Pixels]":
         return {}
+
+    @cached_property
+    def _copies(self) -> "CopyTable":
+        """The copies of labelled images among the unlabelled ones; a line counts them. DataError if nothing is left."""
+        from toolkit.data.unlabelled import describe_use, find_copies
+        from toolkit.distill.distributed import leader_first
+
+        assert self.unlabelled is not None
+        with leader_first():
+            table = find_copies(self.dataset, self.unlabelled, self.recipe.data.workers)
+        if len(table.left_out) == len(self.unlabelled):
+            raise DataError(
+                "data.unlabelled: all images are copies of validation and test images", "give folders of other images"
+            )
+        console.say(describe_use(self.unlabelled, table, self.recipe.distill.unlabelled_ratio))
+        return table
+
+    def _load_unlabelled(self, unlabelled: "Unlabelled", role: Role) -> "Pixels":
+        from toolkit.data.pixels import load_unlabelled_pixels
+        from toolkit.data.preprocess import Preprocess
+        from toolkit.distill.distributed import leader_first
+
+        data, kept = self.recipe.data_of(role), self._copies.kept(unlabelled.images)
+        with leader_first():
+            return load_unlabelled_pixels(
+                kept, unlabelled.sha256, Preprocess.from_recipe(data), workers=data.workers, strict=self.strict
+            )
 
     def _load_pixels(self, split: "Split", data: DataRecipe, dataset: "Dataset") -> "Pixels":
         from toolkit.data.pixels import load_pixels

@@ -47,7 +47,13 @@ def example() -> Report:
         SeedGain(seed=seed, student_accuracy_top1=with_it, control_accuracy_top1=without, gain_top1=with_it - without)
         for seed, with_it, without in accuracies
     ]
-    training = {"epochs": 10, "images_seen": 550_000, "seconds": 42.5, "train_img_s": 12_941.2}
+    training = {
+        "epochs": 10,
+        "images_seen": 550_000,
+        "seconds": 42.5,
+        "train_img_s": 12_941.2,
+        "unlabelled_images": 9000,
+    }
     labels = np.array([0, 1, 1, 0])
     answers = [np.array([[2.0, 0.5], rest, rest, [1.0, 0.0]], np.float32) for rest in ([0, 1], [1, 0], [0.5, 0.9])]
     knowledge = measure_knowledge([SplitAnswers("test", labels, *answers)], per_seed)

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from toolkit.data.batches import TrainingViews
 from toolkit.data.device_views import DeviceViews
 from toolkit.data.host_crops import HostCrops
+from toolkit.data.mixed_views import MixedViews, Portions
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.resident import ResidentPixels
@@ -39,7 +40,7 @@ from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatArithmetic
 from toolkit.distill.step import Stepper
 from toolkit.distill.step_graph import Order
-from toolkit.distill.teachers import LiveTeacher
+from toolkit.distill.teachers import LiveTeacher, MixedTeacher, Teacher
 from toolkit.distill.trainer import train
 from toolkit.distill.training import Training
 from toolkit.networks.classifier import Classifier
@@ -126,12 +127,12 @@ def _meta_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["meta"])
 
 
-def make_pixels(device: str) -> Pixels:
-    sizes = np.full(COUNT, CANVAS)
-    starts = np.arange(COUNT, dtype=np.int64) * CANVAS * CANVAS * 3
+def make_pixels(device: str, count: int = COUNT) -> Pixels:
+    sizes = np.full(count, CANVAS)
+    starts = np.arange(count, dtype=np.int64) * CANVAS * CANVAS * 3
     preprocess = Preprocess(SIDE, CANVAS, (0.5,) * 3, (0.25,) * 3)
-    data = np.random.default_rng(0).integers(0, 256, COUNT * CANVAS * CANVAS * 3, dtype=np.uint8)
-    return Pixels(tuple(map(str, range(COUNT))), np.arange(COUNT) % CLASSES, sizes, sizes, data, starts, preprocess)
+    data = np.random.default_rng(0).integers(0, 256, count * CANVAS * CANVAS * 3, dtype=np.uint8)
+    return Pixels(tuple(map(str, range(count))), np.arange(count) % CLASSES, sizes, sizes, data, starts, preprocess)
 
 
 def make_stepper(
@@ -141,8 +142,12 @@ def make_stepper(
     as_on_gpu: bool = False,
     has_room: bool = True,
     precision: FloatArithmetic = "fp32",
+    unlabelled: int = 0,
 ) -> tuple[Stepper, TappedNetwork]:
-    """A stepper of the depthwise student, and the student; its teacher is `live`, `folded` or `stored`."""
+    """A stepper of the depthwise student, and the student; its teacher is `live`, `folded` or `stored`.
+
+    With `unlabelled` images, its batches are of both kinds, by distill.unlabelled_ratio.
+    """
     recipe = Recipe().with_overrides(
         [f"data.image_size={SIDE}", f"data.resize={CANVAS}", f"distill.batch_size={BATCH}", *settings]
     )
@@ -153,17 +158,22 @@ def make_stepper(
         TappedNetwork(Classifier(spec.build(CLASSES), data.mean, data.std))
         for spec in (small, NetworkSpec("resnet18") if device == "meta" else small)
     )
-    views = TrainingViews(pixels, data, CLASSES, seed=0, mix=section.mix, device=device)
-    if as_on_gpu or not has_room:
-        views.on_device = DeviceViews(views, ResidentPixels(pixels, device) if has_room else None)
+    labelled, others = (
+        TrainingViews(of, data, CLASSES, seed=0, mix=section.mix, device=device)
+        for of in (pixels, make_pixels(device, unlabelled or 1))
+    )
+    for each in (labelled, others) if as_on_gpu or not has_room else ():
+        each.on_device = DeviceViews(each, ResidentPixels(each.pixels, device) if has_room else None)
+    portions = Portions(section.unlabelled_ratio, COUNT, unlabelled, BATCH)
+    views = MixedViews(labelled, others, portions) if unlabelled else labelled
     logits = np.random.default_rng(1).normal(size=(2, COUNT, CLASSES)).astype(np.float32)
     if how == "folded":
         teacher = TappedNetwork(freeze(teacher.classifier.eval(), precision, SIDE))
-    answering = (
-        StoredTeacher(logits, logits[0, :4], device)
-        if how == "stored"
-        else LiveTeacher(teacher, views, pixels, precision)
-    )
+    answering: Teacher = LiveTeacher(teacher, views, pixels, precision)
+    if how == "stored":
+        answering = stored = StoredTeacher(logits, logits[0, :4], device)
+        if unlabelled:
+            answering = MixedTeacher(stored, StoredTeacher(logits[:, :unlabelled] + 1, logits[0, :0], device), portions)
     learner.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = (
         make_optimizer(learner, section)

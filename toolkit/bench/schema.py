@@ -238,6 +238,9 @@ class Distillation(Part):
     images_seen: Count | None = Field(None, description="images that the student was shown, repeats included")
     seconds: NotNegative | None = Field(None, description="s; how long the student was trained")
     train_img_s: NotNegative | None = Field(None, description="images per second; in training")
+    unlabelled_images: Count | None = Field(
+        None, description="images without labels that the student was shown; the control saw none; null without any"
+    )
     knowledge: Knowledge | None = Field(
         None, description="what the teacher knew beyond the labels; absent from reports of earlier versions"
     )

@@ -1,5 +1,6 @@
 """The options that several commands share: their names, their help and the panel of --help that they stand in."""
 
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,11 @@ def add_seed(seed: int | None, overrides: list[str] | None) -> list[str]:
     return [*([f"training.seed={seed}"] if seed is not None else []), *(overrides or [])]
 
 
+def add_unlabelled(folders: list[str] | None, overrides: list[str] | None) -> list[str]:
+    """The overrides of the recipe that --unlabelled and --set ask for; --set has the last word."""
+    return [*([f"data.unlabelled={json.dumps(folders)}"] if folders else []), *(overrides or [])]
+
+
 def flag(name: str, panel: str, help: str) -> Any:
     """An option without a value. Its column of types stays empty in --help: that it is a bool says nothing."""
     return typer.Option(name, metavar="", rich_help_panel=panel, help=help)
@@ -47,6 +53,14 @@ RecipeOption = Annotated[
 ]
 DataOption = Annotated[
     str | None, _in_recipe("--data", metavar="NAME_OR_DIR", help="A named data set or a directory of images.")
+]
+UnlabelledOption = Annotated[
+    list[str] | None,
+    _in_recipe(
+        "--unlabelled",
+        metavar="DIR",
+        help="A folder of images without labels, of which the teacher tells the student; repeatable.",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None, _in_recipe("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe setting; repeatable.")

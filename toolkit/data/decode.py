@@ -17,7 +17,7 @@ import numpy as np
 
 from toolkit.console import progress, say
 from toolkit.data.cache import REMEDY
-from toolkit.data.dataset import Images, Split, spread
+from toolkit.data.dataset import Images, spread
 from toolkit.data.disk import Room, remove_leftovers
 from toolkit.data.parallel import DECODING, run_in_blocks
 from toolkit.data.picture_file import decoding_bytes
@@ -50,7 +50,7 @@ class Index:
         return int((self.heights * self.widths).sum()) * 3
 
 
-def decode_split(images: Images, split: Split, path: Path, preprocess: Preprocess, workers: int) -> Index:
+def decode_split(images: Images, split: str, path: Path, preprocess: Preprocess, workers: int) -> Index:
     """Write the pixels to `path` and their index beside it; both appear whole, so two processes may do it at once.
 
     Raises DataError if the pixels would not fit on the disk or into the user's limit, or cannot be written.

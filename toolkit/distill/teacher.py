@@ -243,7 +243,7 @@ def _fit(learner: TappedNetwork, job: TrainingJob) -> dict[str, Any]:
         device=job.options.device,
         compile=job.recipe.training.compile,
     )
-    objective = learn_from_labels(section.label_smoothing)
+    objective = learn_from_labels(section.label_smoothing, job.class_balance())
     return job.train(Training(learner, objective, job.views(), job.data.seen_by("teacher").valid, plan), state)
 
 

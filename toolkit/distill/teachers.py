@@ -4,7 +4,7 @@ C classes, B images of a batch, V validation images.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.data.batches import TrainingViews
+from toolkit.data.mixed_views import MixedIndices, Portions, Views
 from toolkit.data.pixels import Pixels
 from toolkit.data.views import Indices
 from toolkit.distill.evaluation import compute_logits
@@ -27,9 +28,12 @@ LEAST_PROBABILITY = 1e-4
 
 
 class Teacher(Protocol):
-    """A teacher, live or stored. It always sees the view the student sees, at its own full size."""
+    """A teacher, live or stored. It always sees the view the student sees, at its own full size.
 
-    def answer(self, indices: Indices, view: int, student_images: Tensor) -> NetworkOutput:
+    `indices` are those of its views: see data/mixed_views.py.
+    """
+
+    def answer(self, indices: Any, view: int, student_images: Tensor) -> NetworkOutput:
         """The teacher's answers for view `view` of the images at `indices`, as float32.
 
         `student_images` (B, 3, R, R) is that view as the student sees it.
@@ -38,7 +42,7 @@ class Teacher(Protocol):
     def show(self, view: int) -> None:
         """Have on the device what the answers for view `view` need, before a captured step looks for it there."""
 
-    def expect(self, coming: Sequence[Indices], view: int) -> None:
+    def expect(self, coming: Sequence[Any], view: int) -> None:
         """The next answers are for these batches: begin the work that a GPU would wait for."""
 
     def valid_logits(self) -> Tensor:
@@ -58,7 +62,7 @@ class LiveTeacher:
     def __init__(
         self,
         network: TappedNetwork,
-        views: TrainingViews,
+        views: Views,
         valid_pixels: Pixels,
         precision: Arithmetic,
         *,
@@ -79,11 +83,11 @@ class LiveTeacher:
         if self._own_views:
             self._views.show(view)
 
-    def expect(self, coming: Sequence[Indices], view: int) -> None:
+    def expect(self, coming: Sequence[Indices | MixedIndices], view: int) -> None:
         if self._own_views:
             self._views.expect(coming, view)
 
-    def answer(self, indices: Indices, view: int, student_images: Tensor) -> NetworkOutput:
+    def answer(self, indices: Indices | MixedIndices, view: int, student_images: Tensor) -> NetworkOutput:
         alike = not self._own_views and student_images.shape[-1] == self._views.data.image_size
         images = student_images if alike else self._views.render(indices, view)
         with torch.no_grad(), autocast(self._views.device, self._precision):
@@ -92,6 +96,38 @@ class LiveTeacher:
 
     def valid_logits(self) -> Tensor:
         return compute_logits(self._network.classifier, self._valid_pixels, self._precision, self._views.device)
+
+
+class MixedTeacher:
+    """Two teachers for batches of two kinds, each on its own views; `portions` says which view is which."""
+
+    def __init__(self, labelled: Teacher, unlabelled: Teacher, portions: Portions) -> None:
+        self._labelled, self._unlabelled, self._portions = labelled, unlabelled, portions
+
+    @property
+    def is_capturable(self) -> bool:
+        return self._labelled.is_capturable and self._unlabelled.is_capturable
+
+    def show(self, view: int) -> None:
+        self._labelled.show(view)
+        self._unlabelled.show(self._portions.view_of(view))
+
+    def expect(self, coming: Sequence[MixedIndices], view: int) -> None:
+        self._labelled.expect([part.labelled for part in coming if len(part.labelled)], view)
+        unlabelled = [part.unlabelled for part in coming if len(part.unlabelled)]
+        self._unlabelled.expect(unlabelled, self._portions.view_of(view))
+
+    def answer(self, indices: MixedIndices, view: int, student_images: Tensor) -> NetworkOutput:
+        labelled, unlabelled = indices.labelled, indices.unlabelled
+        both = (
+            (self._labelled, labelled, view, student_images[: len(labelled)]),
+            (self._unlabelled, unlabelled, self._portions.view_of(view), student_images[len(labelled) :]),
+        )
+        answers = [teacher.answer(chosen, number, images) for teacher, chosen, number, images in both if len(chosen)]
+        return NetworkOutput(torch.cat([answer.logits for answer in answers]))
+
+    def valid_logits(self) -> Tensor:
+        return self._labelled.valid_logits()
 
 
 class TeacherOfSomeClasses:

@@ -4,6 +4,7 @@ It can stop after any step and go on to the same weights: views, order and sched
 everything else that matters is in the checkpoint.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from toolkit import console
 from toolkit.data.batches import batches
+from toolkit.data.mixed_views import MixedViews
+from toolkit.data.views import Indices
 from toolkit.distill import distributed
 from toolkit.distill.checkpoint import Checkpoint, TrainingProgress, TrainingState
 from toolkit.distill.constant_channels import keep_constant
@@ -98,6 +101,7 @@ class _Run:
         self._training, self._records, self._request = training, records, request
         self._valid_teacher = NetworkOutput(training.teacher.valid_logits()) if training.teacher else None
         self._last_step = self._steps_per_epoch()
+        self._shown = len(self._views) + (self._views.portions.per_epoch if isinstance(self._views, MixedViews) else 0)
         self._optimization = Optimization.of(training.learner, plan.section, plan.section.epochs * self._last_step)
         self._stepper = Stepper(training, self._optimization)
         self._progress = TrainingProgress()
@@ -139,11 +143,10 @@ class _Run:
         plan, progress = self._plan, self._progress
         self._learner.train()
         self._agree_steps = self._choose_agree_steps()
-        order = self._views.upload(np.random.default_rng((plan.seed, progress.epoch)).permutation(len(self._views)))
         view, side = plan.view_of(progress.epoch), plan.image_size_of(progress.epoch)
-        steps = list(batches(order, plan.section.batch_size, self._least_batch()))
+        steps = self._steps_of(progress.epoch)
         sums: list[StepSums] = []
-        with console.progress(f"{plan.role} {progress.epoch + 1}/{plan.section.epochs}", len(order)) as advance:
+        with console.progress(f"{plan.role} {progress.epoch + 1}/{plan.section.epochs}", self._shown) as advance:
             for step, indices in enumerate(steps):
                 advance(len(indices))
                 if step < progress.step:
@@ -161,6 +164,17 @@ class _Run:
                 self._stop_if_asked(sums)
         self._add_up(sums)
 
+    def _steps_of(self, epoch: int) -> list[Indices]:
+        """The batches of an epoch, slices of one array or tensor."""
+        plan, views = self._plan, self._views
+        order = np.random.default_rng((plan.seed, epoch)).permutation(len(views))
+        steps = list(batches(order, plan.section.batch_size, distributed.least_batch()))
+        if isinstance(views, MixedViews):
+            steps = views.add_unlabelled(steps, epoch)
+        whole = views.upload(np.concatenate(steps))
+        ends = np.cumsum([len(step) for step in steps]).tolist()
+        return [whole[start:end] for start, end in itertools.pairwise((0, *ends))]
+
     def _finish_epoch(self) -> None:
         """Validate, report, keep the best and save."""
         plan, progress = self._plan, self._progress
@@ -173,11 +187,11 @@ class _Run:
         metrics = EpochMetrics(
             role=plan.role,
             epoch=progress.epoch,
-            train_loss=progress.loss_sum / len(self._views),
+            train_loss=progress.loss_sum / self._shown,
             train_accuracy=progress.hits / len(self._views),
             valid_loss=valid_loss,
             valid_accuracy=valid_accuracy,
-            train_img_s=len(self._views) / progress.epoch_s,
+            train_img_s=self._shown / progress.epoch_s,
             seconds=progress.seconds,
             learning_rate=self._first_rate,
             image_size=plan.image_size_of(progress.epoch),
@@ -310,15 +324,13 @@ class _Run:
             self._progress.epoch_s += now - self._clock
         self._clock = now
 
-    def _least_batch(self) -> int:
-        return 2 * distributed.world_size()
-
     def _choose_agree_steps(self) -> int:
         """Steps between two agreements on stopping: one, until the first epoch has shown how long a step takes."""
         if not self._history:
             return 1
-        step_s = len(self._views) / self._history[-1].train_img_s / self._last_step
+        step_s = self._shown / self._history[-1].train_img_s / self._last_step
         return distributed.agree(max(1, min(CHECK_STEPS, int(AGREE_SECONDS / step_s))))
 
     def _steps_per_epoch(self) -> int:
-        return sum(1 for _ in batches(np.arange(len(self._views)), self._plan.section.batch_size, self._least_batch()))
+        labelled = np.arange(len(self._views))
+        return sum(1 for _ in batches(labelled, self._plan.section.batch_size, distributed.least_batch()))

@@ -81,7 +81,7 @@ class Speeds(Protocol):
 def estimate(recipe: Recipe, facts: Facts, speeds: Speeds, measured: str = "") -> Forecast:
     """The forecast of `facts.command` by `recipe`."""
     adder = _Adder(recipe, facts, speeds)
-    stages: list[ForecastStage | None] = [adder.decode(), adder.teacher()]
+    stages: list[ForecastStage | None] = [adder.decode(), adder.unlabelled(), adder.teacher()]
     if facts.command != "teacher":
         stages += [adder.logits(), adder.student("student")]
         stages += [adder.control()] if facts.control else []
@@ -97,6 +97,7 @@ class _Adder:
         self._recipe, self._facts, self._speeds = recipe, facts, speeds
         self._train, self._valid, self._test = (facts.images[split] for split in ("train", "valid", "test"))
         self._full, self._teachers = recipe.data.image_size, recipe.data_of("teacher").image_size
+        self._portions = facts.portions(recipe)
 
     def decode(self) -> ForecastStage:
         stage = ForecastStage("decode", self._train + self._valid + self._test * (self._facts.command == "run"))
@@ -106,6 +107,18 @@ class _Adder:
         times = 1 + (self._teachers != self._full)
         seconds = missing * times * self._speeds.decode_s(self._recipe) / self._facts.decoders
         return replace(stage, seconds=seconds, disk_bytes=sum(self._facts.to_decode.values()))
+
+    def unlabelled(self) -> ForecastStage | None:
+        """Unlabelled images are read twice, also to find copies of the labelled ones, which are read for that too."""
+        if not self._facts.unlabelled:
+            return None
+        stage = ForecastStage("unlabelled", self._facts.unlabelled)
+        if not self._facts.unlabelled_bytes:
+            return replace(stage, note=THERE)
+        times = 1 + (self._teachers != self._full)
+        reads = self._facts.unlabelled * (1 + times) + self._train + self._valid + self._test
+        seconds = reads * self._speeds.decode_s(self._recipe) / self._facts.decoders
+        return replace(stage, seconds=seconds, disk_bytes=self._facts.unlabelled_bytes)
 
     def teacher(self) -> ForecastStage:
         facts, speeds, recipe = self._facts, self._speeds, self._recipe
@@ -129,12 +142,15 @@ class _Adder:
         seeds = [seed for seed in self._facts.seeds if not self._is_there("student", seed)]
         if not views or not seeds:
             return None
-        stage = ForecastStage("teacher logits", self._train * views, (self._teachers,) * 2)
+        shown = self._train * views
+        if self._portions:
+            shown += self._portions.unlabelled * (self._portions.view_of(views - 1) + 1)
+        stage = ForecastStage("teacher logits", shown, (self._teachers,) * 2)
         seeds = [seed for seed in seeds if seed not in self._facts.stored]
         if not seeds:
             return replace(stage, note=THERE)
-        rows = self._train * views + self._valid
-        view_s = self._train * views * self._speeds.view_s(self._recipe, "teacher")
+        rows = shown + self._valid
+        view_s = shown * self._speeds.view_s(self._recipe, "teacher")
         seconds = (view_s + self._asked_s(rows)) / self._facts.processes
         size_bytes = rows * self._facts.num_classes * ELEMENT_BYTES
         return _of_seeds(stage, len(seeds), seconds * len(seeds), size_bytes * len(seeds))
@@ -211,9 +227,16 @@ class _Adder:
         seconds = sum(self._epochs_s(role, section, range(first, section.epochs)) for first in done)
         full = self._recipe.data_of(role).image_size
         sizes = (image_size_of(0, section, full), full)
-        stage = ForecastStage(role, self._train, sizes, section.epochs)
+        stage = ForecastStage(role, self._images_per_epoch(role), sizes, section.epochs)
         stage = _of_seeds(stage, len(seeds), seconds, size_bytes * len(seeds))
-        return replace(stage, note=f"resumes after epoch {done[0]}") if done[0] else stage
+        notes = [stage.note] if stage.note else []
+        if role == "student" and self._portions:
+            notes.append(f"{self._portions.ratio:g} unlabelled per labelled image")
+        notes = [f"resumes after epoch {done[0]}"] if done[0] else notes
+        return replace(stage, note=", ".join(notes))
+
+    def _images_per_epoch(self, role: Role) -> int:
+        return self._train + (self._portions.per_epoch if role == "student" and self._portions else 0)
 
     def _folds_s(self, done: int) -> float:
         """s of the teachers of all folds after so many epochs of them together; each sees all folds but one."""
@@ -226,13 +249,14 @@ class _Adder:
         full = recipe.data_of(role).image_size
         sides = [image_size_of(epoch, section, full) for epoch in epochs]
         train_s = interpolate(sides, lambda side: speeds.train_s(recipe, role, side))
-        seconds = sum(self._train * train_s[side] for side in sides) / self._facts.processes
+        shown = self._images_per_epoch(role)
+        seconds = sum(shown * train_s[side] for side in sides) / self._facts.processes
         seconds += len(sides) * self._valid * speeds.validate_s(recipe, role) / self._facts.processes
         seconds += len(sides) * speeds.save_s(recipe, role)
         if role == "student" and not self._recipe.distill.stored_views:
             grown = sum(side != self._teachers for side in sides)  # for these the teacher needs a view of its own
-            seconds += grown * self._train * speeds.view_s(recipe, "teacher") / self._facts.processes
-            seconds += self._asked_s(len(sides) * self._train + self._valid) / self._facts.processes
+            seconds += grown * shown * speeds.view_s(recipe, "teacher") / self._facts.processes
+            seconds += self._asked_s(len(sides) * shown + self._valid) / self._facts.processes
         return seconds
 
     def _asked_s(self, answers: int) -> float:
