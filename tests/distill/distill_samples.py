@@ -23,8 +23,11 @@ from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.distill.checkpoint import Checkpoint, StepState, TrainingProgress, TrainingState
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.logit_store import LogitStore, StoredTeacher
 from toolkit.distill.plan import Plan
+from toolkit.distill.precision import Arithmetic
 from toolkit.distill.step import Stepper
+from toolkit.distill.teachers import LiveTeacher
 from toolkit.distill.trainer import Records
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
@@ -76,6 +79,13 @@ def tapped(network: nn.Module, mean: float = 0.5, std: float = 0.25) -> TappedNe
 def make_student(seed: int = 0) -> TappedNetwork:
     torch.manual_seed(seed)
     return tapped(DepthwiseStudent(3, base=4))
+
+
+def open_store(store: LogitStore, network: TappedNetwork, precision: Arithmetic = "fp32") -> StoredTeacher:
+    """The store, filled by a live teacher if it has to be."""
+    assert store.valid is not None
+    valid = store.valid
+    return store.open(lambda: LiveTeacher(network, store.views, valid, precision), precision)
 
 
 class Recorder(nn.Module):
