@@ -11,6 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from toolkit.errors import GateError
+from toolkit.graphs.layers import find_layers
 from toolkit.graphs.rounding import round_as_half
 from toolkit.machine.devices import same_imports
 from toolkit.machine.limits import available_cores
@@ -53,6 +55,11 @@ class Replay:
     def __exit__(self, *exception: object) -> None:
         self._process.kill()
         self._process.communicate()
+
+    @cached_property
+    def layers(self) -> int:
+        """How many layers the file has, 1 at least."""
+        return max(1, len(find_layers(onnx.load(str(self._path), load_external_data=False).graph)))
 
     def answer(self, images: NDArray[np.uint8]) -> FileOutput:
         """uint8 (N, S, S, 3) → the file's answer. GateError if onnxruntime cannot open or run it."""
