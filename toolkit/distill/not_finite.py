@@ -44,7 +44,7 @@ def explain(found: Breakdown, network: nn.Module, plan: Plan) -> TrainingError:
     unsettled = found.what == "validation loss" and _is_sound(network) and has_statistics(network)
     reason = ", though its weights are: the running statistics of its batch norms have not settled" if unsettled else ""
     lower = min(found.rate, highest / 3)
-    if unsettled or lower < LOW[section.optimizer]:
+    if lower < LOW[section.optimizer]:
         remedy = f"start over with --force; a lower learning rate alone may not do: {_without_smaller_steps(plan)}"
     else:
         other = "" if plan.precision == "fp32" else " or training.precision=fp32"

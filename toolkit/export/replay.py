@@ -21,7 +21,6 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from toolkit.errors import GateError
-from toolkit.graphs.layers import find_layers
 from toolkit.graphs.rounding import round_as_half
 from toolkit.machine.devices import same_imports
 from toolkit.machine.limits import available_cores
@@ -57,9 +56,9 @@ class Replay:
         self._process.communicate()
 
     @cached_property
-    def layers(self) -> int:
-        """How many layers the file has, 1 at least."""
-        return max(1, len(find_layers(onnx.load(str(self._path), load_external_data=False).graph)))
+    def operators(self) -> int:
+        """How many operators the file has."""
+        return len(onnx.load(str(self._path), load_external_data=False).graph.node)
 
     def answer(self, images: NDArray[np.uint8]) -> FileOutput:
         """uint8 (N, S, S, 3) → the file's answer. GateError if onnxruntime cannot open or run it."""

@@ -35,7 +35,7 @@ EPSILON: dict[FilePrecision, float] = {
     "fp16": float(np.finfo(np.float16).eps),
     "int8": float(np.finfo(np.float32).eps),
 }
-"""Distance of neighbouring numbers, as a fraction of them, in the arithmetic that a file's layers are rounded to."""
+"""Distance of neighbouring numbers, as a fraction of them, in the arithmetic that a file's operators round to."""
 
 SOFTMAX_TOLERANCE = 1e-5
 """Largest error of `probabilities` against a float64 softmax of the file's own logits."""
@@ -101,12 +101,12 @@ class Proof:
 class _Outputs:
     """Logits (N, C) of reference and file for the same images, their names, and their labels (N,) if there are any.
 
-    `layers` is how many layers of the file round its numbers, one after the other.
+    `operators` is how many operators of the file may round its numbers, one after the other.
     """
 
     names: tuple[str, ...]
     labels: NDArray[np.int64] | None
-    layers: int
+    operators: int
     reference: NDArray[np.float32]
     onnx: NDArray[np.float32]
     probabilities: NDArray[np.float32]
@@ -157,7 +157,7 @@ def _answer(replay: Replay, reference: Reference, chosen: NDArray[np.int64], bat
     names = tuple(samples.names[place] for place in chosen)
     labels = None if samples.labels is None else samples.labels[chosen]
     answers = reference.logits[chosen], np.concatenate(logits), np.concatenate(probabilities)
-    return _Outputs(names, labels, replay.layers, *answers)
+    return _Outputs(names, labels, replay.operators, *answers)
 
 
 def _require_close(answers: _Outputs, how: str, title: str, bounds: Bounds) -> float:
@@ -167,7 +167,7 @@ def _require_close(answers: _Outputs, how: str, title: str, bounds: Bounds) -> f
     allowed = np.inf if bounds.max_logit_difference is None else bounds.max_logit_difference
     if differences[worst] > allowed or not np.isfinite(differences[worst]):
         size = float(_largest_each(answers.reference, np.zeros(1)).max())
-        rounding = size * EPSILON[bounds.precision] * answers.layers
+        rounding = size * EPSILON[bounds.precision] * answers.operators
         if not np.isfinite(size) or rounding > allowed:
             _refuse_diverged(answers, title)
         problem = (
