@@ -184,8 +184,8 @@ class TeacherRecipe(NetworkRecipe, StageRecipe):
     weights: str = Field(
         "",
         description="empty: from scratch; a file, or a directory of Hugging Face's, beside the recipe or in the "
-        "current directory; `fashion-mnist`: the teacher that ships under that name; `food-11`: the notebook's; `imagenet`: "
-        "torchvision's, timm's or efficientnet_lite0's, fine-tuned",
+        "current directory; `fashion-mnist`: the teacher that ships under that name; `food-11`: the notebook's; "
+        "`imagenet`: torchvision's, timm's or efficientnet_lite0's, fine-tuned",
     )
     mean: Channels | None = Field(
         None, description="of the teacher's input; absent: as its weights say, else as in [data]"
