@@ -37,7 +37,7 @@ class TestTimm:
     def test_everything_that_it_says(self, tmp_path: Path) -> None:
         cfg = {"input_size": [3, 64, 64], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
         config = {"architecture": "resnet18", "label_names": list(CLASSES), "pretrained_cfg": cfg}
-        said = describe(tmp_path, config | {"model_args": {"drop_rate": 0.5}})
+        said = describe(tmp_path, config | {"model_args": {"drop_rate": 0.5, "img_size": 64}})
         assert said == HubDirectory(
             tmp_path / "model.safetensors",
             "timm:resnet18",

@@ -207,7 +207,8 @@ class TrainingJob:
         portions = Portions(section.unlabelled_ratio, len(self.data.train), len(unlabelled), section.batch_size, least)
         if not portions.per_epoch:
             raise RecipeError(
-                f"distill.unlabelled_ratio = {portions.ratio:g} gives a step of {section.batch_size} no unlabelled image",
+                f"distill.unlabelled_ratio = {portions.ratio:g} gives no step of {section.batch_size} an unlabelled"
+                " image",
                 f"set it to {1 / section.batch_size:.2g} or more, or leave data.unlabelled out",
             )
         return portions
