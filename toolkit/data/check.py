@@ -159,9 +159,9 @@ def _find_imbalance(dataset: Dataset, seen: Survey) -> list[Finding]:
         "looks wrong",
         "imbalance",
         [dataset.classes[label] for label in small],
-        f"class{{es}} with less than a tenth of the training images of {dataset.classes[largest]!r} "
-        f"({counts[largest]:,})",
+        "class{es} with less than a tenth of the training images of ",
         "gather more, or expect that the network rarely predicts them",
+        of=f"{dataset.classes[largest]!r} ({counts[largest]:,})",
         shown=f"{dataset.classes[small[0]]!r} ({counts[small[0]]:,})" if small else "",
     )
 

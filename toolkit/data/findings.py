@@ -26,19 +26,18 @@ class Finding:
 
 
 def find(
-    group: Group, kind: str, items: Sequence[str], what: str, remedy: str = "", *, shown: str = ""
+    group: Group, kind: str, items: Sequence[str], what: str, remedy: str = "", *, of: str = "", shown: str = ""
 ) -> list[Finding]:
     """A finding about `items`; none without items. The first one is the example, and `shown` is how it is shown.
 
     The sentence reads `1 blank picture: a.png` or `2 blank pictures, such as a.png`; `{s}` or `{es}` in `what` is the
-    plural's ending.
+    plural's ending. `of` stands behind it as it is: names may hold braces.
     """
     if not items:
         return []
     one = len(items) == 1
-    for ending in ("s", "es"):  # not str.format: names of classes may hold braces
-        what = what.replace(f"{{{ending}}}", "" if one else ending)
-    sentence = f"{len(items):,} {what}{': ' if one else ', such as '}{shown or items[0]}"
+    what = what.format(s="" if one else "s", es="" if one else "es")
+    sentence = f"{len(items):,} {what}{of}{': ' if one else ', such as '}{shown or items[0]}"
     return [Finding(group, kind, len(items), items[0], sentence, remedy)]
 
 

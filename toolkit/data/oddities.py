@@ -100,10 +100,10 @@ def find_doubts(root: Path, layout: Layout, classes: Classes, splits: Mapping[Sp
 
 
 def _find(
-    group: Group, kind: str, items: Sequence[str], what: str, remedy: str = "", *, shown: str = ""
+    group: Group, kind: str, items: Sequence[str], what: str, remedy: str = "", *, of: str = "", shown: str = ""
 ) -> list[Finding]:
     """`find`, with an example that any terminal takes: names of files may hold anything."""
-    return find(group, kind, [*map(printable, items[:1]), *items[1:]], what, remedy, shown=shown)
+    return find(group, kind, [*map(printable, items[:1]), *items[1:]], what, remedy, of=of, shown=shown)
 
 
 def _find_classes(kind: str, said: Mapping[str, str], what: str, remedy: str) -> list[Finding]:
@@ -142,8 +142,9 @@ def _describe_unlabelled(folder: Folder) -> list[Finding]:
         "passed over",
         "unlabelled",
         folder.all_pictures(),
-        f"picture{{s}} without labels in {folder.name}/",
+        "picture{s} without labels in ",
         "images for that split are held out of the training images; to use these, sort them into class folders",
+        of=f"{folder.name}/",
     )
 
 
