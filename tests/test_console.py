@@ -21,7 +21,7 @@ def test_codes_in_a_name_stay_as_they_are(text: str, stream: str, capsys: pytest
 
 @pytest.mark.parametrize("text", CODES)
 def test_codes_in_a_class_name_stay_in_the_table(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    empty = {name: () for name in ("notes", "unreadable", "leaks", "near_copies", "two_labels", "findings")}
+    empty = dict.fromkeys(("notes", "unreadable", "leaks", "near_copies", "two_labels", "findings"), ())
     report = DataReport(
         name=text, sha256="", classes=(text, "b"), layout="", counts={"train": [1, 1]}, sizes={}, repeats={}, **empty
     )

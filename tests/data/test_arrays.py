@@ -48,7 +48,7 @@ def test_a_label_below_zero_is_named() -> None:
 @pytest.mark.parametrize("wrong", [None, 0.5, ("b",), b"b"])
 def test_the_label_at_fault_is_named_among_names_and_among_numbers(wrong: object) -> None:
     for right in ("a", 0):
-        with pytest.raises(DataError, match="train label 1 is .*, not a class number or a class name") as caught:
+        with pytest.raises(DataError, match=r"train label 1 is .*, not a class number or a class name") as caught:
             toolkit.from_arrays(([PICTURE] * 3, [right, wrong, right]))
         assert "None" in str(caught.value) or wrong is not None
 

@@ -12,7 +12,7 @@ from toolkit.data.dataset import SPLITS, Dataset, Split
 from toolkit.data.findings import Finding, find
 from toolkit.data.near_copies import find_near_copies
 from toolkit.data.reading import KINDS
-from toolkit.data.survey import BLANK, Survey, survey
+from toolkit.data.survey import BLANK, NEARLY_BLACK, Survey, survey
 
 MOST_TIMES = 10
 """A class with fewer training images than the largest class has, divided by this, is named."""
@@ -100,8 +100,13 @@ def _describe_kinds(seen: Survey) -> list[Finding]:
 
 
 def _find_blank(seen: Survey) -> list[Finding]:
-    blank = [seen.names[i] for i in seen.kinds[BLANK]]
-    return find("looks wrong", BLANK, blank, "picture{s} of a single colour", "take them out")
+    blank, black = ([seen.names[i] for i in seen.kinds[kind]] for kind in (BLANK, NEARLY_BLACK))
+    stretch = "stretch their values to the whole range of 16 bits, or save them with 8 bits"
+    what = "picture{s} of more than 8 bits per channel whose values are so low that the upper 8 are nearly black"
+    return [
+        *find("looks wrong", BLANK, blank, "picture{s} of a single colour", "take them out"),
+        *find("looks wrong", NEARLY_BLACK, black, what, stretch),
+    ]
 
 
 def _describe_unreadable(images: Sequence[UnreadableImage]) -> list[Finding]:

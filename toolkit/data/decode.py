@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.console import progress, say
+from toolkit.data.attempts import attempt
 from toolkit.data.cache import REMEDY
 from toolkit.data.dataset import Images, Split, spread
 from toolkit.data.disk import Room, remove_leftovers
-from toolkit.data.parallel import DECODING, run_in_blocks
-from toolkit.data.picture_file import decoding_bytes
-from toolkit.data.preprocess import NO_MEMORY, UNREADABLE, Preprocess, middle_box, why_unreadable
+from toolkit.data.parallel import run_in_blocks
+from toolkit.data.preprocess import NO_MEMORY, UNREADABLE, Preprocess, middle_box
 from toolkit.errors import ArtifactError, DataError, one_line
 from toolkit.files import write_atomically
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Part of the cache's key; it rises whenever the meaning of the cached pixels changes, or which files can be read."""
 
 SAMPLED_IMAGES = 64
@@ -113,12 +113,7 @@ def estimate_bytes(images: Images, preprocess: Preprocess) -> int:
 
 def _decode(images: Images, preprocess: Preprocess, i: int) -> np.ndarray | str:
     """Image i as it is kept, uint8 (H, W, 3), or why it cannot be read."""
-    try:
-        image = images.read(i)
-        with DECODING.take(decoding_bytes(image)):
-            return preprocess.keep_middle(image)
-    except UNREADABLE as error:
-        return why_unreadable(error)
+    return attempt(partial(images.read, i), preprocess.keep_middle)
 
 
 def _write_pixels(
