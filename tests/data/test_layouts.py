@@ -6,7 +6,7 @@ import pytest
 
 from toolkit.data.classes import read_class_list
 from toolkit.data.folders import read_folder
-from toolkit.data.layouts import SPLIT_FOLDERS, Layout, find_above, read_layout, spelling_key
+from toolkit.data.layouts import Layout, find_above, read_layout, spelling_key
 from toolkit.errors import DataError
 from toolkit.settings import FolderLayout
 
@@ -21,7 +21,7 @@ def touch(root: Path, *folders: str, form: str = "{i}", count: int = 3) -> Path:
 
 
 def read(root: Path, setting: FolderLayout = "auto") -> Layout:
-    top = read_folder(root, frozenset(SPLIT_FOLDERS))
+    top = read_folder(root)
     return read_layout(root, top, setting, read_class_list(root))
 
 

@@ -113,7 +113,7 @@ def estimate_bytes(images: Images, preprocess: Preprocess) -> int:
 
 def _decode(images: Images, preprocess: Preprocess, i: int) -> np.ndarray | str:
     """Image i as it is kept, uint8 (H, W, 3), or why it cannot be read."""
-    return attempt(partial(images.read, i), preprocess.keep_middle)
+    return attempt(images, i, preprocess.keep_middle)
 
 
 def _write_pixels(

@@ -17,7 +17,7 @@ BLOCK_BYTES = 16 * 2**20
 """... unless their results are larger than this."""
 WAITING_BYTES = 256 * 2**20
 """Results that wait for the reader, or a sixteenth of the memory if that is more; a single one may be larger."""
-DECODING_BYTES = 1_000_000_000
+DECODING_BYTES = 900_000_000
 """What decoding takes in all threads together. Threads that find no room wait."""
 
 

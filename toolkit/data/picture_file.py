@@ -4,6 +4,7 @@ A file is read piece by piece, never as a whole. Of a JPEG only the first pictur
 behind it (a movie, an archive, further JPEGs) is not looked at.
 """
 
+import contextlib
 import io
 import re
 import struct
@@ -21,6 +22,8 @@ MAX_DECODING_BYTES = 965_000_000
 """Memory that decoding one picture may take. In most formats 120 million pixels take half of it."""
 MAX_HEADER_BYTES = 128 * 2**20
 """Bytes that are read before the pixels: text, profiles, thumbnails. Pillow keeps all of them in memory."""
+WEBP_HEAD_BYTES = 30
+"""Bytes of a WebP that hold the size of its canvas."""
 READ_BYTES = 64
 """What a read counts besides: Pillow keeps small pieces as objects."""
 MAX_JPEG_PASSES = 100
@@ -146,6 +149,17 @@ def open_image(path: Path) -> ImageFile.ImageFile:
         return open_bytes(pipe.read())
 
 
+def opening_bytes(path: Path) -> int:
+    """Memory that a picture takes once it is open: that of a WebP's decoder. 0 for other files."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_file():
+            with path.open("rb") as file:
+                start = file.read(WEBP_HEAD_BYTES)
+                if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+                    return _webp_bytes(start, file.seek(0, io.SEEK_END))
+    return 0
+
+
 def open_bytes(content: bytes) -> ImageFile.ImageFile:
     """The same for the content of a file."""
     return _open(PictureStream(io.BytesIO(content)))
@@ -240,7 +254,8 @@ def _identify(stream: PictureStream, start: bytes) -> ImageFile.ImageFile:
                     raise
                 continue  # it looked like this format, and is not
             except OSError:
-                if name == "WEBP" and lacks_memory(_webp_bytes(stream)):
+                stream.seek(0)
+                if name == "WEBP" and lacks_memory(_webp_bytes(stream.read(WEBP_HEAD_BYTES), stream.end)):
                     raise MemoryError from None
                 raise
     if start[4:8] == _MOVIE_BOX:
@@ -277,10 +292,8 @@ def lacks_memory(needed_bytes: int) -> bool:
     return not can_reserve(needed_bytes + SPARE_BYTES + DECODING.busy_bytes)
 
 
-def _webp_bytes(stream: PictureStream) -> int:
-    """Memory that opening and decoding a WebP takes, by the size of its canvas; little if its header is damaged."""
-    stream.seek(0)
-    start = stream.read(30)
+def _webp_bytes(start: bytes, end: int) -> int:
+    """Memory that opening and decoding a WebP of `end` bytes takes, by its canvas; little if its header is damaged."""
     kind, body = start[12:16], start[20:]
     if kind == b"VP8X":
         width, height = (1 + int.from_bytes(body[i : i + 3], "little") for i in (4, 7))
@@ -289,7 +302,7 @@ def _webp_bytes(stream: PictureStream) -> int:
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     else:
         width, height = (int.from_bytes(body[i : i + 2], "little") & 0x3FFF for i in (6, 8))
-    return 16 * width * height + 2 * stream.end
+    return 16 * width * height + 2 * end
 
 
 def _measure_jpeg(stream: PictureStream) -> None:

@@ -32,7 +32,7 @@ UNREADABLE = (
 NO_MEMORY = "there is not enough memory to decode it"
 """The reason for a picture that may be read another time."""
 
-BAND_BYTES = 12
+BAND_BYTES = 24
 """Memory that a conversion takes for each pixel of a band."""
 BAND_PIXELS = 2**21
 """Pixels that are converted to RGB at once. A picture that is larger never has two whole copies in memory."""

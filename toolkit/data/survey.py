@@ -80,7 +80,7 @@ class Survey:
 
     def look_at(self, first: int, images: Images, index: int) -> set[str] | str:
         """Fill row `first` + `index` from image `index` of `images`; returns its kinds, or why it cannot be read."""
-        return attempt(partial(images.read, index), partial(self._fill, first + index, images.names[index]))
+        return attempt(images, index, partial(self._fill, first + index, images.names[index]))
 
     def _fill(self, i: int, name: str, image: Image.Image) -> set[str]:
         kinds = find_kinds(image, name)
