@@ -24,6 +24,7 @@ from toolkit.data.parallel import run_in_blocks
 from toolkit.data.preprocess import NO_MEMORY, UNREADABLE, Preprocess, middle_box
 from toolkit.errors import ArtifactError, DataError, one_line
 from toolkit.files import write_atomically
+from toolkit.machine.devices import large_blocks_go_back
 
 LAYOUT_VERSION = 3
 """Part of the cache's key; it rises whenever the meaning of the cached pixels changes, or which files can be read."""
@@ -61,7 +62,7 @@ def decode_split(images: Images, split: Split, path: Path, preprocess: Preproces
     room.require()
     try:
         with write_atomically(path) as temporary:
-            with progress(f"decode {split}", len(images)) as advance:
+            with large_blocks_go_back(), progress(f"decode {split}", len(images)) as advance:
                 work = partial(_decode, images, preprocess)
                 blocks = run_in_blocks(work, len(images), workers, needed_bytes // max(1, len(images)))
                 index = _write_pixels(temporary, images.names, blocks, room, advance)
@@ -101,9 +102,10 @@ def estimate_bytes(images: Images, preprocess: Preprocess) -> int:
     Only headers are read, of SAMPLED_IMAGES images spread evenly; unreadable ones are skipped.
     """
     sizes = []
-    for i in spread(len(images), SAMPLED_IMAGES):
-        with contextlib.suppress(*UNREADABLE):
-            sizes.append(_stored_bytes(*images.read(int(i)).size, preprocess))
+    with large_blocks_go_back():
+        for i in spread(len(images), SAMPLED_IMAGES):
+            with contextlib.suppress(*UNREADABLE):
+                sizes.append(_stored_bytes(*images.read(int(i)).size, preprocess))
     if len(sizes) < 2:
         return sum(sizes) * len(images)
     unseen = 1 - len(sizes) / len(images)  # nothing is uncertain if all images were sampled

@@ -189,9 +189,10 @@ def _lists_all(class_list: list[str] | None, folders: list[Folder]) -> bool:
 def _unwrap(folder: Folder) -> Folder:
     """The folder of the same split in a split folder that holds nothing else: `train/train/`, as archives unpack."""
     inner = folders_with_pictures(folder)
-    if folder.pictures or len(inner) != 1 or split_of(inner[0].name) is None:
+    if folder.pictures or len(inner) != 1:
         return folder
-    return inner[0] if split_of(inner[0].name) == split_of(folder.name) else folder
+    split, same_name = split_of(inner[0].name), spelling_key(inner[0].name) == spelling_key(folder.name)
+    return inner[0] if same_name or (split is not None and split == split_of(folder.name)) else folder
 
 
 def _are_splits(
