@@ -9,7 +9,7 @@ import numpy as np
 
 from toolkit.data.contents import Copies, DataReport, ImageSizes, Place, UnreadableImage
 from toolkit.data.dataset import SPLITS, Dataset, Split
-from toolkit.data.findings import Finding, find
+from toolkit.data.findings import Finding, find, verbatim
 from toolkit.data.near_copies import find_near_copies
 from toolkit.data.reading import KINDS
 from toolkit.data.survey import BLANK, NEARLY_BLACK, Survey, survey
@@ -164,9 +164,9 @@ def _find_imbalance(dataset: Dataset, seen: Survey) -> list[Finding]:
         "looks wrong",
         "imbalance",
         [dataset.classes[label] for label in small],
-        "class{es} with less than a tenth of the training images of ",
+        f"class{{es}} with less than a tenth of the training images of {verbatim(repr(dataset.classes[largest]))} "
+        f"({counts[largest]:,})",
         "gather more, or expect that the network rarely predicts them",
-        of=f"{dataset.classes[largest]!r} ({counts[largest]:,})",
         shown=f"{dataset.classes[small[0]]!r} ({counts[small[0]]:,})" if small else "",
     )
 

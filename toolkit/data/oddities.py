@@ -10,7 +10,7 @@ import numpy as np
 from toolkit.console import name_some, printable
 from toolkit.data.classes import Classes
 from toolkit.data.dataset import SPLITS, Images, Split
-from toolkit.data.findings import Finding, Group, find
+from toolkit.data.findings import Finding, Group, find, verbatim
 from toolkit.data.folders import Folder, PassedOver, Reason
 from toolkit.data.formats import NO_ENDING, count_endings, ending_of, find_way_out, name_endings
 from toolkit.data.layouts import Layout, Part, find_above, folders_with_pictures, holds_splits, label_of, spelling_key
@@ -112,10 +112,10 @@ def find_doubts(root: Path, layout: Layout, classes: Classes, splits: Mapping[Sp
 
 
 def _find(
-    group: Group, kind: str, items: Sequence[str], what: str, remedy: str = "", *, of: str = "", shown: str = ""
+    group: Group, kind: str, items: Sequence[str], what: str, remedy: str = "", *, shown: str = ""
 ) -> list[Finding]:
     """`find`, with an example that any terminal takes: names of files may hold anything."""
-    return find(group, kind, [*map(printable, items[:1]), *items[1:]], what, remedy, of=of, shown=shown)
+    return find(group, kind, [*map(printable, items[:1]), *items[1:]], what, remedy, shown=shown)
 
 
 def _find_classes(kind: str, said: Mapping[str, str], what: str, remedy: str) -> list[Finding]:
@@ -154,9 +154,8 @@ def _describe_unlabelled(folder: Folder) -> list[Finding]:
         "passed over",
         "unlabelled",
         folder.all_pictures(),
-        "picture{s} without labels in ",
+        f"picture{{s}} without labels in {verbatim(folder.name)}/",
         "images for that split are held out of the training images; to use these, sort them into class folders",
-        of=f"{folder.name}/",
     )
 
 
