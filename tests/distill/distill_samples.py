@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 from conftest import free_port
+from toolkit_process import other_processes
 from torch import Tensor, nn
 
 from toolkit.data.batches import TrainingViews
@@ -173,14 +173,6 @@ class Running:
             self.process.join()
         assert self.process.exitcode == code, f"exit {self.process.exitcode}\n{self.said}"
         return self.said
-
-
-def other_processes() -> Any:
-    """multiprocessing whose processes are forked from one that has imported torch: 0.1 s instead of 3 s."""
-    context = multiprocessing.get_context("forkserver")
-    modules = ["toolkit.cli.ending", "toolkit.pipeline", "toolkit.distill.student", "toolkit.distill.teacher"]
-    context.set_forkserver_preload([*modules, "torch._dynamo", "distill_samples"])  # dynamo: of DistributedDataParallel
-    return context
 
 
 class ToolkitCommands:

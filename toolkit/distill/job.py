@@ -16,7 +16,6 @@ from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
 from toolkit.distill.checkpoint import Checkpoint, TrainingState
 from toolkit.distill.compilation import make_room
-from toolkit.distill.curves import draw_learning_curves
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.metrics import EpochMetrics
 from toolkit.distill.precision import FloatArithmetic, NetworkStep, choose_precision
@@ -214,6 +213,8 @@ class TrainingJob:
 
     def _draw_curves(self) -> None:
         if self.model_dir.metrics.exists():
+            from toolkit.distill.curves import draw_learning_curves  # matplotlib takes a while
+
             with locked(self.model_dir.path):  # so that the last process to draw has the lines of both
                 picture = draw_learning_curves(self.model_dir.metrics)
                 with write_atomically(self.model_dir.plot("learning_curves")) as path:
