@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICES
-from distill_samples import DATA, Splits, load_splits, make_plan, make_records, make_student, read_lines
+from distill_samples import DATA, Splits, load_splits, make_plan, make_records, make_student, open_store, read_lines
 from torch import Tensor, nn
 
 from toolkit import console
@@ -153,7 +153,7 @@ def test_stored_answers_train_as_a_live_teacher_does(
         if how == "live":
             answering: Any = LiveTeacher(teacher, views, splits[1], "fp32")
         else:
-            answering = LogitStore("t", "d", views, splits[1], 2).open(teacher, "fp32")
+            answering = open_store(LogitStore("t", "d", views, splits[1], 2), teacher)
         with fp32_products_in("ieee"):
             objective = learn_from_teacher(plan.section)
             training = Training(make_student(), objective, views, splits[1], plan, answering)
@@ -321,7 +321,7 @@ def test_a_step_does_not_wait_for_the_gpu(splits: Splits, how: str, rotation: fl
     else:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("KD_TOOLKIT_CACHE", str(tmp_path))
-            answering = LogitStore("t", "d", views, splits[1], 1).open(teacher, "fp32")
+            answering = open_store(LogitStore("t", "d", views, splits[1], 1), teacher)
     place(learner, device)
     training = Training(learner.train(), learn_from_teacher(plan.section), views, splits[1], plan, answering)
     stepper = Stepper(training, Optimization.of(learner, plan.section, 100))

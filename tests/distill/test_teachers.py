@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distill_samples import DATA, Splits, load_splits, make_student, make_views
+from distill_samples import DATA, Splits, load_splits, make_student, make_views, open_store
 from torch import Tensor
 
 from toolkit.data.batches import TrainingViews
@@ -39,9 +39,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def store(splits: Splits, views: TrainingViews | None = None, **settings: Any) -> StoredTeacher:
     given = {"teacher_sha256": "t", "dataset_sha256": "d", "num_views": 2, "precision": "fp32"} | settings
     precision = given.pop("precision")
-    return LogitStore(views=views or make_views(splits[0]), valid=splits[1], **given).open(
-        make_student(seed=5), precision
-    )
+    found = LogitStore(views=views or make_views(splits[0]), valid=splits[1], **given)
+    return open_store(found, make_student(seed=5), precision)
 
 
 def live_logits(splits: Splits, views: TrainingViews, view: int) -> Tensor:
@@ -129,7 +128,7 @@ def test_every_setting_that_decides_the_logits_makes_another_store(splits: Split
     elif change == "cutmix":
         views = make_views(splits[0], cutmix=0.2)
     if change == "fewer images":
-        LogitStore("t", "d", views, splits[0], 2).open(make_student(5), "fp32")
+        open_store(LogitStore("t", "d", views, splits[0], 2), make_student(5))
     else:
         store(splits, views, **CHANGES.get(change, {}))
     assert len(list(cache.iterdir())) == 2
@@ -199,7 +198,7 @@ def test_two_that_fill_one_store_at_once_do_not_disturb_each_other(splits: Split
 
     def fill(number: int) -> None:
         start.wait()
-        stored = LogitStore("t", "d", make_views(splits[0]), splits[1], 8).open(teachers[number], "fp32")
+        stored = open_store(LogitStore("t", "d", make_views(splits[0]), splits[1], 8), teachers[number])
         results.append(torch.stack([stored.answer(INDICES, view, NO_IMAGES).logits for view in range(8)]))
 
     threads = [threading.Thread(target=fill, args=(number,)) for number in range(2)]
@@ -230,7 +229,7 @@ def test_a_store_is_found_in_whichever_arithmetic_it_was_filled(splits: Splits) 
     views = make_views(splits[0], seed=77)
     found = LogitStore("teacher 77", "data", views, splits[1], 2)
     assert found.find(("bf16", "fp32")) is None
-    found.open(make_student(seed=5), "fp32")
+    open_store(found, make_student(seed=5))
     assert found.find(("bf16", "fp32")) == "fp32"
     assert found.find(("bf16",)) is None
     assert replace(found, num_views=3).find(("fp32",)) is None

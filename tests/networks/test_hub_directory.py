@@ -9,7 +9,7 @@ import torch
 from hub_directories import CLASSES, TINY_RESNET, TINY_VIT, make_timm_directory, make_transformers_directory
 from safetensors.torch import load_file, save_file
 
-from toolkit.distill.provenance import find_weights, follow_directory
+from toolkit.distill.provenance import find_weights, follow_source
 from toolkit.errors import RecipeError, WeightsError
 from toolkit.networks.hub_directory import HubDirectory, read_directory
 from toolkit.networks.registry import NetworkSpec, build
@@ -30,14 +30,14 @@ def describe(folder: Path, config: dict[str, Any], preprocessor: dict[str, Any] 
 
 def follow(folder: Path, *overrides: str) -> Recipe:
     settings = [f"teacher.weights={json.dumps(str(folder))}", "data.image_size=32", "data.resize=32", *overrides]
-    return follow_directory(Recipe().with_overrides(settings))
+    return follow_source(Recipe().with_overrides(settings))
 
 
 class TestTimm:
     def test_everything_that_it_says(self, tmp_path: Path) -> None:
         cfg = {"input_size": [3, 64, 64], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
         config = {"architecture": "resnet18", "label_names": list(CLASSES), "pretrained_cfg": cfg}
-        said = describe(tmp_path, config | {"model_args": {"drop_rate": 0.5}})
+        said = describe(tmp_path, config | {"model_args": {"drop_rate": 0.5, "img_size": 64}})
         assert said == HubDirectory(
             tmp_path / "model.safetensors",
             "timm:resnet18",
@@ -186,15 +186,15 @@ class TestFollowing:
         assert recipe.teacher.mean == (0.0,) * 3
         assert recipe.teacher.std == (0.2, 0.3, 0.4)
         assert recipe.teacher.architecture == "timm:test_resnet"
-        assert follow_directory(recipe) == recipe
+        assert follow_source(recipe) == recipe
 
     def test_a_file_and_a_name_are_not_followed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         for name in ("imagenet", "fashion-mnist", "food-11"):
             (tmp_path / name).mkdir()
             recipe = Recipe().with_overrides([f"teacher.weights={name}"])
-            assert follow_directory(recipe) is recipe
-        assert follow_directory(Recipe()) is not None
+            assert follow_source(recipe) is recipe
+        assert follow_source(Recipe()) is not None
 
     def test_another_architecture_in_the_recipe(self, tmp_path: Path) -> None:
         folder = make_timm_directory(tmp_path / "hub")

@@ -17,10 +17,10 @@ from toolkit.data.contents import (
     UnreadableImage,
 )
 from toolkit.data.dataset import SPLITS, Dataset, Split
-from toolkit.data.findings import Finding, find
+from toolkit.data.findings import Finding, find, verbatim
 from toolkit.data.near_copies import find_near_copies
 from toolkit.data.reading import KINDS
-from toolkit.data.survey import BLANK, Survey, survey
+from toolkit.data.survey import BLANK, NEARLY_BLACK, Survey, survey
 from toolkit.data.unlabelled import CopyTable, Unlabelled, keep_copies
 
 MOST_TIMES = 10
@@ -160,8 +160,13 @@ def _describe_kinds(seen: Survey) -> list[Finding]:
 
 
 def _find_blank(seen: Survey) -> list[Finding]:
-    blank = [seen.names[i] for i in seen.kinds[BLANK]]
-    return find("looks wrong", BLANK, blank, "picture{s} of a single colour", "take them out")
+    blank, black = ([seen.names[i] for i in seen.kinds[kind]] for kind in (BLANK, NEARLY_BLACK))
+    stretch = "stretch their values to the whole range of 16 bits, or save them with 8 bits"
+    what = "picture{s} of more than 8 bits per channel whose values are so low that the upper 8 are nearly black"
+    return [
+        *find("looks wrong", BLANK, blank, "picture{s} of a single colour", "take them out"),
+        *find("looks wrong", NEARLY_BLACK, black, what, stretch),
+    ]
 
 
 def _describe_unreadable(images: Sequence[UnreadableImage]) -> list[Finding]:
@@ -219,7 +224,7 @@ def _find_imbalance(dataset: Dataset, seen: Survey) -> list[Finding]:
         "looks wrong",
         "imbalance",
         [dataset.classes[label] for label in small],
-        f"class{{es}} with less than a tenth of the training images of {dataset.classes[largest]!r} "
+        f"class{{es}} with less than a tenth of the training images of {verbatim(repr(dataset.classes[largest]))} "
         f"({counts[largest]:,})",
         "gather more, or set class_weights or logit_adjustment; else the network rarely predicts them",
         shown=f"{dataset.classes[small[0]]!r} ({counts[small[0]]:,})" if small else "",

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from toolkit.console import count, name_some, out
 from toolkit.data.dataset import Split
@@ -214,11 +214,11 @@ class DataReport:
         }
 
     def _class_table(self, title: str) -> Table:
-        table = Table("label", "class", title=escape(title), title_justify="left")
+        table = Table("label", "class", title=Text(title, style="table.title"), title_justify="left")
         for split in self.counts:
             table.add_column(split, justify="right")
         for label, name in enumerate(self.classes):
-            table.add_row(str(label), escape(name), *(f"{self.counts[split][label]:,}" for split in self.counts))
+            table.add_row(str(label), Text(name), *(f"{self.counts[split][label]:,}" for split in self.counts))
         table.add_section()
         table.add_row("", "all", *(f"{sum(counts):,}" for counts in self.counts.values()))
         return table

@@ -23,14 +23,14 @@ from toolkit.distill.doubts import (
     follows_folders,
     is_near_chance,
 )
-from toolkit.distill.evaluation import compute_logits
+from toolkit.distill.evaluation import compute_logits, require_finite
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.folds import folds_of, without_fold
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.distill.training import Training
-from toolkit.errors import ArtifactError, WeightsError
+from toolkit.errors import ArtifactError
 from toolkit.files import sha256_file, write_atomically
 from toolkit.modeldir import ModelDir
 from toolkit.networks.class_map import UNKNOWN, show
@@ -289,10 +289,9 @@ def _measure_accuracy(classifier: Classifier, job: TrainingJob, has_normalisatio
         return compute_logits(asked, images, "fp32", device)
 
     mean, std = (tuple(values.flatten().tolist()) for values in (classifier.mean, classifier.std))
-    logits = ask(valid, mean, std).cpu().numpy()
-    if not np.isfinite(logits).all():
-        name = valid.names[int((~np.isfinite(logits)).any(1).argmax())]
-        raise WeightsError(f"the teacher answers {name} with values that are not finite", "export it again, in float32")
+    answers = ask(valid, mean, std)
+    require_finite(answers, valid.names)
+    logits = answers.cpu().numpy()
     hits = logits.argmax(1) == valid.labels
     accuracy = torch.from_numpy(hits).float().mean().item()
     if order := find_order(logits, valid.labels, job.data.dataset.classes):
