@@ -22,11 +22,11 @@ from toolkit.data.findings import Finding, say_briefly
 from toolkit.data.folders import read_folder
 from toolkit.data.formats import FORMAT_NAMES, find_way_out, name_endings
 from toolkit.data.hashes import hash_files
-from toolkit.data.layouts import SPLIT_FOLDERS
 from toolkit.data.near_copies import find_near_copies
 from toolkit.data.oddities import SPLIT_WORDS, describe_passed_over
 from toolkit.data.picture_file import open_image
 from toolkit.data.sources import find_folder
+from toolkit.data.split_names import SPLIT_FOLDERS
 from toolkit.data.survey import Survey, survey
 from toolkit.errors import ArtifactError, DataError
 from toolkit.files import write_atomically
