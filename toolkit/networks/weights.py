@@ -171,14 +171,11 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, num
         shapes = f"{tuple(weights[odd[0]].shape)} instead of {tuple(own[odd[0]].shape)}"
         raise _unfit(network, tensors, path, f"{shorten(found.prefix + odd[0])} is {shapes}")
     for name, value in weights.items():
-        problem = ""
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            problem = "values that are not finite"
-        elif name.endswith("running_var") and bool((value < 0).any()):
-            problem = "negative variances"
-        if problem:
+        is_bad = value.is_floating_point() and not bool(torch.isfinite(value).all())
+        if is_bad or (name.endswith("running_var") and bool((value < 0).any())):
+            what = "values that are not finite" if is_bad else "negative variances"
             raise WeightsError(
-                f"{path}: {shorten(found.prefix + name)} holds {problem}", "train or export those weights again"
+                f"{path}: {shorten(found.prefix + name)} holds {what}", "train or export those weights again"
             )
     if taken_off := found.describe():
         console.say(f"{path}: took {taken_off}")
