@@ -368,8 +368,11 @@ def _follow_teacher(setup: StageSetup) -> StageSetup:
     from toolkit.distill import provenance
 
     made = setup.model_dir.weights("teacher")
-    path = made if made.is_file() and not setup.force else provenance.local_weights(setup.recipe)
-    recipe = provenance.at_own_size(setup.recipe, path)
+    try:
+        path = made if made.is_file() and not setup.force else provenance.local_weights(setup.recipe)
+        recipe = provenance.at_own_size(setup.recipe, path)
+    except WeightsError:  # the stage that needs the teacher says so
+        return setup
     if recipe is setup.recipe:
         return setup
     size = recipe.teacher.image_size

@@ -78,7 +78,10 @@ class TestTimm:
 
     def test_other_classes_are_refused(self, tmp_path: Path) -> None:
         folder = make_timm_directory(tmp_path / "hub")
-        with pytest.raises(WeightsError, match="has a class 'red', the data has 'scarlet' in its place"):
+        with pytest.raises(
+            WeightsError,
+            match="has the classes blue, green, red; the data has blue, green, scarlet, and scarlet is not among them",
+        ):
             import_teacher(folder / "model.safetensors", follow(folder), 3, ("blue", "green", "scarlet"))
         with pytest.raises(WeightsError, match=r"has 3 classes, 4 are needed"):
             import_teacher(folder / "model.safetensors", follow(folder), 4, (*CLASSES, "white"))
@@ -154,7 +157,7 @@ class TestTransformers:
     def test_another_size_than_it_was_made_for_is_named(self, tmp_path: Path) -> None:
         folder = make_transformers_directory(tmp_path / "hub")
         with pytest.raises(
-            WeightsError, match=r"was made for images of 32 px, data.image_size is 64; use --set data.image_size=32"
+            WeightsError, match=r"was made for images of 32 px, and is to see 64 px; use --set teacher.image_size=32"
         ):
             import_teacher(folder / "model.safetensors", follow(folder, "data.image_size=64", "data.resize=64"), 3)
 

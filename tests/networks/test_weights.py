@@ -278,7 +278,10 @@ class TestImportTeacher:
     def test_another_architecture_or_other_classes(self, saved: Path) -> None:
         with pytest.raises(WeightsError, match=r"is a depthwise, the recipe's teacher a resnet18; use teacher\.arch"):
             import_teacher(saved, Recipe().with_overrides(self.DATA), 3)
-        with pytest.raises(WeightsError, match="has a class 'soup', the data has 'broth' in its place"):
+        with pytest.raises(
+            WeightsError,
+            match="has the classes crème brûlée, soup, tea; the data has crème brûlée, broth, tea, and broth is not",
+        ):
             import_teacher(saved, self.recipe(), 3, ("crème brûlée", "broth", "tea"))
         assert import_teacher(saved, self.recipe(), 3, ("crème brûlée", "soup", "tea")).mean == MEAN
 
