@@ -51,9 +51,9 @@ DEEP = {
     "resnext50_32x4d",
     "wide_resnet50_2",
 }
-"""So many batch norms in a row that a student of few steps has logits of 1e5 to 1e35, and is refused for it: each running
-variance is a little behind weights that still move fast, and the errors multiply. These take 30 steps, so small that the
-weights hardly move."""
+"""So many batch norms in a row that a student of few steps has logits of 1e5 to 1e35, and is refused for it: each
+running variance is a little behind weights that still move fast, and the errors multiply. These take 30 steps, so small
+that the weights hardly move."""
 
 ALWAYS = ("squeezenet1_1", "shufflenet_v2_x0_5")
 """A minute each. All take an hour: KD_TOOLKIT_FAMILIES=all, or the names of some, with spaces between."""

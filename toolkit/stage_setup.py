@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit import console
-from toolkit.errors import DataError, RecipeError
+from toolkit.errors import DataError, RecipeError, WeightsError
 from toolkit.machine.container import missing_volume
 from toolkit.machine.limits import LITTLE_MEMORY_BYTES, memory_bytes
 from toolkit.modeldir import ModelDir, Role
