@@ -142,3 +142,16 @@ def test_a_torch_that_fails_there_is_an_import_error(
     with pytest.raises(ImportError) as caught:
         devices.torch_devices()
     assert str(caught.value) == reason
+
+
+def test_memory_goes_back_for_a_while_only_if_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[int, int]] = []
+    monkeypatch.setattr(devices, "_set_allocator", calls.append)
+    monkeypatch.setattr(devices, "_keeps_freed_memory", False)
+    with devices.large_blocks_go_back():
+        assert calls == []
+    devices.keep_freed_memory()
+    with devices.large_blocks_go_back():
+        assert calls[-1][devices.MALLOPT_MMAP_MAX] == devices.MMAP_MAX
+    assert calls[-1] == calls[0]
+    assert calls[0][devices.MALLOPT_MMAP_MAX] == 0

@@ -1,5 +1,7 @@
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,21 @@ def test_shared_memory_size(tmp_path: Path) -> None:
     assert limits.shared_memory_bytes(tmp_path) is None
     (tmp_path / "dev" / "shm").mkdir(parents=True)
     assert limits.shared_memory_bytes(tmp_path) == shutil.disk_usage(tmp_path).total
+
+
+def test_memory_that_can_be_reserved_is_not_taken() -> None:
+    assert limits.can_reserve(0)
+    assert limits.can_reserve(10**6)
+    assert not limits.can_reserve(2**62)
+    assert not limits.can_reserve(2**70)
+    limits.give_back_freed_memory()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
+def test_a_limit_of_the_process_counts() -> None:
+    code = (
+        "import resource; from toolkit.machine.limits import can_reserve;"
+        "resource.setrlimit(resource.RLIMIT_AS, (10**9, -1)); print(can_reserve(10**7), can_reserve(10**9))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
