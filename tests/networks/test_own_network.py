@@ -305,7 +305,7 @@ class TestBeforeAnyWork:
         def refuse(*_: object) -> None:
             raise AssertionError("nothing is decoded yet")
 
-        monkeypatch.setattr("toolkit.stage_setup.StageSetup._pixels", refuse)
+        monkeypatch.setattr("toolkit.stage_setup.StageSetup._load_pixels", refuse)
 
     @pytest.mark.parametrize("role", ["student", "teacher"])
     @pytest.mark.parametrize("stage", [pipeline.make_teacher, pipeline.distill_student, pipeline.run_all])
