@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from toolkit.distill.provenance import find_weights, follow_source
 from toolkit.errors import RecipeError, WeightsError
 from toolkit.networks.hub_directory import HubDirectory, read_directory
-from toolkit.networks.registry import NetworkSpec, build
+from toolkit.networks.registry import NetworkSpec, build, spec_of
 from toolkit.networks.weights import import_teacher
 from toolkit.recipe import Recipe
 
