@@ -10,6 +10,7 @@ import typer
 
 from toolkit import console
 from toolkit.cli.options import (
+    AnswersOption,
     DataOption,
     DeepOption,
     DeviceOption,
@@ -28,6 +29,7 @@ from toolkit.cli.options import (
     StrictOption,
     TensorboardOption,
     TrustOption,
+    add_answers,
     add_seed,
 )
 from toolkit.cli.printing import command, print_json
@@ -97,6 +99,7 @@ def plan(
     recipe: RecipeOption = None,
     data: DataOption = None,
     out: OutOption = None,
+    answers: AnswersOption = None,
     device: DeviceOption = "auto",
     provider: ProviderOption = "auto",
     seed: SeedOption = None,
@@ -117,9 +120,8 @@ def plan(
     from toolkit.stage_setup import prepare_training
 
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
-    set_up = partial(
-        prepare_training, recipe, data, out, add_seed(seed, overrides), device=device, writes=False, **flags
-    )
+    settings = add_answers(answers, add_seed(seed, overrides))
+    set_up = partial(prepare_training, recipe, data, out, settings, device=device, writes=False, **flags)
     setup, planned = _make_plan(set_up_run(set_up, device, provider), "run", minutes, start, writes=False)
     warn_of_given_teacher(setup, planned)
     if as_json:

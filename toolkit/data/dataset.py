@@ -24,12 +24,14 @@ class Images:
 
     `names` are unique in a data set (paths relative to its root, with `/`, as `printable` shows them); `labels` is
     int64 (N,), 0..C−1; `read(i)` opens image i in the mode of its file, and raises one of preprocess.UNREADABLE for a
-    damaged one. Several threads may call it.
+    damaged one. Several threads may call it. Images of files are `root/files[i]`; `root` is None for others.
     """
 
     names: tuple[str, ...]
     labels: np.ndarray
     read: Callable[[int], Image.Image]
+    root: Path | None = None
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -42,6 +44,8 @@ class Images:
             names=tuple(self.names[i] for i in chosen),
             labels=self.labels[chosen],
             read=lambda i: read(int(chosen[i])),
+            root=self.root,
+            files=tuple(self.files[i] for i in chosen) if self.files else (),
         )
 
     @classmethod
@@ -49,7 +53,7 @@ class Images:
         """Images from the files `root/name`."""
         chosen = tuple(names)
         shown = tuple(map(printable, chosen))
-        return cls(shown, np.asarray(labels, dtype=np.int64), lambda i: open_image(root / chosen[i]))
+        return cls(shown, np.asarray(labels, dtype=np.int64), lambda i: open_image(root / chosen[i]), root, chosen)
 
     @classmethod
     def from_array(cls, prefix: str, pixels: np.ndarray, labels: np.ndarray) -> Self:

@@ -13,6 +13,7 @@ from toolkit.data.batches import TrainingViews
 from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
+from toolkit.distill.answering import replay_answers
 from toolkit.distill.features import TappedNetwork, default_tap, tap_channels
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile, prove_size
 from toolkit.distill.logit_store import LogitStore
@@ -29,6 +30,7 @@ from toolkit.modeldir import ModelDir, Role
 from toolkit.networks import registry
 from toolkit.networks.class_map import UNKNOWN
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.of_answers import Answers
 from toolkit.networks.registry import NetworkSpec, has_file
 from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
@@ -176,7 +178,8 @@ def _load_teacher(job: TrainingJob, path: Path) -> Classifier:
     """The network in `path`, frozen. Raises WeightsError unless its classes are the data's."""
     teacher, info = load_model(path)
     require_same_classes(info.classes, job.data.dataset, path.name, OTHER_CLASSES)
-    _require_same_size(teacher, info, job.recipe.data_of("teacher").image_size, path.name)
+    if not isinstance(teacher.network, Answers):
+        _require_same_size(teacher, info, job.recipe.data_of("teacher").image_size, path.name)
     return teacher.requires_grad_(False)
 
 
@@ -185,6 +188,8 @@ def _open_teacher(
 ) -> tuple[Teacher, Arithmetic]:
     """The teacher, stored or live, and the arithmetic of its answers: `chosen` by an interrupted run, or else now."""
     recipe, teacher = job.recipe, tapped.classifier
+    if isinstance(teacher.network, Answers):
+        return replay_answers(job, teacher.network), "fp32"
     own_views = job.data.for_teacher is not None
     views = job.views_of_teacher() if own_views else views
     precision = find_stored_answers(job, views, chosen)
@@ -217,6 +222,8 @@ def _know_all_classes(answering: Teacher, teacher: Classifier, job: TrainingJob,
             "distill.standardize needs a teacher that knows all classes of the data",
             "use distill.standardize=false",
         )
+    if isinstance(teacher.network, Answers):
+        return answering  # labels are among its answers
     return TeacherOfSomeClasses(answering, unknown, section.temperature, views, job.data.valid.labels)
 
 
