@@ -172,7 +172,10 @@ def _read_npz(path: Path, wanted: Sequence[str]) -> Columns:
         with zipfile.ZipFile(path) as archive:
             _require_small(path, sum(member.file_size for member in archive.infolist()))
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if name in wanted}
+            columns = {name: arrays[name] for name in arrays.files if name in wanted}
+        if wrong := [name for name, column in columns.items() if not isinstance(column, np.ndarray)]:
+            raise ValueError(f"{wrong[0]} is no array")
+        return columns
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, NotImplementedError) as error:
         raise _unreadable(path, error, "give what numpy.savez wrote, without objects") from None
 

@@ -119,8 +119,8 @@ def _ship_alone(rows: Sequence[ReportRow], max_drop: float, images: int) -> str:
     near = [row for row in students if _loss(row, best) <= max_drop + ROUNDING]
     row = min(near, key=lambda row: row.latency_ms.p50)
     return (
-        f"Ship {name_model(row)} in {name_runtime(row, rows)}: it has {100 * row.accuracy_top1:.2f} % of {images:,} test"
-        f" images right, and one image takes {row.latency_ms.p50:.2f} ms (p50)."
+        f"Ship {name_model(row)} in {name_runtime(row, rows)}: it has {100 * row.accuracy_top1:.2f} % of {images:,}"
+        f" test images right, and one image takes {row.latency_ms.p50:.2f} ms (p50)."
     )
 
 
