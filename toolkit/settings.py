@@ -181,7 +181,8 @@ class TeacherRecipe(NetworkRecipe, StageRecipe):
     )
     weights: str | Names = Field(
         "",
-        description="empty: from scratch; a file or folder, beside the recipe or in the current directory, also .onnx; "
+        description="empty: from scratch; a file or folder, beside the recipe or in the current directory, also .onnx, "
+        "or answers in .npz or .parquet; "
         "`fashion-mnist`: the teacher that ships under that name; `food-11`: the notebook's; `imagenet`: fine-tuned; a "
         "list of files: the mean of what they say",
     )
