@@ -60,6 +60,7 @@ from toolkit.networks.tensor_files import read_tensors
 from toolkit.networks.weights import load_into
 from toolkit.pipeline import distill_student, make_teacher
 from toolkit.recipe import Recipe
+from toolkit.settings import Mix
 from toolkit.stage_setup import prepare_training
 
 BATCH_SIZE = 64
@@ -181,7 +182,7 @@ class EngineSpeed:
         preprocess = Preprocess.from_recipe(recipe.data)
         train_pixels, self._valid = (load_pixels(dataset, split, preprocess) for split in ("train", "valid"))
         self._num_classes = len(dataset.classes)
-        self._views = TrainingViews(train_pixels, recipe.data, self._num_classes, seed=0, mixup=0, device=device)
+        self._views = TrainingViews(train_pixels, recipe.data, self._num_classes, seed=0, mix=Mix(), device=device)
         frozen = Classifier(teacher, *NO_NORMALISATION).requires_grad_(False)
         size = (BATCH_SIZE, recipe.data.image_size, device)
         self.precision = choose_precision("auto", NetworkStep(self._new_student().classifier, *size))

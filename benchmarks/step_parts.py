@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toolkit.data.views import draw_views, render_views
+from toolkit.data.view_draws import draw_views
+from toolkit.data.views import render_views
 from toolkit.distill.precision import autocast
 from toolkit.machine.devices import keep_freed_memory
 from toolkit.machine.hardware import describe_hardware, describe_versions

@@ -16,6 +16,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real photographs and the notebook's student, if they are beside the checkout."""
 
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+"""Threads that wait do not spin, as other work may need the core. torch reads it when it is imported, here and in the
+processes that tests start."""
+
 DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)]
 """Devices for the body of a test for a GPU: the CPU proves the body."""
 

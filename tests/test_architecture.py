@@ -61,6 +61,7 @@ IMPORT_BY_NAME = {
     "toolkit": "its public names are imported when they are first used",
     "toolkit.control_process": "in a new process: the modules that register the user's networks",
     "toolkit.bench.measure.first_use": "in a new process: the modules that register the user's networks",
+    "toolkit.networks.of_package": "a network's package, with the user's permission",
     "toolkit.graphs.build": "a part of torch; the statement would hide the name `torch` of the module",
 }
 """Modules that may, and what they import so."""

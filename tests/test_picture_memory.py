@@ -147,6 +147,66 @@ def test_the_largest_picture_that_cannot_be_decoded_in_that_is_refused(
     assert peak_mb < 100
 
 
+SET_PEAK = """
+import sys
+from pathlib import Path
+from toolkit.data import parallel
+from toolkit.data.check import check_dataset
+from toolkit.data.pixels import load_pixels
+from toolkit.data.preprocess import Preprocess
+from toolkit.data.sources import load_dataset
+from toolkit.machine.devices import keep_freed_memory
+from toolkit.recipe import DataRecipe
+
+def peak_mb():
+    line, = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1e3
+
+parallel.BLOCK_IMAGES = 1
+if sys.argv[1] == "training":
+    keep_freed_memory()
+
+def work(folder):
+    dataset = load_dataset(DataRecipe(source=folder))
+    if sys.argv[1] == "data":
+        assert not check_dataset(dataset, workers=4).unreadable
+    else:
+        assert len(load_pixels(dataset, "train", Preprocess(160, 176, (0,) * 3, (1,) * 3), workers=4)) == 12
+
+work(sys.argv[2])
+idle = peak_mb()
+work(sys.argv[3])
+print(peak_mb() - idle)
+"""
+"""The peak of looking at a set, or of decoding it for a training, with several threads, over that of a small set."""
+
+
+@pytest.mark.parametrize("stage", ["data", "training"])
+@pytest.mark.parametrize(
+    "name", ["rgba.png", "turned.png", "progressive.jpg", "lossy.webp", "packed.tif", "turned.tif", "plain.jpg"]
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_several_large_pictures_take_less_than_1_gb_together(
+    stage: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of half the largest size two may fit, and four do not, however much memory the machine has."""
+    monkeypatch.setenv("KD_TOOLKIT_CACHE", str(tmp_path / "cache"))
+    for root in ("small", "large"):
+        for split, count in (("train", 6), ("val", 1), ("test", 1)):
+            for label in ("blue", "red"):
+                (tmp_path / root / split / label).mkdir(parents=True)
+                for i in range(count):
+                    Image.new("RGB", (60 + i, 50), label).save(tmp_path / root / split / label / f"{i}.png")
+    PICTURES[name](tmp_path / name, (10_000, 6_000))
+    for label in ("blue", "red"):
+        for i in range(2):
+            (tmp_path / "large" / "train" / label / f"{i}.png").unlink()
+            (tmp_path / "large" / "train" / label / f"{i}{Path(name).suffix}").hardlink_to(tmp_path / name)
+    command = [sys.executable, "-c", SET_PEAK, stage, str(tmp_path / "small"), str(tmp_path / "large")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 100 < float(done.stdout) < 1000
+
+
 LIMITED = """
 import resource, sys
 import onnxruntime, PIL.Image
@@ -197,19 +257,27 @@ def test_a_picture_that_finds_no_memory_costs_its_own_answer_only(tmp_path: Path
     assert run_limited(2000, "predict", model, *paths).returncode == 0
 
 
-@pytest.fixture
-def set_with_large_pictures(tmp_path: Path) -> Path:
+LARGE_ONES = {
+    "png": lambda path, colour: Image.new("RGB", (8000, 8000), colour).save(path, **FAST),
+    "webp": lambda path, colour: Image.new("RGB", (6000, 6000), colour).save(path, method=0),
+    "jpg": lambda path, colour: Image.new("RGB", (8000, 8000), colour).save(path, progressive=True),
+}
+"""Pictures that take more than 200 MB and less than 1 GB."""
+
+
+@pytest.fixture(params=LARGE_ONES)
+def set_with_large_pictures(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     for name in ("blue", "red"):
         (tmp_path / "set" / name).mkdir(parents=True)
         for i in range(6):
             Image.new("RGB", (60, 50 + i), name).save(tmp_path / "set" / name / f"{i}.png")
-        Image.new("RGB", (8000, 8000), name).save(tmp_path / "set" / name / "large.png", **FAST)
+        LARGE_ONES[request.param](tmp_path / "set" / name / f"large.{request.param}", name)
     return tmp_path / "set"
 
 
 def test_data_names_the_pictures_that_find_no_memory(set_with_large_pictures: Path) -> None:
     unreadable = json.loads(run_limited(200, "data", set_with_large_pictures, "--json").stdout)["unreadable"]
-    assert sorted(one["name"] for one in unreadable) == ["blue/large.png", "red/large.png"]
+    assert sorted(Path(one["name"]).with_suffix("") for one in unreadable) == [Path("blue/large"), Path("red/large")]
     assert {one["reason"] for one in unreadable} == {"there is not enough memory to decode it"}
     assert json.loads(run_limited(2000, "data", set_with_large_pictures, "--json").stdout)["unreadable"] == []
 
@@ -221,7 +289,7 @@ def test_training_leaves_out_the_pictures_that_find_no_memory(
     scarce = run_limited(200, "decode", set_with_large_pictures)
     assert scarce.returncode == 0, scarce
     ample = run_limited(2000, "decode", set_with_large_pictures)
-    large = {name for name in ample.stdout.split() if name.endswith("large.png")}
+    large = {name for name in ample.stdout.split() if "/large." in name}
     assert large, "a large one is in the training split"
     assert set(ample.stdout.split()) - set(scarce.stdout.split()) == large
     for name in large:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import free_port, make_class_folders
 from PIL import Image
-from toolkit_process import start_toolkit, toolkit
+from toolkit_process import forked_toolkit, start_toolkit, toolkit
 from torchvision.models import resnet18
 
 from toolkit import stage_setup
@@ -84,22 +84,22 @@ def test_a_plan_says_what_run_would_do_makes_nothing_and_names_the_command(
     finished: tuple[Path, str], class_folders: Path, tmp_path: Path
 ) -> None:
     flags = ("--data", class_folders, "--out", tmp_path / "m", *SMALL)
-    printed = toolkit("plan", *flags, "--minutes", "60").stdout.splitlines()
+    printed = forked_toolkit("plan", *flags, "--minutes", "60").stdout.splitlines()
     assert [line.split(":")[1].strip() for line in printed if line.startswith("plan: ")][:-1] == [
         *("decode", "teacher", "student", "control", "export", "bench"),
     ]
     assert printed[-1] == "next: " + shlex.join(["toolkit", "run", *map(str, flags), "--minutes", "60"])
     assert not (tmp_path / "m").exists()
-    planned = json.loads(toolkit("plan", "--data", class_folders, "--out", finished[0], *SMALL, "--json").stdout)
+    planned = json.loads(forked_toolkit("plan", "--data", class_folders, "--out", finished[0], *SMALL, "--json").stdout)
     there = [stage["name"] for stage in planned["stages"] if stage["note"] == "exists"]
     assert there == ["decode", "teacher", "student", "control"]
     assert planned["seconds"] == sum(stage["seconds"] for stage in planned["stages"]) > 0
 
 
 def test_a_stage_says_its_plan_before_it_begins(finished: tuple[Path, str], class_folders: Path) -> None:
-    said = toolkit("distill", "--data", class_folders, "--out", finished[0], *SMALL).stderr
+    said = forked_toolkit("distill", "--data", class_folders, "--out", finished[0], *SMALL).stderr
     assert said.index("plan: total 0.0 s") < said.index("is up to date")
-    fitting = toolkit("distill", "--data", class_folders, "--out", finished[0], *SMALL, "--minutes", "600")
+    fitting = forked_toolkit("distill", "--data", class_folders, "--out", finished[0], *SMALL, "--minutes", "600")
     assert "minutes: the unchanged recipe fits into 600" in fitting.stderr
 
 
@@ -108,12 +108,12 @@ def test_seeds_train_pairs_and_the_report_has_mean_and_deviation(
 ) -> None:
     (tmp_path / "teacher.safetensors").symlink_to(finished[0] / "teacher.safetensors")
     budget = ("--set", "distill.epochs=2", "--set", "distill.teacher_views=2")
-    toolkit("distill", "--data", class_folders, "--out", tmp_path, *SMALL, *budget, "--seeds", "2")
+    forked_toolkit("distill", "--data", class_folders, "--out", tmp_path, *SMALL, *budget, "--seeds", "2")
     assert sorted(path.name for path in (tmp_path / "seeds" / "1").glob("*.safetensors")) == [
         *("control.safetensors", "student.safetensors"),
     ]
-    toolkit("export", "--onnx", tmp_path)
-    printed = toolkit("bench", tmp_path).stdout
+    forked_toolkit("export", "--onnx", tmp_path)
+    printed = forked_toolkit("bench", tmp_path).stdout
     report = json.loads((tmp_path / "report.json").read_text())["distillation"]
     assert report["seeds"] == [0, 1]
     gains = [one["gain_top1"] for one in report["per_seed"]]
@@ -128,18 +128,18 @@ def test_an_up_to_date_student_is_kept_and_another_run_s_is_refused(
 ) -> None:
     out, _ = finished
     before = (out / "student.safetensors").read_bytes()
-    again = toolkit("distill", "--data", class_folders, "--out", out, *SMALL)
+    again = forked_toolkit("distill", "--data", class_folders, "--out", out, *SMALL)
     assert "student.safetensors is up to date" in again.stderr
     assert re.search(r"^kept .*student\.safetensors \(", again.stdout, re.MULTILINE)
     assert "wrote" not in again.stdout
-    refused = toolkit("distill", "--data", class_folders, "--out", out, *SMALL, "--seed", "5", code=1)
+    refused = forked_toolkit("distill", "--data", class_folders, "--out", out, *SMALL, "--seed", "5", code=1)
     assert "student.safetensors was made from another recipe; choose another directory, or" in refused.stderr
     assert (out / "student.safetensors").read_bytes() == before
 
 
 def test_other_data_is_refused_too(finished: tuple[Path, str], tmp_path: Path) -> None:
     other = make_class_folders(tmp_path / "other", (6, 3, 3))
-    result = toolkit("teacher", "--data", other, "--out", finished[0], *SMALL, code=1)
+    result = forked_toolkit("teacher", "--data", other, "--out", finished[0], *SMALL, code=1)
     assert "teacher.safetensors was made from another dataset" in result.stderr
 
 
@@ -163,7 +163,7 @@ def test_smaller_precisions_and_a_triton_repository(finished: tuple[Path, str], 
     for name in ("teacher.safetensors", "student.safetensors"):
         (out / name).symlink_to(finished[0] / name)
     flags = ("--onnx", "--fp16", "--int8", "--max-drop", "0.5", "--triton", tmp_path / "triton")
-    done = toolkit("export", out, *flags)
+    done = forked_toolkit("export", out, *flags)
     files = [f"{role}{precision}.onnx" for role in ("teacher", "student") for precision in ("", ".fp16", ".int8")]
     assert sorted(path.name for path in out.glob("*.onnx")) == sorted(files)
     assert all(str(out / name) in done.stdout for name in files)
@@ -172,9 +172,11 @@ def test_smaller_precisions_and_a_triton_repository(finished: tuple[Path, str], 
         out / "student.int8.onnx"
     ).read_bytes()
     assert len(list((tmp_path / "triton").glob("*/config.pbtxt"))) == 6
-    refused = toolkit("export", out, "--onnx", "--int8", "--set", "export.max_drop=2", code=1)
+    refused = forked_toolkit("export", out, "--onnx", "--int8", "--set", "export.max_drop=2", code=1)
     assert "export.max_drop = 2 is not allowed" in refused.stderr
-    alone = toolkit("export", out / "student.safetensors", "--onnx", "--int8", "--out", tmp_path / "alone", code=1)
+    alone = forked_toolkit(
+        "export", out / "student.safetensors", "--onnx", "--int8", "--out", tmp_path / "alone", code=1
+    )
     assert "int8 is calibrated on training images" in alone.stderr
 
 
@@ -182,30 +184,30 @@ def test_a_stage_without_its_input_names_the_command(tmp_path: Path, finished: t
     empty = tmp_path / "empty"
     empty.mkdir()
     for command in (("export", "--onnx", empty), ("bench", empty)):
-        assert "make it with: toolkit distill --out" in toolkit(*command, code=1).stderr
+        assert "make it with: toolkit distill --out" in forked_toolkit(*command, code=1).stderr
     no_onnx = tmp_path / "no_onnx"
     no_onnx.mkdir()
     for name in ("teacher.safetensors", "student.safetensors"):
         (no_onnx / name).symlink_to(finished[0] / name)
     for command in (("bench", no_onnx), ("demo", no_onnx, "--port", str(free_port())), ("predict", no_onnx, "x.png")):
-        assert "toolkit export --onnx" in toolkit(*command, code=1).stderr
+        assert "toolkit export --onnx" in forked_toolkit(*command, code=1).stderr
 
 
 class TestImportedTeacher:
     def test_a_plain_state_dict_teaches(self, tmp_path: Path, class_folders: Path) -> None:
         torch.manual_seed(0)
         torch.save(resnet18(num_classes=3).state_dict(), tmp_path / "teacher.bin")
-        result = toolkit(
+        result = forked_toolkit(
             "teacher", "--data", class_folders, "--out", tmp_path / "m", "--weights", tmp_path / "teacher.bin", *SMALL
         )
         assert "imported" in result.stderr
         assert (result.stderr + result.stdout).count("validation accuracy") == 1
         assert not (tmp_path / "m" / "metrics.jsonl").exists(), "an imported teacher is not trained"
-        toolkit("distill", "--data", class_folders, "--out", tmp_path / "m", *SMALL, "--set", "distill.epochs=1")
+        forked_toolkit("distill", "--data", class_folders, "--out", tmp_path / "m", *SMALL, "--set", "distill.epochs=1")
 
     def test_class_counts_that_differ_are_both_named(self, tmp_path: Path, class_folders: Path) -> None:
         torch.save(resnet18(num_classes=11).state_dict(), tmp_path / "eleven.bin")
-        result = toolkit(
+        result = forked_toolkit(
             "teacher", "--data", class_folders, "--out", tmp_path / "m", "--weights", tmp_path / "eleven.bin", code=1
         )
         last = result.stderr.strip().splitlines()[-1]
@@ -253,7 +255,7 @@ def test_a_student_whose_teacher_knows_other_classes_is_refused(finished: tuple[
     out = tmp_path / "m"
     out.mkdir()
     (out / "teacher.safetensors").symlink_to(finished[0] / "teacher.safetensors")
-    result = toolkit("distill", "--data", data, "--out", out, *SMALL, code=1)
+    result = forked_toolkit("distill", "--data", data, "--out", out, *SMALL, code=1)
     assert "class 2 of teacher.safetensors is 'red', of renamed 'scarlet'" in result.stderr
 
 
@@ -261,9 +263,9 @@ def test_a_broken_image_is_named_and_left_out_or_refused(tmp_path: Path) -> None
     data = make_class_folders(tmp_path / "data", (6, 3, 3))
     (data / "train" / "red" / "broken.png").write_bytes(b"not a picture")
     budget = (*SMALL_TEACHER, "--set", "distill.epochs=1")
-    result = toolkit("distill", "--data", data, "--out", tmp_path / "m", *SMALL, *budget)
+    result = forked_toolkit("distill", "--data", data, "--out", tmp_path / "m", *SMALL, *budget)
     assert "train/red/broken.png" in result.stderr
-    strict = toolkit("distill", "--data", data, "--out", tmp_path / "n", *SMALL, *budget, "--strict", code=1)
+    strict = forked_toolkit("distill", "--data", data, "--out", tmp_path / "n", *SMALL, *budget, "--strict", code=1)
     assert "train/red/broken.png" in strict.stderr
 
 
@@ -271,7 +273,7 @@ def test_the_next_command_runs_as_it_is_printed(tmp_path: Path) -> None:
     """Through a shell, with spaces in every path: teacher → distill → export, settings carried along."""
     data = make_class_folders(tmp_path / "my data", (6, 3, 3))
     budget = (*SMALL_TEACHER, "--set", "distill.epochs=1")
-    printed = toolkit("teacher", "--data", data, "--out", tmp_path / "my model", *SMALL, *budget).stdout
+    printed = forked_toolkit("teacher", "--data", data, "--out", tmp_path / "my model", *SMALL, *budget).stdout
     commands = []
     for _ in range(2):
         command = printed.split("next: toolkit ")[1].strip()
@@ -289,7 +291,7 @@ def test_distill_in_a_directory_with_a_teacher_alone_takes_the_teacher_s_recipe(
     finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     (tmp_path / "teacher.safetensors").symlink_to(finished[0] / "teacher.safetensors")
-    toolkit("distill", "--out", tmp_path, "--set", "distill.epochs=1")
+    forked_toolkit("distill", "--out", tmp_path, "--set", "distill.epochs=1")
     assert [(line["stage"], line["image_size"]) for line in metrics(tmp_path)] == [("distill", 32)]
 
 

@@ -28,7 +28,7 @@ SMALL = {
     "bench.samples": 10,
     "bench.seconds": 0.2,
     "bench.batch_sizes": [1],
-    "bench.runtimes": ["torch"],
+    "bench.runtimes": ["onnxruntime"],
 }
 """Below the settings that the page gives, so that it is done in seconds."""
 

@@ -63,6 +63,14 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
         ("data.std=[1, 0, 1]", r"data.std.1 = 0 is not allowed; input should be greater than 0"),
         ("data.mean=[1,2]", r"data.mean.2 .* is not allowed; field required"),
         ("bench.runtimes=torch", r"bench.runtimes = \"torch\" is not allowed; input should be a list$"),
+        ("data.crop_scale=[0.9, 0.5]", r"data.crop_scale = \[0.9, 0.5\] is not allowed; write the smaller number"),
+        ("data.crop_scale=[0, 1]", r"data.crop_scale.0 = 0 is not allowed; input should be greater than 0"),
+        ("data.crop_ratio=[2, 1]", r"data.crop_ratio = \[2, 1\] is not allowed; write the smaller number first"),
+        ("data.color_jitter=0.4", r"data.color_jitter = 0.4 is not allowed; input should be a list"),
+        ("data.color_jitter=[1, 1, 1, 1]", r"data.color_jitter.3 = 1 is not allowed; input should be less than"),
+        ("data.blur_sigma=[1, 2]", r"data.blur_sigma.0 = 1 is not allowed; input should be less than or equal to 0.1"),
+        ("data.augment=autoaugment", r"data.augment = \"autoaugment\" is not allowed; input should be 'none', 'ra"),
+        ("data.augment_magnitude=31", r"data.augment_magnitude = 31 is not allowed; input should be less than"),
         ("data.flip=1", r"data.flip = 1 is not allowed; input should be a valid boolean"),
         (
             "student.bsae=8",
@@ -147,6 +155,7 @@ def test_fingerprint_sees_settings_but_not_where_data_lies() -> None:
     ("overrides", "message"),
     [
         (["distill.method=dkd", "distill.mixup=0.2"], "dkd needs one label per image: set mixup to 0"),
+        (["distill.method=dkd+attention", "distill.cutmix=1"], "dkd needs one label per image: set cutmix to 0"),
         (
             ["distill.method=kd+attention", "training.compile=default"],
             "reads the networks as they run: set training.compile to off",
@@ -358,7 +367,10 @@ def test_a_seed_that_no_generator_takes() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "unused", "used"),
-    [("data.share", "1.0", "0.5"), ("teacher.enlarge", None, "2")],
+    [
+        *(("data.share", "1.0", "0.5"), ("teacher.enlarge", None, "2"), ("teacher.cutmix", "0.0", "1.0")),
+        *(("data.crop_scale", "[1, 1.0]", "[0.5, 1]"), ("data.color_jitter", "[0, 0, 0, 0]", "[0, 0, 0, 0.1]")),
+    ],
 )
 def test_a_newer_setting_that_changes_nothing_is_as_if_there_were_none(
     setting: str, unused: str | None, used: str

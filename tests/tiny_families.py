@@ -4,9 +4,11 @@ They are torchvision's own classes, or a few lines where one kind is to stand al
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
+import onnx
 import torch
+from small_networks import graph_of
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.maxvit import MaxVit
@@ -73,3 +75,13 @@ def make_family(name: str) -> nn.Module:
     """In evaluation mode, with random weights."""
     torch.manual_seed(0)
     return MAKERS[name]().eval()
+
+
+def family_graph(name: str) -> onnx.ModelProto:
+    """The graph of `make_family`, built once and copied."""
+    return onnx.ModelProto.FromString(_family_graph(name))
+
+
+@cache
+def _family_graph(name: str) -> bytes:
+    return graph_of(make_family(name), SIDE).SerializeToString()

@@ -1,6 +1,7 @@
 """Output for people: results on stdout, progress and remarks on stderr; bars on a terminal, plain lines in a log."""
 
 import contextlib
+import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -8,8 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+"""A name may hold `:cat:`, which rich would turn into a picture of a cat."""
+
+_INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+"""Marks that turn the direction of text round, and characters without width. The joiners that Persian, Indian scripts
+and pictograms need (U+200C, U+200D) are not among them."""
 
 LOG_INTERVAL_S = 10.0
 """s between two plain progress lines if stderr is not a terminal."""
@@ -67,10 +73,15 @@ def name_some(names: Sequence[str], most: int = 4) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` as every terminal and file takes it: bytes that are not UTF-8, line breaks and the like as escapes."""
+    """`text` as every terminal and file takes it: bytes that are not UTF-8, line breaks and the like as escapes.
+
+    So are characters that nobody sees: two names that look alike, or a line that reads backwards, would mislead.
+    """
     valid = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return "".join(
-        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in ("Cc", "Zl", "Zp") or _INVISIBLE.match(char)
+        else char
         for char in valid
     )
 

@@ -227,7 +227,7 @@ def main() -> None:
         importlib.import_module(module)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END, encoding="utf-8")
-    console.err = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=False)
+    console.err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, force_terminal=False)
     console.LOG_INTERVAL_S = math.inf
     torch.set_num_threads(threads)
     keep_freed_memory()

@@ -81,6 +81,10 @@ class ModelDir:
         """The directory of one more student and control, trained from another seed with this directory's teacher."""
         return ModelDir(self.path / "seeds" / str(seed))
 
+    def of_fold(self, fold: int) -> "ModelDir":
+        """The directory of one of several teachers, each trained without one part of the training images."""
+        return ModelDir(self.path / "folds" / str(fold))
+
     def seeds(self) -> list[int]:
         """Seeds that have a directory (`of_seed`), ascending."""
         return sorted(int(path.name) for path in self.path.glob("seeds/*") if path.name.isdigit())

@@ -22,7 +22,7 @@ from toolkit.data.findings import say_briefly
 from toolkit.data.folders import read_folder
 from toolkit.data.formats import FORMAT_NAMES, PICTURE_ENDINGS
 from toolkit.data.oddities import describe_passed_over
-from toolkit.data.picture_file import TooLargeError, open_image
+from toolkit.data.picture_file import TooLargeError, UnreadKindError, open_image
 from toolkit.data.preprocess import NO_MEMORY, UNREADABLE, Preprocess, why_unreadable
 from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import ModelDir
@@ -105,6 +105,8 @@ def open_picture(path: Path, name: str = "") -> Iterator[ImageFile.ImageFile]:
         raise DataError(f"{name} may not be read", "check its permissions") from None
     except TooLargeError as error:
         raise PictureError(f"{name} is too large ({error})", error.remedy, "too_large") from None
+    except UnreadKindError as error:
+        raise PictureError(f"cannot read {name} as an image: {error}", error.remedy, "unreadable") from None
     except UNREADABLE as error:
         if (why := why_unreadable(error)) == NO_MEMORY:
             raise no_memory_for(f"decode {name}") from None

@@ -48,6 +48,7 @@ NOT_IN_FINGERPRINT = {
     "teacher.weights",
     "teacher.classes",
     "distill.control",
+    "data.unlabelled",
 }
 """Settings that change no result: places and layout of files, whose SHA-256 with their labels counts instead, speed of
 reading, other trainings."""
@@ -60,7 +61,23 @@ NEWER_SETTINGS = {
     "teacher.enlarge": None,
     "teacher.image_size": None,
     "teacher.classes": "",
+    "teacher.folds": 0,
     "teacher.combine": "probabilities",
+    "data.crop_scale": [1, 1],
+    "data.crop_ratio": [0.75, 1.3333],
+    "data.color_jitter": [0, 0, 0, 0],
+    "data.grey": 0,
+    "data.blur": 0,
+    "data.blur_sigma": [0.0005, 0.009],
+    "data.erasing": 0,
+    "data.augment": "none",
+    "data.augment_operations": 2,
+    "data.augment_magnitude": 9,
+    "teacher.cutmix": 0,
+    "distill.cutmix": 0,
+    "distill.unlabelled_ratio": 1,
+    **{f"{section}.class_weights": "none" for section in ("teacher", "distill")},
+    **{f"{section}.logit_adjustment": 0 for section in ("teacher", "distill")},
 }
 """Settings that came later → the value that changes nothing: files of earlier versions stay up to date."""
 
@@ -106,9 +123,29 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _folds_are_trained(self) -> Self:
+        if self.teacher.folds == 1:
+            raise ValueError("teacher.folds = 1 would leave all images out: use 0, or 2 and more")
+        if self.teacher.folds and (self.teacher.members or self.teacher.source not in ("", IMAGENET)):
+            raise ValueError("teacher.folds is for teachers that are trained here: leave out teacher.weights, or folds")
+        if self.teacher.folds and self.distill.feature_method:
+            raise ValueError("a method of layers reads one teacher: set teacher.folds to 0")
+        return self
+
+    @model_validator(mode="after")
     def _teacher_size_can_be_made(self) -> Self:
         if self.data_of("teacher") is not self.data and self.data.resize == 0:
             raise ValueError("teacher.image_size needs pictures that are resized: set data.resize")
+        return self
+
+    @model_validator(mode="after")
+    def _unlabelled_images_can_teach(self) -> Self:
+        section = self.distill
+        if self.data.unlabelled and "dkd" in section.method_parts:
+            raise ValueError("dkd needs the label of every image: with data.unlabelled, use distill.method=kd or dist")
+        if self.data.unlabelled and not section.learns_from_teacher:
+            zero = "distill.alpha" if section.logit_method else "distill.feature_weight"
+            raise ValueError(f"data.unlabelled needs the teacher's answers in the loss: set {zero} above 0")
         return self
 
     @classmethod
@@ -305,9 +342,12 @@ def _read_override(text: str) -> tuple[str, Any]:
 
 
 def _toml_value(text: str) -> Any:
+    """Text that is neither TOML nor a table of JSON is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
+        with contextlib.suppress(ValueError):
+            return json.loads(text) if text.startswith("{") else text
         return text
 
 

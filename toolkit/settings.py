@@ -5,7 +5,7 @@ The defaults are meant for photographs.
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, field_validator, model_validator
 
@@ -18,14 +18,19 @@ IMAGENET, FOOD_11 = "imagenet", "food-11"
 
 OF_TEACHING = {
     "method", "temperature", "alpha", "standardize", "dkd_target_weight", "dkd_other_weight", "dist_inter_weight",
-    "dist_intra_weight", "feature_weight", "teacher_taps", "student_taps", "teacher_precision",
+    "dist_intra_weight", "feature_weight", "teacher_taps", "student_taps", "teacher_precision", "unlabelled_ratio",
 }  # fmt: skip
 """Keys of [distill] that mean nothing to a student without a teacher."""
 
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 Positive = Annotated[float, Field(gt=0)]
 Spread = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Sigma = Annotated[float, Field(gt=0, le=0.1)]
+Factor = Annotated[float, Field(ge=0, le=10)]
+Jitter = Annotated[tuple[Factor, Factor, Factor, Annotated[float, Field(ge=0, le=0.5)]], Field(strict=False)]
 Optimizer = Literal["adamw", "sgd"]
+Augment = Literal["none", "randaugment", "trivialaugment"]
 Schedule = Literal["constant", "cosine", "one-cycle"]
 FolderLayout = Literal["auto", "splits", "classes"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
@@ -37,6 +42,13 @@ LOGIT_METHODS = ("kd", "dkd", "dist", "hard")
 """Ways to learn from the teacher's logits; METHODS in toolkit/distill/objective.py has each of them."""
 FEATURE_METHODS = ("fitnets", "attention", "similarity")
 """Ways to learn from the teacher's layers."""
+
+
+class Mix(NamedTuple):
+    """How two images share a view: α of Beta(α, α), 0 for none of it; with both, each view draws one of them."""
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 class Section(BaseModel):
@@ -77,6 +89,30 @@ class DataRecipe(Section):
     rotation_degrees: float = Field(
         0.0, ge=0, le=180, description="degrees; training views turn by up to this angle, either way"
     )
+    crop_scale: Annotated[tuple[Share, Share], Field(strict=False)] = Field(
+        (1.0, 1.0),
+        description="least and largest share of the image's area in a random resized crop, which has no crop_padding; "
+        "[1, 1]: a plain crop of image_size",
+    )
+    crop_ratio: Annotated[tuple[Positive, Positive], Field(strict=False)] = Field(
+        (0.75, 1.3333), description="least and largest width over height of that crop"
+    )
+    color_jitter: Jitter = Field(
+        (0.0, 0.0, 0.0, 0.0),
+        description="brightness, contrast, saturation change by factors of up to 1 ± this; hue by this share of the "
+        "circle; in random order",
+    )
+    grey: float = Field(0.0, ge=0, le=1, description="share of the training views that lose their colour")
+    blur: float = Field(0.0, ge=0, le=1, description="share of the training views that are blurred")
+    blur_sigma: Annotated[tuple[Sigma, Sigma], Field(strict=False)] = Field(
+        (0.0005, 0.009), description="least and largest σ of that blur, as a share of the view's side"
+    )
+    erasing: float = Field(
+        0.0, ge=0, le=1, description="share of the training views in which a box is erased: 2 to 33 % of the area"
+    )
+    augment: Augment = Field("none", description="random operations on training views, by one of the usual policies")
+    augment_operations: int = Field(2, ge=1, le=10, description="randaugment: operations per view")
+    augment_magnitude: int = Field(9, ge=0, le=30, description="randaugment: magnitude of each operation")
     validation_fraction: float = Field(
         0.1, gt=0, lt=0.5, description="share of the training images, held out if a data set has no validation split"
     )
@@ -87,7 +123,39 @@ class DataRecipe(Section):
     share: float = Field(
         1.0, gt=0, le=1, description="share of each class's training images that is used, drawn by split_seed; 1: all"
     )
+    unlabelled: Names = Field(
+        (), description="folders of images without labels, from which the student learns the teacher's answers alone"
+    )
     workers: int = Field(0, ge=0, le=256, description="threads that decode; 0: as many as the process may use cores")
+
+    @field_validator("unlabelled", mode="before")
+    @classmethod
+    def _a_list(cls, folders: Any) -> Any:
+        return _refuse_text(folders, "folders")
+
+    @field_validator("unlabelled")
+    @classmethod
+    def _no_empty_folder(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(folders):
+            raise ValueError("a folder has no name: use . for the current one")
+        return folders
+
+    @field_validator("crop_scale", "crop_ratio", "blur_sigma")
+    @classmethod
+    def _in_order(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if bounds[0] > bounds[1]:
+            raise ValueError("write the smaller number first")
+        return bounds
+
+    @property
+    def has_resized_crop(self) -> bool:
+        """Whether training views are random resized crops."""
+        return self.crop_scale != (1, 1)
+
+    @property
+    def changes_colour(self) -> bool:
+        """Whether training views are jittered, grey or blurred."""
+        return any(self.color_jitter) or self.grey > 0 or self.blur > 0
 
 
 class TrainingRecipe(Section):
@@ -119,13 +187,29 @@ class StageRecipe(Section):
     )
     grow_until: float = Field(0.8, gt=0, le=1, description="share of the epochs after which images have full size")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label that is spread over all classes")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: a label counts in inverse proportion to its class's number of training images"
+    )
+    logit_adjustment: float = Field(
+        0.0, ge=0, le=10, description="τ; cross-entropy adds τ·log of each class's share to the logits; 0: nothing"
+    )
     mixup: float = Field(0.0, ge=0, le=10, description="α of Beta(α, α), the mix of two images; 0: no mix")
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="α of Beta(α, α), the share of a box that another image fills; 0: none; with mixup: one of the two",
+    )
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay per step of the average of weights, which is then kept; 0: no average"
     )
     patience: int = Field(
         0, ge=0, le=10_000, description="epochs without improvement after which training stops; 0: never"
     )
+
+    @property
+    def mix(self) -> Mix:
+        return Mix(self.mixup, self.cutmix)
 
 
 class NetworkRecipe(Section):
@@ -177,17 +261,26 @@ class TeacherRecipe(NetworkRecipe, StageRecipe):
     model_config = ConfigDict(extra="allow")
 
     architecture: str = Field(
-        "resnet18", description="a torchvision classifier, or `depthwise`, with settings of its own as in [student]"
+        "resnet18",
+        description="a torchvision classifier, `efficientnet_lite0`, `timm:NAME`, `transformers:TYPE`, "
+        "`package.module:function`, or `depthwise`, with settings of its own as in [student]",
     )
     weights: str | Names = Field(
         "",
-        description="empty: from scratch; a file or folder, beside the recipe or in the current directory, also .onnx, "
-        "or answers in .npz or .parquet; "
-        "`fashion-mnist`: the teacher that ships under that name; `food-11`: the notebook's; `imagenet`: fine-tuned; a "
-        "list of files: the mean of what they say",
+        description="empty: from scratch; a file (also .onnx) or a folder of Hugging Face's, beside the recipe or in "
+        "the current directory; answers in .npz or .parquet; `fashion-mnist`: the teacher that ships under that name; "
+        "`food-11`: the notebook's; `imagenet`: torchvision's, timm's or efficientnet_lite0's, fine-tuned; a list of "
+        "files: the mean of what they say",
     )
     combine: Literal["probabilities", "logits"] = Field(
         "probabilities", description="what is averaged, if there are several weights"
+    )
+    folds: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="teachers that are trained, each without one part of the training images; an image is taught by the"
+        " one that has not seen it; 0: one teacher that sees all",
     )
     classes: str = Field(
         "", description="file with the names of its outputs, one per line; empty: as its weights say, else the data's"
@@ -227,7 +320,9 @@ class StudentRecipe(NetworkRecipe):
 
     once_for_all: ClassVar[Mapping[str, Any]] = {"base": 16, "width_mult": 1.0}
 
-    architecture: str = Field("depthwise", description="`depthwise` (the notebook's), or a torchvision classifier")
+    architecture: str = Field(
+        "depthwise", description="`depthwise` (the notebook's), or another network, named as in [teacher]"
+    )
 
 
 class DistillRecipe(StageRecipe):
@@ -256,13 +351,14 @@ class DistillRecipe(StageRecipe):
     teacher_precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto", description="arithmetic of the teacher while it teaches; auto: as precision, or int8 if that is faster"
     )
+    unlabelled_ratio: float = Field(
+        1.0, gt=0, le=100, description="images of data.unlabelled per labelled image in each step, besides batch_size"
+    )
 
     @field_validator("teacher_taps", "student_taps", mode="before")
     @classmethod
     def _a_list(cls, names: Any) -> Any:
-        if isinstance(names, str):
-            raise ValueError(f"write a list of names: [{json.dumps(shorten(names))}]")
-        return names
+        return _refuse_text(names, "names")
 
     @field_validator("method")
     @classmethod
@@ -272,8 +368,8 @@ class DistillRecipe(StageRecipe):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.mixup and "dkd" in self.method_parts:
-            raise ValueError("dkd needs one label per image: set mixup to 0")
+        if any(self.mix) and "dkd" in self.method_parts:
+            raise ValueError(f"dkd needs one label per image: set {'mixup' if self.mixup else 'cutmix'} to 0")
         if self.teacher_precision == "int8" and self.feature_method:
             raise ValueError("a method of layers cannot read an int8 teacher: choose another teacher_precision")
         if len(self.teacher_taps) != len(self.student_taps):
@@ -296,6 +392,18 @@ class DistillRecipe(StageRecipe):
     @property
     def feature_method(self) -> str | None:
         return next((part for part in FEATURE_METHODS if part in self.method_parts), None)
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether the loss has a term of the teacher's."""
+        return bool(self.logit_method and self.alpha) or bool(self.feature_method and self.feature_weight != 0)
+
+
+def _refuse_text(values: Any, what: str) -> Any:
+    """ValueError if one text was given instead of a list."""
+    if isinstance(values, str):
+        raise ValueError(f"write a list of {what}: [{json.dumps(shorten(values))}]")
+    return values
 
 
 def check_method(method: str) -> None:

@@ -6,8 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from toolkit import console
-from toolkit.errors import RecipeError
+from toolkit.errors import DataError, RecipeError
 from toolkit.machine.container import missing_volume
 from toolkit.machine.limits import LITTLE_MEMORY_BYTES, memory_bytes
 from toolkit.modeldir import ModelDir, Role
@@ -15,12 +17,16 @@ from toolkit.recipe import DEFAULT_RECIPE, NOTEBOOK_RECIPE, Overrides, Recipe, b
 from toolkit.settings import DataRecipe
 
 if TYPE_CHECKING:
-    from toolkit.bench.measure.images import BenchImages
+    from toolkit.bench.measure.images import BenchImages, TrainingSample
     from toolkit.data.dataset import Split
     from toolkit.data.pixels import Pixels
     from toolkit.data.sources import Dataset
+    from toolkit.data.unlabelled import CopyTable, Unlabelled
     from toolkit.distill.job import TrainingData, TrainingOptions
     from toolkit.distill.metrics import EpochMetrics
+
+TRAINING_SAMPLE = 1000
+"""Training images of a benchmark: of 1,000, a fraction is known within 0.03."""
 
 MODELS = Path("models")
 """The folder of model directories, below the current directory."""
@@ -66,7 +72,8 @@ class StageSetup:
     def with_recipe(self, recipe: Recipe) -> "StageSetup":
         """The same with another recipe for the same images: they are not read again."""
         changed = replace(self, recipe=recipe)
-        vars(changed).update({name: vars(self)[name] for name in ("dataset", "_decoded") if name in vars(self)})
+        kept = ("dataset", "unlabelled", "_decoded", "_copies")
+        vars(changed).update({name: vars(self)[name] for name in kept if name in vars(self)})
         return changed
 
     @cached_property
@@ -83,17 +90,54 @@ class StageSetup:
         from toolkit.bench.measure.images import BenchImages
 
         for_teacher = self.pixels("test", "teacher") if self._teacher_sees_more_or_less else None
-        return BenchImages.choose(self.dataset, self.pixels("test"), self.recipe.bench.images, for_teacher)
+        images = BenchImages.choose(self.dataset, self.pixels("test"), self.recipe.bench.images, for_teacher)
+        return replace(images, training=self._training_sample())
+
+    def _training_sample(self) -> "TrainingSample":
+        """TRAINING_SAMPLE training images, evenly over the split; no others are decoded, unless folds are drawn."""
+        from toolkit.bench.measure.images import TrainingSample
+        from toolkit.data.dataset import spread
+        from toolkit.distill.folds import folds_of
+
+        some = self.dataset.train.subset(spread(len(self.dataset.train), TRAINING_SAMPLE))
+        dataset = replace(self.dataset, train=some)
+        seen = {role: self.recipe.data_of(role) for role in ("student", "teacher")}
+        pixels = self._load_pixels("train", seen["student"], dataset)
+        own = self._load_pixels("train", seen["teacher"], dataset) if self._teacher_sees_more_or_less else None
+        if not (count := self.recipe.teacher.folds):
+            return TrainingSample(pixels, own)
+        whole = self.pixels("train", "teacher")
+        fold_of = dict(zip(whole.names, folds_of(whole, count, self.recipe.data.split_seed).tolist(), strict=True))
+        return TrainingSample(pixels, own, np.array([fold_of[name] for name in pixels.names]))
+
+    @cached_property
+    def unlabelled(self) -> "Unlabelled | None":
+        """The images of data.unlabelled, copies included; none of them is decoded yet."""
+        from toolkit.data.unlabelled import find_unlabelled
+
+        unlabelled = find_unlabelled(self.recipe.data, self.dataset)
+        for remark in unlabelled.remarks if unlabelled else ():
+            console.say(f"unlabelled: {remark}")
+        return unlabelled
 
     @cached_property
     def training_data(self) -> "TrainingData":
-        from toolkit.distill.job import TrainingData
-
-        images = TrainingData(self.dataset, self.pixels("train"), self.pixels("valid"))
+        images = self._training_data_of("student")
         if not self._teacher_sees_more_or_less:
             return images
-        train, valid = self.pixels("train", "teacher"), self.pixels("valid", "teacher")
-        return replace(images, for_teacher=TrainingData(self.dataset, train, valid))
+        return replace(images, for_teacher=self._training_data_of("teacher"))
+
+    def _training_data_of(self, role: Role) -> "TrainingData":
+        from toolkit.distill.job import TrainingData
+
+        images = TrainingData(self.dataset, self.pixels("train", role), self.pixels("valid", role))
+        if self.unlabelled is None:
+            return images
+        return replace(
+            images,
+            unlabelled=self._load_unlabelled(self.unlabelled, role),
+            unlabelled_set_sha256=self.unlabelled.sha256,
+        )
 
     @property
     def options(self) -> "TrainingOptions":
@@ -111,22 +155,47 @@ class StageSetup:
         data = self.recipe.data_of(role)
         key = split, data.image_size, data.resize
         if key not in self._decoded:
-            self._decoded[key] = self._load_pixels(split, data)
+            self._decoded[key] = self._load_pixels(split, data, self.dataset)
         return self._decoded[key]
 
     @cached_property
     def _decoded(self) -> "dict[tuple[Split, int, int], Pixels]":
         return {}
 
-    def _load_pixels(self, split: "Split", data: DataRecipe) -> "Pixels":
+    @cached_property
+    def _copies(self) -> "CopyTable":
+        """The copies of labelled images among the unlabelled ones; a line counts them. DataError if nothing is left."""
+        from toolkit.data.unlabelled import describe_use, find_copies
+        from toolkit.distill.distributed import leader_first
+
+        assert self.unlabelled is not None
+        with leader_first():
+            table = find_copies(self.dataset, self.unlabelled, self.recipe.data.workers)
+        if len(table.left_out) == len(self.unlabelled):
+            raise DataError(
+                "data.unlabelled: all images are copies of validation and test images", "give folders of other images"
+            )
+        console.say(describe_use(self.unlabelled, table, self.recipe.distill.unlabelled_ratio))
+        return table
+
+    def _load_unlabelled(self, unlabelled: "Unlabelled", role: Role) -> "Pixels":
+        from toolkit.data.pixels import load_unlabelled_pixels
+        from toolkit.data.preprocess import Preprocess
+        from toolkit.distill.distributed import leader_first
+
+        data, kept = self.recipe.data_of(role), self._copies.kept(unlabelled.images)
+        with leader_first():
+            return load_unlabelled_pixels(
+                kept, unlabelled.sha256, Preprocess.from_recipe(data), workers=data.workers, strict=self.strict
+            )
+
+    def _load_pixels(self, split: "Split", data: DataRecipe, dataset: "Dataset") -> "Pixels":
         from toolkit.data.pixels import load_pixels
         from toolkit.data.preprocess import Preprocess
         from toolkit.distill.distributed import leader_first
 
         with leader_first():
-            return load_pixels(
-                self.dataset, split, Preprocess.from_recipe(data), workers=data.workers, strict=self.strict
-            )
+            return load_pixels(dataset, split, Preprocess.from_recipe(data), workers=data.workers, strict=self.strict)
 
 
 def prepare_training(
@@ -183,7 +252,7 @@ def training_setup(choice: Choice, device: str = "auto", *, writes: bool = True,
         model_dir.make()
         _warn_of_no_volume(model_dir.path)
     join(device)
-    setup = _follow_teacher(_follow_images(StageSetup(recipe, model_dir, device, **options)))
+    setup = _follow_teacher(_follow_images(StageSetup(_follow_weights(recipe), model_dir, device, **options)))
     require_few_sizes(setup.recipe)
     return setup
 
@@ -270,6 +339,16 @@ def _named_recipe(recipe: str | Recipe) -> Recipe:
             f"give a TOML file or one of the built-in recipes: {', '.join(builtin_names())}",
         )
     return Recipe.from_toml(Path(recipe))
+
+
+def _follow_weights(recipe: Recipe) -> Recipe:
+    """The recipe with the settings of fine-tuning, where it leaves them open; a line on stderr names them."""
+    from toolkit.distill.provenance import follow_fine_tuning
+
+    recipe, line = follow_fine_tuning(recipe)
+    if line:
+        console.say(line)
+    return recipe
 
 
 def _follow_images(setup: StageSetup) -> StageSetup:

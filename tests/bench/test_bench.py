@@ -303,6 +303,7 @@ def test_the_distillation_section_passes_on_the_student_s_figures(bench: Bench) 
         "images_seen": 300,
         "seconds": 1.5,
         "train_img_s": 200.0,
+        "unlabelled_images": None,
     }
 
 

@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 from report_samples import make_report, make_row
 
 from toolkit.bench.measure.gain import describe_distillation
+from toolkit.bench.measure.knowledge import SplitAnswers, measure_knowledge
 from toolkit.bench.report.baseline import compare_with_baseline
 from toolkit.bench.schema import Report, SeedGain
 
@@ -23,6 +25,8 @@ TITLES = {
     "VsTeacher": "`rows.vs_teacher`",
     "ClassRecall": "`classes`",
     "Distillation": "`distillation`",
+    "Knowledge": "`distillation.knowledge`",
+    "KnownSplit": "`distillation.knowledge.splits`",
     "SeedGain": "`distillation.per_seed`",
     "BaselineComparison": "`baseline`",
 }
@@ -43,13 +47,22 @@ def example() -> Report:
         SeedGain(seed=seed, student_accuracy_top1=with_it, control_accuracy_top1=without, gain_top1=with_it - without)
         for seed, with_it, without in accuracies
     ]
-    training = {"epochs": 10, "images_seen": 550_000, "seconds": 42.5, "train_img_s": 12_941.2}
+    training = {
+        "epochs": 10,
+        "images_seen": 550_000,
+        "seconds": 42.5,
+        "train_img_s": 12_941.2,
+        "unlabelled_images": 9000,
+    }
+    labels = np.array([0, 1, 1, 0])
+    answers = [np.array([[2.0, 0.5], rest, rest, [1.0, 0.0]], np.float32) for rest in ([0, 1], [1, 0], [0.5, 0.9])]
+    knowledge = measure_knowledge([SplitAnswers("test", labels, *answers)], per_seed)
     noisy = "other programs kept 0.5 of 2 cores busy when the benchmark began, so its times are too long"
     stale = "student.onnx was exported from other weights than student.safetensors has now"
     return report.model_copy(
         update={
             "rows": report.rows[::-1],
-            "distillation": describe_distillation(per_seed, training),
+            "distillation": describe_distillation(per_seed, training).model_copy(update={"knowledge": knowledge}),
             "timing_warnings": (noisy,),
             "warnings": (stale,),
             "license": "MIT",

@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from toolkit.data.batches import TrainingViews
+from toolkit.data.mixing import draw_mix
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
-from toolkit.data.views import draw_mix
-from toolkit.settings import DataRecipe
+from toolkit.settings import DataRecipe, Mix
 
 INDICES = np.array([3, 17, 0, 35, 8])
 
@@ -28,12 +28,12 @@ def pixels(class_folders: Path) -> Pixels:
 
 
 def views(pixels: Pixels, mixup: float = 0.0, seed: int = 0, **values: object) -> TrainingViews:
-    return TrainingViews(pixels, recipe(**values), num_classes=3, seed=seed, mixup=mixup, device="cpu")
+    return TrainingViews(pixels, recipe(**values), num_classes=3, seed=seed, mix=Mix(mixup), device="cpu")
 
 
 def test_mixup_mixes_images_and_targets_by_the_same_share(pixels: Pixels) -> None:
     plain, mixed = views(pixels, rotation_degrees=10), views(pixels, mixup=0.4, rotation_degrees=10)
-    mix = draw_mix(0.4, len(pixels), seed=0, view=2)
+    mix = draw_mix(Mix(0.4), len(pixels), seed=0, view=2)
     share = torch.from_numpy(mix.weights[INDICES])
     own, partner = plain.render(INDICES, 2), plain.render(mix.partners[INDICES], 2)
     expected = share.view(-1, 1, 1, 1) * own + (1 - share.view(-1, 1, 1, 1)) * partner
@@ -66,7 +66,7 @@ def test_a_mixed_view_is_fixed_by_seed_image_and_view_alone(pixels: Pixels) -> N
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_partners_are_a_permutation_and_shares_are_beta(alpha: float) -> None:
-    mix = draw_mix(alpha, 20_000, seed=1, view=0)
+    mix = draw_mix(Mix(alpha), 20_000, seed=1, view=0)
     assert sorted(mix.partners.tolist()) == list(range(20_000))
     assert mix.weights.dtype == np.float32
     assert abs(mix.weights.mean() - 0.5) < 0.01

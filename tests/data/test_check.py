@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import make_class_folders, make_image, shared
 from data_samples import make_scene
@@ -227,6 +228,20 @@ def test_blank_pictures_look_wrong(tmp_path: Path) -> None:
     assert (finding.kind, finding.sentence) == ("blank", "1 picture of a single colour: train/red/blank.png")
 
 
+def test_pictures_of_16_bits_that_come_out_nearly_black_look_wrong(tmp_path: Path) -> None:
+    """Microscopes and X-ray machines write 10 or 12 bits into files of 16."""
+    root = make_class_folders(tmp_path / "set", images_per_class=(6, 1, 1))
+    values = np.arange(48 * 40, dtype=np.uint16).reshape(40, 48)
+    for name, scale in {"bright": 30, "dark": 2}.items():
+        Image.fromarray(values * scale).save(root / "train" / "red" / f"{name}.png")
+        Image.fromarray(values * scale).save(root / "train" / "red" / f"{name}.tif")
+    dark = [finding for finding in check(root).findings if finding.kind == "nearly black"]
+    assert [(finding.group, finding.count, finding.example) for finding in dark] == [
+        ("looks wrong", 2, "train/red/dark.png")
+    ]
+    assert dark[0].remedy == "stretch their values to the whole range of 16 bits, or save them with 8 bits"
+
+
 def test_an_imbalance_above_ten_looks_wrong(tmp_path: Path) -> None:
     root = make_class_folders(tmp_path / "set", images_per_class=(6, 1, 1))
     for i in range(54):
@@ -237,8 +252,8 @@ def test_an_imbalance_above_ten_looks_wrong(tmp_path: Path) -> None:
     (root / "train" / "blue" / "0.png").unlink()
     (finding,) = check(root).findings
     assert (finding.group, finding.kind, finding.count, finding.example) == ("looks wrong", "imbalance", 1, "blue")
-    assert "less than a tenth of the training images of" in finding.sentence
-    assert finding.sentence.endswith("(60): 'blue' (5)")
+    what = "1 class with less than a tenth of the training images of '{s} {es} {0}' (60): 'blue' (5)"
+    assert finding.sentence == what
 
 
 def test_unreadable_images_do_not_count_for_the_balance(tmp_path: Path) -> None:

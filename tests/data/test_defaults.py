@@ -162,7 +162,9 @@ class TestJobs:
             assert info.recipe["data"]["crop_padding"] == 4
             assert (info.recipe["teacher"]["epochs"], info.recipe["distill"]["epochs"]) == (1, 2)
         capsys.readouterr()
-        finished = prepare_finished(out, None, None, ["bench.samples=10", "bench.seconds=0.5"], device="cpu")
+        finished = prepare_finished(
+            out, None, None, ["bench.samples=10", "bench.seconds=0.2", "bench.batch_sizes=[1]"], device="cpu"
+        )
         assert finished.recipe.data == setup.recipe.data
         pipeline.export_models(finished)
         report = pipeline.bench_models(finished)

@@ -65,7 +65,7 @@ def test_another_view_s_draws_lie_where_the_last_one_s_did(source: str) -> None:
     places, values = {name: v.data_ptr() for name, v in before.items()}, {n: v.clone() for n, v in before.items()}
     views.show(1)
     assert {name: v.data_ptr() for name, v in views._drawn.items()} == places
-    assert not any(torch.equal(values[name], views._drawn[name]) for name in ("top", "axes", "partners", "weights"))
+    assert not any(torch.equal(values[name], views._drawn[name]) for name in ("top", "warp", "partners", "weights"))
 
 
 class TestHostCrops:

@@ -355,7 +355,8 @@ def test_names_of_classes_are_text(tmp_path: Path, name: str, shown: str) -> Non
     put(tmp_path, *(f"x/{i}.png" for i in range(4)))
     (tmp_path / "x").rename(tmp_path / name)
     expect_error(
-        tmp_path, f"the class folder {tmp_path}/{shown} has a name that is not one line of UTF-8 text; rename it"
+        tmp_path,
+        f"the class folder {tmp_path}/{shown} has a name that is not one line of visible UTF-8 text; rename it",
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from toolkit.data.classes import read_class_list
 from toolkit.data.folders import read_folder
-from toolkit.data.layouts import SPLIT_FOLDERS, Layout, find_above, read_layout, spelling_key
+from toolkit.data.layouts import Layout, find_above, read_layout, spelling_key
 from toolkit.errors import DataError
 from toolkit.settings import FolderLayout
 
@@ -21,7 +21,7 @@ def touch(root: Path, *folders: str, form: str = "{i}", count: int = 3) -> Path:
 
 
 def read(root: Path, setting: FolderLayout = "auto") -> Layout:
-    top = read_folder(root, frozenset(SPLIT_FOLDERS))
+    top = read_folder(root)
     return read_layout(root, top, setting, read_class_list(root))
 
 
@@ -210,3 +210,99 @@ def test_spelling_does_not_count(other: str) -> None:
 
 def test_accents_are_the_same_however_they_are_encoded() -> None:
     assert spelling_key("caf\u00e9") == spelling_key("CAFE\u0301") != spelling_key("cafe")
+
+
+# --- splits of other names ------------------------------------------------------------------------------------------
+
+PAIRS = [
+    ("training_set", "test_set"),
+    ("train_images", "val_images"),
+    ("seg_train", "seg_test"),
+    ("birds-train", "birds-test"),
+    ("TrainSet", "ValSet"),
+    ("train1", "test1"),
+    ("train", "test1"),
+    ("train", "valid_images"),
+    ("Training Images", "Test Images"),
+]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("names", PAIRS)
+def test_splits_may_have_other_names(tmp_path: Path, names: tuple[str, str], wrapped: bool) -> None:
+    for name in names:
+        above = f"{name}/{name}" if wrapped else name
+        touch(tmp_path, f"{above}/cat", f"{above}/dog")
+    layout = read(tmp_path)
+    assert [*layout.parts] == ["train", "valid" if "al" in names[1] else "test"]
+    assert set(layout.parts["train"].keys) == {"cat", "dog"}
+    assert {folder.name for folder in layout.renamed} == {*names} - {"train"}
+    assert len(classes_of(read(tmp_path, "classes"))) == 2
+    assert read(tmp_path, "classes").is_settled
+
+
+def test_an_archive_that_repeats_the_name_of_a_split(tmp_path: Path) -> None:
+    layout = read(touch(tmp_path, "train/train/cat", "train/train/dog", "val/val/cat", "val/val/dog"))
+    assert str(layout) == "split folders train, val"
+    assert set(layout.parts["valid"].keys) == {"cat", "dog"}
+
+
+def test_flat_files_in_splits_of_other_names(tmp_path: Path) -> None:
+    for label in range(2):
+        touch(tmp_path, "training_set", "test_set", form=f"{label}_{{i}}")
+    assert str(read(tmp_path)) == "split folders training_set, test_set of flat files"
+
+
+def test_pictures_to_predict_beside_splits_of_other_names(tmp_path: Path) -> None:
+    names = [f"seg_{split}/seg_{split}/{name}" for split in ("train", "test") for name in ("sea", "wood")]
+    layout = read(touch(tmp_path, *names, "seg_pred/seg_pred"))
+    assert str(layout) == "split folders seg_train, seg_test"
+    assert [folder.name for folder in layout.beside] == ["seg_pred"]
+    layout = read(touch(tmp_path / "b", "train_images/cat", "train_images/dog", "test_images"))
+    assert [folder.name for folder in layout.unlabelled] == ["test_images"]
+
+
+def test_files_as_competitions_name_them_are_no_class_called_train(tmp_path: Path) -> None:
+    touch(touch(tmp_path, "train", form="cat.{i}"), "train", form="dog.{i}")
+    touch(tmp_path, "test1")
+    with pytest.raises(DataError, match=r"train/cat.0.png does not begin with a label") as caught:
+        read(tmp_path)
+    assert "'cat' and 'dog' may be classes: rename it, or put the images of each class into a folder" in str(
+        caught.value
+    )
+    assert str(caught.value).endswith("or set data.layout to classes if train/ is one")
+    assert classes_of(read(tmp_path, "classes")) == ["test1", "train"]
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("bullet_train", "crash_test"),
+        ("train_station", "test_tube"),
+        ("bus", "car", "test1"),
+        ("bus", "train_images"),
+        ("dev/cat", "dev/dog", "holdout/cat", "holdout/dog"),
+        ("training_set/cat", "other/dog"),
+    ],
+)
+def test_classes_may_sound_like_splits(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    assert classes_of(read(touch(tmp_path, *folders))) == sorted({folder.split("/")[0] for folder in folders})
+
+
+def test_classes_txt_makes_them_classes(tmp_path: Path) -> None:
+    root = touch(tmp_path, "training_set/cat", "training_set/dog", "test_set/cat", "test_set/dog")
+    (root / "classes.txt").write_text("training_set\ntest_set\n")
+    assert set(classes_of(read(root))) == {"training_set", "test_set"}
+    assert read(root).is_settled
+
+
+def test_two_folders_for_one_split_of_other_names(tmp_path: Path) -> None:
+    root = touch(tmp_path, *(f"{name}/{label}" for name in ("train1", "train2", "test1") for label in ("cat", "dog")))
+    with pytest.raises(DataError, match=r"has both train1/ and train2/ for the same split; keep one of them, or set"):
+        read(root)
+
+
+def test_a_plain_name_goes_before_another(tmp_path: Path) -> None:
+    layout = read(touch(tmp_path, *(f"{name}/{label}" for name in ("train", "test", "test1") for label in ("a", "b"))))
+    assert str(layout) == "split folders train, test"
+    assert [folder.name for folder in layout.beside] == ["test1"]

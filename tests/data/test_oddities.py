@@ -9,6 +9,7 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.findings import Finding
 from toolkit.data.oddities import FEW_IMAGES
 from toolkit.data.sources import load_dataset
+from toolkit.errors import DataError
 from toolkit.settings import DataRecipe
 
 
@@ -186,3 +187,79 @@ def test_classes_that_hold_splits(tmp_path: Path) -> None:
 def test_classes_of_almost_the_same_name(tmp_path: Path) -> None:
     finding = only(load(put(tmp_path, *pictures("Cat", "cat", "dog"))), "alike names")
     assert finding.sentence == "1 group of classes with almost the same name: 'Cat' and 'cat'"
+
+
+@pytest.mark.parametrize("names", [("fold1", "fold2", "fold3"), ("dev", "holdout"), ("colour", "grey"), ("a", "b")])
+def test_class_folders_with_the_same_folders_inside_look_wrong(tmp_path: Path, names: tuple[str, ...]) -> None:
+    put(tmp_path, *pictures(*(f"{name}/{label}" for name in names for label in ("cat", "dog"))))
+    finding = only(load(tmp_path), "same folders")
+    assert (finding.group, finding.count, finding.example) == ("looks wrong", len(names), f"{names[0]}/")
+    assert finding.remedy.startswith(
+        "if these are splits of the classes 'cat', 'dog', call them train/, val/ and test/;"
+    )
+    settled = load_dataset(DataRecipe(source=str(tmp_path), layout="classes"))
+    assert settled.findings == ()
+
+
+def test_folders_that_are_taken_for_splits_are_said(tmp_path: Path) -> None:
+    put(tmp_path, *pictures(*(f"{name}/{label}" for name in ("training_set", "test_set") for label in ("cat", "dog"))))
+    dataset = load(tmp_path)
+    assert dataset.layout == "split folders training_set, test_set"
+    finding = only(dataset, "split names")
+    assert finding.sentence == (
+        "2 folders taken for splits by their names, such as test_set/ for test, training_set/ for train"
+    )
+    assert any(remark.startswith("warning: 2 folders taken for splits") for remark in dataset.remarks)
+
+
+@pytest.mark.parametrize("names", [("cat", "dog", "test1"), ("cat", "train_images"), ("dev", "dog")])
+def test_a_class_that_is_called_like_a_split_looks_wrong(tmp_path: Path, names: tuple[str, ...]) -> None:
+    finding = only(load(put(tmp_path, *pictures(*names))), "split names")
+    assert finding.count == 1
+    assert finding.remedy.startswith("if they are splits, call them train/, val/ and test/, with class folders in each")
+
+
+def test_folders_inside_of_class_folders_are_said(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("animal/cat", "animal/dog", "vehicle/car"))
+    finding = only(load(tmp_path), "folders inside")
+    assert finding.sentence == "1 class folder with folders inside, all of one class: animal/"
+    assert load(put(tmp_path / "one", *pictures("animal/a/b", "vehicle/c"))).findings == ()
+
+
+def test_a_set_for_detection_is_named(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/images", "valid/images"), "train/labels/0.txt", "valid/labels/0.txt")
+    with pytest.raises(
+        DataError, match=r"images/ and labels/ are of a data set for detection, where folders are no cl"
+    ):
+        load(tmp_path)
+
+
+def test_a_folder_is_not_meant_that_would_be_refused(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("images/train", "images/val"))
+    with pytest.raises(DataError) as caught:
+        load(tmp_path)
+    assert "did you mean" not in str(caught.value)
+    put(tmp_path / "b", *pictures(*(f"images/{a}/{b}" for a in ("train", "val") for b in ("cat", "dog"))))
+    with pytest.raises(DataError, match=r"did you mean .*images\? a classifier needs"):
+        load(tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", ["\u202ertl", "a\u200bb"])
+def test_a_class_that_nobody_can_read_is_refused(tmp_path: Path, name: str) -> None:
+    put(tmp_path, *pictures("cat", name))
+    with pytest.raises(DataError, match="has a name that is not one line of visible UTF-8 text; rename it"):
+        load(tmp_path)
+    put(tmp_path / "b", *pictures("0", "1"))
+    (tmp_path / "b" / "classes.txt").write_text(f"cat\n{name}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="which is not visible text; take out what cannot be seen in it"):
+        load(tmp_path / "b")
+
+
+def test_a_class_that_differs_in_a_joiner_only(tmp_path: Path) -> None:
+    assert only(load(put(tmp_path, *pictures("ab", "a\u200cb"))), "alike names").count == 1
+
+
+@pytest.mark.parametrize("name", ["a{s}", "b{es}", "{0}"])
+def test_braces_of_a_name_stay(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "b", *pictures(name, "dog"), f"{name}/x.txt")
+    assert f"{name}/x.txt" in only(load(tmp_path / "b"), "other endings").sentence

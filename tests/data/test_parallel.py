@@ -6,7 +6,14 @@ import time
 import pytest
 
 from toolkit.data import parallel
-from toolkit.data.parallel import BLOCK_BYTES, BLOCK_IMAGES, WAITING_BYTES, DecodingMemory, run_in_blocks
+from toolkit.data.parallel import (
+    BLOCK_BYTES,
+    BLOCK_IMAGES,
+    DECODING_BYTES,
+    WAITING_BYTES,
+    DecodingMemory,
+    run_in_blocks,
+)
 
 
 @pytest.mark.parametrize("count", [0, 1, BLOCK_IMAGES, 10 * BLOCK_IMAGES + 1])
@@ -75,11 +82,12 @@ def test_more_large_results_wait_in_a_large_memory(monkeypatch: pytest.MonkeyPat
     assert all(done for block in run_in_blocks(work, 60, 2, WAITING_BYTES) for done in block)
 
 
-def test_pictures_share_the_memory_for_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is larger than all of it waits until it is alone; nobody waits for ever."""
-    monkeypatch.setattr(parallel, "memory_bytes", lambda: 0)
+@pytest.mark.parametrize("of_machine", [0, 2**40])
+def test_pictures_share_the_memory_for_decoding(of_machine: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is larger than all of it waits until it is alone; nobody waits for ever. A large machine has no more."""
+    monkeypatch.setattr(parallel, "memory_bytes", lambda: of_machine)
     memory = DecodingMemory()
-    assert memory.size_bytes == 1_000_000_000
+    assert DECODING_BYTES <= 1_000_000_000
     lock, taken, most = threading.Lock(), 0, 0
     shares = [100_000_000, 600_000_000, 400_000_000, 2_000_000_000, 900_000_000] * 8
 
@@ -99,10 +107,40 @@ def test_pictures_share_the_memory_for_decoding(monkeypatch: pytest.MonkeyPatch)
     for thread in threads:
         thread.join()
     assert taken == 0
-    assert 100_000_000 < most <= 1_000_000_000
+    assert 100_000_000 < most <= max(DECODING_BYTES, max(share for share in shares if share < 2_000_000_000))
+    assert memory.busy_bytes == 0
 
 
-def test_the_memory_of_a_picture_that_fails_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_most_that_was_taken_at_once_is_known_until_nobody_decodes() -> None:
+    memory = DecodingMemory()
+    with memory.take(100):
+        with memory.take(200):
+            pass
+        assert memory.busy_bytes == 300
+    with memory.take(50):
+        assert memory.busy_bytes == 50
+
+
+def test_whoever_takes_all_is_alone() -> None:
+    memory, began, events = DecodingMemory(), threading.Event(), list[str]()
+
+    def decode() -> None:
+        began.set()
+        with memory.take(1):
+            events.append("another")
+
+    thread = threading.Thread(target=decode)
+    with memory.take_all():
+        thread.start()
+        began.wait(60)
+        time.sleep(0.02)
+        events.append("alone")
+        assert memory.busy_bytes == 0
+    thread.join()
+    assert events == ["alone", "another"]
+
+
+def test_the_memory_of_a_picture_that_fails_is_free_again() -> None:
     memory = DecodingMemory()
     for _ in range(3):
         with pytest.raises(ValueError, match="broken"), memory.take(10**15):

@@ -18,7 +18,7 @@ from toolkit.data.dataset import Dataset, Images
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.resident import ResidentPixels
-from toolkit.settings import DataRecipe
+from toolkit.settings import DataRecipe, Mix
 
 BATCH = np.array([4, 0, 2, 2])
 ALIKE, UNLIKE = [(20, 24)] * 5, [(31, 20), (18, 25), (8, 8), (40, 12), (17, 17)]
@@ -32,9 +32,11 @@ def load(sizes: list[tuple[int, int]]) -> Pixels:
     return load_pixels(dataset, "train", Preprocess(16, 0, (0.0,) * 3, (1.0,) * 3))
 
 
-def make_views(pixels: Pixels, mixup: float = 0.0, device: str = "cpu", **data: Any) -> TrainingViews:
+def make_views(
+    pixels: Pixels, mixup: float = 0.0, device: str = "cpu", cutmix: float = 0.0, **data: Any
+) -> TrainingViews:
     recipe = DataRecipe.model_validate({"image_size": 16, **data})
-    return TrainingViews(pixels, recipe, num_classes=2, seed=3, mixup=mixup, device=device)
+    return TrainingViews(pixels, recipe, num_classes=2, seed=3, mix=Mix(mixup, cutmix), device=device)
 
 
 @pytest.mark.parametrize("sizes", [ALIKE, UNLIKE, [(12, 14)] * 5])

@@ -6,7 +6,8 @@ import torch
 from torchvision.transforms import functional as TF
 from torchvision.transforms.v2 import functional as V2F
 
-from toolkit.data.views import ViewDraw, centre_views, draw_views, render_views
+from toolkit.data.view_draws import ViewDraw, draw_views
+from toolkit.data.views import centre_views, render_views
 from toolkit.settings import DataRecipe
 
 SIZES = np.array([[20, 31], [24, 24], [17, 40], [40, 13]])

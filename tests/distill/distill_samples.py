@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 from conftest import free_port
+from toolkit_process import other_processes
 from torch import Tensor, nn
 
 from toolkit.data.batches import TrainingViews
@@ -23,12 +23,15 @@ from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.distill.checkpoint import Checkpoint, StepState, TrainingProgress, TrainingState
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.logit_store import LogitStore, StoredTeacher
 from toolkit.distill.plan import Plan
+from toolkit.distill.precision import Arithmetic
 from toolkit.distill.step import Stepper
+from toolkit.distill.teachers import LiveTeacher
 from toolkit.distill.trainer import Records
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
-from toolkit.settings import DataRecipe, DistillRecipe
+from toolkit.settings import DataRecipe, DistillRecipe, Mix
 
 DATA = DataRecipe(image_size=32, resize=0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 SETTINGS = {"stage": "student", "recipe_sha256": "r", "dataset_sha256": "d"}
@@ -52,8 +55,10 @@ def make_plan(**settings: Any) -> Plan:
     return Plan(section=section, image_size=DATA.image_size, precision="fp32", device="cpu", **of_plan)
 
 
-def make_views(pixels: Pixels, data: DataRecipe = DATA, *, mixup: float = 0.0, seed: int = 0) -> TrainingViews:
-    return TrainingViews(pixels, data, num_classes=3, seed=seed, mixup=mixup, device="cpu")
+def make_views(
+    pixels: Pixels, data: DataRecipe = DATA, *, mixup: float = 0.0, cutmix: float = 0.0, seed: int = 0
+) -> TrainingViews:
+    return TrainingViews(pixels, data, num_classes=3, seed=seed, mix=Mix(mixup, cutmix), device="cpu")
 
 
 def make_state(epoch: int = 0, learner: dict[str, Tensor] | None = None) -> TrainingState:
@@ -74,6 +79,13 @@ def tapped(network: nn.Module, mean: float = 0.5, std: float = 0.25) -> TappedNe
 def make_student(seed: int = 0) -> TappedNetwork:
     torch.manual_seed(seed)
     return tapped(DepthwiseStudent(3, base=4))
+
+
+def open_store(store: LogitStore, network: TappedNetwork, precision: Arithmetic = "fp32") -> StoredTeacher:
+    """The store, filled by a live teacher if it has to be."""
+    assert store.valid is not None
+    valid = store.valid
+    return store.open(lambda: LiveTeacher(network, store.views, valid, precision), precision)
 
 
 class Recorder(nn.Module):
@@ -173,14 +185,6 @@ class Running:
             self.process.join()
         assert self.process.exitcode == code, f"exit {self.process.exitcode}\n{self.said}"
         return self.said
-
-
-def other_processes() -> Any:
-    """multiprocessing whose processes are forked from one that has imported torch: 0.1 s instead of 3 s."""
-    context = multiprocessing.get_context("forkserver")
-    modules = ["toolkit.cli.ending", "toolkit.pipeline", "toolkit.distill.student", "toolkit.distill.teacher"]
-    context.set_forkserver_preload([*modules, "torch._dynamo", "distill_samples"])  # dynamo: of DistributedDataParallel
-    return context
 
 
 class ToolkitCommands:

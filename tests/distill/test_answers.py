@@ -299,6 +299,8 @@ class TestDistillation:
                 {"distill__mixup": 0.2},
                 r"distill\.mixup makes one image of two, and a file of answers has one answer per",
             ),
+            ({"distill__cutmix": 1.0}, r"distill\.cutmix makes one image of two, and a file of answers has one"),
+            ({"data__unlabelled": ["more"]}, r"data\.unlabelled needs a network as the teacher, and a file of answers"),
             (
                 {"distill__method": "kd+attention"},
                 "attention reads the teacher's layers, and a file of answers has none",
@@ -306,8 +308,10 @@ class TestDistillation:
         ],
     )
     def test_what_no_file_can_answer(
-        self, folders: Path, tmp_path: Path, settings: dict[str, Any], message: str
+        self, folders: Path, tmp_path: Path, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.chdir(tmp_path)
+        make_class_folders(tmp_path / "more", (1, 1, 1))
         path = save_right(tmp_path / "soft.npz", folders)
         for made in (False, True):
             if made:
@@ -398,6 +402,15 @@ class TestSaving:
         assert abs(saved.logits).max() < 100
         assert open_with(tmp_path / "n", folders, tmp_path / "soft.npz").teacher().valid_accuracy == accuracy
 
+    def test_a_teacher_of_folds_answers_out_of_fold(self, folders: Path, tmp_path: Path) -> None:
+        settings = SMALL | OF_TEACHER | {"teacher.folds": 2}
+        workspace = toolkit.open(tmp_path / "m", data=folders, settings=settings, quiet=True)
+        made = workspace.teacher(save_answers=tmp_path / "soft.npz")
+        saved, (_, labels) = read_answers(tmp_path / "soft.npz"), names_and_labels(folders)
+        hits = saved.logits.argmax(1) == labels
+        assert hits[:36].mean() == pytest.approx(made.info.extra["out_of_fold_accuracy"])
+        assert hits[36:].mean() == pytest.approx(made.valid_accuracy)
+
     def test_of_a_data_set_without_files_there_are_names(self, tmp_path: Path, fashion_mnist: None) -> None:
         settings = SMALL | OF_TEACHER | {"data.share": 0.002, "teacher.epochs": 1, "teacher.weights": ""}
         workspace = toolkit.open(tmp_path / "m", data="fashion-mnist", settings=settings, quiet=True)
@@ -470,6 +483,7 @@ class TestCommands:
         flags = ["--data", str(folders), "--out", str(tmp_path / "m"), "--device", "cpu", "--json"]
         flags += flags_of(SMALL | {"distill.teacher_views": 2})
         run = command("plan", "--answers", str(path), *flags)
+        assert run.returncode == 0, run.stderr
         stages = {stage["name"]: stage for stage in json.loads(run.stdout)["stages"]}
         assert list(stages) == ["decode", "teacher", "student", "control", "export", "bench"]
         assert stages["teacher"]["note"] == "given"
@@ -502,6 +516,7 @@ class TestCommands:
         assert report.no_teacher == sentence
         assert report.verdict.endswith(sentence)
         assert report.distillation.gain_top1 is not None
+        assert report.distillation.knowledge is None
         assert all(one.teacher_recall is None and one.control_recall is not None for one in report.classes)
         for name in ("report.md", "README.md"):
             assert sentence in (out / name).read_text(encoding="utf-8")

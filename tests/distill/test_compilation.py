@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from distill_samples import load_splits, make_plan, make_views, tapped
+from torch import nn
 from torch._dynamo import config
 from torch._dynamo.testing import CompileCounter
 
@@ -23,7 +24,6 @@ from toolkit.distill.student import train_control
 from toolkit.distill.training import Training
 from toolkit.errors import RecipeError
 from toolkit.modeldir import ModelDir
-from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.recipe import Recipe
 from toolkit.stage_setup import prepare_training
 
@@ -101,8 +101,9 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
     torch._dynamo.reset()
 
 
-def take_a_step_of_each_size(plan: Plan, base: int, class_folders: Path) -> None:
-    learner = tapped(DepthwiseStudent(3, base=base)).train()
+def take_a_step_of_each_size(plan: Plan, channels: int, class_folders: Path) -> None:
+    layers = nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    learner = tapped(nn.Sequential(*layers, nn.Linear(channels, 3))).train()
     pixels, valid = load_splits(class_folders)
     training = Training(learner, learn_from_labels(0.0), make_views(pixels), valid, plan)
     stepper = Stepper(training, Optimization.of(learner, plan.section, 100))

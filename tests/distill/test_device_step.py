@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from toolkit.data.batches import TrainingViews
 from toolkit.data.device_views import DeviceViews
 from toolkit.data.host_crops import HostCrops
+from toolkit.data.mixed_views import MixedViews, Portions
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.resident import ResidentPixels
@@ -39,7 +40,7 @@ from toolkit.distill.plan import Plan
 from toolkit.distill.precision import FloatArithmetic
 from toolkit.distill.step import Stepper
 from toolkit.distill.step_graph import Order
-from toolkit.distill.teachers import LiveTeacher
+from toolkit.distill.teachers import LiveTeacher, MixedTeacher, Teacher
 from toolkit.distill.trainer import train
 from toolkit.distill.training import Training
 from toolkit.networks.classifier import Classifier
@@ -61,9 +62,18 @@ SETTINGS = {
     "mixup": ("distill.mixup=0.3",),
     "rotation": ("data.rotation_degrees=15.0",),
     "black border": ("data.padding_mode=constant", "data.crop_padding=4"),
+    "resized crop": ("data.crop_scale=[0.3, 0.9]",),
+    "cutmix": ("distill.cutmix=1.0", "distill.mixup=0.3"),
     "ema": ("distill.ema=0.9",),
     "all at once": ("distill.mixup=0.3", "data.rotation_degrees=15.0", "distill.ema=0.9", "distill.method=dist"),
 }
+
+STRONG = {
+    "colours": ("data.color_jitter=[0.4, 0.4, 0.4, 0.1]", "data.grey=0.2", "data.blur=0.3", "data.erasing=0.3"),
+    "randaugment": ("data.augment=randaugment", "data.augment_operations=3", "data.crop_scale=[0.3, 1]"),
+    "trivialaugment": ("data.augment=trivialaugment", "data.rotation_degrees=10.0", "distill.cutmix=1.0"),
+}
+"""Views whose draws decide what is done to each: on a device, all is done to all of them."""
 
 
 class Crossings(TorchDispatchMode):
@@ -117,12 +127,12 @@ def _meta_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["meta"])
 
 
-def make_pixels(device: str) -> Pixels:
-    sizes = np.full(COUNT, CANVAS)
-    starts = np.arange(COUNT, dtype=np.int64) * CANVAS * CANVAS * 3
+def make_pixels(device: str, count: int = COUNT) -> Pixels:
+    sizes = np.full(count, CANVAS)
+    starts = np.arange(count, dtype=np.int64) * CANVAS * CANVAS * 3
     preprocess = Preprocess(SIDE, CANVAS, (0.5,) * 3, (0.25,) * 3)
-    data = np.random.default_rng(0).integers(0, 256, COUNT * CANVAS * CANVAS * 3, dtype=np.uint8)
-    return Pixels(tuple(map(str, range(COUNT))), np.arange(COUNT) % CLASSES, sizes, sizes, data, starts, preprocess)
+    data = np.random.default_rng(0).integers(0, 256, count * CANVAS * CANVAS * 3, dtype=np.uint8)
+    return Pixels(tuple(map(str, range(count))), np.arange(count) % CLASSES, sizes, sizes, data, starts, preprocess)
 
 
 def make_stepper(
@@ -132,8 +142,12 @@ def make_stepper(
     as_on_gpu: bool = False,
     has_room: bool = True,
     precision: FloatArithmetic = "fp32",
+    unlabelled: int = 0,
 ) -> tuple[Stepper, TappedNetwork]:
-    """A stepper of the depthwise student, and the student; its teacher is `live`, `folded` or `stored`."""
+    """A stepper of the depthwise student, and the student; its teacher is `live`, `folded` or `stored`.
+
+    With `unlabelled` images, its batches are of both kinds, by distill.unlabelled_ratio.
+    """
     recipe = Recipe().with_overrides(
         [f"data.image_size={SIDE}", f"data.resize={CANVAS}", f"distill.batch_size={BATCH}", *settings]
     )
@@ -144,17 +158,22 @@ def make_stepper(
         TappedNetwork(Classifier(spec.build(CLASSES), data.mean, data.std))
         for spec in (small, NetworkSpec("resnet18") if device == "meta" else small)
     )
-    views = TrainingViews(pixels, data, CLASSES, seed=0, mixup=section.mixup, device=device)
-    if as_on_gpu or not has_room:
-        views.on_device = DeviceViews(views, ResidentPixels(pixels, device) if has_room else None)
+    labelled, others = (
+        TrainingViews(of, data, CLASSES, seed=0, mix=section.mix, device=device)
+        for of in (pixels, make_pixels(device, unlabelled or 1))
+    )
+    for each in (labelled, others) if as_on_gpu or not has_room else ():
+        each.on_device = DeviceViews(each, ResidentPixels(each.pixels, device) if has_room else None)
+    portions = Portions(section.unlabelled_ratio, COUNT, unlabelled, BATCH)
+    views = MixedViews(labelled, others, portions) if unlabelled else labelled
     logits = np.random.default_rng(1).normal(size=(2, COUNT, CLASSES)).astype(np.float32)
     if how == "folded":
         teacher = TappedNetwork(freeze(teacher.classifier.eval(), precision, SIDE))
-    answering = (
-        StoredTeacher(logits, logits[0, :4], device)
-        if how == "stored"
-        else LiveTeacher(teacher, views, pixels, precision)
-    )
+    answering: Teacher = LiveTeacher(teacher, views, pixels, precision)
+    if how == "stored":
+        answering = stored = StoredTeacher(logits, logits[0, :4], device)
+        if unlabelled:
+            answering = MixedTeacher(stored, StoredTeacher(logits[:, :unlabelled] + 1, logits[0, :0], device), portions)
     learner.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = (
         make_optimizer(learner, section)
@@ -172,9 +191,9 @@ def make_stepper(
 
 @pytest.mark.usefixtures("_meta_is_a_gpu")
 @pytest.mark.parametrize("how", ["live", "stored"])
-@pytest.mark.parametrize("name", list(SETTINGS))
+@pytest.mark.parametrize("name", [*SETTINGS, *STRONG])
 def test_a_step_stays_on_the_device(how: str, name: str) -> None:
-    stepper, _ = make_stepper(how, "meta", *SETTINGS[name])
+    stepper, _ = make_stepper(how, "meta", *(SETTINGS | STRONG)[name])
     stepper.take(np.arange(BATCH), 0, SIDE)
     stepper.take(np.arange(BATCH), 0, SIDE)  # the average's first step copies, its second one averages
     with Crossings() as crossings:
@@ -231,10 +250,11 @@ def test_a_step_of_images_that_are_there_sends_nothing_but_numbers(how: str, sid
 
 @pytest.mark.usefixtures("_meta_is_a_gpu")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("name", ["kd", "all at once"])
+@pytest.mark.parametrize("name", ["kd", "all at once", "resized crop", *STRONG])
 def test_the_graph_of_a_step_needs_nothing_of_the_host(optimizer: str, name: str) -> None:
     """From the place in the epoch's order to the weights and their average: no copy to the device or back."""
-    stepper, _ = make_stepper("stored", "meta", *SETTINGS[name], f"distill.optimizer={optimizer}")
+    settings = *(SETTINGS | STRONG)[name], f"distill.optimizer={optimizer}"
+    stepper, _ = make_stepper("stored", "meta", *settings)
     stepper._use_graph()
     whole = torch.arange(COUNT, device="meta")
     for start in (0, BATCH):
@@ -257,7 +277,7 @@ def test_an_epoch_sends_some_bytes_per_image(how: str) -> None:
         stepper.take(np.arange(BATCH), 0, SIDE)
     with Crossings() as crossings:
         stepper.take(np.arange(BATCH), 1, SIDE)
-    per_image = 8 + 8 + 1 + 16 + 8 + 4 + 4 * CLASSES  # corner, flip, axes, partner, its weight, stored logits
+    per_image = 8 + 8 + 1 + 16 + 8 + 4 + 4 * CLASSES  # corner, flip, warp, partner, its weight, stored logits
     assert sum(crossings.sent) <= COUNT * per_image + 8 * BATCH
 
 

@@ -27,11 +27,11 @@ from distill_samples import (
     make_plan,
     make_student,
     make_views,
-    other_processes,
     read_lines,
     start_two,
 )
 from safetensors.torch import load_file
+from toolkit_process import other_processes
 from torch import Tensor, nn
 
 from toolkit.cli import ending
@@ -472,11 +472,12 @@ def test_sigterm_to_torchrun_saves_and_two_processes_or_one_go_on(
     for path in (tmp_path / "m").iterdir():
         (tmp_path / "alone" / path.name).write_bytes(path.read_bytes())
     alone = toolkit.run(*flags, "--out", tmp_path / "alone", "--resume")
-    out, err = finish(torchrun(*flags, "--out", tmp_path / "m", "--resume"))
-    for said in (alone, err):
+    pair = start_two(toolkit, [*flags, "--out", tmp_path / "m", "--resume"])
+    two, other = (running.end(timeout_s=HANG_S) for running in pair)
+    for said in (alone, two):
         assert len(re.findall(rf"^teacher: resuming at epoch {done + 1}, ", said, re.MULTILINE)) == 1
         assert "images at a time" not in said
-    assert out.count("teacher: validation accuracy") == 1
+    assert (two.count("teacher: validation accuracy"), other) == (1, "")
     for folder in ("m", "alone"):
         assert [line["epoch"] for line in read_lines(tmp_path / folder / "metrics.jsonl")] == list(range(EPOCHS))
         assert not (tmp_path / folder / "checkpoint.pt").exists()

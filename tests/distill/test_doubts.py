@@ -25,6 +25,7 @@ from toolkit.distill.doubts import (
     is_near_chance,
 )
 from toolkit.distill.job import WeightsFile
+from toolkit.errors import WeightsError
 from toolkit.modeldir import ModelDir
 from toolkit.networks.registry import register
 from toolkit.networks.weights import Channels
@@ -267,6 +268,18 @@ class TestImport:
         self.make(tmp_path, class_folders, [0, 0, 0])
         said = capsys.readouterr().err
         assert "warning: teacher: an accuracy of 0.3333 is no better than chance: the commonest class" in said
+
+    def test_answers_that_are_not_finite_are_refused(
+        self, class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of finite weights: they overflow on the way."""
+        monkeypatch.setattr(Thermometer, "forward", lambda _, images: images.mean((2, 3)) + 1e38)
+        monkeypatch.setattr(torch, "eye", lambda count: torch.full((count, count), 1e38))
+        with pytest.raises(
+            WeightsError, match=r"the teacher answers val/\S+ with values that are not finite; give other"
+        ):
+            self.make(tmp_path, class_folders, [0, 1, 2])
+        assert not (tmp_path / "m" / "teacher.safetensors").exists()
 
     def test_only_the_main_process_writes(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -15,8 +15,8 @@ from toolkit.data.host_crops import CentreCrops
 from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels
 from toolkit.distill import evaluation
-from toolkit.distill.evaluation import compute_logits
-from toolkit.errors import TrainingError
+from toolkit.distill.evaluation import compute_logits, require_finite
+from toolkit.errors import TrainingError, WeightsError
 from toolkit.networks.classifier import Classifier
 
 
@@ -104,3 +104,12 @@ def test_if_a_gpu_has_no_room_the_next_batch_is_cut_while_it_computes(
         assert torch.equal(images, expected[number])
         assert begun == [batch.tobytes() for batch in chosen[: number + 2]], "one ahead, and each once"
     assert len(begun) == 3
+
+
+def test_a_teacher_s_answers_have_to_be_finite() -> None:
+    logits = torch.zeros(3, 2)
+    require_finite(logits, ("a", "b", "c"))
+    for value in (float("nan"), float("inf"), -float("inf")):
+        logits[1, 1] = value
+        with pytest.raises(WeightsError, match="the teacher answers b with values that are not finite"):
+            require_finite(logits, ("a", "b", "c"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import shared
-from toolkit_process import toolkit
+from toolkit_process import forked_toolkit
 from torch import nn
 
 from toolkit.distill.objective import NetworkOutput, learn_from_teacher
@@ -85,17 +85,17 @@ def test_an_epoch_s_losses_lie_in_the_notebook_s_range(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     torch.save(resnet18(num_classes=10).state_dict(), tmp_path / "teacher.bin")
-    size = ("--size", "128")
+    size = ("--size", "64")
     loop = [sys.executable, str(shared("measure", "notebook_loop.py")), "--data", str(data), "--epochs", "2", *size]
     out = subprocess.run(
         [*loop, "--teacher", str(tmp_path / "teacher.bin")], capture_output=True, text=True, check=True, timeout=600
     ).stdout
     expected = [json.loads(line) for line in out.splitlines()[:2]]
     settings = ("--recipe", "food11", "--data", str(data), "--out", str(tmp_path / "out"), "--device", "cpu")
-    smaller = ("--set", "data.image_size=128", "--set", "distill.epochs=2")
+    smaller = ("--set", "data.image_size=64", "--set", "distill.epochs=2")
     weights = ("--weights", str(tmp_path / "teacher.bin"))
-    toolkit("teacher", *settings, *smaller, *weights)
-    toolkit("distill", *settings, *smaller)
+    forked_toolkit("teacher", *settings, *smaller, *weights)
+    forked_toolkit("distill", *settings, *smaller)
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     got = [line for line in lines if line["stage"] == "distill"]
     for ours, theirs in zip(got, expected, strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICES
-from distill_samples import DATA, Splits, load_splits, make_plan, make_records, make_student, read_lines
+from distill_samples import DATA, Splits, load_splits, make_plan, make_records, make_student, open_store, read_lines
 from torch import Tensor, nn
 
 from toolkit import console
@@ -35,7 +35,7 @@ from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import DepthwiseStudent
 from toolkit.networks.small_maps import place
 from toolkit.recipe import Recipe
-from toolkit.settings import DataRecipe
+from toolkit.settings import DataRecipe, Mix
 
 METHODS = ("kd", "dkd", "dist", "hard", "fitnets", "attention", "similarity")
 SIDE, BATCH, CLASSES = 64, 8, 10
@@ -57,7 +57,7 @@ def make_plan_on(device: str, **settings: Any) -> Plan:
 
 
 def make_views_on(device: str, splits: Splits, data: DataRecipe = DATA, mixup: float = 0.0) -> TrainingViews:
-    return TrainingViews(splits[0], data, 3, seed=3, mixup=mixup, device=device)
+    return TrainingViews(splits[0], data, 3, seed=3, mix=Mix(mixup), device=device)
 
 
 # Views.
@@ -153,7 +153,7 @@ def test_stored_answers_train_as_a_live_teacher_does(
         if how == "live":
             answering: Any = LiveTeacher(teacher, views, splits[1], "fp32")
         else:
-            answering = LogitStore("t", "d", views, splits[1], 2).open(teacher, "fp32")
+            answering = open_store(LogitStore("t", "d", views, splits[1], 2), teacher)
         with fp32_products_in("ieee"):
             objective = learn_from_teacher(plan.section)
             training = Training(make_student(), objective, views, splits[1], plan, answering)
@@ -248,6 +248,14 @@ SETTINGS = {
     "mixup, ema, smoothing": ["distill.mixup=0.3", "distill.ema=0.9", "distill.label_smoothing=0.1"],
     "growing, adamw": ["distill.start_image_size=16", "distill.optimizer=adamw", "distill.learning_rate=0.001"],
     "stored, turned": ["distill.teacher_views=2", "data.rotation_degrees=10.0"],
+    "stored, strong views": [
+        *("distill.teacher_views=2", "distill.cutmix=1.0", "distill.mixup=0.2", "data.crop_scale=[0.3, 1]"),
+        *("data.augment=randaugment", "data.erasing=0.3", "data.blur=0.2"),
+    ],
+    "live, growing, strong views": [
+        *("distill.start_image_size=16", "teacher.cutmix=1.0", "data.augment=trivialaugment", "data.grey=0.2"),
+        "data.color_jitter=[0.4, 0.4, 0.4, 0.1]",
+    ],
     "standardize, black padding": ["distill.standardize=true", "data.padding_mode=constant", "data.crop_padding=4"],
 }
 
@@ -291,7 +299,7 @@ def test_pixels_leave_the_gpu_with_those_who_use_them(splits: Splits) -> None:
     pixels = Rehearsal("cpu", 160, 64, 4)._pixels
     gc.disable()
     try:
-        views = TrainingViews(pixels, DATA, CLASSES, seed=0, mixup=0.0, device="cuda:0")
+        views = TrainingViews(pixels, DATA, CLASSES, seed=0, mix=Mix(), device="cuda:0")
         views.render(np.arange(4), 0)
         assert torch.cuda.memory_allocated() - before >= pixels.data.nbytes
         del views, pixels
@@ -313,7 +321,7 @@ def test_a_step_does_not_wait_for_the_gpu(splits: Splits, how: str, rotation: fl
     else:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("KD_TOOLKIT_CACHE", str(tmp_path))
-            answering = LogitStore("t", "d", views, splits[1], 1).open(teacher, "fp32")
+            answering = open_store(LogitStore("t", "d", views, splits[1], 1), teacher)
     place(learner, device)
     training = Training(learner.train(), learn_from_teacher(plan.section), views, splits[1], plan, answering)
     stepper = Stepper(training, Optimization.of(learner, plan.section, 100))

@@ -17,7 +17,7 @@ from toolkit.data.sources import load_dataset
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe
-from toolkit.settings import DataRecipe
+from toolkit.settings import DataRecipe, Mix
 
 SMALL = {
     "data.image_size": 32,
@@ -37,7 +37,7 @@ def smooth_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def views_of(data: DataRecipe, source: Path, mixup: float = 0.0) -> TrainingViews:
     dataset = load_dataset(data.model_copy(update={"source": str(source)}))
     pixels = load_pixels(dataset, "train", Preprocess.from_recipe(data))
-    return TrainingViews(pixels, data, 3, seed=0, mixup=mixup, device="cpu")
+    return TrainingViews(pixels, data, 3, seed=0, mix=Mix(mixup, 0.0), device="cpu")
 
 
 def test_the_settings_in_px_grow_with_the_size() -> None:

@@ -21,6 +21,7 @@ from toolkit.distill.provenance import (
     SHIPPED_ACCURACY,
     find_training_images,
     find_weights,
+    follow_fine_tuning,
     known_accuracy,
     require_fitting,
     warn_of_seen_images,
@@ -373,3 +374,29 @@ class TestSeenImages:
         assert first["dataset_sha256"] == folders[0].sha256
         assert find_training_images(replace(imported, extra={"trained_on": None})) is None, "a bare state dict's import"
         assert find_training_images(replace(info, recipe={})) is None
+
+
+class TestFineTuning:
+    LITE0 = ("teacher.architecture=efficientnet_lite0", "teacher.weights=imagenet")
+
+    def test_its_settings_are_stated_if_all_are_open(self) -> None:
+        recipe, line = follow_fine_tuning(Recipe().with_overrides(self.LITE0))
+        assert (recipe.teacher.optimizer, recipe.teacher.learning_rate) == ("adamw", 0.001)
+        assert recipe.distill == Recipe().distill
+        assert line.startswith("settings of fine-tuning: teacher.optimizer=adamw teacher.learning_rate=0.001 ")
+        assert follow_fine_tuning(recipe) == (recipe, "")
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            ("teacher.weights=imagenet",),
+            LITE0[:1],
+            (*LITE0, "teacher.learning_rate=0.01"),
+            (*LITE0, "teacher.label_smoothing=0.0"),
+            ("teacher.architecture=timm:test_vit",),
+        ],
+    )
+    def test_nothing_changes_otherwise(self, overrides: tuple[str, ...]) -> None:
+        """torchvision's networks are fine-tuned as they were."""
+        recipe = Recipe().with_overrides(overrides)
+        assert follow_fine_tuning(recipe) == (recipe, "")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from distill_samples import Splits, load_splits, make_views
@@ -102,8 +103,17 @@ class Chooser:
         return choose_teacher(recipe, lambda: "bf16", self.teacher, self.views, clock=lambda: self.now)
 
 
+@pytest.fixture(scope="module")
+def graph(teacher: Classifier, views: TrainingViews) -> onnx.ModelProto:
+    """The teacher's, which every choice would build again, in seconds."""
+    return quantized.build_graph(teacher, views.data.image_size, quantized.OPSET)
+
+
 @pytest.fixture
-def choose(teacher: Classifier, views: TrainingViews, monkeypatch: pytest.MonkeyPatch) -> Chooser:
+def choose(
+    teacher: Classifier, graph: onnx.ModelProto, views: TrainingViews, monkeypatch: pytest.MonkeyPatch
+) -> Chooser:
+    monkeypatch.setattr(quantized, "build_graph", lambda *_: onnx.ModelProto.FromString(graph.SerializeToString()))
     monkeypatch.setattr(quantized, "FARTHEST", 0.06)
     monkeypatch.setattr(precision, "CHOICE_S", 1000.0)
     quantized.forget()

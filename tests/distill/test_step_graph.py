@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from distill_samples import differences, flatten, load_splits, make_plan, make_records, make_student, make_views
-from test_device_step import BATCH, COUNT, SETTINGS, SIDE, make_stepper
+from test_device_step import BATCH, COUNT, SETTINGS, SIDE, STRONG, make_stepper
 from test_on_a_gpu import stopping_after
 from torch import Tensor, nn
 
@@ -87,7 +87,7 @@ def make_graphed(how: str, *settings: str) -> tuple[Stepper, TappedNetwork]:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("how", ["live", "stored"])
-@pytest.mark.parametrize("name", list(SETTINGS))
+@pytest.mark.parametrize("name", [*SETTINGS, *STRONG])
 def test_an_epoch_of_replayed_steps_ends_as_one_of_eager_ones(
     graphs: SimpleNamespace, how: str, name: str, optimizer: str
 ) -> None:
@@ -97,7 +97,7 @@ def test_an_epoch_of_replayed_steps_ends_as_one_of_eager_ones(
     """
     ends = []
     for replays in (True, False):
-        stepper, _ = make_graphed(how, *SETTINGS[name], f"distill.optimizer={optimizer}")
+        stepper, _ = make_graphed(how, *(SETTINGS | STRONG)[name], f"distill.optimizer={optimizer}")
         if not replays:
             stepper._graph = None
         sums = []
@@ -442,7 +442,7 @@ def fp32_throughout() -> Iterator[None]:
 @pytest.mark.usefixtures("fp32_throughout")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("how", ["live", "stored"])
-@pytest.mark.parametrize("name", list(SETTINGS))
+@pytest.mark.parametrize("name", [*SETTINGS, *STRONG])
 def test_on_a_gpu_replayed_steps_are_eager_ones(
     how: str, name: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,7 +450,7 @@ def test_on_a_gpu_replayed_steps_are_eager_ones(
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     ends = []
     for graphed in (False, True):
-        stepper, learner = make_stepper(how, "cuda:0", *SETTINGS[name], f"distill.optimizer={optimizer}")
+        stepper, learner = make_stepper(how, "cuda:0", *(SETTINGS | STRONG)[name], f"distill.optimizer={optimizer}")
         assert stepper._graph is not None
         if not graphed:
             stepper._graph = None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distill_samples import DATA, Splits, load_splits, make_student, make_views
+from distill_samples import DATA, Splits, load_splits, make_student, make_views, open_store
 from torch import Tensor
 
 from toolkit.data.batches import TrainingViews
@@ -18,6 +18,7 @@ from toolkit.distill import logit_store
 from toolkit.distill.logit_store import LogitStore, StoredTeacher
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.errors import DataError
+from toolkit.recipe import NEWER_SETTINGS
 from toolkit.settings import DataRecipe
 
 INDICES = np.array([5, 30, 0, 17])
@@ -38,9 +39,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def store(splits: Splits, views: TrainingViews | None = None, **settings: Any) -> StoredTeacher:
     given = {"teacher_sha256": "t", "dataset_sha256": "d", "num_views": 2, "precision": "fp32"} | settings
     precision = given.pop("precision")
-    return LogitStore(views=views or make_views(splits[0]), valid=splits[1], **given).open(
-        make_student(seed=5), precision
-    )
+    found = LogitStore(views=views or make_views(splits[0]), valid=splits[1], **given)
+    return open_store(found, make_student(seed=5), precision)
 
 
 def live_logits(splits: Splits, views: TrainingViews, view: int) -> Tensor:
@@ -48,10 +48,13 @@ def live_logits(splits: Splits, views: TrainingViews, view: int) -> Tensor:
     return live.answer(INDICES, view, NO_IMAGES).logits
 
 
+@pytest.mark.parametrize("strong", [{}, {"crop_scale": (0.3, 1.0), "augment": "trivialaugment", "erasing": 0.5}])
 @pytest.mark.parametrize("mixup", [0.0, 0.5])
-def test_replayed_logits_are_those_of_a_live_teacher_on_the_same_view(splits: Splits, mixup: float) -> None:
-    data = DATA.model_copy(update={"rotation_degrees": 10.0, "crop_padding": 2})
-    views = make_views(splits[0], data, mixup=mixup)
+def test_replayed_logits_are_those_of_a_live_teacher_on_the_same_view(
+    splits: Splits, mixup: float, strong: dict[str, Any]
+) -> None:
+    data = DATA.model_copy(update={"rotation_degrees": 10.0, "crop_padding": 2, **strong})
+    views = make_views(splits[0], data, mixup=mixup, cutmix=2 * mixup)
     stored = store(splits, views, num_views=3)
     for view in range(6):  # view v is stored view v mod K
         replayed = stored.answer(INDICES, view, NO_IMAGES)
@@ -106,11 +109,13 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 CHANGED_DATA: dict[str, Any] = {
     **{"image_size": 24, "resize": 40, "crop_padding": 1, "padding_mode": "constant", "flip": False},
-    "rotation_degrees": 5.0,
+    **{"rotation_degrees": 5.0, "crop_scale": (0.5, 1.0), "crop_ratio": (0.9, 1.1), "color_jitter": (0.1, 0, 0, 0)},
+    **{"grey": 0.1, "blur": 0.1, "blur_sigma": (0.01, 0.02), "erasing": 0.1},
+    **{"augment": "trivialaugment", "augment_operations": 1, "augment_magnitude": 5},
 }
 
 
-@pytest.mark.parametrize("change", [*CHANGES, *CHANGED_DATA, "seed", "mixup", "fewer images"])
+@pytest.mark.parametrize("change", [*CHANGES, *CHANGED_DATA, "seed", "mixup", "cutmix", "fewer images"])
 def test_every_setting_that_decides_the_logits_makes_another_store(splits: Splits, cache: Path, change: str) -> None:
     store(splits)
     views = make_views(splits[0])
@@ -120,8 +125,10 @@ def test_every_setting_that_decides_the_logits_makes_another_store(splits: Split
         views = make_views(splits[0], seed=1)
     elif change == "mixup":
         views = make_views(splits[0], mixup=0.2)
+    elif change == "cutmix":
+        views = make_views(splits[0], cutmix=0.2)
     if change == "fewer images":
-        LogitStore("t", "d", views, splits[0], 2).open(make_student(5), "fp32")
+        open_store(LogitStore("t", "d", views, splits[0], 2), make_student(5))
     else:
         store(splits, views, **CHANGES.get(change, {}))
     assert len(list(cache.iterdir())) == 2
@@ -138,6 +145,27 @@ def test_settings_that_do_not_change_a_view_keep_the_store(splits: Splits, cache
         DATA.model_dump() | {"source": "elsewhere", "workers": 3, "mean": (0.1, 0.2, 0.3), "std": (0.9, 0.9, 0.9)}
     )
     store(splits, make_views(splits[0], same))
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_what_is_erased_gets_the_mean_so_that_the_mean_counts_there(splits: Splits, cache: Path) -> None:
+    for mean in ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3)):
+        store(splits, make_views(splits[0], DATA.model_copy(update={"erasing": 0.5, "mean": mean})))
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_newer_settings_at_their_defaults_keep_the_stores_of_earlier_versions(
+    splits: Splits, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(splits)
+    dump = DataRecipe.model_dump
+
+    def dump_as_before(self: DataRecipe, **options: Any) -> dict[str, Any]:
+        values = dump(self, **options)
+        return {key: value for key, value in values.items() if f"data.{key}" not in NEWER_SETTINGS or key == "share"}
+
+    monkeypatch.setattr(DataRecipe, "model_dump", dump_as_before)
+    store(splits)
     assert len(list(cache.iterdir())) == 1
 
 
@@ -170,7 +198,7 @@ def test_two_that_fill_one_store_at_once_do_not_disturb_each_other(splits: Split
 
     def fill(number: int) -> None:
         start.wait()
-        stored = LogitStore("t", "d", make_views(splits[0]), splits[1], 8).open(teachers[number], "fp32")
+        stored = open_store(LogitStore("t", "d", make_views(splits[0]), splits[1], 8), teachers[number])
         results.append(torch.stack([stored.answer(INDICES, view, NO_IMAGES).logits for view in range(8)]))
 
     threads = [threading.Thread(target=fill, args=(number,)) for number in range(2)]
@@ -201,7 +229,7 @@ def test_a_store_is_found_in_whichever_arithmetic_it_was_filled(splits: Splits) 
     views = make_views(splits[0], seed=77)
     found = LogitStore("teacher 77", "data", views, splits[1], 2)
     assert found.find(("bf16", "fp32")) is None
-    found.open(make_student(seed=5), "fp32")
+    open_store(found, make_student(seed=5))
     assert found.find(("bf16", "fp32")) == "fp32"
     assert found.find(("bf16",)) is None
     assert replace(found, num_views=3).find(("fp32",)) is None

@@ -20,7 +20,7 @@ from distill_samples import (
     read_lines,
     tapped,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -33,7 +33,7 @@ from toolkit.distill.objective import NetworkOutput, Objective, learn_from_label
 from toolkit.distill.teachers import LiveTeacher
 from toolkit.distill.trainer import BestWeights, train
 from toolkit.distill.training import Training
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, WeightsError
 
 LABELS = learn_from_labels(0.0)
 
@@ -223,6 +223,31 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_remedy(splits: Splits
     )
     with pytest.raises(TrainingError, match=message):
         run(splits, tmp_path, objective=nan_from(3))
+
+
+def test_the_first_loss_is_not_the_learning_rate_s_fault(splits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"step 1, before any weight has changed; .*no learning rate mends that"):
+        run(splits, tmp_path, objective=nan_from(1))
+
+
+def test_a_teacher_that_answers_nan_is_refused_before_its_student_is_trained(splits: Splits, tmp_path: Path) -> None:
+    plan, views, teacher = make_plan(), make_views(splits[0]), make_student(seed=5)
+    with torch.no_grad():
+        next(module for module in teacher.modules() if isinstance(module, nn.BatchNorm2d)).running_var.fill_(-1)
+    live = LiveTeacher(teacher, views, splits[1], "fp32")
+    training = Training(make_student(), LABELS, views, splits[1], plan, live)
+    with pytest.raises(WeightsError, match=r"the teacher answers val/\S+ with values that are not finite; give other"):
+        train(training, make_records(tmp_path))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_network_with_slow_statistics_is_validated_with_those_of_its_images(splits: Splits, tmp_path: Path) -> None:
+    learner = make_student()
+    for module in learner.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.0003
+    result = run(splits, tmp_path, learner, epochs=16, learning_rate=0.005)
+    assert result.best.valid_accuracy >= 0.9
 
 
 def test_a_loss_that_is_not_finite_later_names_the_last_good_state(splits: Splits, tmp_path: Path) -> None:

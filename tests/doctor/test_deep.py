@@ -259,6 +259,22 @@ def test_processes_that_fail_or_wait_for_ever_are_ended(
     assert (check.status, check.finding) == ("problem", f"failed: {message}")
 
 
+def test_a_process_that_fails_between_two_looks_has_failed() -> None:
+    class Process:
+        """It runs when it is first looked at, and has failed right after."""
+
+        looks = 0
+
+        def is_alive(self) -> bool:
+            self.looks += 1
+            return self.looks == 1
+
+        exitcode = 1
+
+    with pytest.raises(RuntimeError, match=r"^1 of 1 processes failed, exit code 1$"):
+        deep._wait_for([Process()])  # type: ignore[list-item]
+
+
 def test_several_gpus_are_also_asked_for_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     def found(name: str) -> Callable[..., Check]:
         return lambda *rest: Check(name, "ok", "")

@@ -121,5 +121,5 @@ def test_a_training_that_diverged_is_called_so(plain: Path, tmp_path: Path, fact
     assert "opset" not in message
     assert message.startswith("student.onnx was not written: the network's own logits ")
     assert "; train it again, longer or with a lower learning rate (teacher.learning_rate, " in message
-    assert re.search(rf"{told} on valid/\d+\.jpg .*its training diverged", message)
+    assert re.search(rf"{told} on valid/\d+\.jpg.*, so its training diverged", message)
     assert [path.name for path in tmp_path.iterdir()] == ["student.safetensors"]

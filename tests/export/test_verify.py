@@ -99,6 +99,58 @@ def test_closeness(write: MeanColours) -> None:
         prove(write(scale=1.1), samples())
 
 
+def prove_large(path: Path, factor: float, chosen: Samples, precision: FilePrecision = "fp32", **bounds: float) -> str:
+    """The refusal of a file whose network answers `factor` times as much as `classifier`."""
+    network = refer_to_network(classifier(), chosen)
+    reference = replace(network, logits=(network.logits.astype(np.float64) * factor).astype(np.float32))
+    with pytest.raises(GateError) as refused:
+        prove_file(path, "means.onnx", reference, Bounds.of(ExportRecipe(**bounds), precision))
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+RIGHT, WRONG = true_logits().argmax(1), true_logits().argmin(1)
+
+
+class TestLargeLogits:
+    """A file that is off by twice the rounding of float32, as files are."""
+
+    @pytest.mark.parametrize("factor", [1e4, 1e6, 1e12, 1e30])
+    @pytest.mark.parametrize("labels", [WRONG, None], ids=["wrong", "no labels"])
+    def test_that_are_absurdly_wrong_are_a_training_that_diverged(
+        self, write: MeanColours, factor: float, labels: np.ndarray | None
+    ) -> None:
+        message = prove_large(write(scale=factor * (1 + 3e-7)), factor, samples(labels))
+        assert message.startswith("means.onnx was not written: the network's own logits reach ")
+        assert "and make a loss of " in message
+        assert "(a guess 1.1), so its training diverged; train it again" in message
+
+    def test_that_are_right_are_too_large_for_the_bound(self, write: MeanColours) -> None:
+        message = prove_large(write(scale=2e4 * (1 + 1e-7)), 2e4, samples(RIGHT))
+        assert "does not answer as its weights do: its logits are off by 0.00" in message
+        assert "0.001 is allowed (export.max_logit_difference); the file was not kept; rounding to float32" in message
+        assert "moves logits of 1.4e+04 by up to 0.0085: allow more with that setting, or train the network" in message
+        assert "opset" not in message
+        assert "diverged" not in message
+
+    def test_a_difference_beyond_rounding_is_the_file_s(self, write: MeanColours) -> None:
+        assert "another export.opset" in prove_large(write(scale=2e4 * 1.001), 2e4, samples(RIGHT))
+
+    def test_a_looser_bound_is_held(self, write: MeanColours) -> None:
+        """The bound decides what is too large: these logits would be no reason for 0.1."""
+        assert "another export.opset" in prove_large(
+            write(scale=2e4 * 1.001), 2e4, samples(WRONG), max_logit_difference=0.1
+        )
+
+    def test_of_fp16_its_own_rounding_counts(self, write: MeanColours) -> None:
+        message = prove_large(write(scale=300 * 1.0005), 300, samples(RIGHT), "fp16")
+        assert "rounding to float16 moves logits of 2.1e+02 by up to 1: leave out fp16, or allow more" in message
+
+    def test_a_confident_network_that_is_often_wrong_has_not_diverged(self, write: MeanColours) -> None:
+        message = prove_large(write(scale=100 * 1.002), 100, samples(WRONG), "fp16")
+        assert "rounding to float16 moves logits of 71" in message
+
+
 def test_numbers_that_are_not_finite(write: MeanColours) -> None:
     for precision in ("fp32", "int8"):  # of int8 no closeness is asked, but numbers are
         with pytest.raises(GateError, match="off by inf"):

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from forecast_samples import MadeUpSpeeds, make_facts, make_recipe
@@ -261,3 +262,30 @@ class TestPrinting:
         assert value["seconds"] == pytest.approx(1212.5)
         assert value["disk_bytes"] == 90_600_000
         assert value["stages"][0]["sizes_px"] == [96, 160]
+
+
+def test_unlabelled_images_take_their_share_of_steps_answers_and_disk() -> None:
+    """1,000 labelled images and 500 of 4,000 others per epoch: six epochs need one view of these."""
+    recipe = make_recipe("distill.teacher_views=3", "distill.unlabelled_ratio=0.5", "distill.batch_size=100")
+    alone = stages(recipe, make_facts("distill"))
+    facts = make_facts("distill", unlabelled=4000, unlabelled_bytes=10**9, decoders=2)
+    mixed = stages(recipe, facts)
+    assert mixed["unlabelled"].images == 4000
+    assert mixed["unlabelled"].disk_bytes == 10**9
+    assert mixed["unlabelled"].seconds == pytest.approx((2 * 4000 + 1300) * 0.01 / 2), "once for copies, once to decode"
+    assert mixed["student"].images == 1500
+    assert mixed["student"].note == "0.5 unlabelled per labelled image"
+    assert mixed["student"].seconds == pytest.approx(alone["student"].seconds + 6 * 500 * 0.1)
+    assert mixed["teacher logits"].images == 3 * 1000 + 4000
+    assert mixed["teacher logits"].disk_bytes == (3 * 1000 + 4000 + 100) * 10 * 4
+    assert mixed["control"].seconds == alone["control"].seconds
+    assert "unlabelled" not in alone
+    there = stages(recipe, replace(facts, unlabelled_bytes=0))["unlabelled"]
+    assert (there.seconds, there.note) == (0, "exists")
+
+
+def test_a_live_teacher_answers_unlabelled_images_too() -> None:
+    recipe = make_recipe("distill.batch_size=100")
+    alone = stages(recipe, make_facts("distill"))["student"].seconds
+    mixed = stages(recipe, make_facts("distill", unlabelled=4000))["student"].seconds
+    assert mixed == pytest.approx(alone + 6 * 1000 * (0.1 + 0.2))

@@ -7,15 +7,14 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from small_networks import MEAN, SIDE, STD, settled_network
-from tiny_families import CLASSES, MAKERS, make_family
+from small_networks import SIDE, settled_graph
+from tiny_families import CLASSES, MAKERS, family_graph
 from tiny_families import SIDE as FAMILY_SIDE
 
-from toolkit.graphs.build import build_graph, check_graph, set_metadata
+from toolkit.graphs.build import check_graph, set_metadata
 from toolkit.graphs.half import SMALLEST, half_nodes, halve
 from toolkit.graphs.layers import find_layers
 from toolkit.graphs.rounding import round_as_half
-from toolkit.networks.classifier import Classifier
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)
 FAMILY_IMAGES = IMAGES[:, :4, :4].repeat(FAMILY_SIDE // 4, 1).repeat(FAMILY_SIDE // 4, 2)
@@ -23,7 +22,7 @@ FAMILY_IMAGES = IMAGES[:, :4, :4].repeat(FAMILY_SIDE // 4, 1).repeat(FAMILY_SIDE
 
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
-    built = build_graph(Classifier(settled_network("depthwise"), MEAN, STD).eval(), SIDE, opset=20)
+    built = settled_graph()
     set_metadata(built, {"role": "student"})
     return built
 
@@ -137,7 +136,7 @@ def test_an_input_that_an_operator_takes_in_float32_alone_stays_so() -> None:
 
 @pytest.fixture(scope="module", params=list(MAKERS))
 def family(request: pytest.FixtureRequest) -> onnx.ModelProto:
-    return build_graph(Classifier(make_family(request.param), MEAN, STD).eval(), FAMILY_SIDE, opset=20)
+    return family_graph(request.param)
 
 
 @pytest.mark.slow

@@ -2,11 +2,9 @@
 
 import pytest
 from onnx import helper
-from small_networks import MEAN, SIDE, STD, settled_network
+from small_networks import settled_graph
 
-from toolkit.graphs.build import build_graph
 from toolkit.graphs.layers import find_layers, find_sources, name_layer
-from toolkit.networks.classifier import Classifier
 
 
 def test_sources_of_a_graph_with_a_branch() -> None:
@@ -29,7 +27,7 @@ def test_sources_of_a_graph_with_a_branch() -> None:
     ("architecture", "named"), [("depthwise", {"cnn.0.0", "cnn.3.3", "fc.0"}), ("resnet18", {"layer2.0.conv1", "fc"})]
 )
 def test_layers_are_called_as_the_network_calls_them(architecture: str, named: set[str]) -> None:
-    graph = build_graph(Classifier(settled_network(architecture), MEAN, STD).eval(), SIDE, opset=20).graph
+    graph = settled_graph(architecture).graph
     names = [name_layer(graph, layer) for layer in find_layers(graph)]
     assert named <= set(names)
     assert len(set(names)) == len(names)

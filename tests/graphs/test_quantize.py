@@ -11,15 +11,14 @@ import pytest
 import torch
 from avx2_cpu import run_python_on_avx2
 from numpy.typing import NDArray
-from small_networks import CLASSES, MEAN, SIDE, STD, settled_network
-from tiny_families import MAKERS, make_family
+from small_networks import CLASSES, SIDE, graph_of, settled_graph
+from tiny_families import MAKERS, family_graph
 from tiny_families import SIDE as FAMILY_SIDE
 from torch import Tensor, nn
 
 from toolkit.graphs import quantize as module
-from toolkit.graphs.build import build_graph, check_graph, set_metadata
+from toolkit.graphs.build import check_graph, set_metadata
 from toolkit.graphs.quantize import BETWEEN, Quantizer, _stride
-from toolkit.networks.classifier import Classifier
 from toolkit.settings import Calibration
 
 IMAGES = (
@@ -30,7 +29,7 @@ IMAGES = (
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
     """A student whose batch norms have seen images, as a graph."""
-    built = build_graph(Classifier(settled_network("depthwise"), MEAN, STD).eval(), SIDE, opset=20)
+    built = settled_graph()
     set_metadata(built, {"classes": '["a"]', "role": "student"})
     return built
 
@@ -213,7 +212,7 @@ class TestWithoutVnni:
 @pytest.mark.parametrize("family", MAKERS)
 def test_in_no_family_do_two_products_saturate(family: str) -> None:
     """Whatever enters between the layers: tables, masks, class tokens."""
-    model = build_graph(Classifier(make_family(family), MEAN, STD).eval(), FAMILY_SIDE, opset=20)
+    model = family_graph(family)
     with Quantizer(model, IMAGES[:8, :FAMILY_SIDE, :FAMILY_SIDE], "minmax") as quantizer:
         int8 = quantizer.quantize()
     check_graph(int8, FAMILY_SIDE, len(CLASSES))
@@ -241,8 +240,7 @@ class Attention(nn.Module):
 
 @pytest.fixture(scope="module", params=["depthwise", "attention"])
 def network(request: pytest.FixtureRequest) -> onnx.ModelProto:
-    made = Attention() if request.param == "attention" else settled_network(request.param)
-    return build_graph(Classifier(made, MEAN, STD).eval(), SIDE, opset=20)
+    return graph_of(Attention(), SIDE) if request.param == "attention" else settled_graph(request.param)
 
 
 @pytest.fixture(scope="module")

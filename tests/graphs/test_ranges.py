@@ -5,13 +5,11 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from small_networks import MEAN, SIDE, STD, settled_network
+from small_networks import SIDE, graph_of, settled_network
 
-from toolkit.graphs.build import build_graph
 from toolkit.graphs.half import LARGEST
 from toolkit.graphs.layers import name_nodes
 from toolkit.graphs.ranges import HEADROOM, Ranges
-from toolkit.networks.classifier import Classifier
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), dtype=np.uint8)
 BATCHES = (IMAGES[:4], IMAGES[4:])
@@ -25,7 +23,7 @@ def scaled(first: str, second: str, factor: float) -> onnx.ModelProto:
         state[f"{name}.weight"] = state[f"{name}.weight"] * value
     state[f"{first}.bias"] = state[f"{first}.bias"] * factor
     network.load_state_dict(state)
-    return build_graph(Classifier(network, MEAN, STD).eval(), SIDE, opset=20)
+    return graph_of(network, SIDE)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from small_networks import MEAN, SIDE, STD, settled_network
+from small_networks import SIDE, graph_of, settled_graph, settled_network
 
-from toolkit.graphs.build import build_graph, check_graph
+from toolkit.graphs.build import check_graph
 from toolkit.graphs.half import halve
 from toolkit.graphs.rounding import EXACT, round_as_half
-from toolkit.networks.classifier import Classifier
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), dtype=np.uint8)
 
@@ -66,7 +65,7 @@ def test_what_is_large_is_infinite_as_by_the_standard() -> None:
     state["cnn.2.3.bias"] *= 2.0**20
     state["cnn.3.0.weight"] *= 2.0**-20
     network.load_state_dict(state)
-    model = build_graph(Classifier(network, MEAN, STD).eval(), SIDE, opset=20)
+    model = graph_of(network, SIDE)
     half = halve(model)
     with np.errstate(all="ignore"):
         by_the_standard = ReferenceEvaluator(half).run(["logits"], {"image": IMAGES})[0]
@@ -75,7 +74,7 @@ def test_what_is_large_is_infinite_as_by_the_standard() -> None:
 
 
 def test_the_rest_of_the_graph_stays_and_the_given_one_too() -> None:
-    model = build_graph(Classifier(settled_network("depthwise"), MEAN, STD).eval(), SIDE, opset=20)
+    model = settled_graph()
     half = halve(model)
     before = half.SerializeToString(deterministic=True)
     rounded = round_as_half(half)
@@ -86,7 +85,7 @@ def test_the_rest_of_the_graph_stays_and_the_given_one_too() -> None:
 
 
 def test_a_float32_graph_stays_as_it_is() -> None:
-    model = build_graph(Classifier(settled_network("depthwise"), MEAN, STD).eval(), SIDE, opset=20)
+    model = settled_graph()
     rounded = round_as_half(model)
     assert list(rounded.graph.node) == list(model.graph.node)
     assert list(rounded.graph.initializer) == list(model.graph.initializer)

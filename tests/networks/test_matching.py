@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,103 @@ class TestNothingFits:
         monkeypatch.setattr("toolkit.networks.registry._classifiers", lambda: ["alexnet", "regnet_y_400mf"])
         weights = {f"{number}.weight": torch.ones(1) for number in range(20)}
         assert refused(network, weights).endswith("(teacher.architecture, student.architecture)")
+
+
+def renamed(state: Mapping[str, Tensor], old: str, new: str) -> State:
+    return {new + name.removeprefix(old) if name.startswith(old) else name: value for name, value in state.items()}
+
+
+class TestHeads:
+    """`network.fc = nn.Sequential(nn.Dropout(), nn.Linear(512, 3))` and its like."""
+
+    @pytest.mark.parametrize("prefix", ["", "module.", "state_dict.model."])
+    @pytest.mark.parametrize("name", ["fc.0", "fc.1", "fc.2.1"])
+    def test_another_number_is_taken_and_said(
+        self, network: nn.Module, prefix: str, name: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        state = prefixed(prefix, renamed(other_values(network.state_dict()), "fc", name))
+        filled = copy.deepcopy(network)
+        load_into(filled, state, Path("c.pth"), 3)
+        assert torch.equal(filled.fc.weight, network.fc.weight + 1)
+        assert torch.equal(filled.conv1.weight, network.conv1.weight + 1)
+        under = f" under {prefix.rstrip('.')}" if prefix else ""
+        assert capsys.readouterr().err == f"c.pth: took the weights{under}, {name} for fc\n"
+
+    @pytest.mark.parametrize(
+        ("architecture", "ours", "theirs"),
+        [
+            ("mobilenet_v2", "classifier.1", "classifier"),
+            ("mobilenet_v2", "classifier.1", "classifier.0"),
+            ("efficientnet_b0", "classifier.1", "classifier.1.1"),
+            ("vgg11", "classifier.6", "classifier.6.1"),
+            ("densenet121", "classifier", "classifier.1"),
+            ("shufflenet_v2_x0_5", "fc", "fc.1"),
+            ("vit_b_32", "heads.head", "heads.head.1"),
+            ("swin_t", "head", "head.1"),
+        ],
+    )
+    def test_of_torchvision(self, architecture: str, ours: str, theirs: str) -> None:
+        with torch.device("meta"):
+            own = build(architecture, 3, image_size=32).state_dict()
+        found = match(renamed(own, f"{ours}.", f"{theirs}."), own)
+        assert found is not None
+        assert found.tensors.keys() == own.keys()
+        assert found.describe() == f"the weights, {theirs} for {ours}"
+
+    def test_other_classes_are_still_refused(self, network: nn.Module) -> None:
+        state = renamed(network.state_dict(), "fc", "fc.1") | {
+            "fc.1.weight": torch.ones(5, 4),
+            "fc.1.bias": torch.ones(5),
+        }
+        assert "c.pth has 5 classes, 3 are needed" in refused(network, state)
+
+    def test_another_input_or_another_layer_is_none(self, network: nn.Module) -> None:
+        own = network.state_dict()
+        assert match(renamed(own, "fc", "fc.1") | {"fc.1.weight": torch.ones(3, 9)}, own) is None
+        assert match(renamed(own, "conv1", "conv1.1"), own) is None
+        assert match(renamed(own, "fc", "head"), own) is None
+
+    def test_a_head_of_several_layers_is_named(self, network: nn.Module) -> None:
+        more = {"fc.3.weight": torch.ones(3, 8), "fc.3.bias": torch.ones(3)}
+        state = renamed(network.state_dict(), "fc", "fc.0") | more
+        for prefix in ("", "module."):
+            message = refused(network, prefixed(prefix, state))
+            assert "fc.weight is missing (2 keys missing, 4 unexpected), as its head is fc.0, fc.3; give" in message
+            assert "register the network with that head (docs/networks.md)" in message
+
+
+def test_names_that_are_in_neither_are_not_made_up(network: nn.Module) -> None:
+    """As `Sequential(*network.children())` makes them: one layer alone ends as one of the network's."""
+    state = {"backbone.0.weight": torch.ones(1), "backbone.2.0.conv1.weight": torch.ones(4, 4, 3, 3)}
+    assert "does not fit Small: conv1.weight is missing (" in refused(network, state)
+
+
+def test_pairs_of_name_and_tensor_are_a_state_dict(network: nn.Module, tmp_path: Path) -> None:
+    state = other_values(network.state_dict())
+    for form in (list(state.items()), {"net": [list(pair) for pair in state.items()]}):
+        torch.save(form, tmp_path / "c.pth")
+        load_and_compare(network, tmp_path / "c.pth")
+    parameters = [*network.named_parameters(), *network.named_buffers()]
+    torch.save(parameters, tmp_path / "c.pth")
+    assert read_tensors(tmp_path / "c.pth").keys() == state.keys()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda value: value.numpy(), "is a numpy array, and torch.from_numpy makes it a tensor; save tensors only"),
+        (lambda value: value.to_sparse(), "is a sparse tensor, and dense real ones are needed; save tensors only"),
+        (lambda value: value.to(torch.complex64), "is a complex tensor, and dense real"),
+        (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "is a quantized tensor, and dense real"),
+    ],
+    ids=["numpy", "sparse", "complex", "quantized"],
+)
+def test_what_is_there_in_another_form_is_not_called_missing(
+    network: nn.Module, tmp_path: Path, make: Callable[[Tensor], object], told: str
+) -> None:
+    state = network.state_dict()
+    torch.save({"net": {**state, "fc.weight": make(state["fc.weight"])}}, tmp_path / "c.pth")
+    with pytest.raises(WeightsError, match=re.escape(told)) as caught:
+        load_into(network, read_tensors(tmp_path / "c.pth"), tmp_path / "c.pth", 3)
+    assert "fc.weight is a " in str(caught.value)

@@ -18,6 +18,7 @@ from toolkit.architectures import OnnxSettings
 from toolkit.cli import app
 from toolkit.errors import RecipeError, ToolkitError, WeightsError
 from toolkit.export.export import ExportOptions, export_onnx
+from toolkit.networks import onnx_file
 from toolkit.networks.class_map import map_classes
 from toolkit.networks.of_onnx import OnnxNetwork, import_onnx
 from toolkit.networks.onnx_file import read_onnx
@@ -106,7 +107,7 @@ class TestWhatAFileSays:
         path = save_foreign(tmp_path / "a.onnx", channels="channels", size="side")
         assert read_onnx(path).layout is None
         with pytest.raises(
-            WeightsError, match="does not say where its input has the colours; give --set teacher.layout"
+            WeightsError, match=r"does not say where its input has the colours; give --set teacher.layout"
         ):
             import_onnx(path, OnnxSettings(), SIZE, *NOTHING)
         network, count = import_onnx(path, OnnxSettings(layout="nchw"), SIZE, *NOTHING)
@@ -175,25 +176,25 @@ class TestWhatIsNoClassifier:
         model = onnx.load(path)
         model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 48
         onnx.save(model, path)
-        with pytest.raises(WeightsError, match="it takes images of 48×32 px, and squares are what it would get"):
+        with pytest.raises(WeightsError, match=r"it takes images of 48×32 px, and squares are what it would get"):
             read_onnx(path)
 
     def test_another_size_than_its_own(self, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "a.onnx", size=48)
         with pytest.raises(
-            WeightsError, match="does not answer images of 32 px: .*; give the size that it was made for"
+            WeightsError, match=r"does not answer images of 32 px: .*; give the size that it was made for"
         ):
             import_onnx(path, OnnxSettings(), SIZE, *NOTHING)
 
     def test_answers_that_are_not_finite(self, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "a.onnx", bias=float("nan"))
-        with pytest.raises(WeightsError, match="answers with values that are not finite; export it again"):
+        with pytest.raises(WeightsError, match=r"answers with values that are not finite; export it again"):
             import_onnx(path, OnnxSettings(), SIZE, *NOTHING)
 
     def test_settings_that_contradict_it(self, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "a.onnx")
         with pytest.raises(
-            WeightsError, match="takes images as nchw, teacher.layout is nhwc; leave out teacher.layout"
+            WeightsError, match=r"takes images as nchw, teacher.layout is nhwc; leave out teacher.layout"
         ):
             import_onnx(path, OnnxSettings(layout="nhwc"), SIZE, *NOTHING)
         whole = save_foreign(tmp_path / "b.onnx", element=TensorProto.UINT8)
@@ -201,9 +202,14 @@ class TestWhatIsNoClassifier:
             import_onnx(whole, OnnxSettings(white=255), SIZE, *NOTHING)
         negative = save_foreign(tmp_path / "c.onnx", bias=-20.0)
         with pytest.raises(
-            WeightsError, match="its answers are no probabilities, some are below 0; use teacher.output"
+            WeightsError, match=r"its answers are no probabilities, some are below 0; use teacher.output"
         ):
             import_onnx(negative, OnnxSettings(output="probabilities"), SIZE, *NOTHING)
+
+    def test_a_file_that_one_message_cannot_hold(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(onnx_file, "LARGEST_BYTES", 100)
+        with pytest.raises(WeightsError, match=r"a\.onnx holds more than 2 GB; store its answers in a file"):
+            read_onnx(save_foreign(tmp_path / "a.onnx"))
 
 
 class TestAnswers:
@@ -265,7 +271,7 @@ class TestClasses:
             map_classes(theirs, self.OURS, "it")
 
     def test_names_that_are_the_same(self) -> None:
-        with pytest.raises(WeightsError, match="it has two classes named 'APPLE'"):
+        with pytest.raises(WeightsError, match=r"it has two classes named 'APPLE'"):
             map_classes(("apple", "APPLE", "pear", "fig"), self.OURS, "it")
 
     def test_outputs_in_another_order(self, tmp_path: Path) -> None:
@@ -287,11 +293,11 @@ class TestClasses:
             torch.testing.assert_close(teacher.network(images()), expected)
         names.write_text("kiwi\nfig\n")
         with pytest.raises(
-            WeightsError, match="has 4 outputs, and 2 names are given for them; correct teacher.classes"
+            WeightsError, match=r"has 4 outputs, and 2 names are given for them; correct teacher.classes"
         ):
             import_teacher(path, Recipe().with_overrides(given), 3, self.OURS)
         with pytest.raises(
-            WeightsError, match="has 4 classes without names, the data has 3; give the names of its out"
+            WeightsError, match=r"has 4 classes without names, the data has 3; give the names of its out"
         ):
             import_teacher(path, Recipe().with_overrides(given | {"teacher.classes": ""}), 3, self.OURS)
 
@@ -378,7 +384,7 @@ class TestAllTheWay:
         settings = SMALL | {"teacher.weights": str(path), "distill.method": "kd+attention"}
         workspace = toolkit.open(tmp_path / "m", data=folders, settings=settings, quiet=True)
         with pytest.raises(
-            RecipeError, match="attention reads the teacher's layers, and an imported ONNX file shows none"
+            RecipeError, match=r"attention reads the teacher's layers, and an imported ONNX file shows none"
         ):
             workspace.distill()
 

@@ -169,6 +169,10 @@ class TestWhatIsRead:
             ({"state_dict": {}}, "an empty state dict"),
             ({"epoch": 3}, "'epoch' is a int"),
             ({1: torch.zeros(1)}, "1 is a Tensor"),
+            ({"a": np.zeros(2, np.float32)}, "'a' is a numpy array, and torch.from_numpy makes it a tensor"),
+            (np.zeros((2, 3)), "a numpy array, and torch.from_numpy makes it a tensor"),
+            ({"args": argparse.Namespace(a=1)}, "'args' is a argparse.Namespace"),
+            ({"a": torch.ones(2).to_sparse()}, "'a' is a sparse tensor"),
         ],
     )
     def test_no_state_dict(self, tmp_path: Path, content: object, told: str) -> None:

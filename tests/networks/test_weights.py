@@ -215,6 +215,8 @@ class TestLoadInto:
         assert "cnn.0.0.weight is (2, 3, 3, 3) instead of (4, 3, 3, 3)" in self.fails(wide, weights, 3)
         broken = weights | {"fc.0.bias": torch.tensor([0.0, float("nan"), 0.0])}
         assert "fc.0.bias holds values that are not finite" in self.fails(student, broken, 3)
+        broken = weights | {"cnn.0.1.running_var": torch.tensor([1.0, -1e-3])}
+        assert "cnn.0.1.running_var holds negative variances; train or" in self.fails(student, broken, 3)
 
     def test_nothing_is_loaded_on_failure(self, student: DepthwiseStudent) -> None:
         before = {name: value.clone() for name, value in student.state_dict().items()}

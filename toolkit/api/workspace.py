@@ -203,12 +203,15 @@ class Workspace:
     def _check(self) -> None:
         """Raise what every stage would raise: wrong settings, data, networks and devices. No image is looked at."""
         from toolkit.data.sources import find_folder
+        from toolkit.data.unlabelled import find_unlabelled_folder
         from toolkit.networks.registry import require_known
 
         with reporting_moved_in(self._moved_settings):
             recipe, _ = training_recipe(self._choice)
         if self._choice.data is not None or "data.source" in self._choice.overrides:
             find_folder(recipe.data.source)
+        for folder in recipe.data.unlabelled if "data.unlabelled" in self._choice.overrides else ():
+            find_unlabelled_folder(folder)
         with speaking(quiet=self._options.get("quiet", False)), allowing(self._trusted_networks):
             require_known(recipe.student.architecture, recipe.teacher.architecture)
         if not isinstance(self._device, str):
@@ -303,13 +306,16 @@ def _with_absolute_paths(choice: Choice, folder: Path) -> Choice:
     names = {*NAMED, *builtin_names(), *shipped.weights_files(), IMAGENET, FOOD_11}
 
     def place(value: Any) -> Any:
+        if isinstance(value, list):
+            return [place(one) for one in value]
         is_path = isinstance(value, str) and value and value not in names and (folder / value).exists()
         return str(folder / value) if is_path else value
 
     assert choice.out is not None
     assert isinstance(choice.overrides, Mapping)  # `flatten` made them
     overrides = dict(choice.overrides)
-    overrides |= {name: place(overrides[name]) for name in ("data.source", "teacher.weights") if name in overrides}
+    of_paths = ("data.source", "data.unlabelled", "teacher.weights")
+    overrides |= {name: place(overrides[name]) for name in of_paths if name in overrides}
     return Choice(place(choice.recipe), place(choice.data), folder / choice.out, overrides)
 
 

@@ -13,9 +13,10 @@ from toolkit.bench.measure.classes import compare_classes
 from toolkit.bench.measure.fidelity import measure_fidelity
 from toolkit.bench.measure.gain import describe_distillation, measure_gain
 from toolkit.bench.measure.images import BenchImages
+from toolkit.bench.measure.knowledge import SplitAnswers, measure_knowledge
 from toolkit.bench.measure.noise import find_noise
 from toolkit.bench.measure.reference import Reference, find_reference, say_why_no_teacher
-from toolkit.bench.measure.rows import Row, answer_images, find_remarks, find_stale, open_rows
+from toolkit.bench.measure.rows import Row, answer_images, answer_out_of_fold, find_remarks, find_stale, open_rows
 from toolkit.bench.measure.speed import measure_speed
 from toolkit.bench.pictures.accuracy_latency import draw_accuracy_latency
 from toolkit.bench.pictures.confusion import draw_confusion_difference
@@ -70,6 +71,7 @@ def run_bench(
     shipped = measured.index(find_shipped(measured))
     student, no_teacher = answers[shipped], say_why_no_teacher(rows, model_dir)
     per_seed = measure_gain(model_dir, recipe.training.seed, measured, images, device)
+    known = measure_knowledge(_ask_all(rows, shipped, answers, images), per_seed) if teacher is not None else None
     report = Report(
         schema=SCHEMA,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -81,7 +83,7 @@ def run_bench(
         rows=tuple(measured),
         preprocess_ms=speed.preprocess_ms,
         classes=_compare_classes(images, reference, student),
-        distillation=describe_distillation(per_seed, rows[shipped].extra),
+        distillation=describe_distillation(per_seed, rows[shipped].extra).model_copy(update={"knowledge": known}),
         verdict=ship(measured, recipe.bench.max_drop, len(images), no_teacher),
         no_teacher=no_teacher,
         warnings=tuple(contradictions),
@@ -120,6 +122,25 @@ def _compare_classes(images: BenchImages, reference: Reference | None, student: 
     if reference is None:
         return tuple(compare_classes(labels, None, student, names))
     return tuple(compare_classes(labels, reference.logits, student, names, reference.role))
+
+
+def _ask_all(rows: Sequence[Row], shipped: int, answers: Sequence[Logits], images: BenchImages) -> list[SplitAnswers]:
+    """Teacher, student and control on training images and on test images; the latter are asked already."""
+    control = next((place for place, row in enumerate(rows) if row.model == "control"), None)
+    asked = [0, shipped] if control is None else [0, shipped, control]
+    found = []
+    if (sample := images.training) is not None:
+        with console.progress("bench: training images", len(sample.pixels) * len(asked)) as advance:
+            own = [
+                answer_images(rows[place].predictor, pixels, np.arange(len(pixels)), advance)
+                for place in asked
+                for pixels in [sample.seen_by(rows[place].model)]
+            ]
+        found.append(SplitAnswers("train", sample.pixels.labels, *own))
+        if sample.folds is not None:
+            outside = answer_out_of_fold(rows[0].network, sample.seen_by("teacher"), sample.folds)
+            found.append(SplitAnswers("out_of_fold", sample.pixels.labels, outside, *own[1:]))
+    return [*found, SplitAnswers("test", images.labels, *(answers[place] for place in asked))]
 
 
 def _put_together(

@@ -188,6 +188,44 @@ class SeedGain(Part):
     gain_top1: Difference = Field(description="fraction; the student's accuracy less the control's")
 
 
+class KnownSplit(Part):
+    """What teacher and student answer to one kind of images."""
+
+    split: Literal["train", "out_of_fold", "test"] = Field(
+        description="`train`; `out_of_fold`: training images, answered by the teacher that has not seen them; or `test`"
+    )
+    images: Count = Field(description="images that were asked; training images are a sample")
+    teacher_accuracy: Fraction = Field(description="fraction; images that the teacher gets right")
+    teacher_beside_label: Fraction = Field(
+        description="fraction; mean probability that the teacher gives to other classes than the label's"
+    )
+    student_accuracy: Fraction = Field(description="fraction; images that the student gets right")
+    control_accuracy: Fraction | None = Field(None, description="fraction; the same of the control; null without one")
+    student_agreement: Fraction = Field(description="fraction; images with the teacher's class, right or wrong")
+
+
+class Knowledge(Part):
+    """What the teacher knew beyond the labels, and what became of it. Pairs are of the test images, first seed."""
+
+    splits: Annotated[tuple[KnownSplit, ...], Field(min_length=1)] = Field(
+        description="kinds of images; `test` is last"
+    )
+    inherited: Count | None = Field(
+        None,
+        description="test images right in the control; student and teacher predict the same wrong class",
+    )
+    spared: Count | None = Field(None, description="test images wrong in the control, right in student and teacher")
+    only_student: Count | None = Field(None, description="test images right in the student and wrong in the control")
+    only_control: Count | None = Field(None, description="test images right in the control and wrong in the student")
+    mcnemar_p: Fraction | None = Field(
+        None, description="p of McNemar's exact test of those two counts; null without a control"
+    )
+    gain_low: Difference | None = Field(
+        None, description="fraction; lower end of the 95 % interval of the gain over seeds; null for one seed"
+    )
+    gain_high: Difference | None = Field(None, description="fraction; its upper end")
+
+
 class Distillation(Part):
     """Did the teacher help? The student against its control: the same student, trained without the teacher."""
 
@@ -207,6 +245,12 @@ class Distillation(Part):
     images_seen: Count | None = Field(None, description="images that the student was shown, repeats included")
     seconds: NotNegative | None = Field(None, description="s; how long the student was trained")
     train_img_s: NotNegative | None = Field(None, description="images per second; in training")
+    unlabelled_images: Count | None = Field(
+        None, description="images without labels that the student was shown; the control saw none; null without any"
+    )
+    knowledge: Knowledge | None = Field(
+        None, description="what the teacher knew beyond the labels; absent from reports of earlier versions"
+    )
 
 
 class BaselineComparison(Part):

@@ -31,6 +31,11 @@ def add_answers(answers: Path | None, overrides: list[str]) -> list[str]:
     return [*([f"teacher.weights={json.dumps(str(answers))}"] if answers is not None else []), *overrides]
 
 
+def add_unlabelled(folders: list[str] | None, overrides: list[str] | None) -> list[str]:
+    """The overrides of the recipe that --unlabelled and --set ask for; --set has the last word."""
+    return [*([f"data.unlabelled={json.dumps(folders)}"] if folders else []), *(overrides or [])]
+
+
 def flag(name: str, panel: str, help: str) -> Any:
     """An option without a value. Its column of types stays empty in --help: that it is a bool says nothing."""
     return typer.Option(name, metavar="", rich_help_panel=panel, help=help)
@@ -53,6 +58,14 @@ RecipeOption = Annotated[
 ]
 DataOption = Annotated[
     str | None, _in_recipe("--data", metavar="NAME_OR_DIR", help="A named data set or a directory of images.")
+]
+UnlabelledOption = Annotated[
+    list[str] | None,
+    _in_recipe(
+        "--unlabelled",
+        metavar="DIR",
+        help="A folder of images without labels, of which the teacher tells the student; repeatable.",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None, _in_recipe("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe setting; repeatable.")

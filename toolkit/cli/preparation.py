@@ -29,8 +29,10 @@ from toolkit.cli.options import (
     StrictOption,
     TensorboardOption,
     TrustOption,
+    UnlabelledOption,
     add_answers,
     add_seed,
+    add_unlabelled,
 )
 from toolkit.cli.printing import command, print_json
 
@@ -56,6 +58,7 @@ def doctor(deep: DeepOption = False, as_json: JsonOption = False) -> None:
 
 def data(
     source: Annotated[str, typer.Argument(metavar="NAME_OR_DIR", help="A named data set or a directory of images.")],
+    unlabelled: UnlabelledOption = None,
     overrides: SetOption = None,
     strict: NoFindingsOption = False,
     as_json: JsonOption = False,
@@ -64,11 +67,12 @@ def data(
     from toolkit.data.check import check_dataset
     from toolkit.data.defaults import follow_pictures
     from toolkit.data.sources import builtin_recipe_of, load_dataset
+    from toolkit.data.unlabelled import find_unlabelled
     from toolkit.recipe import Recipe
 
-    recipe = Recipe().with_overrides({"data.source": source}).with_overrides(overrides or [])
+    recipe = Recipe().with_overrides({"data.source": source}).with_overrides(add_unlabelled(unlabelled, overrides))
     dataset = load_dataset(recipe.data)
-    report = check_dataset(dataset)
+    report = check_dataset(dataset, unlabelled=find_unlabelled(recipe.data, dataset))
     if as_json:
         print_json(report.to_json())
     else:
@@ -98,6 +102,7 @@ def _refuse_findings(source: str, findings: "Sequence[Finding]") -> None:
 def plan(
     recipe: RecipeOption = None,
     data: DataOption = None,
+    unlabelled: UnlabelledOption = None,
     out: OutOption = None,
     answers: AnswersOption = None,
     device: DeviceOption = "auto",
@@ -120,7 +125,7 @@ def plan(
     from toolkit.stage_setup import prepare_training
 
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
-    settings = add_answers(answers, add_seed(seed, overrides))
+    settings = add_answers(answers, add_seed(seed, add_unlabelled(unlabelled, overrides)))
     set_up = partial(prepare_training, recipe, data, out, settings, device=device, writes=False, **flags)
     setup, planned = _make_plan(set_up_run(set_up, device, provider), "run", minutes, start, writes=False)
     warn_of_given_teacher(setup, planned)

@@ -46,9 +46,11 @@ from toolkit.cli.options import (
     TensorboardOption,
     TritonOption,
     TrustOption,
+    UnlabelledOption,
     WeightsOption,
     add_answers,
     add_seed,
+    add_unlabelled,
 )
 from toolkit.cli.preparation import say_plan
 from toolkit.cli.printing import command, print_end, print_files, print_json, print_weights, times_of, training_flags
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 def run(
     recipe: RecipeOption = None,
     data: DataOption = None,
+    unlabelled: UnlabelledOption = None,
     out: OutOption = None,
     answers: AnswersOption = None,
     device: DeviceOption = "auto",
@@ -85,8 +88,8 @@ def run(
     from toolkit.stage_setup import prepare_training
 
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
-    carried_on = add_answers(answers, add_seed(seed, overrides))
-    set_up = partial(prepare_training, recipe, data, out, carried_on, device=device, **flags)
+    settings = add_answers(answers, add_seed(seed, add_unlabelled(unlabelled, overrides)))
+    set_up = partial(prepare_training, recipe, data, out, settings, device=device, **flags)
     setup = say_plan(set_up_run(set_up, device, provider), "run", minutes, start)
     directory = setup.model_dir
     networks = [
@@ -151,6 +154,7 @@ def teacher(
 def distill(
     recipe: RecipeOption = None,
     data: DataOption = None,
+    unlabelled: UnlabelledOption = None,
     out: OutOption = None,
     answers: AnswersOption = None,
     device: DeviceOption = "auto",
@@ -171,8 +175,8 @@ def distill(
     from toolkit.stage_setup import prepare_training
 
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
-    carried_on = add_answers(answers, add_seed(seed, overrides))
-    setup = prepare_training(recipe, data, out, carried_on, device=device, **flags)
+    settings = add_answers(answers, add_seed(seed, add_unlabelled(unlabelled, overrides)))
+    setup = prepare_training(recipe, data, out, settings, device=device, **flags)
     setup = say_plan(setup, "distill", minutes, start)
     made = distill_student(setup)
     print_weights("student", made, start, command("export", setup.model_dir.path), as_json)

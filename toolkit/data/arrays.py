@@ -7,7 +7,8 @@ import io
 import operator
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from toolkit import console
+from toolkit.console import name_some, printable
 from toolkit.data.cache import REMEDY, cache_folder
 from toolkit.data.dataset import Split
 from toolkit.data.parallel import run_in_blocks
@@ -47,9 +49,10 @@ def from_arrays(
     splits = {split: _to_pair(pair, split) for split, pair in given.items() if pair is not None}
     if isinstance(classes, str):
         raise DataError(f"classes = {classes!r} is one text", 'give a list of names: ["cat", "dog"]')
-    names = _name_classes([labels for _, labels in splits.values()]) if classes is None else [*classes]
+    names = _name_classes({split: labels for split, (_, labels) in splits.items()}) if classes is None else [*classes]
     _check_names(names, name)
-    parts = [_Part.of(split, images, labels, names) for split, (images, labels) in splits.items()]
+    number_of = {line: number for number, line in enumerate(names)}
+    parts = [_Part.of(split, images, labels, number_of) for split, (images, labels) in splits.items()]
     folder = cache_folder("arrays", _fingerprint(parts, names, name))
     if not folder.is_dir():
         _write(folder, parts, names, name)
@@ -61,6 +64,8 @@ def to_image(value: object, where: str) -> Image.Image:
     if isinstance(value, Image.Image):
         if value.mode == "F":
             raise DataError(f"{where} has mode F, whose values have no known range", "scale it to 0 to 255, mode L")
+        if 0 in value.size:
+            raise DataError(f"{where} has no pixels: {value.size}", "leave it out")
         return value
     pixels = _to_array(value, where)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
@@ -98,16 +103,15 @@ class _Part:
     labels: list[int]
 
     @classmethod
-    def of(cls, split: Any, images: SomeImages, labels: Labels, names: list[str]) -> Self:
+    def of(cls, split: Any, images: SomeImages, labels: Labels, number_of: dict[str, int]) -> Self:
         if len(images) != len(labels):
             raise DataError(f"{split} has {len(images)} images and {len(labels)} labels", "give one label per image")
-        numbers = [_number_of(label, names, f"{split} label {i}") for i, label in enumerate(labels)]
-        missing = sorted(set(range(len(names))) - set(numbers))
-        if missing and split == "train":
-            raise DataError(
-                f"class {names[missing[0]]!r} ({missing[0]}) has no images in {split}",
-                "a network learns from these: give images of every class",
-            )
+        numbers = [_number_of(label, number_of, f"{split} label {i}") for i, label in enumerate(labels)]
+        if split == "train":
+            names, seen = [*number_of], set(numbers)
+            missing = next((number for number in range(len(names)) if number not in seen), None)
+            if missing is not None:
+                raise _no_images(names[missing], missing)
         return cls(split, images, numbers)
 
     def read(self, index: int) -> Image.Image:
@@ -129,22 +133,45 @@ def _to_pair(pair: Any, split: str) -> tuple[SomeImages, Labels]:
     return pair[0], pair[1]
 
 
-def _name_classes(labels: Sequence[Labels]) -> list[str]:
-    everything = [label for part in labels for label in part]
-    if all(isinstance(label, str) for label in everything):
-        return sorted({str(label) for label in everything})
-    numbers = [_to_number(label, "a label") for label in everything]
-    return [str(number) for number in range(max(numbers, default=-1) + 1)]
+def _name_classes(labels: dict[str, Labels]) -> list[str]:
+    """Names that are labels, sorted; of numbers all up to the highest. `labels` of each split, train first."""
+    texts = {str(label) for _, label in _walk(labels) if isinstance(label, str)}
+    numbers = {_to_number(label, where) for where, label in _walk(labels) if not isinstance(label, str)}
+    if texts and numbers:
+        raise DataError(
+            f"some labels are names ({min(texts)!r}), and others are numbers ({min(numbers)})",
+            "give names only, or whole numbers from 0 only",
+        )
+    highest = max(numbers, default=-1)
+    missing = next((number for number in range(highest + 1) if number not in numbers), None)
+    if missing is not None:  # before a stray label of a million becomes a list of names
+        raise _no_images(str(missing), missing)
+    return sorted(texts) or [str(number) for number in range(highest + 1)]
 
 
-def _number_of(label: object, names: list[str], where: str) -> int:
+def _walk(labels: dict[str, Labels]) -> Iterator[tuple[str, object]]:
+    """Each label, after where it stands."""
+    return ((f"{split} label {i}", label) for split, part in labels.items() for i, label in enumerate(part))
+
+
+def _no_images(name: str, number: int) -> DataError:
+    return DataError(
+        f"class {name!r} ({number}) has no images in train", "a network learns from these: give images of every class"
+    )
+
+
+def _number_of(label: object, number_of: dict[str, int], where: str) -> int:
     if isinstance(label, str):
-        if label not in names:
-            raise DataError(f"{where} is {str(label)!r}, which is no class", f"known are: {', '.join(names)}")
-        return names.index(label)
+        if label not in number_of:
+            raise DataError(
+                f"{where} is {str(label)!r}, which is no class", f"known are: {name_some([*number_of], 20)}"
+            )
+        return number_of[label]
     number = _to_number(label, where)
-    if not 0 <= number < len(names):
-        raise DataError(f"{where} is {number}, and there are {len(names)} classes", f"give 0 to {len(names) - 1}")
+    if not 0 <= number < len(number_of):
+        raise DataError(
+            f"{where} is {number}, and there are {len(number_of)} classes", f"give 0 to {len(number_of) - 1}"
+        )
     return number
 
 
@@ -162,11 +189,11 @@ def _check_names(classes: list[str], name: str) -> None:
     if len(classes) < 2:
         raise DataError(f"there is one class only ({', '.join(classes)})", "a classifier needs at least two")
     for line in classes:
-        if not isinstance(line, str) or not line or line != " ".join(line.splitlines()).strip():
+        if not isinstance(line, str) or not line or line != printable(line).strip():
             raise DataError(
-                f"class name {line!r} is not allowed", "give one line of text, without spaces at either end"
+                f"class name {line!r} is not allowed", "give one line of visible text, without spaces at either end"
             )
-    if twice := next((line for line in classes if classes.count(line) > 1), None):
+    if twice := next((line for line, times in Counter(classes).items() if times > 1), None):
         raise DataError(f"two classes are called {twice!r}", "give each class a name of its own")
     if not name or Path(name).name != name or name.startswith("."):
         raise DataError(f"name = {name!r} cannot be a folder's", "give a name without slashes")

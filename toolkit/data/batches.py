@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from toolkit.data.device_views import DeviceViews
+from toolkit.data.mixing import MixDraw, draw_mix, mix_targets, mix_views
 from toolkit.data.pixels import Pixels
 from toolkit.data.resident import ResidentPixels
-from toolkit.data.views import Indices, MixDraw, draw_mix, draw_views, mix_targets, mix_views, render_views
-from toolkit.settings import DataRecipe
+from toolkit.data.view_draws import draw_views
+from toolkit.data.views import Indices, render_views
+from toolkit.settings import DataRecipe, Mix
 
 Items = TypeVar("Items", bound=np.ndarray | Tensor)
 
@@ -35,19 +37,17 @@ def batches(order: Items, batch_size: int, least: int) -> Iterator[Items]:
 class TrainingViews:
     """View number v of any image, rendered at any size, on one device; fixed by (seed, image, v).
 
-    `mixup` is α of Beta(α, α), 0 means no mix. On a GPU `on_device` makes the views; this class makes them on the CPU.
+    `mix` says whether two images share a view. On a GPU `on_device` makes the views; this class makes them on the CPU.
     """
 
-    def __init__(
-        self, pixels: Pixels, data: DataRecipe, num_classes: int, *, seed: int, mixup: float, device: str
-    ) -> None:
+    def __init__(self, pixels: Pixels, data: DataRecipe, num_classes: int, *, seed: int, mix: Mix, device: str) -> None:
         self.pixels = pixels
         self.data = data
         self.num_classes = num_classes
         self.seed = seed
-        self.mixup = mixup
+        self.mix = mix
         self.device = device
-        self._mix: tuple[int, MixDraw] | None = None
+        self._drawn_mix: tuple[int, MixDraw] | None = None
         self.on_device: DeviceViews | None = None
         if device != "cpu":
             self.on_device = DeviceViews(self, ResidentPixels.where_it_fits(pixels, device))
@@ -61,11 +61,12 @@ class TrainingViews:
             return self.on_device.render(indices, view, side or self.data.image_size)
         indices = np.asarray(indices)
         views = self._render_one(indices, view, side)
-        if not self.mixup:
+        if not any(self.mix):
             return views
         mix = self._draw_mix(view)
         weights = torch.from_numpy(mix.weights[indices])
-        return mix_views(views, self._render_one(mix.partners[indices], view, side), weights)
+        boxes = None if mix.boxes is None else torch.from_numpy(mix.boxes[indices])
+        return mix_views(views, self._render_one(mix.partners[indices], view, side), weights, boxes)
 
     def labels(self, indices: Indices) -> Tensor:
         """int64 (B,), the images' own labels."""
@@ -74,12 +75,12 @@ class TrainingViews:
         return torch.from_numpy(self.pixels.labels[np.asarray(indices)])
 
     def targets(self, indices: Indices, view: int) -> Tensor:
-        """The targets of the view: int64 (B,), or with mixup float32 (B, C) that sum to 1."""
+        """The targets of the view: int64 (B,), or with a mix float32 (B, C) that sum to 1."""
         if self.on_device is not None:
             return self.on_device.targets(indices, view)
         indices = np.asarray(indices)
         labels = self.labels(indices)
-        if not self.mixup:
+        if not any(self.mix):
             return labels
         mix = self._draw_mix(view)
         weights = torch.from_numpy(mix.weights[indices])
@@ -110,6 +111,6 @@ class TrainingViews:
         return render_views([self.pixels.whole(index) for index in indices], sizes, draw, self.data, side)
 
     def _draw_mix(self, view: int) -> MixDraw:
-        if self._mix is None or self._mix[0] != view:
-            self._mix = view, draw_mix(self.mixup, len(self.pixels), self.seed, view)
-        return self._mix[1]
+        if self._drawn_mix is None or self._drawn_mix[0] != view:
+            self._drawn_mix = view, draw_mix(self.mix, len(self.pixels), self.seed, view)
+        return self._drawn_mix[1]

@@ -7,12 +7,21 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from toolkit.data.contents import Copies, DataReport, ImageSizes, Place, UnreadableImage
+from toolkit.data.contents import (
+    Copies,
+    DataReport,
+    ImageSizes,
+    Place,
+    UnlabelledCopy,
+    UnlabelledReport,
+    UnreadableImage,
+)
 from toolkit.data.dataset import SPLITS, Dataset, Split
-from toolkit.data.findings import Finding, find
+from toolkit.data.findings import Finding, find, verbatim
 from toolkit.data.near_copies import find_near_copies
 from toolkit.data.reading import KINDS
-from toolkit.data.survey import BLANK, Survey, survey
+from toolkit.data.survey import BLANK, NEARLY_BLACK, Survey, survey
+from toolkit.data.unlabelled import CopyTable, Unlabelled, keep_copies
 
 MOST_TIMES = 10
 """A class with fewer training images than the largest class has, divided by this, is named."""
@@ -20,9 +29,13 @@ LARGE_PART = 0.25
 """Share of a class's images; a class of which more cannot be read is named."""
 
 
-def check_dataset(dataset: Dataset, workers: int = 0) -> DataReport:
-    """Decode every image of every split; `workers` threads; 0: the cores that this process may use."""
+def check_dataset(dataset: Dataset, workers: int = 0, unlabelled: Unlabelled | None = None) -> DataReport:
+    """Decode every image of every split, and all unlabelled ones.
+
+    `workers` threads; 0: the cores that this process may use.
+    """
     seen = survey(dataset, workers)
+    of_unlabelled = check_unlabelled(dataset, seen, unlabelled, workers) if unlabelled else None
     pictures = _number_pictures(seen)
     same = _group_copies(pictures)
     near = [pair for pair in _find_near_copies(seen) if pictures[pair[0]] != pictures[pair[1]]]
@@ -54,8 +67,55 @@ def check_dataset(dataset: Dataset, workers: int = 0) -> DataReport:
             *_describe_copies(leaks, near_copies, two_labels),
             *_find_imbalance(dataset, seen),
             *_find_blank(seen),
+            *(of_unlabelled.findings if of_unlabelled else ()),
         ),
+        unlabelled=of_unlabelled,
     )
+
+
+def check_unlabelled(dataset: Dataset, seen: Survey, unlabelled: Unlabelled, workers: int = 0) -> UnlabelledReport:
+    """Decode all unlabelled images, and compare them with the labelled ones that were `seen`."""
+    own = survey(unlabelled.as_dataset(), workers)
+    table = keep_copies(dataset, unlabelled, CopyTable.of(seen, own))
+    copies = tuple(
+        UnlabelledCopy(own.names[j], Place(seen.split_of(i), seen.names[i], dataset.classes[seen.labels[i]]), exact)
+        for j, i, exact in zip(table.copies.tolist(), table.originals.tolist(), table.exact.tolist(), strict=True)
+    )
+    pictures = _number_pictures(own)
+    return UnlabelledReport(
+        folders=unlabelled.folders,
+        sha256=unlabelled.sha256,
+        images=len(unlabelled),
+        repeated=_count_repeats(own, pictures)["train"],
+        sizes=_summarize_sizes(own).get("train"),
+        unreadable=tuple((own.names[i], why) for i, why in own.reasons.items()),
+        copies=copies,
+        findings=(*unlabelled.findings, *_describe_unlabelled(own, copies)),
+    )
+
+
+def _describe_unlabelled(own: Survey, copies: Sequence[UnlabelledCopy]) -> list[Finding]:
+    """What looks wrong with unlabelled images; that some are training images does not."""
+    held_out = [copy for copy in copies if copy.original.split != "train"]
+    broken = [f"{own.names[i]}: {why}" for i, why in own.reasons.items()]
+    return [
+        *find(
+            "looks wrong",
+            "unlabelled unreadable",
+            [own.names[i] for i in own.reasons],
+            "unreadable unlabelled image{s}, left out of training",
+            "repair or delete them",
+            shown="".join(broken[:1]),
+        ),
+        *find(
+            "looks wrong",
+            "unlabelled copies",
+            [copy.name for copy in held_out],
+            "unlabelled image{s} that show a validation or test image, left out of training",
+            "nothing need be done; look at them if they are many",
+            shown="".join(map(str, held_out[:1])),
+        ),
+    ]
 
 
 def _number_pictures(seen: Survey) -> np.ndarray:
@@ -100,8 +160,13 @@ def _describe_kinds(seen: Survey) -> list[Finding]:
 
 
 def _find_blank(seen: Survey) -> list[Finding]:
-    blank = [seen.names[i] for i in seen.kinds[BLANK]]
-    return find("looks wrong", BLANK, blank, "picture{s} of a single colour", "take them out")
+    blank, black = ([seen.names[i] for i in seen.kinds[kind]] for kind in (BLANK, NEARLY_BLACK))
+    stretch = "stretch their values to the whole range of 16 bits, or save them with 8 bits"
+    what = "picture{s} of more than 8 bits per channel whose values are so low that the upper 8 are nearly black"
+    return [
+        *find("looks wrong", BLANK, blank, "picture{s} of a single colour", "take them out"),
+        *find("looks wrong", NEARLY_BLACK, black, what, stretch),
+    ]
 
 
 def _describe_unreadable(images: Sequence[UnreadableImage]) -> list[Finding]:
@@ -159,9 +224,9 @@ def _find_imbalance(dataset: Dataset, seen: Survey) -> list[Finding]:
         "looks wrong",
         "imbalance",
         [dataset.classes[label] for label in small],
-        f"class{{es}} with less than a tenth of the training images of {dataset.classes[largest]!r} "
+        f"class{{es}} with less than a tenth of the training images of {verbatim(repr(dataset.classes[largest]))} "
         f"({counts[largest]:,})",
-        "gather more, or expect that the network rarely predicts them",
+        "gather more, or set class_weights or logit_adjustment; else the network rarely predicts them",
         shown=f"{dataset.classes[small[0]]!r} ({counts[small[0]]:,})" if small else "",
     )
 

@@ -11,6 +11,9 @@ from toolkit.data.formats import FORMAT_NAMES, NO_ENDING, UNREAD_PICTURE_ENDINGS
 from toolkit.data.layouts import Layout, Part, find_below, spelling_key
 from toolkit.errors import DataError, did_you_mean
 
+_NOTES_OF_DETECTION = ("labels", "annotations")
+"""Folders beside images/ in sets for the detection of objects."""
+
 
 @dataclass
 class Classes:
@@ -55,6 +58,10 @@ def read_class_list(root: Path) -> list[str] | None:
         raise DataError(f"cannot read {path}: {reason}", "write one class name per line") from None
     names = [name for name in names if name]
     twice = [name for name, times in Counter(names).items() if times > 1]
+    if hidden := next((name for name in names if printable(name) != name), None):
+        raise DataError(
+            f"{path} names {printable(hidden)!r}, which is not visible text", "take out what cannot be seen in it"
+        )
     if twice or not names:
         problem = f"{path} names {twice[0]!r} twice" if twice else f"{path} is empty"
         raise DataError(problem, "write one class name per line, each once, in the order of the labels")
@@ -80,10 +87,20 @@ def _guess_classes(root: Path, layout: Layout) -> str:
     train = layout.parts["train"]
     below = find_below(train.folder)
     if below is None:
-        return ""
+        return _explain_detection(layout)
     if layout.has_split_folders:
         return f"if the folders in {root / below.path} are the classes, move them to {train.place}: "
     return f"did you mean {root / below.path}? "
+
+
+def _explain_detection(layout: Layout) -> str:
+    """What it means that pictures lie in images/ beside a folder without any; "" if they do not."""
+    folders = layout.parts["train"].folder.folders
+    beside = next((folder.name for folder in folders if folder.name.lower() in _NOTES_OF_DETECTION), None)
+    pictures = next((folder.name for folder in folders if folder.has_pictures), "")
+    if beside is None:
+        return ""
+    return f"{pictures}/ and {beside}/ are of a data set for detection, where folders are no classes: "
 
 
 def _name_flat(root: Path, layout: Layout, names: list[str] | None) -> Classes:
@@ -199,5 +216,6 @@ def _require_text(folder: Path) -> None:
     """A class's name goes into weights, ONNX files and reports: it has to be a line of text."""
     if printable(folder.name) != folder.name:
         raise DataError(
-            f"the class folder {printable(str(folder))} has a name that is not one line of UTF-8 text", "rename it"
+            f"the class folder {printable(str(folder))} has a name that is not one line of visible UTF-8 text",
+            "rename it",
         )

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from toolkit.console import out
+from toolkit.console import count, name_some, out
 from toolkit.data.dataset import Split
 from toolkit.data.findings import GROUPS, Finding
 
@@ -65,6 +65,61 @@ class ImageSizes:
 
 
 @dataclass(frozen=True)
+class UnlabelledCopy:
+    """An unlabelled image and the labelled one that it shows; `exact` as in Copies."""
+
+    name: str
+    original: Place
+    exact: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} {'=' if self.exact else '~'} {self.original.name} ({self.original.split})"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "of": self.original.to_json(), "exact": self.exact}
+
+
+@dataclass(frozen=True)
+class UnlabelledReport:
+    """What was found among unlabelled images. `repeated` counts surplus copies among themselves."""
+
+    folders: tuple[str, ...]
+    sha256: str
+    images: int
+    repeated: int
+    sizes: ImageSizes | None
+    unreadable: tuple[tuple[str, str], ...]
+    copies: tuple[UnlabelledCopy, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def left_out(self) -> list[UnlabelledCopy]:
+        """Copies of validation and test images."""
+        return [copy for copy in self.copies if copy.original.split != "train"]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "folders": list(self.folders),
+            "sha256": self.sha256,
+            "images": self.images,
+            "unreadable": [{"name": name, "reason": reason} for name, reason in self.unreadable],
+            "repeated": self.repeated,
+            **_sizes_json(self.sizes),
+            "copies": [copy.to_json() for copy in self.copies],
+        }
+
+    def summary(self) -> str:
+        """One line for people."""
+        left_out = self.left_out
+        near, stay = sum(not copy.exact for copy in left_out), len(self.copies) - len(left_out)
+        return (
+            f"unlabelled: {count(self.images, 'image')} in {name_some(self.folders)}, {len(self.unreadable):,}"
+            f" unreadable, {self.repeated:,} repeated; copies of validation and test images: {len(left_out) - near:,}"
+            f" exact, {near:,} near; equal to training images, which may stay: {stay:,}"
+        )
+
+
+@dataclass(frozen=True)
 class DataReport:
     """What check_dataset found.
 
@@ -86,6 +141,7 @@ class DataReport:
     near_copies: tuple[Copies, ...]
     two_labels: tuple[Copies, ...]
     findings: tuple[Finding, ...]
+    unlabelled: UnlabelledReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -103,6 +159,7 @@ class DataReport:
                 for copies in self.two_labels
             ],
             "findings": [vars(finding) for finding in self.findings],
+            **({"unlabelled": self.unlabelled.to_json()} if self.unlabelled else {}),
         }
 
     def print_table(self) -> None:
@@ -114,6 +171,8 @@ class DataReport:
             out.print(f"layout: {self.layout}", markup=False)
         for note in self.notes:
             out.print(f"note: {note}", markup=False)
+        if self.unlabelled:
+            out.print(self.unlabelled.summary(), markup=False)
         for group in GROUPS:
             findings = [finding for finding in self.findings if finding.group == group]
             if findings:
@@ -140,26 +199,26 @@ class DataReport:
             "near copies": self.near_copies,
             "two labels": [copies.with_classes() for copies in self.two_labels],
         }
+        if self.unlabelled:
+            items["unlabelled copies"] = self.unlabelled.left_out
+            items["unlabelled unreadable"] = [f"{name}: {why}" for name, why in self.unlabelled.unreadable]
         return items.get(kind, ())
 
     def _split_json(self, split: Split) -> dict[str, Any]:
-        sizes = self.sizes.get(split)
-        names = ("min", "median", "max")
         return {
             "images": sum(self.counts[split]),
             "unreadable": sum(item.split == split for item in self.unreadable),
             "repeated": self.repeats[split],
             "per_class": dict(zip(self.classes, self.counts[split], strict=True)),
-            "width_px": dict(zip(names, sizes.width_px, strict=True)) if sizes else None,
-            "height_px": dict(zip(names, sizes.height_px, strict=True)) if sizes else None,
+            **_sizes_json(self.sizes.get(split)),
         }
 
     def _class_table(self, title: str) -> Table:
-        table = Table("label", "class", title=escape(title), title_justify="left")
+        table = Table("label", "class", title=Text(title, style="table.title"), title_justify="left")
         for split in self.counts:
             table.add_column(split, justify="right")
         for label, name in enumerate(self.classes):
-            table.add_row(str(label), escape(name), *(f"{self.counts[split][label]:,}" for split in self.counts))
+            table.add_row(str(label), Text(name), *(f"{self.counts[split][label]:,}" for split in self.counts))
         table.add_section()
         table.add_row("", "all", *(f"{sum(counts):,}" for counts in self.counts.values()))
         return table
@@ -173,3 +232,11 @@ class DataReport:
             broken = sum(item.split == split for item in self.unreadable)
             table.add_row(split, *shown, f"{broken:,}", f"{repeated:,}")
         return table
+
+
+def _sizes_json(sizes: ImageSizes | None) -> dict[str, dict[str, int] | None]:
+    names = ("min", "median", "max")
+    return {
+        "width_px": dict(zip(names, sizes.width_px, strict=True)) if sizes else None,
+        "height_px": dict(zip(names, sizes.height_px, strict=True)) if sizes else None,
+    }

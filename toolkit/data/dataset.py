@@ -12,7 +12,7 @@ from PIL import Image
 from toolkit.console import printable
 from toolkit.data.findings import Finding, say_briefly
 from toolkit.data.hashes import hash_files
-from toolkit.data.picture_file import open_image
+from toolkit.data.picture_file import open_image, opening_bytes
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -24,12 +24,14 @@ class Images:
 
     `names` are unique in a data set (paths relative to its root, with `/`, as `printable` shows them); `labels` is
     int64 (N,), 0..C−1; `read(i)` opens image i in the mode of its file, and raises one of preprocess.UNREADABLE for a
-    damaged one. Several threads may call it. Images of files are `root/files[i]`; `root` is None for others.
+    damaged one. Several threads may call it. `opening_bytes(i)` is the memory that the opened image i takes already.
+    Images of files are `root/files[i]`; `root` is None for others.
     """
 
     names: tuple[str, ...]
     labels: np.ndarray
     read: Callable[[int], Image.Image]
+    opening_bytes: Callable[[int], int] = lambda _: 0
     root: Path | None = None
     files: tuple[str, ...] = ()
 
@@ -39,11 +41,12 @@ class Images:
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """The images at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        read = self.read
+        read, opening_bytes = self.read, self.opening_bytes
         return type(self)(
             names=tuple(self.names[i] for i in chosen),
             labels=self.labels[chosen],
             read=lambda i: read(int(chosen[i])),
+            opening_bytes=lambda i: opening_bytes(int(chosen[i])),
             root=self.root,
             files=tuple(self.files[i] for i in chosen) if self.files else (),
         )
@@ -53,7 +56,14 @@ class Images:
         """Images from the files `root/name`."""
         chosen = tuple(names)
         shown = tuple(map(printable, chosen))
-        return cls(shown, np.asarray(labels, dtype=np.int64), lambda i: open_image(root / chosen[i]), root, chosen)
+        return cls(
+            shown,
+            np.asarray(labels, dtype=np.int64),
+            lambda i: open_image(root / chosen[i]),
+            lambda i: opening_bytes(root / chosen[i]),
+            root,
+            chosen,
+        )
 
     @classmethod
     def from_array(cls, prefix: str, pixels: np.ndarray, labels: np.ndarray) -> Self:

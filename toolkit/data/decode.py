@@ -16,16 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.console import progress, say
+from toolkit.data.attempts import attempt
 from toolkit.data.cache import REMEDY
-from toolkit.data.dataset import Images, Split, spread
+from toolkit.data.dataset import Images, spread
 from toolkit.data.disk import Room, remove_leftovers
-from toolkit.data.parallel import DECODING, run_in_blocks
-from toolkit.data.picture_file import decoding_bytes
-from toolkit.data.preprocess import NO_MEMORY, UNREADABLE, Preprocess, middle_box, why_unreadable
+from toolkit.data.parallel import run_in_blocks
+from toolkit.data.preprocess import NO_MEMORY, UNREADABLE, Preprocess, middle_box
 from toolkit.errors import ArtifactError, DataError, one_line
 from toolkit.files import write_atomically
+from toolkit.machine.devices import large_blocks_go_back
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Part of the cache's key; it rises whenever the meaning of the cached pixels changes, or which files can be read."""
 
 SAMPLED_IMAGES = 64
@@ -50,7 +51,7 @@ class Index:
         return int((self.heights * self.widths).sum()) * 3
 
 
-def decode_split(images: Images, split: Split, path: Path, preprocess: Preprocess, workers: int) -> Index:
+def decode_split(images: Images, split: str, path: Path, preprocess: Preprocess, workers: int) -> Index:
     """Write the pixels to `path` and their index beside it; both appear whole, so two processes may do it at once.
 
     Raises DataError if the pixels would not fit on the disk or into the user's limit, or cannot be written.
@@ -61,7 +62,7 @@ def decode_split(images: Images, split: Split, path: Path, preprocess: Preproces
     room.require()
     try:
         with write_atomically(path) as temporary:
-            with progress(f"decode {split}", len(images)) as advance:
+            with large_blocks_go_back(), progress(f"decode {split}", len(images)) as advance:
                 work = partial(_decode, images, preprocess)
                 blocks = run_in_blocks(work, len(images), workers, needed_bytes // max(1, len(images)))
                 index = _write_pixels(temporary, images.names, blocks, room, advance)
@@ -101,9 +102,10 @@ def estimate_bytes(images: Images, preprocess: Preprocess) -> int:
     Only headers are read, of SAMPLED_IMAGES images spread evenly; unreadable ones are skipped.
     """
     sizes = []
-    for i in spread(len(images), SAMPLED_IMAGES):
-        with contextlib.suppress(*UNREADABLE):
-            sizes.append(_stored_bytes(*images.read(int(i)).size, preprocess))
+    with large_blocks_go_back():
+        for i in spread(len(images), SAMPLED_IMAGES):
+            with contextlib.suppress(*UNREADABLE):
+                sizes.append(_stored_bytes(*images.read(int(i)).size, preprocess))
     if len(sizes) < 2:
         return sum(sizes) * len(images)
     unseen = 1 - len(sizes) / len(images)  # nothing is uncertain if all images were sampled
@@ -113,12 +115,7 @@ def estimate_bytes(images: Images, preprocess: Preprocess) -> int:
 
 def _decode(images: Images, preprocess: Preprocess, i: int) -> np.ndarray | str:
     """Image i as it is kept, uint8 (H, W, 3), or why it cannot be read."""
-    try:
-        image = images.read(i)
-        with DECODING.take(decoding_bytes(image)):
-            return preprocess.keep_middle(image)
-    except UNREADABLE as error:
-        return why_unreadable(error)
+    return attempt(images, i, preprocess.keep_middle)
 
 
 def _write_pixels(

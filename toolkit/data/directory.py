@@ -19,8 +19,9 @@ from toolkit.console import printable
 from toolkit.data.classes import name_classes, read_class_list
 from toolkit.data.dataset import Dataset, Images, Split, fingerprint_files
 from toolkit.data.folders import read_folder
-from toolkit.data.layouts import SPLIT_FOLDERS, read_layout
+from toolkit.data.layouts import read_layout
 from toolkit.data.oddities import describe_layout, find_doubts
+from toolkit.data.split_names import split_of
 from toolkit.data.splits import describe_hold_out, hold_out, require_enough
 from toolkit.settings import DataRecipe
 
@@ -28,7 +29,7 @@ from toolkit.settings import DataRecipe
 def load_directory(root: Path, recipe: DataRecipe) -> Dataset:
     """Read the layout of `root`; no image is decoded. Raises DataError."""
     class_list = read_class_list(root)
-    top = read_folder(root, frozenset(SPLIT_FOLDERS))
+    top = read_folder(root, lambda name: split_of(name) is not None)
     layout = read_layout(root, top, recipe.layout, class_list)
     classes = name_classes(root, layout, class_list)
     parts = layout.parts.values()

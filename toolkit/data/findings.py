@@ -31,15 +31,19 @@ def find(
     """A finding about `items`; none without items. The first one is the example, and `shown` is how it is shown.
 
     The sentence reads `1 blank picture: a.png` or `2 blank pictures, such as a.png`; `{s}` or `{es}` in `what` is the
-    plural's ending.
+    plural's ending. Names in `what` go through `verbatim`: they may hold braces.
     """
     if not items:
         return []
     one = len(items) == 1
-    for ending in ("s", "es"):  # not str.format: names of classes may hold braces
-        what = what.replace(f"{{{ending}}}", "" if one else ending)
+    what = what.format(s="" if one else "s", es="" if one else "es")
     sentence = f"{len(items):,} {what}{': ' if one else ', such as '}{shown or items[0]}"
     return [Finding(group, kind, len(items), items[0], sentence, remedy)]
+
+
+def verbatim(name: str) -> str:
+    """A name as it may stand in the `what` of `find`."""
+    return name.replace("{", "{{").replace("}", "}}")
 
 
 def say_briefly(findings: Iterable[Finding]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -65,17 +65,17 @@ class Folder:
         return count_endings(item.path for item in self.all_passed_over() if item.reason == "other endings")
 
 
-def read_folder(root: Path, linked_folders_of: frozenset[str] = frozenset()) -> Folder:
+def read_folder(root: Path, follows_links: Callable[[str], bool] = lambda _: False) -> Folder:
     """Everything under `root`. Raises DataError for a folder that may not be read.
 
-    Links to files are followed. Links to folders are followed in `root` and in those folders of it whose names, in
-    lower case, are in `linked_folders_of`; nowhere else, and never back to a folder above the link: so it always ends.
+    Links to files are followed. Links to folders are followed in `root` and in those folders of it of whose names
+    `follows_links` is true; nowhere else, and never back to a folder above the link: so it always ends.
     """
     top = Folder("", root.name)
     waiting = [top]
     while waiting:
         folder = waiting.pop()
-        follows = not folder.path or folder.path.lower() in linked_folders_of
+        follows = not folder.path or ("/" not in folder.path and follows_links(folder.name))
         for entry in _list(root / folder.path):
             _sort_in(folder, entry, follows=follows)
         waiting += folder.folders

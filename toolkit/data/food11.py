@@ -16,7 +16,7 @@ from toolkit.console import err, progress, say
 from toolkit.data.cache import REMEDY, cache_folder
 from toolkit.data.dataset import Dataset
 from toolkit.data.directory import load_directory
-from toolkit.data.layouts import SPLIT_FOLDERS
+from toolkit.data.split_names import SPLIT_FOLDERS
 from toolkit.errors import DataError, one_line
 from toolkit.settings import DataRecipe
 

@@ -1,6 +1,6 @@
 """Crops of images for which a GPU has no room: threads cut them from the host's memory, one batch ahead.
 
-B images of a batch, S px the side of the crop. numpy copies outside Python's lock, so that threads cut side by side.
+B images of a batch, S px the side of what is cut. numpy copies outside Python's lock, so that threads cut side by side.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import crop_start
-from toolkit.data.views import crop_places, cut_crops, draw_views
+from toolkit.data.view_draws import draw_views
+from toolkit.data.views import cut_crops, cut_side, draw_places
 from toolkit.settings import DataRecipe
 
 Key = tuple[int, bytes]
@@ -58,13 +59,13 @@ class ViewCrops(HostCrops):
     """Crops of the views of draw_views, not yet flipped."""
 
     def __init__(self, pixels: Pixels, data: DataRecipe, seed: int, *, pinned: bool) -> None:
-        super().__init__(data.image_size, pinned=pinned)
+        super().__init__(cut_side(data), pinned=pinned)
         self._pixels, self._data, self._seed = pixels, data, seed
 
     def _cut(self, indices: np.ndarray, view: int, crops: np.ndarray) -> None:
         sizes = self._pixels.sizes[indices]
         draw = draw_views(self._data, sizes, indices, self._seed, view)
-        rows, columns = crop_places(sizes, draw.top, draw.left, None, self._data)
+        rows, columns = draw_places(sizes, draw, self._data, flip=None)
         cut_crops([self._pixels.whole(index) for index in indices], rows, columns, crops)
 
 

@@ -62,7 +62,8 @@ def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
 def find_near_copies(thumbnails: np.ndarray, labels: np.ndarray, splits: np.ndarray) -> list[tuple[int, int]]:
     """(i, j) with splits[i] < splits[j]: for each picture j that has a near copy in an earlier split, the nearest one.
 
-    uint8 (N, THUMBNAIL_BYTES), int64 (N,), int64 (N,). Copies that are equal to the pixel count too.
+    uint8 (N, THUMBNAIL_BYTES), int64 (N,) with −1 for pictures without a label, int64 (N,). Copies that are equal to
+    the pixel count too.
     """
     hashes, clear = _hash_blocks(thumbnails)
     required = require_likeness(thumbnails, labels, clear)
@@ -85,12 +86,12 @@ def _hash_blocks(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def require_likeness(thumbnails: np.ndarray, labels: np.ndarray, clear: np.ndarray) -> float:
-    """The likeness from which on two pictures of this data set count as near copies; `clear` ones are looked at.
+    """The likeness from which on two pictures of this data set count as near copies; of `clear`, labelled ones.
 
     Fisher's transform makes likenesses, which are correlations, roughly normal; median and median deviation ignore
     pairs that are copies themselves.
     """
-    chosen = np.flatnonzero(clear)
+    chosen = np.flatnonzero(clear & (labels >= 0))
     a, b = (chosen[part] for part in _draw_ordinary_pairs(labels[chosen]))
     if not len(a):
         return MOST_LIKENESS

@@ -10,16 +10,19 @@ import numpy as np
 from toolkit.console import name_some, printable
 from toolkit.data.classes import Classes
 from toolkit.data.dataset import SPLITS, Images, Split
-from toolkit.data.findings import Finding, Group, find
+from toolkit.data.findings import Finding, Group, find, verbatim
 from toolkit.data.folders import Folder, PassedOver, Reason
 from toolkit.data.formats import NO_ENDING, count_endings, ending_of, find_way_out, name_endings
 from toolkit.data.layouts import Layout, Part, find_above, folders_with_pictures, holds_splits, label_of, spelling_key
+from toolkit.data.split_names import called_like_splits, split_of
 
 FEW_IMAGES = 5
 """Fewer training images than this hardly show what the pictures of a class have in common."""
 
 LARGE_PART = 0.25
 """Share of a class's files; a class that loses so many to endings that are not read looks wrong."""
+
+_PLAIN_NAMES = "call them train/, val/ and test/"
 
 SPLIT_WORDS: dict[Split, str] = {"train": "training", "valid": "validation", "test": "test"}
 
@@ -49,6 +52,7 @@ def describe_layout(top: Folder, layout: Layout, classes: Classes) -> list[Findi
     beside = [f"{folder.path}/" for folder in layout.beside if folder.has_pictures]
     links = [link for folder in top.walk() for link in folder.links]
     respelled = [f"{path}, taken for {name!r}: {_difference(path, name)}" for path, name in classes.respelled[:1]]
+    renamed = name_some([f"{folder.path}/ for {split_of(folder.name) or 'a split'}" for folder in layout.renamed])
     return [
         *describe_passed_over(item for item in top.all_passed_over() if not item.path.startswith(inside)),
         *_find("passed over", "no pictures", inside, "folder{s} without pictures"),
@@ -65,6 +69,14 @@ def describe_layout(top: Folder, layout: Layout, classes: Classes) -> list[Findi
             "loose pictures",
             top.pictures if layout.has_split_folders else [],
             "picture{s} outside of the split folders",
+        ),
+        *_find(
+            "looks wrong",
+            "split names",
+            [f"{folder.path}/" for folder in layout.renamed],
+            "folder{s} taken for splits by their names",
+            f"{_PLAIN_NAMES}, or, if they are classes, set data.layout to classes",
+            shown=renamed,
         ),
         *_find("read in a special way", "followed link", links, "followed link{s} to files or folders"),
         *_find(
@@ -142,7 +154,7 @@ def _describe_unlabelled(folder: Folder) -> list[Finding]:
         "passed over",
         "unlabelled",
         folder.all_pictures(),
-        f"picture{{s}} without labels in {folder.name}/",
+        f"picture{{s}} without labels in {verbatim(folder.name)}/",
         "images for that split are held out of the training images; to use these, sort them into class folders",
     )
 
@@ -155,8 +167,10 @@ def _find_wrong_level(root: Path, layout: Layout) -> list[Finding]:
         sentence = f"{root.resolve().name}/ is one of several split folders, and the others are not read"
         return [Finding("looks wrong", "too deep", 1, root.resolve().name, sentence, f"did you mean {above}?")]
     divided = [folder for folder in folders_with_pictures(layout.parts["train"].folder) if holds_splits(folder)]
-    if layout.flat or not divided:
+    if layout.flat or layout.is_settled:
         return []
+    if not divided:
+        return _find_same_folders(layout) or [*_find_split_names(layout), *_find_inner_folders(layout)]
     first = divided[0]
     is_a_set = any(folders_with_pictures(split) for split in first.folders)
     remedy = (
@@ -164,6 +178,42 @@ def _find_wrong_level(root: Path, layout: Layout) -> list[Finding]:
     )
     what = "class folder{s} with split folders inside, whose division is not used"
     return _find("looks wrong", "too high", [f"{folder.path}/" for folder in divided], what, remedy)
+
+
+def _find_split_names(layout: Layout) -> list[Finding]:
+    """Class folders that are called like splits, though not plainly, and stand where splits would."""
+    names = called_like_splits(folder.name for folder in folders_with_pictures(layout.parts["train"].folder))
+    remedy = f"if they are splits, {_PLAIN_NAMES}, with class folders in each; else set data.layout to classes"
+    return _find("looks wrong", "split names", names, "class folder{s} called like splits", remedy)
+
+
+def _find_same_folders(layout: Layout) -> list[Finding]:
+    """Class folders that all hold the same folders: these may be the classes, and the others splits or the like."""
+    folders = folders_with_pictures(layout.parts["train"].folder)
+    inner = [{spelling_key(one.name) for one in folders_with_pictures(folder)} for folder in folders]
+    common = set.intersection(*inner)
+    if len(common) > 1:
+        first = [one.name for one in folders_with_pictures(folders[0]) if spelling_key(one.name) in common]
+        return _find(
+            "looks wrong",
+            "same folders",
+            [f"{folder.path}/" for folder in folders],
+            "class folder{s} with the same folders inside",
+            f"if these are splits of the classes {name_some([*map(repr, first)])}, {_PLAIN_NAMES}; if they are other "
+            "parts, put the pictures of each class together; else set data.layout to classes",
+        )
+    return []
+
+
+def _find_inner_folders(layout: Layout) -> list[Finding]:
+    """Class folders that hold folders, whose names count for nothing."""
+    folders = folders_with_pictures(layout.parts["train"].folder)
+    divided = [f"{folder.path}/" for folder in folders if sum(bool(one.pictures) for one in folder.walk()) > 1]
+    what, remedy = (
+        "class folder{s} with folders inside, all of one class",
+        "if the folders inside are classes, move them up",
+    )
+    return _find("read in a special way", "folders inside", divided, what, remedy)
 
 
 def _find_alike(names: Sequence[str]) -> list[Finding]:

@@ -5,7 +5,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 from typing import TypeVar
 
 from toolkit.machine.limits import available_cores, memory_bytes
@@ -18,8 +17,8 @@ BLOCK_BYTES = 16 * 2**20
 """... unless their results are larger than this."""
 WAITING_BYTES = 256 * 2**20
 """Results that wait for the reader, or a sixteenth of the memory if that is more; a single one may be larger."""
-DECODING_BYTES = 1_000_000_000
-"""What decoding takes in all threads together, or a quarter of the memory if that is more."""
+DECODING_BYTES = 900_000_000
+"""What decoding takes in all threads together. Threads that find no room wait."""
 
 
 def run_in_blocks(
@@ -52,28 +51,38 @@ def run_in_blocks(
 
 
 class DecodingMemory:
-    """Memory that threads share: a large picture waits until others are done."""
+    """Memory that threads share: a large picture waits until others are done.
+
+    `busy_bytes` is the most that was taken at once since nothing was.
+    """
 
     def __init__(self) -> None:
+        self.busy_bytes = 0
         self._taken_bytes = 0
         self._change = threading.Condition()
-
-    @cached_property
-    def size_bytes(self) -> int:
-        return max(DECODING_BYTES, memory_bytes() // 4)
 
     @contextlib.contextmanager
     def take(self, size_bytes: int) -> Iterator[None]:
         """Wait until so many bytes are free, and keep them; a single picture may take more than there are."""
         with self._change:
-            self._change.wait_for(lambda: self._taken_bytes == 0 or self._taken_bytes + size_bytes <= self.size_bytes)
+            self._change.wait_for(lambda: self._taken_bytes == 0 or self._taken_bytes + size_bytes <= DECODING_BYTES)
             self._taken_bytes += size_bytes
+            self.busy_bytes = max(self.busy_bytes, self._taken_bytes)
         try:
             yield
         finally:
             with self._change:
                 self._taken_bytes -= size_bytes
+                if self._taken_bytes == 0:
+                    self.busy_bytes = 0
                 self._change.notify_all()
+
+    @contextlib.contextmanager
+    def take_all(self) -> Iterator[None]:
+        """Wait until nobody decodes, and let nobody else begin."""
+        with self.take(DECODING_BYTES):
+            self.busy_bytes = 0
+            yield
 
 
 DECODING = DecodingMemory()

@@ -7,7 +7,8 @@ decode.py writes the map.
 
 import hashlib
 import mmap
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +17,16 @@ import numpy as np
 
 from toolkit.console import say
 from toolkit.data.cache import cache_folder
-from toolkit.data.dataset import Dataset, Split
+from toolkit.data.dataset import Dataset, Images, Split
 from toolkit.data.decode import LAYOUT_VERSION, Index, decode_split, estimate_bytes, read_index
 from toolkit.data.preprocess import Preprocess, crop_start
 from toolkit.errors import DataError
 
 if TYPE_CHECKING:
     from toolkit.data.resident import ResidentPixels
+
+UNLABELLED = "unlabelled"
+"""The name of unlabelled images where splits have theirs."""
 
 SHOWN_UNREADABLE = 20
 """Unreadable images that are named one by one; `toolkit data` lists all."""
@@ -69,6 +73,17 @@ class Pixels:
         height, width, start = self.heights[index], self.widths[index], self.starts[index]
         return self.data[start : start + height * width * 3].reshape(height, width, 3)
 
+    def subset(self, indices: np.ndarray) -> "Pixels":
+        """The images at `indices`, in that order; the map is shared."""
+        return replace(
+            self,
+            names=tuple(self.names[index] for index in indices),
+            labels=self.labels[indices],
+            heights=self.heights[indices],
+            widths=self.widths[indices],
+            starts=self.starts[indices],
+        )
+
     @cached_property
     def sizes(self) -> np.ndarray:
         """int64 (N, 2), each image's (height, width) in px."""
@@ -83,7 +98,8 @@ class Pixels:
     def _same_size(self) -> np.ndarray | None:
         """All images as (N, H, W, 3) if they have the same size, else None."""
         height, width = int(self.heights[0]), int(self.widths[0])
-        if (self.heights == height).all() and (self.widths == width).all():
+        is_whole = self.data.size == len(self) * height * width * 3
+        if is_whole and (self.heights == height).all() and (self.widths == width).all():
             return self.data.reshape(-1, height, width, 3)
         return None
 
@@ -101,7 +117,23 @@ def load_pixels(
     index = read_index(path)
     if index is None:
         index = decode_split(images, split, path, preprocess, workers)
-    _report_unreadable(dataset, split, index, strict)
+    _report_unreadable(images, split, dataset.classes, index, strict=strict)
+    return _map_pixels(images, index, path, preprocess)
+
+
+def load_unlabelled_pixels(
+    images: Images, sha256: str, preprocess: Preprocess, *, workers: int = 0, strict: bool = False
+) -> Pixels:
+    """`load_pixels` for unlabelled images, which `sha256` identifies together with their names."""
+    path = _unlabelled_map_of(images, sha256, preprocess)
+    index = read_index(path)
+    if index is None:
+        index = decode_split(images, UNLABELLED, path, preprocess, workers)
+    _report_unreadable(images, UNLABELLED, (), index, strict=strict)
+    return _map_pixels(images, index, path, preprocess)
+
+
+def _map_pixels(images: Images, index: Index, path: Path, preprocess: Preprocess) -> Pixels:
     sizes = index.heights * index.widths * 3
     return Pixels(
         names=tuple(images.names[i] for i in index.kept),
@@ -121,18 +153,27 @@ def bytes_to_decode(dataset: Dataset, split: Split, preprocess: Preprocess) -> i
     return estimate_bytes(dataset.splits[split], preprocess)
 
 
+def unlabelled_bytes_to_decode(images: Images, sha256: str, preprocess: Preprocess) -> int:
+    """The same for `load_unlabelled_pixels`."""
+    found = read_index(_unlabelled_map_of(images, sha256, preprocess)) is not None
+    return 0 if found else estimate_bytes(images, preprocess)
+
+
 def _map_of(dataset: Dataset, split: Split, preprocess: Preprocess) -> Path:
     """The path of the split's pixels, existing or not."""
-    return cache_folder("pixels", f"{_key(dataset, split, preprocess)}.rgb")
+    return cache_folder("pixels", f"{split}-{_key(dataset.splits[split], dataset.sha256, preprocess)}.rgb")
 
 
-def _key(dataset: Dataset, split: Split, preprocess: Preprocess) -> str:
-    """The key of the pixels: the content, the images that make up the split, and the size."""
-    images = dataset.splits[split]
+def _unlabelled_map_of(images: Images, sha256: str, preprocess: Preprocess) -> Path:
+    return cache_folder("pixels", f"{UNLABELLED}-{_key(images, sha256, preprocess)}.rgb")
+
+
+def _key(images: Images, sha256: str, preprocess: Preprocess) -> str:
+    """The key of the pixels: the content, the images that are decoded of it, and the size."""
     sizes = f"{preprocess.resize} {preprocess.least_long_side}"
-    key = hashlib.sha256(f"{LAYOUT_VERSION} {dataset.sha256} {sizes}\n".encode())
+    key = hashlib.sha256(f"{LAYOUT_VERSION} {sha256} {sizes}\n".encode())
     key.update("\n".join(images.names).encode(errors="surrogateescape"))
-    return f"{split}-{key.hexdigest()[:32]}"
+    return key.hexdigest()[:32]
 
 
 def _map_file(path: Path) -> np.ndarray:
@@ -140,8 +181,8 @@ def _map_file(path: Path) -> np.ndarray:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
 
 
-def _report_unreadable(dataset: Dataset, split: Split, index: Index, strict: bool) -> None:
-    count, total = len(index.unreadable), len(dataset.splits[split])
+def _report_unreadable(images: Images, split: str, classes: Sequence[str], index: Index, *, strict: bool) -> None:
+    count, total = len(index.unreadable), len(images)
     if count == 0:
         return
     first = f"{index.unreadable[0]} ({index.reasons[0]})"
@@ -150,11 +191,12 @@ def _report_unreadable(dataset: Dataset, split: Split, index: Index, strict: boo
         raise DataError(
             f"{count} of {total} {split} images cannot be read, the first is {first}", f"repair or remove them; {look}"
         )
-    labels = dataset.splits[split].labels
+    labels = images.labels
     lost = sorted(set(labels.tolist()) - set(labels[index.kept].tolist()))
     if lost:
+        of_class = f" of class {classes[lost[0]]!r}" if classes else ""
         raise DataError(
-            f"none of the {split} images of class {dataset.classes[lost[0]]!r} can be read, one is {first}",
+            f"none of the {split} images{of_class} can be read, one is {first}",
             f"repair them; {look}",
         )
     for name, reason in list(zip(index.unreadable, index.reasons, strict=True))[:SHOWN_UNREADABLE]:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from toolkit.data.formats import FORMAT_NAMES
-from toolkit.data.picture_file import TooLargeError
+from toolkit.data.picture_file import RefusedError, TooLargeError, bits_of, decoding_bytes, is_negative, lacks_memory
 from toolkit.errors import WeightsError, one_line
 from toolkit.settings import DataRecipe
 
@@ -32,6 +32,8 @@ UNREADABLE = (
 NO_MEMORY = "there is not enough memory to decode it"
 """The reason for a picture that may be read another time."""
 
+BAND_BYTES = 24
+"""Memory that a conversion takes for each pixel of a band."""
 BAND_PIXELS = 2**21
 """Pixels that are converted to RGB at once. A picture that is larger never has two whole copies in memory."""
 MOST_ROWS = 2**21
@@ -79,6 +81,8 @@ def why_unreadable(error: BaseException) -> str:
         return f"not a {FORMAT_NAMES} image, or damaged at its start"
     if isinstance(error, TooLargeError):
         return f"too large: {error}; {error.remedy}"
+    if isinstance(error, RefusedError):
+        return f"{error}; {error.remedy}"
     if isinstance(error, MemoryError) or str(error).startswith("out of memory"):
         return NO_MEMORY
     if "MAX_TEXT_CHUNK" in str(error):
@@ -96,7 +100,7 @@ def decode_rgb(image: Image.Image) -> Image.Image:
     """
     decode_first_frame(image)
     turn = _find_turn(image)
-    return _to_rgb(image if turn is None else image.transpose(turn.transpose))
+    return _to_rgb(image if turn is None else image.transpose(turn.transpose), _Depth.of(image))
 
 
 def upright_bands(image: Image.Image, box: Box | None = None) -> Iterator[Image.Image]:
@@ -269,17 +273,47 @@ def count_frames(image: Image.Image) -> int:
     return pages
 
 
+def working_bytes(image: Image.Image) -> int:
+    """Memory that an opened picture takes until its pixels are converted band by band, an estimate."""
+    return decoding_bytes(image) + BAND_BYTES * min(BAND_PIXELS, image.width * image.height)
+
+
 def decode_first_frame(image: Image.Image) -> None:
-    """Decode the first frame. If that fails, all work ends with it: Pillow would hand out half a picture later."""
-    if image.tell() != 0:
-        image.seek(0)
-    image.load()
+    """Decode the first frame. If that fails, all work ends with it: Pillow would hand out half a picture later.
+
+    Raises MemoryError if too little memory may be the reason, whatever the decoder says.
+    """
+    try:
+        if image.tell() != 0:
+            image.seek(0)
+        image.load()
+    except UNREADABLE as error:
+        if not isinstance(error, MemoryError) and lacks_memory(decoding_bytes(image)):
+            raise MemoryError from error
+        raise
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+class _Depth(NamedTuple):
+    """How grey values of more than 8 bits are meant: how many bits they have, and whether white is 0."""
+
+    bits: int
+    is_negative: bool
+
+    @classmethod
+    def of(cls, image: Image.Image) -> Self:
+        return cls(bits_of(image), is_negative(image))
+
+
+def _to_rgb(image: Image.Image, depth: _Depth) -> Image.Image:
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values.clip(0, 0xFFFF) >> 8).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
+        grey = (values >> (depth.bits - 8)).clip(0, 0xFF).astype(np.uint8)
+        if depth.is_negative:
+            grey = 255 - grey
+        clear = image.info.get("transparency")
+        if isinstance(clear, int):  # Pillow would lose it
+            grey[values == clear] = 255
+        image = Image.fromarray(grey)
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -314,7 +348,7 @@ def _upright_part(image: Image.Image, box: Box) -> Image.Image:
     turn = _find_turn(image)
     stored = _before_turn(turn, image.size, box)
     part = image if stored == (0, 0, *image.size) else image.crop(stored)
-    return _to_rgb(part if turn is None else part.transpose(turn.transpose))
+    return _to_rgb(part if turn is None else part.transpose(turn.transpose), _Depth.of(image))
 
 
 def _before_turn(turn: _Turn | None, size: tuple[int, int], box: Box) -> Box:

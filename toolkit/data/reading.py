@@ -3,6 +3,7 @@
 import contextlib
 import re
 
+import numpy as np
 from PIL import ExifTags, Image
 
 from toolkit.data.formats import FORMATS
@@ -85,6 +86,10 @@ def _has_transparent_pixels(image: Image.Image) -> bool:
     rows = max(1, BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
         band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if image.mode.startswith("I"):  # Pillow has no such pixels with alpha
+            if (np.asarray(band) == image.info["transparency"]).any():
+                return True
+            continue
         picture = band if "A" in band.getbands() else band.convert("RGBA")
         lowest = picture.getchannel("A").getextrema()[0]
         if isinstance(lowest, int) and lowest < 255:

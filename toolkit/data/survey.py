@@ -13,19 +13,11 @@ import numpy as np
 from PIL import Image
 
 from toolkit.console import duration, progress, say
+from toolkit.data.attempts import attempt
 from toolkit.data.dataset import SPLITS, Dataset, Images, Split, spread
 from toolkit.data.near_copies import SIDE, THUMBNAIL_BYTES, make_thumbnail
-from toolkit.data.parallel import DECODING, run_in_blocks
-from toolkit.data.picture_file import decoding_bytes
-from toolkit.data.preprocess import (
-    DIGEST_BYTES,
-    UNREADABLE,
-    hash_pixels,
-    preview,
-    upright_bands,
-    upright_size,
-    why_unreadable,
-)
+from toolkit.data.parallel import run_in_blocks
+from toolkit.data.preprocess import DIGEST_BYTES, hash_pixels, preview, upright_bands, upright_size
 from toolkit.data.reading import find_kinds
 from toolkit.machine.limits import available_cores
 
@@ -34,6 +26,9 @@ LONG_S = 20.0
 """s; if looking at all images will take longer than this, it is said before."""
 BLANK = "blank"
 """A kind beside those of reading.KINDS: every pixel has the same colour."""
+NEARLY_BLACK = "nearly black"
+"""Another one: more than 8 bits per channel, and none of the upper 8 rises to DARKEST_WHITE."""
+DARKEST_WHITE = 32
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class Survey:
     reasons: dict[int, str] = field(default_factory=dict)
     """image that cannot be read → why"""
     kinds: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    """one of reading.KINDS, or BLANK → its images"""
+    """one of reading.KINDS, BLANK or NEARLY_BLACK → its images"""
 
     @classmethod
     def begin(cls, dataset: Dataset) -> Self:
@@ -85,16 +80,15 @@ class Survey:
 
     def look_at(self, first: int, images: Images, index: int) -> set[str] | str:
         """Fill row `first` + `index` from image `index` of `images`; returns its kinds, or why it cannot be read."""
-        try:
-            image = images.read(index)
-            with DECODING.take(decoding_bytes(image)):
-                kinds = find_kinds(image, images.names[index])
-                digest, thumbnail = hash_pixels(image), make_thumbnail(preview(image))
-                if _is_blank(image, thumbnail):
-                    kinds.add(BLANK)
-        except UNREADABLE as error:
-            return why_unreadable(error)
-        i = first + index
+        return attempt(images, index, partial(self._fill, first + index, images.names[index]))
+
+    def _fill(self, i: int, name: str, image: Image.Image) -> set[str]:
+        kinds = find_kinds(image, name)
+        digest, thumbnail = hash_pixels(image), make_thumbnail(preview(image))
+        if _is_blank(image, thumbnail):
+            kinds.add(BLANK)
+        elif "16 bits" in kinds and _brightest(image) < DARKEST_WHITE:
+            kinds.add(NEARLY_BLACK)
         self.readable[i] = True
         self.sizes[i] = upright_size(image)
         self.digests[i] = np.frombuffer(digest, dtype=np.uint8)
@@ -108,6 +102,11 @@ def _is_blank(image: Image.Image, thumbnail: np.ndarray) -> bool:
         return False
     colours = [band.getcolors(1) for band in upright_bands(image)]
     return None not in colours and len({colour[0][1] for colour in colours if colour}) == 1
+
+
+def _brightest(image: Image.Image) -> int:
+    """The highest value of any channel, 0 to 255."""
+    return max(int(np.asarray(band).max()) for band in upright_bands(image))
 
 
 def survey(dataset: Dataset, workers: int = 0) -> Survey:

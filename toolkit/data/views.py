@@ -1,19 +1,22 @@
-"""Training views: seeded random crop, flip and rotation of a whole batch at once, on the device, from uint8.
+"""Training views: seeded crop, flip, rotation and all that follows, of a whole batch at once, from uint8.
 
 A view of an image is fixed by (seed, image, view) alone: the same three numbers give the same pixels in any batch,
-order or process, and the same part of the picture at any size. Shapes: B images of a batch, N of the split, H W pixels
-of an image, S side of the crop (data.image_size), R side of the view as it is rendered.
+order or process, and the same part of the picture at any size. The order is torchvision's: crop, flip, policy, colours,
+erasing, mix. Shapes: B images of a batch, N of the split, H W pixels of an image, S side of the crop (data.image_size),
+R side of the view as it is rendered. A random resized crop is cut as 2S rows and columns: the two pixels that each of
+its S places lies between.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from toolkit.data.alterations import alter
+from toolkit.data.view_draws import ViewDraw
+from toolkit.data.warps import sample
 from toolkit.settings import DataRecipe
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -22,96 +25,80 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 Indices = np.ndarray | Tensor
 """int64 (B,), images of a split: an array, or a tensor on the GPU that has their pixels."""
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_STREAM = 1
-"""Separates the draws of mixup from others of the same seed."""
-
-
-@dataclass(frozen=True)
-class ViewDraw:
-    """The random choices of one view for each of B images.
-
-    `top`, `left`: int64 (B,), px; the crop's corner in the image's own coordinates (negative inside the padding).
-    `flip`: bool (B,). `angle`: float64 (B,), degrees, counter-clockwise.
-    """
-
-    top: np.ndarray
-    left: np.ndarray
-    flip: np.ndarray
-    angle: np.ndarray
-
-
-def draw_views(recipe: DataRecipe, sizes: np.ndarray, images: np.ndarray, seed: int, view: int) -> ViewDraw:
-    """Draw view number `view` of every image.
-
-    `sizes` is int64 (B, 2), each image's (height, width) in px; `images` int64 (B,), its number in the split. The crop
-    is drawn as by torchvision's RandomCrop(size, padding, pad_if_needed=True): `crop_padding` px on every side first.
-    If a side is still shorter than the view, the missing length is added at both of its ends.
-    """
-    chance = _uniform(seed, images, view, count=4)
-    corner = np.empty_like(sizes)
-    for axis in (0, 1):
-        padded = sizes[:, axis] + 2 * recipe.crop_padding
-        missing = np.maximum(recipe.image_size - padded, 0)
-        room = padded + 2 * missing - recipe.image_size + 1
-        corner[:, axis] = np.floor(chance[:, axis] * room).astype(np.int64) - missing - recipe.crop_padding
-    return ViewDraw(
-        top=corner[:, 0],
-        left=corner[:, 1],
-        flip=(chance[:, 2] < 0.5) & recipe.flip,
-        angle=(chance[:, 3] * 2 - 1) * recipe.rotation_degrees,
-    )
-
-
-@dataclass(frozen=True)
-class MixDraw:
-    """The mixup partners of one view of a whole split (Zhang et al. 2018, arXiv:1710.09412).
-
-    `partners`: int64 (N,), the image that is mixed into each; `weights`: float32 (N,), 0..1, the image's own share.
-    """
-
-    partners: np.ndarray
-    weights: np.ndarray
-
-
-def draw_mix(alpha: float, count: int, seed: int, view: int) -> MixDraw:
-    """Draw the partners of view number `view` of `count` images: a permutation, and shares from Beta(α, α)."""
-    generator = np.random.default_rng((seed, view, _MIX_STREAM))
-    return MixDraw(generator.permutation(count), generator.beta(alpha, alpha, count).astype(np.float32))
-
-
-def mix_views(views: Tensor, partners: Tensor, weights: Tensor) -> Tensor:
-    """`weights`, float32 (B,), of each view, (B, 3, R, R), and the rest of its partner's."""
-    return torch.lerp(partners, views, weights.view(-1, 1, 1, 1))
-
-
-def mix_targets(labels: Tensor, partners: Tensor, weights: Tensor, num_classes: int) -> Tensor:
-    """The labels int64 (B,) of images and of their partners, mixed as their views are: float32 (B, C)."""
-    targets = torch.zeros(len(labels), num_classes, device=labels.device)
-    targets.scatter_add_(1, labels.unsqueeze(1), weights.unsqueeze(1))
-    return targets.scatter_add_(1, partners.unsqueeze(1), 1 - weights.unsqueeze(1))
-
 
 def render_views(
     images: Iterable[np.ndarray], sizes: np.ndarray, draw: ViewDraw, recipe: DataRecipe, side: int | None = None
 ) -> Tensor:
     """Render the drawn views: B images, uint8 (H, W, 3) each → float32 (B, 3, R, R) in 0..1, channels last in memory.
 
-    Crop, mirrored border and flip copy pixels exactly. Rotation and the change of size from S to R = `side` px (default
-    S) are one bilinear sampling step, which flips too. Pixels from outside the crop are black, as with torchvision's
-    RandomRotation.
+    A plain crop, its mirrored border and flip copy pixels exactly. Rotation, a policy's first move and the change of
+    size from S to R = `side` px (default S) are one bilinear sampling step, which flips too. Pixels from outside the
+    crop are black, as with torchvision's RandomRotation.
     """
     side = side or recipe.image_size
     sampled = is_sampled(recipe, side)
-    rows, columns = crop_places(sizes, draw.top, draw.left, None if sampled else draw.flip, recipe)
-    crops = np.empty((*rows.shape, rows.shape[1], 3), dtype=np.uint8)
+    rows, columns = draw_places(sizes, draw, recipe, draw.flip if not sampled else None)
+    crops = np.empty((*rows.shape, columns.shape[1], 3), dtype=np.uint8)
     cut_crops(images, rows, columns, crops)
-    return finish_views(torch.from_numpy(crops), view_axes(draw) if sampled else None, side)
+    drawn = draw.tensors()
+    views = finish_views(resample(torch.from_numpy(crops), drawn, recipe), drawn["warp"] if sampled else None, side)
+    return alter(views, drawn, recipe, whole=False) if draw.changes else views
 
 
 def is_sampled(recipe: DataRecipe, side: int) -> bool:
     """Whether views of `side` px are sampled; otherwise they are copied pixel by pixel."""
-    return recipe.rotation_degrees != 0 or side != recipe.image_size
+    moves = recipe.rotation_degrees != 0 or recipe.augment != "none" or recipe.has_resized_crop
+    return moves or side != recipe.image_size
+
+
+def cut_side(recipe: DataRecipe) -> int:
+    """px; side of what is cut from an image for its view: S, or 2S for a random resized crop."""
+    return recipe.image_size * (2 if recipe.has_resized_crop else 1)
+
+
+def draw_places(
+    sizes: np.ndarray, draw: ViewDraw, recipe: DataRecipe, flip: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the image that make up each drawn crop, as crop_places or resized_places give them."""
+    if not recipe.has_resized_crop:
+        return crop_places(sizes, draw.top, draw.left, flip, recipe)
+    rows, columns = resized_places(torch.from_numpy(sizes), draw.tensors(), recipe)
+    return rows.numpy(), columns.numpy()
+
+
+def resized_places(sizes: Tensor, drawn: Mapping[str, Tensor], recipe: DataRecipe) -> tuple[Tensor, Tensor]:
+    """Rows and columns of a random resized crop, int64 (B, 2S) each: pairs of neighbours, for each of S places."""
+    pairs = []
+    for axis, places in enumerate(_places_in_crop(drawn, recipe)):
+        first = places.floor().long()
+        both = torch.stack((first, torch.minimum(first + 1, sizes[:, axis : axis + 1] - 1)), 2)
+        pairs.append(both.flatten(1))
+    return pairs[0], pairs[1]
+
+
+def resample(crops: Tensor, drawn: Mapping[str, Tensor], recipe: DataRecipe) -> Tensor:
+    """A random resized crop, uint8 (B, 2S, 2S, 3) → bilinear, float32 (B, S, S, 3) in 0..255; others stay as they are.
+
+    It equals torchvision's resized_crop without antialiasing.
+    """
+    if not recipe.has_resized_crop:
+        return crops
+    down, across = ((places - places.floor()).float() for places in _places_in_crop(drawn, recipe))
+    count, side = down.shape
+    upper, lower = crops.view(count, side, 2, 2 * side, 3).unbind(2)
+    rows = torch.lerp(upper.float(), lower.float(), down[:, :, None, None])
+    left, right = rows.view(count, side, side, 2, 3).unbind(3)
+    return torch.lerp(left, right, across[:, None, :, None])
+
+
+def _places_in_crop(drawn: Mapping[str, Tensor], recipe: DataRecipe) -> list[Tensor]:
+    """Where the middles of S rows and of S columns lie in the image, float64 (B, S) each, in px; within the crop."""
+    found = []
+    for start, length in ((drawn["top"], drawn["height"]), (drawn["left"], drawn["width"])):
+        steps = (torch.arange(recipe.image_size, device=start.device, dtype=torch.float64) + 0.5) / recipe.image_size
+        first, last = start.unsqueeze(1), (start + (length - 1).clamp_min(0)).unsqueeze(1)
+        found.append((first + steps * length.unsqueeze(1) - 0.5).clamp(first, last))
+    return found
 
 
 def crop_places(sizes: Array, top: Array, left: Array, flip: Array | None, recipe: DataRecipe) -> tuple[Array, Array]:
@@ -133,30 +120,17 @@ def crop_places(sizes: Array, top: Array, left: Array, flip: Array | None, recip
     )
 
 
-def view_axes(draw: ViewDraw) -> Tensor:
-    """The directions of each view's axes, right and down, in its crop: complex64 (B, 2), x + iy.
+def finish_views(crops: Tensor, warp: Tensor | None, side: int) -> Tensor:
+    """Crops, (B, S, S, 3) in 0..255 → views, float32 (B, 3, R, R) in 0..1, channels last in memory, on the same device.
 
-    A pixel at x + iy comes from (x + iy)·e^{iθ}, with the angle θ: the inverse turn, because y points down. If `flip`
-    is set, it comes from (−x + iy)·e^{−iθ}, the mirror image of that: crops are flipped before they turn.
-    """
-    sign = torch.from_numpy(1 - 2 * draw.flip.astype(np.float32))
-    turn = torch.polar(torch.ones_like(sign), sign * torch.from_numpy(np.deg2rad(draw.angle)).float())
-    return torch.stack((sign * turn, 1j * turn), dim=1)
-
-
-def finish_views(crops: Tensor, axes: Tensor | None, side: int) -> Tensor:
-    """Crops, uint8 (B, S, S, 3) → views, float32 (B, 3, R, R) in 0..1, channels last in memory, on the same device.
-
-    If `axes` (`view_axes`) are given, they are sampled at R = `side` px along them.
+    If a `warp` (warps.py) is given, they are sampled along it at R = `side` px.
     """
     crops = crops.permute(0, 3, 1, 2)
-    if axes is None:
+    if warp is None:
         return crops.float().div_(255)
     # grid_sample is fastest on planes; the networks want channels last
     planes = crops.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    grid = _sampling_grid(axes, side)
-    views = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return views.contiguous(memory_format=torch.channels_last)
+    return sample(planes, warp, side).contiguous(memory_format=torch.channels_last)
 
 
 def centre_views(crops: Tensor) -> Tensor:
@@ -193,30 +167,9 @@ def cut_crops(images: Iterable[np.ndarray], rows: np.ndarray, columns: np.ndarra
 
 
 def _is_run(places: np.ndarray) -> np.ndarray:
-    """Which rows of `places`, (B, S), count up by one from 0 or more; neighbours differ by one at most. bool (B,)."""
+    """Which rows of `places`, (B, S), count up by one from 0 or more: bool (B,).
+
+    Their ends tell: the steps of a plain crop are one at most, and those of a resized one differ by one at most.
+    """
     run: np.ndarray = (places[:, 0] >= 0) & (places[:, -1] - places[:, 0] == places.shape[1] - 1)
     return run
-
-
-def _sampling_grid(axes: Tensor, side: int) -> Tensor:
-    """Each view's pixels' places in the crop, float32 (B, R, R, 2), (x, y) in −1..1; on the device of `axes`."""
-    places = (torch.arange(side, device=axes.device) * 2 + 1) / side - 1
-    across, down = axes.view(-1, 2, 1, 1).unbind(1)
-    return torch.view_as_real(places.view(1, 1, -1) * across + places.view(1, -1, 1) * down)
-
-
-def _uniform(seed: int, images: np.ndarray, view: int, count: int) -> np.ndarray:
-    """Float64 (B, count) in [0, 1), a hash of (seed, image, view, place): splitmix64 (Steele, Lea, Flood 2014)."""
-    run = _mix(np.array([seed], np.uint64) + _GOLDEN) ^ _mix(np.array([view], np.uint64) * _GOLDEN + np.uint64(1))
-    state = _mix(images.astype(np.uint64) * _GOLDEN + run)
-    places = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    bits = _mix(state[:, None] + places)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(state: np.ndarray) -> np.ndarray:
-    """Scramble uint64 values; overflow wraps, as it should."""
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = state ^ (state >> np.uint64(31))
-    return mixed

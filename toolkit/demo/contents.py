@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from toolkit import console
+from toolkit.bench.report.advice import describe_knowledge
 from toolkit.bench.report.examples import Example, Examples, read_picture
 from toolkit.bench.report.verdict import name_gpu
 from toolkit.bench.schema import Report, first_reason
@@ -113,6 +114,7 @@ def _read_report(path: Path) -> dict[str, Any]:
         "date": report.created[:10],
         "verdict": report.verdict,
         "gain": report.distillation.mean,
+        "beyond_labels": describe_knowledge(report.distillation),
         "seeds": len(report.distillation.seeds or ()),
     }
 

@@ -182,10 +182,13 @@
       gain === null
         ? ""
         : `<p>${say("gain", { points: signed(100 * gain, 2), seeds: seeds > 1 ? texts.seeds_n.replace("{n}", seeds) : texts.seeds_1 })}</p>`;
+    const beyond = value.beyond_labels
+      ? `<p lang="en"><b${zh ? ' lang="zh-CN"' : ""}>${say("beyond_labels")}</b> ${escape(value.beyond_labels)}</p>`
+      : "";
     return `<p lang="en" class="kd-verdict">${zh ? `<b lang="zh-CN">${say("report_verdict")}</b> ` : ""}${escape(value.verdict)}</p>${worth}
       <div class="kd-scroll" tabindex="0" role="region" aria-label="${escape(texts.benchmark)}"><table>
       <thead><tr>${heads.map((head) => `<th scope="col">${say(`col_${head}`)}</th>`).join("")}</tr></thead>
-      <tbody>${rows.join("")}</tbody></table></div><p class="kd-note">${say("measured", about)}</p>`;
+      <tbody>${rows.join("")}</tbody></table></div>${beyond}<p class="kd-note">${say("measured", about)}</p>`;
   };
 
   const plots = (value) =>

@@ -18,10 +18,12 @@ from toolkit.data.pixels import Pixels
 from toolkit.distill import distributed
 from toolkit.distill.answers import known_classes, known_logits
 from toolkit.distill.evaluation import compute_logits
+from toolkit.distill.folds import answer_out_of_fold, folds_of
 from toolkit.distill.job import TrainingData, TrainingJob
 from toolkit.distill.logit_store import StoredTeacher
 from toolkit.distill.teachers import answer_by_label
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.ensemble import Ensemble
 from toolkit.networks.of_answers import Answers
 from toolkit.networks.small_maps import place
 from toolkit.networks.weights import load_model
@@ -61,16 +63,19 @@ def _answer_all(network: Answers, pixels: Pixels, num_classes: int, temperature:
 def save_answers(path: Path, teacher_file: Path, data: TrainingData, device: str) -> int:
     """Write the answers of the teacher in `teacher_file` to the training and validation images; how many there are.
 
-    Each is the answer to the evaluation view, in fp32, by name and, if the images are files, by SHA-256. Classes that
-    the teacher does not know are left out.
+    Each is the answer to the evaluation view, in fp32, by name and, if the images are files, by SHA-256. A teacher of
+    folds answers out of fold. Classes that the teacher does not know are left out.
     """
     teacher, info = load_model(teacher_file)
     classes = known_classes(teacher.network, data.num_classes)
     keys: dict[str, list[str]] = {"name": [], "sha256": []}
     logits: list[np.ndarray] = []
     seen = data.seen_by("teacher")
-    for images, pixels in ((data.dataset.train, seen.train), (data.dataset.valid, seen.valid)):
-        known, answers = _answer(teacher, pixels, device)
+    folds = None
+    if count := info.extra.get("folds"):
+        folds = folds_of(seen.train, count, info.recipe["data"]["split_seed"])
+    for images, pixels, drawn in ((data.dataset.train, seen.train, folds), (data.dataset.valid, seen.valid, None)):
+        known, answers = _answer(teacher, pixels, device, drawn)
         names = [pixels.names[index] for index in known]
         keys["name"] += names
         logits.append(answers[:, classes])
@@ -85,9 +90,16 @@ def save_answers(path: Path, teacher_file: Path, data: TrainingData, device: str
     return len(keys["name"])
 
 
-def _answer(teacher: Classifier, pixels: Pixels, device: str) -> tuple[Sequence[int] | np.ndarray, np.ndarray]:
+def _answer(
+    teacher: Classifier, pixels: Pixels, device: str, folds: np.ndarray | None
+) -> tuple[Sequence[int] | np.ndarray, np.ndarray]:
+    """The images that have an answer, and the answers, (A, C)."""
     if isinstance(teacher.network, Answers):
         return known_logits(teacher.network, pixels)
+    if folds is not None:
+        assert isinstance(teacher.network, Ensemble)
+        members = [member for member in teacher.network.members if isinstance(member, Classifier)]
+        return range(len(pixels)), answer_out_of_fold(members, folds, pixels, device)
     place(teacher, device)
     logits: Tensor = compute_logits(teacher, pixels, "fp32", device)
     return range(len(pixels)), logits.cpu().numpy()

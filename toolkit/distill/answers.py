@@ -18,7 +18,6 @@ from toolkit.networks.of_answers import Answers
 from toolkit.networks.registry import NetworkSpec, PickColumns, spec_of
 from toolkit.networks.weights import Imported, find_columns, given_classes, load_model
 from toolkit.recipe import Recipe
-from toolkit.settings import DistillRecipe
 
 MIXES = ("mixup", "cutmix")
 """settings of [distill] that make one image of two"""
@@ -29,14 +28,20 @@ def is_answered(recipe: Recipe) -> bool:
     return recipe.teacher.architecture == ANSWERS
 
 
-def require_one_answer(section: DistillRecipe) -> None:
+def require_one_answer(recipe: Recipe) -> None:
     """RecipeError if the student would have to be taught what no file of answers says."""
+    section = recipe.distill
+    if recipe.data.unlabelled:
+        raise RecipeError(
+            "data.unlabelled needs a network as the teacher, and a file of answers knows the labelled images alone",
+            "leave data.unlabelled out, or give a network",
+        )
     if section.feature_method:
         raise RecipeError(
             f"{section.feature_method} reads the teacher's layers, and a file of answers has none",
             f"use a method of logits: distill.method={section.logit_method or 'kd'}",
         )
-    if mixed := [name for name in MIXES if getattr(section, name, 0)]:
+    if mixed := [name for name in MIXES if getattr(section, name)]:
         raise RecipeError(
             f"distill.{mixed[0]} makes one image of two, and a file of answers has one answer per image",
             f"use distill.{mixed[0]}=0, or a network as the teacher",
@@ -45,7 +50,7 @@ def require_one_answer(section: DistillRecipe) -> None:
 
 def require_answers(path: Path, recipe: Recipe, dataset: Dataset) -> None:
     """WeightsError or RecipeError unless the answers at `path` can teach a student of these images by this recipe."""
-    require_one_answer(recipe.distill)
+    require_one_answer(recipe)
     answers = _read(path)
     _find_columns(answers, recipe, dataset)
     match_answers(answers, dataset)

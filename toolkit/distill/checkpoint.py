@@ -122,8 +122,9 @@ class Checkpoint:
             )
         differing = [key for key, value in self.settings.items() if theirs.get(key) != value]
         if differing:
+            names = [key.removesuffix("_sha256").replace("_", " ") for key in differing]
             raise ArtifactError(
-                f"{self.path} was made with another {' and '.join(key.removesuffix('_sha256') for key in differing)}",
+                f"{self.path} was made with another {' and '.join(names)}",
                 f"give the settings it was made with, {start_over}",
             )
         if not resume:

@@ -117,6 +117,11 @@ def leader_first() -> Iterator[None]:
         barrier()
 
 
+def least_batch() -> int:
+    """Labelled images that every batch must have: batch statistics need two images in each process."""
+    return 2 * world_size()
+
+
 def agree(value: Value) -> Value:
     """The main process's `value`, in every process."""
     if world_size() == 1:

@@ -1,6 +1,6 @@
 """A network's answers on a whole split, shared out over the processes that train. N images, C classes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from toolkit.data.views import centre_views
 from toolkit.distill import distributed
 from toolkit.distill.memory import free_cache, is_out_of_memory
 from toolkit.distill.precision import Arithmetic, autocast
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, WeightsError
 from toolkit.networks.classifier import Classifier
 
 BATCH_PIXELS, GPU_BATCH_PIXELS = 2**22, 2**24
@@ -50,6 +50,16 @@ def compute_logits(network: Classifier, pixels: Pixels, precision: Arithmetic, d
         free_cache(device)
         console.say(f"out of memory: validating {batch_size} images at a time")
     return distributed.gather_shares(logits[: len(share)], len(pixels))
+
+
+def require_finite(logits: Tensor, names: Sequence[str]) -> None:
+    """WeightsError unless the teacher's `logits` (N, C), for the images of these names, are all finite."""
+    finite = logits.isfinite().all(1)
+    if not bool(finite.all()):
+        raise WeightsError(
+            f"the teacher answers {names[int((~finite).int().argmax())]} with values that are not finite",
+            "give other weights of it: trained again, or exported again in float32",
+        )
 
 
 def _logits_or_none(network: Classifier, views: Iterator[Tensor], precision: Arithmetic, device: str) -> Tensor | None:

@@ -11,12 +11,13 @@ from torch import nn
 from toolkit import __version__, console
 from toolkit.data.batches import TrainingViews
 from toolkit.data.dataset import Dataset
+from toolkit.data.mixed_views import MixedViews, Portions
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
 from toolkit.distill.checkpoint import Checkpoint, TrainingState
+from toolkit.distill.class_balance import ClassBalance
 from toolkit.distill.compilation import make_room
-from toolkit.distill.curves import draw_learning_curves
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.metrics import EpochMetrics
 from toolkit.distill.precision import FloatArithmetic, NetworkStep, choose_precision
@@ -38,13 +39,16 @@ from toolkit.settings import DataRecipe, StageRecipe
 class TrainingData:
     """A data set with its two training splits decoded, as the student sees them.
 
-    `for_teacher` is the same at the teacher's own size; None if that is the student's.
+    `for_teacher` is the same at the teacher's own size; None if that is the student's. `unlabelled` are images without
+    labels, known by `unlabelled_set_sha256`; None without any.
     """
 
     dataset: Dataset
     train: Pixels
     valid: Pixels
     for_teacher: "TrainingData | None" = None
+    unlabelled: Pixels | None = None
+    unlabelled_set_sha256: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -142,7 +146,11 @@ class TrainingJob:
             "network": dict(info.network.settings),
             **info.extra,
         }
-        return [name.removesuffix("_sha256") for name, value in self.settings.items() if known.get(name) != value]
+        return [
+            name.removesuffix("_sha256").replace("_", " ")
+            for name, value in self.settings.items()
+            if known.get(name) != value
+        ]
 
     def saved_state(self) -> TrainingState | None:
         """The state to go on from, of an interrupted run of this very stage."""
@@ -177,21 +185,49 @@ class TrainingJob:
         """RecipeError unless this job can train `network`, which goes to its device."""
         require_trainable(network.to(self.options.device), self.recipe, self.role)
 
-    def views(self) -> TrainingViews:
-        """The training images as this job's network sees them."""
+    def class_balance(self) -> ClassBalance:
+        """What this job's loss does about the sizes of the training images' classes."""
+        return ClassBalance.of(self.section, self.data.train.labels, self.data.num_classes, self.options.device)
+
+    def views(self) -> TrainingViews | MixedViews:
+        """The training images as this job's network sees them; a student's with unlabelled ones, if there are any."""
         return self._views_of(self.role)
 
-    def views_of_teacher(self) -> TrainingViews:
+    def views_of_teacher(self) -> TrainingViews | MixedViews:
         """The same views as this job's teacher sees them; `views` itself has to be used if they are the same."""
         return self._views_of("teacher")
 
-    def _views_of(self, viewer: Role) -> TrainingViews:
+    @property
+    def portions(self) -> Portions | None:
+        """How unlabelled images join this job's batches; None if they do not. RecipeError if none ever would."""
+        unlabelled = self.data.unlabelled
+        if unlabelled is None or self.role != "student":
+            return None
+        section, least = self.recipe.distill, distributed.least_batch()
+        portions = Portions(section.unlabelled_ratio, len(self.data.train), len(unlabelled), section.batch_size, least)
+        if not portions.per_epoch:
+            raise RecipeError(
+                f"distill.unlabelled_ratio = {portions.ratio:g} gives no step of {section.batch_size} an unlabelled"
+                " image",
+                f"set it to {1 / section.batch_size:.2g} or more, or leave data.unlabelled out",
+            )
+        return portions
+
+    def _views_of(self, viewer: Role) -> TrainingViews | MixedViews:
+        data = self.data.seen_by(viewer)
+        labelled = self._views_on(data.train, viewer)
+        if (portions := self.portions) is None:
+            return labelled
+        assert data.unlabelled is not None
+        return MixedViews(labelled, self._views_on(data.unlabelled, viewer), portions)
+
+    def _views_on(self, pixels: Pixels, viewer: Role) -> TrainingViews:
         return TrainingViews(
-            self.data.seen_by(viewer).train,
+            pixels,
             self.recipe.data_of(viewer),
             self.data.num_classes,
             seed=self.recipe.training.seed,
-            mixup=self.section.mixup,
+            mix=self.section.mix,
             device=self.options.device,
         )
 
@@ -236,6 +272,8 @@ class TrainingJob:
 
     def _draw_curves(self) -> None:
         if self.model_dir.metrics.exists():
+            from toolkit.distill.curves import draw_learning_curves  # matplotlib takes a while
+
             with locked(self.model_dir.path):  # so that the last process to draw has the lines of both
                 picture = draw_learning_curves(self.model_dir.metrics)
                 with write_atomically(self.model_dir.plot("learning_curves")) as path:

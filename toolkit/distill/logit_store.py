@@ -8,10 +8,10 @@ C classes, B images of a batch, V validation images.
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from toolkit.data.pixels import Pixels
 from toolkit.data.resident import copy_in_pieces, send
 from toolkit.data.views import Indices
 from toolkit.distill import distributed
-from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import NetworkOutput
 from toolkit.distill.precision import Arithmetic
-from toolkit.distill.teachers import LiveTeacher
+from toolkit.distill.teachers import Teacher
 from toolkit.errors import ArtifactError, DataError
 from toolkit.files import write_atomically
+from toolkit.recipe import NEWER_SETTINGS
 
 LAYOUT_VERSION = 1
 """A part of the store's key; raised whenever the meaning of the content changes."""
@@ -45,7 +45,8 @@ WRITE_BYTES = 2**26
 """bytes of logits that gather where they were computed, before they are written: no batch waits for GPU or disk"""
 
 NOT_IN_VIEWS = {
-    *("source", "layout", "workers", "validation_fraction", "test_fraction", "split_seed", "share", "mean", "std")
+    *("source", "layout", "unlabelled", "workers", "mean", "std"),
+    *("validation_fraction", "test_fraction", "split_seed", "share"),
 }
 """[data] settings that do not change a view; the key holds the images themselves."""
 
@@ -59,6 +60,10 @@ class StoredTeacher:
         self._device = device
         self._shown = torch.empty(0, device=device)
         self._number = -1
+
+    @property
+    def is_capturable(self) -> bool:
+        return True
 
     def show(self, view: int) -> None:
         """Have that view's logits on the device: float32 (N, C), in place."""
@@ -87,24 +92,27 @@ class StoredTeacher:
 class LogitStore:
     """The cache's file of a teacher's logits, of `num_views` views of every image and of the validation images.
 
-    The key is all that decides them: the teacher's file, the images, the views' settings, seed and number, mixup and
-    the arithmetic.
+    `dataset_sha256` is the images': of unlabelled ones their own. With these there are no validation images.
+
+    The key is all that decides them: the teacher's file, the images, the views' settings, seed and number, their mix
+    and the arithmetic.
     """
 
     teacher_sha256: str
     dataset_sha256: str
     views: TrainingViews
-    valid: Pixels
+    valid: Pixels | None
     num_views: int
 
     def find(self, precisions: Sequence[Arithmetic]) -> Arithmetic | None:
         """The first of `precisions` in which the cache of every process has them already."""
         return next((precision for precision in precisions if self._is_everywhere(precision)), None)
 
-    def open(self, network: TappedNetwork, precision: Arithmetic) -> StoredTeacher:
-        """From the cache, or computed now with `network`. Raises DataError if the cache cannot be written."""
-        path, views, valid = self._path(precision), self.views, self.valid
-        amount = f"teacher logits: {console.count(self.num_views, 'view')} of {len(views):,} images"
+    def open(self, live: Callable[[], Teacher], precision: Arithmetic) -> StoredTeacher:
+        """From the cache, or computed now by the `live` teacher. Raises DataError if the cache cannot be written."""
+        path, views, valid = self._path(precision), self.views, 0 if self.valid is None else len(self.valid)
+        kind = "unlabelled images" if self.valid is None else "images"
+        amount = f"teacher logits: {console.count(self.num_views, 'view')} of {len(views):,} {kind}"
         if self._is_everywhere(precision):
             console.say(f"{amount} from the store")
         else:
@@ -112,15 +120,15 @@ class LogitStore:
             console.say(f"{amount} to compute once ({console.size(size_bytes)} in {path.parent})")
             if distributed.local_rank() == 0:
                 remove_leftovers(path.parent, (path.suffix,))
-            _fill(path, LiveTeacher(network, views, valid, precision), views, self.num_views)
+            _fill(path, live(), views, self.num_views, with_valid=self.valid is not None)
             distributed.barrier()
         stored = np.memmap(path, dtype=np.float32, mode="r", shape=(self._rows, views.num_classes))
-        train_logits = stored[len(valid) :].reshape(self.num_views, len(views), views.num_classes)
-        return StoredTeacher(train_logits, stored[: len(valid)], views.device)
+        train_logits = stored[valid:].reshape(self.num_views, len(views), views.num_classes)
+        return StoredTeacher(train_logits, stored[:valid], views.device)
 
     @property
     def _rows(self) -> int:
-        return len(self.valid) + self.num_views * len(self.views)
+        return (0 if self.valid is None else len(self.valid)) + self.num_views * len(self.views)
 
     def _is_everywhere(self, precision: Arithmetic) -> bool:
         path, size_bytes = self._path(precision), self._rows * self.views.num_classes * ELEMENT_BYTES
@@ -129,15 +137,23 @@ class LogitStore:
 
     def _path(self, precision: Arithmetic) -> Path:
         views, of_data = self.views, self.views.data.model_dump(mode="json")
-        settings = {name: value for name, value in of_data.items() if name not in NOT_IN_VIEWS}
-        names = "\n".join((*views.pixels.names, "", *self.valid.names)).encode(errors="surrogateescape")
+        settings = {name: value for name, value in of_data.items() if self._is_in_views(name, value)}
+        names_of_valid = () if self.valid is None else self.valid.names
+        names = "\n".join((*views.pixels.names, "", *names_of_valid)).encode(errors="surrogateescape")
         images = self.dataset_sha256, hashlib.sha256(names).hexdigest()
-        what = (LAYOUT_VERSION, self.teacher_sha256, *images, settings, self.num_views, views.seed, views.mixup)
-        key = json.dumps((*what, precision), sort_keys=True)
+        what = (LAYOUT_VERSION, self.teacher_sha256, *images, settings, self.num_views, views.seed, views.mix.mixup)
+        cutmix = (views.mix.cutmix,) if views.mix.cutmix else ()
+        key = json.dumps((*what, precision, *cutmix), sort_keys=True)
         return cache_folder("logits", f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.f32")
 
+    def _is_in_views(self, name: str, value: Any) -> bool:
+        """Whether a [data] setting is part of the key; one that came later is not where it changes nothing."""
+        if name == "mean" and self.views.data.erasing:
+            return True  # what is erased gets that colour
+        return name not in NOT_IN_VIEWS and NEWER_SETTINGS.get(f"data.{name}", ...) != value
 
-def _fill(path: Path, live: LiveTeacher, views: TrainingViews, num_views: int) -> None:
+
+def _fill(path: Path, live: Teacher, views: TrainingViews, num_views: int, *, with_valid: bool) -> None:
     """Compute every row and write the file, whole or not at all; one process of each machine writes."""
     batch_size = max(1, FILL_BATCH_PIXELS // views.data.image_size**2) * distributed.world_size()
     steps = list(batches(np.arange(len(views)), batch_size, distributed.world_size()))
@@ -149,7 +165,7 @@ def _fill(path: Path, live: LiveTeacher, views: TrainingViews, num_views: int) -
             temporary.open("wb") if temporary else contextlib.nullcontext() as file,
             console.progress("teacher logits", num_views * len(views)) as advance,
         ):
-            waiting = [live.valid_logits()]
+            waiting = [live.valid_logits()] if with_valid else []
             for view in range(num_views):
                 for step, (indices, share) in enumerate(zip(steps, shares, strict=True)):
                     views.expect(shares[step : step + 2], view)

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from toolkit.distill.class_balance import Batch, ClassBalance
 from toolkit.distill.features import attention_term, fitnets_term, match_spatial, similarity_term
 from toolkit.distill.losses import (
     at_least_float32,
@@ -98,34 +99,51 @@ FEATURE_METHODS = {
 METHODS: Mapping[str, LogitMethod | FeatureMethod] = {**LOGIT_METHODS, **FEATURE_METHODS}
 """Every way to learn from a teacher; a new one is a function, a line here and a name in toolkit/settings.py."""
 
+UNBALANCED = ClassBalance()
+"""Every label counts alike."""
+
 
 class Objective(Protocol):
-    """(student, target, teacher) → scalar, averaged over images. `target` is int64 (N,) or probabilities (N, C)."""
+    """(student, target, teacher) → scalar, averaged over images. `target` is int64 (N,) or probabilities (N, C).
 
-    def __call__(self, student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor: ...
+    In training `batch` is what the N images are a part of; the target may then be that of the first ones alone, which
+    are labelled. Without it, as in validation, classes count alike and logits are as they are.
+    """
+
+    def __call__(
+        self, student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None, batch: Batch | None = None
+    ) -> Tensor: ...
 
 
-def learn_from_labels(label_smoothing: float) -> Objective:
+def learn_from_labels(label_smoothing: float, balance: ClassBalance = UNBALANCED) -> Objective:
     """Cross-entropy alone: teacher and control."""
 
-    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
-        return cross_entropy(student.logits, target, label_smoothing=label_smoothing)
+    def objective(
+        student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None, batch: Batch | None = None
+    ) -> Tensor:
+        if batch is None:
+            return cross_entropy(student.logits, target, label_smoothing=label_smoothing)
+        return balance.cross_entropy(student.logits, target, batch, label_smoothing=label_smoothing)
 
     return objective
 
 
-def learn_from_teacher(section: DistillRecipe) -> Objective:
+def learn_from_teacher(section: DistillRecipe, balance: ClassBalance = UNBALANCED) -> Objective:
     """α · the method's term of logits + (1−α) · cross-entropy + feature_weight · the method's term of layers.
 
-    A method of layers alone leaves α out: its term is added to cross-entropy, as in its paper.
+    A method of layers alone leaves α out: its term is added to cross-entropy, as in its paper. Cross-entropy is of the
+    labelled images, the teacher's terms are of all, and of plain logits.
     """
+    of_labels = learn_from_labels(section.label_smoothing, balance)
     logit_method = LOGIT_METHODS[section.logit_method] if section.logit_method else None
     feature_method = FEATURE_METHODS[section.feature_method] if section.feature_method else None
     alpha = section.alpha if logit_method else 0.0
 
-    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
+    def objective(
+        student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None, batch: Batch | None = None
+    ) -> Tensor:
         assert teacher is not None
-        loss = (1 - alpha) * cross_entropy(student.logits, target, label_smoothing=section.label_smoothing)
+        loss = (1 - alpha) * of_labels(student, target, None, batch)
         if logit_method and alpha > 0:
             logits = student.logits, teacher.logits
             if section.standardize:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import console, shipped
-from toolkit.architectures import ANSWERS, ENSEMBLE, ONNX
+from toolkit.architectures import ANSWERS, ENSEMBLE, LITE0, ONNX, TIMM, family_of
 from toolkit.data import food11
 from toolkit.data.answer_file import is_answer_file, read_classes
 from toolkit.data.dataset import Dataset
@@ -32,6 +32,14 @@ SPLIT_SETTINGS = ("split_seed", "validation_fraction", "test_fraction")
 
 SHIPPED_ACCURACY = "shipped_valid_accuracy"
 """In `extra`, by scripts/ship_teacher.py: accuracy of the file as it ships, in fp32, on its validation images."""
+
+FINE_TUNING = {
+    "teacher.optimizer": "adamw",
+    "teacher.learning_rate": 0.001,
+    "teacher.weight_decay": 0.02,
+    "teacher.label_smoothing": 0.1,
+}
+"""Chosen on validation images of ten classes of food: docs/networks.md."""
 
 TRAIN_ONE = "train a teacher here: --set 'teacher.weights=\"\"', or give the data that this one was trained on"
 
@@ -87,6 +95,19 @@ def is_directory(recipe: Recipe) -> bool:
     """Whether `teacher.weights` names a directory."""
     weights = recipe.teacher.source
     return bool(weights) and weights not in (IMAGENET, *shipped.weights_files(), FOOD_11) and Path(weights).is_dir()
+
+
+def follow_fine_tuning(recipe: Recipe) -> tuple[Recipe, str]:
+    """`recipe` with FINE_TUNING, and a line that says so, if it fine-tunes and leaves the optimiser open.
+
+    torchvision's networks are fine-tuned by the defaults, as they always were. The line is empty if nothing changes.
+    """
+    section = recipe.teacher
+    is_torchvisions = family_of(section.architecture) != TIMM and section.architecture != LITE0
+    if section.source != IMAGENET or is_torchvisions or any(map(recipe.states, FINE_TUNING)):
+        return recipe, ""
+    settings = " ".join(f"{name}={value}" for name, value in FINE_TUNING.items())
+    return recipe.with_overrides(FINE_TUNING), f"settings of fine-tuning: {settings} (if you --set one, none of them)"
 
 
 def follow_source(recipe: Recipe) -> Recipe:

@@ -91,7 +91,7 @@ class Rehearsal:
             compile=self._recipe.training.compile,
         )
         valid = self._take(VALID)
-        views = TrainingViews(self._pixels, data, CLASSES, seed=0, mixup=section.mixup, device=self.device)
+        views = TrainingViews(self._pixels, data, CLASSES, seed=0, mix=section.mix, device=self.device)
         teacher = self._open_teacher(views, valid)
         training = Training(student, learn_from_teacher(section), views, valid, plan, teacher)
         with tempfile.TemporaryDirectory(prefix="rehearsal.") as folder:

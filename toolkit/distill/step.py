@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from toolkit import console
 from toolkit.data.batches import batches
+from toolkit.data.mixed_views import MixedIndices, MixedViews
 from toolkit.data.views import Indices
 from toolkit.distill import distributed
 from toolkit.distill.checkpoint import StepState
+from toolkit.distill.class_balance import Batch
 from toolkit.distill.memory import free_cache, is_out_of_memory
 from toolkit.distill.objective import NetworkOutput
 from toolkit.distill.optimization import Optimization
@@ -34,7 +36,7 @@ class Stepper:
         self._compiled: Forward | None = None
         if plan.compile != "off":
             self._compiled = torch.compile(self._replica, mode=plan.compile, dynamic=False)
-        self._share_size = -(-plan.section.batch_size // distributed.world_size())
+        self._share_size = self._largest_share()
         self.part_size = self._share_size
         """images that go through the network at once, in this process; halved if memory runs out"""
         self._graph: StepGraph | None = None
@@ -71,7 +73,7 @@ class Stepper:
         self._optimization.optimizer.zero_grad()
         loss_sum = torch.zeros((), device=self._plan.device)
         hits = torch.zeros((), device=self._plan.device, dtype=torch.int64)
-        parts = self._parts(indices)
+        parts, batch = self._parts(indices), self._describe(indices)
         for number, part in enumerate(parts, start=1):
             images = self._views.render(part, view, side)
             teacher = self._teacher.answer(part, view, images) if self._teacher else None
@@ -79,11 +81,12 @@ class Stepper:
                 with autocast(self._plan.device, self._plan.precision):
                     logits, features = self._forward(images)
                 student = NetworkOutput(logits.float(), features)
-                loss = self._objective(student, self._views.targets(part, view), teacher)
+                loss = self._objective(student, self._views.targets(part, view), teacher, batch)
                 # DistributedDataParallel takes the mean over processes, of shares that may differ by an image
                 (loss * (len(part) * distributed.world_size() / len(indices))).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach() * len(part)
-            hits += (student.logits.detach().argmax(1) == self._views.labels(part)).sum()
+            labels = self._views.labels(part)
+            hits += (student.logits.detach()[: len(labels)].argmax(1) == labels).sum()
         return loss_sum, hits
 
     def expect(self, coming: Sequence[Indices], view: int) -> None:
@@ -93,8 +96,25 @@ class Stepper:
         if self._teacher:
             self._teacher.expect(parts, view)
 
-    def _parts(self, indices: Indices) -> list[Indices]:
+    def _largest_share(self) -> int:
+        """Images of a whole batch that a process has at most."""
+        batch_size, processes = self._plan.section.batch_size, distributed.world_size()
+        beside = self._views.portions.beside(batch_size) if isinstance(self._views, MixedViews) else 0
+        return -(-batch_size // processes) + -(-beside // processes)
+
+    def _describe(self, indices: Indices) -> Batch:
+        """The whole batch, as the loss of its parts needs it."""
+        views = self._views
+        if isinstance(views, MixedViews):
+            labelled = views.portions.labelled_of(len(indices))
+            return Batch(len(indices), labelled, lambda: views.labels_of_batch(indices))
+        return Batch(len(indices), len(indices), lambda: views.labels(indices))
+
+    def _parts(self, indices: Indices) -> Sequence[Indices | MixedIndices]:
         """This process's share, cut into the parts that go through the network at once."""
+        if isinstance(self._views, MixedViews):
+            size = self.part_size if self.part_size < self._share_size else None
+            return self._views.parts(indices, distributed.own_share, size)
         share = distributed.own_share(indices)
         if self.part_size == self._share_size:  # in one go: processes must have the same number of parts
             return [share]
@@ -106,6 +126,7 @@ class Stepper:
         torch.compile has graphs of its own, processes wait for each other, and hooks on layers are Python's.
         """
         alone = distributed.world_size() == 1 and self._compiled is None and not self._learner.projectors
+        alone = alone and (self._teacher is None or self._teacher.is_capturable)
         return alone and self._plan.device.startswith("cuda") and self._views.is_resident
 
     def _use_graph(self) -> None:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from toolkit import console
 from toolkit.data.batches import TrainingViews
 from toolkit.data.dataset import Dataset
+from toolkit.data.mixed_views import MixedViews
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
 from toolkit.distill.answering import replay_answers
 from toolkit.distill.features import TappedNetwork, default_tap, tap_channels
+from toolkit.distill.folds import OutOfFoldTeacher, folds_of
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile, prove_size
 from toolkit.distill.logit_store import LogitStore
 from toolkit.distill.objective import FEATURE_METHODS, learn_from_labels, learn_from_teacher
@@ -22,7 +25,7 @@ from toolkit.distill.plan import Plan
 from toolkit.distill.precision import Arithmetic
 from toolkit.distill.provenance import require_same_classes
 from toolkit.distill.quantized import choose_teacher, teacher_in
-from toolkit.distill.teachers import LiveTeacher, Teacher, TeacherOfSomeClasses
+from toolkit.distill.teachers import LiveTeacher, MixedTeacher, Teacher, TeacherOfSomeClasses
 from toolkit.distill.training import Training
 from toolkit.errors import RecipeError
 from toolkit.files import sha256_file
@@ -30,6 +33,7 @@ from toolkit.modeldir import ModelDir, Role
 from toolkit.networks import registry
 from toolkit.networks.class_map import UNKNOWN
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.ensemble import Ensemble
 from toolkit.networks.of_answers import Answers
 from toolkit.networks.registry import NetworkSpec, has_file
 from toolkit.networks.weights import ModelInfo, load_model, read_info
@@ -58,21 +62,24 @@ def distill_student(
     """
     teachers = teacher_dir or model_dir
     teacher_file = teachers.require(teachers.weights("teacher"))
-    settings = student_settings(recipe, data.dataset, teacher_file)
+    settings = student_settings(recipe, data.dataset, teacher_file, data.unlabelled_set_sha256)
     job = TrainingJob("student", recipe, model_dir, data, settings, options)
     if kept := job.kept():
         return kept
     state = job.saved_state()
-    teacher = _load_teacher(job, teacher_file)
+    teacher, info = _load_teacher(job, teacher_file)
     learner, tapped_teacher = _tap(recipe, _new_student(job), teacher)
     precision = state.precision if state else job.choose_precision(learner.classifier)
     views = job.views()
-    answering, teacher_precision = _open_teacher(job, tapped_teacher, views, state.teacher_precision if state else None)
+    chosen = state.teacher_precision if state else None
+    answering, teacher_precision = _open_teacher(job, tapped_teacher, views, chosen, info.extra.get("folds", 0))
     answering = _know_all_classes(answering, teacher, job, views)
     plan = _plan(job, "student", precision, teacher_precision)
-    training = Training(learner, learn_from_teacher(recipe.distill), views, data.valid, plan, answering)
+    training = Training(
+        learner, learn_from_teacher(recipe.distill, job.class_balance()), views, data.valid, plan, answering
+    )
     with beside(precision):
-        extra = job.train(training, state)
+        extra = job.train(training, state) | _unlabelled_facts(data)
         return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
 
 
@@ -99,7 +106,7 @@ def train_control(
     # the student's arithmetic, so that the two differ in the teacher alone
     precision = state.precision if state else precision or job.choose_precision(learner.classifier)
     plan = _plan(job, "control", precision)
-    objective = learn_from_labels(recipe.distill.label_smoothing)
+    objective = learn_from_labels(recipe.distill.label_smoothing, job.class_balance())
     extra = job.train(Training(learner, objective, job.views(), data.valid, plan), state)
     return job.save(learner, extra, Preprocess.from_recipe(recipe.data))
 
@@ -109,13 +116,23 @@ def has_control(recipe: Recipe, model_dir: ModelDir, data: TrainingData, options
     return _control_job(recipe, model_dir, data, options).is_up_to_date()
 
 
-def student_settings(recipe: Recipe, dataset: Dataset, teacher_file: Path) -> dict[str, Any]:
+def student_settings(
+    recipe: Recipe, dataset: Dataset, teacher_file: Path, unlabelled_set_sha256: str | None = None
+) -> dict[str, Any]:
     """The settings that decide the result: the same ones make the same student."""
     return {
         "recipe_sha256": recipe.fingerprint("data", "student", "distill"),
         "dataset_sha256": dataset.sha256,
         "teacher_sha256": sha256_file(teacher_file),
+        "unlabelled_set_sha256": unlabelled_set_sha256,
     }
+
+
+def _unlabelled_facts(data: TrainingData) -> dict[str, Any]:
+    """What the student's file says about the unlabelled images; nothing if there were none, as in earlier files."""
+    if data.unlabelled is None:
+        return {}
+    return {"unlabelled_images": len(data.unlabelled), "unlabelled_set_sha256": data.unlabelled_set_sha256}
 
 
 def control_settings(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
@@ -174,49 +191,100 @@ def _tap(recipe: Recipe, student: Classifier, teacher: Classifier) -> tuple[Tapp
     ), tapped_teacher
 
 
-def _load_teacher(job: TrainingJob, path: Path) -> Classifier:
+def _load_teacher(job: TrainingJob, path: Path) -> tuple[Classifier, ModelInfo]:
     """The network in `path`, frozen. Raises WeightsError unless its classes are the data's."""
     teacher, info = load_model(path)
     require_same_classes(info.classes, job.data.dataset, path.name, OTHER_CLASSES)
     if not isinstance(teacher.network, Answers):
         _require_same_size(teacher, info, job.recipe.data_of("teacher").image_size, path.name)
-    return teacher.requires_grad_(False)
+    return teacher.requires_grad_(False), info
 
 
 def _open_teacher(
-    job: TrainingJob, tapped: TappedNetwork, views: TrainingViews, chosen: Arithmetic | None
+    job: TrainingJob, tapped: TappedNetwork, views: TrainingViews | MixedViews, chosen: Arithmetic | None, folds: int
 ) -> tuple[Teacher, Arithmetic]:
-    """The teacher, stored or live, and the arithmetic of its answers: `chosen` by an interrupted run, or else now."""
-    recipe, teacher = job.recipe, tapped.classifier
-    if isinstance(teacher.network, Answers):
-        return replay_answers(job, teacher.network), "fp32"
-    own_views = job.data.for_teacher is not None
-    views = job.views_of_teacher() if own_views else views
+    """The teacher, stored or live, and the arithmetic of its answers: `chosen` by an interrupted run, or else now.
+
+    If it was trained in so many `folds`, each image is answered by the part that has not seen it, and unlabelled ones
+    by all of them.
+    """
+    if isinstance(tapped.classifier.network, Answers):
+        return replay_answers(job, tapped.classifier.network), "fp32"
+    if job.data.for_teacher is not None:
+        views = job.views_of_teacher()
+    labelled = views.of_labelled if isinstance(views, MixedViews) else views
     precision = find_stored_answers(job, views, chosen)
-    if precision is None and has_file(teacher.network):
-        precision = "fp32"  # of what it takes and gives; inside, the file has its own
-    elif precision is None:
-        if chosen is not None:
-            answering, precision = teacher_in(chosen, teacher, views), chosen
-        else:
-            choose_float = partial(job.choose_precision, teacher, training=False)
-            answering, precision = choose_teacher(recipe, choose_float, teacher, views)
-        if answering is not teacher:
-            tapped = TappedNetwork(answering)
-    if recipe.distill.stored_views:
-        return _store(job, views).open(tapped, precision), precision
-    if recipe.distill.teacher_views:
+    if precision is None:
+        # answers for the labelled images alone may be stored: the others are computed in their arithmetic
+        chosen = chosen or find_stored_answers(job, labelled, None)
+        tapped, precision = _choose_arithmetic(job, tapped, labelled, chosen, folds)
+    live = partial(_live, job, tapped, precision)
+    if job.recipe.distill.stored_views:
+        first, *others = _stores(job, views)
+        stored: Teacher = first.open(partial(live, first.views, folds), precision)
+        for store in others:
+            assert isinstance(views, MixedViews)
+            stored = MixedTeacher(stored, store.open(partial(live, store.views, 0), precision), views.portions)
+        return stored, precision
+    if job.recipe.distill.teacher_views:
         console.say("a teacher's layers are not stored: it runs live, on the same views")
-    valid = job.data.seen_by("teacher").valid
-    return LiveTeacher(tapped, views, valid, precision, own_views=own_views), precision
+    if folds and isinstance(views, MixedViews):
+        return MixedTeacher(live(labelled, folds), live(views.of_unlabelled, 0), views.portions), precision
+    return live(views, folds), precision
 
 
-def _know_all_classes(answering: Teacher, teacher: Classifier, job: TrainingJob, views: TrainingViews) -> Teacher:
+def _live(
+    job: TrainingJob, tapped: TappedNetwork, precision: Arithmetic, views: TrainingViews | MixedViews, folds: int
+) -> Teacher:
+    valid, own_views = job.data.seen_by("teacher").valid, job.data.for_teacher is not None
+    whole = LiveTeacher(tapped, views, valid, precision, own_views=own_views)
+    if not folds:
+        return whole
+    network = tapped.classifier.network
+    assert isinstance(network, Ensemble)
+    assert isinstance(views, TrainingViews)
+    members = [
+        LiveTeacher(TappedNetwork(member), views, valid, precision, own_views=own_views)
+        for member in map(_as_classifier, network.members)
+    ]
+    return OutOfFoldTeacher(members, folds_of(views.pixels, folds, job.recipe.data.split_seed), whole)
+
+
+def _as_classifier(member: nn.Module) -> Classifier:
+    assert isinstance(member, Classifier)
+    return member
+
+
+def _choose_arithmetic(
+    job: TrainingJob, tapped: TappedNetwork, views: TrainingViews, chosen: Arithmetic | None, folds: int
+) -> tuple[TappedNetwork, Arithmetic]:
+    """The teacher in that arithmetic, and which it is."""
+    teacher = tapped.classifier
+    if has_file(teacher.network):
+        return tapped, "fp32"  # of what it takes and gives; inside, the file has its own
+    if chosen is not None:
+        answering, precision = teacher_in(chosen, teacher, views), chosen
+    elif folds:
+        return tapped, job.choose_precision(teacher, training=False)
+    else:
+        choose_float = partial(job.choose_precision, teacher, training=False)
+        answering, precision = choose_teacher(job.recipe, choose_float, teacher, views)
+    return (TappedNetwork(answering) if answering is not teacher else tapped), precision
+
+
+def _know_all_classes(
+    answering: Teacher, teacher: Classifier, job: TrainingJob, views: TrainingViews | MixedViews
+) -> Teacher:
     """The teacher; behind labels for images of classes that it does not know, if there are any."""
     columns, section = registry.spec_of(teacher.network).columns, job.recipe.distill
     unknown = [place for place, column in enumerate(columns) if column == UNKNOWN]
     if not unknown:
         return answering
+    if isinstance(views, MixedViews):
+        raise RecipeError(
+            "data.unlabelled needs a teacher that knows all classes of the data",
+            "leave data.unlabelled out, or give another teacher",
+        )
     if section.standardize:
         raise RecipeError(
             "distill.standardize needs a teacher that knows all classes of the data",
@@ -227,7 +295,9 @@ def _know_all_classes(answering: Teacher, teacher: Classifier, job: TrainingJob,
     return TeacherOfSomeClasses(answering, unknown, section.temperature, views, job.data.valid.labels)
 
 
-def find_stored_answers(job: TrainingJob, views: TrainingViews, chosen: Arithmetic | None) -> Arithmetic | None:
+def find_stored_answers(
+    job: TrainingJob, views: TrainingViews | MixedViews, chosen: Arithmetic | None
+) -> Arithmetic | None:
     """The arithmetic of stored logits that may be replayed: with it, nothing is chosen and no other store is filled.
 
     `views` are the teacher's.
@@ -237,12 +307,26 @@ def find_stored_answers(job: TrainingJob, views: TrainingViews, chosen: Arithmet
         return None
     wishes = (chosen, section.teacher_precision, job.recipe.training.precision)
     precisions: list[Arithmetic] = [wish for wish in wishes if wish is not None and wish != "auto"][:1]
-    return _store(job, views).find(precisions or ("bf16", "int8", "fp32"))
+    found: Arithmetic | None = None
+    for store in _stores(job, views):
+        if (found := store.find(precisions or ("bf16", "int8", "fp32"))) is None:
+            return None
+        precisions = [found]
+    return found
 
 
-def _store(job: TrainingJob, views: TrainingViews) -> LogitStore:
-    shas = job.settings["teacher_sha256"], job.settings["dataset_sha256"]
-    return LogitStore(*shas, views, job.data.seen_by("teacher").valid, job.recipe.distill.stored_views)
+def _stores(job: TrainingJob, views: TrainingViews | MixedViews) -> list[LogitStore]:
+    """Of the labelled images, and of the unlabelled ones if there are any, in as many views as are shown."""
+    teacher_sha256, dataset_sha256 = job.settings["teacher_sha256"], job.settings["dataset_sha256"]
+    valid, count = job.data.seen_by("teacher").valid, job.recipe.distill.stored_views
+    if not isinstance(views, MixedViews):
+        return [LogitStore(teacher_sha256, dataset_sha256, views, valid, count)]
+    assert job.data.unlabelled_set_sha256 is not None
+    others = views.of_unlabelled, None, views.portions.view_of(count - 1) + 1
+    return [
+        LogitStore(teacher_sha256, dataset_sha256, views.of_labelled, valid, count),
+        LogitStore(teacher_sha256, job.data.unlabelled_set_sha256, *others),
+    ]
 
 
 def _require_same_size(teacher: Classifier, info: ModelInfo, image_size: int, file_name: str) -> None:

@@ -25,13 +25,14 @@ from toolkit.distill.doubts import (
     follows_folders,
     is_near_chance,
 )
-from toolkit.distill.evaluation import compute_logits
+from toolkit.distill.evaluation import compute_logits, require_finite
 from toolkit.distill.features import TappedNetwork
+from toolkit.distill.folds import answer_out_of_fold, folds_of, without_fold
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.distill.training import Training
-from toolkit.errors import ArtifactError, WeightsError
+from toolkit.errors import ArtifactError
 from toolkit.files import sha256_file, write_atomically
 from toolkit.modeldir import ModelDir
 from toolkit.networks.class_map import UNKNOWN, show
@@ -43,7 +44,15 @@ from toolkit.networks.of_onnx import is_onnx
 from toolkit.networks.onnx_file import ONE, ZERO
 from toolkit.networks.registry import NetworkSpec, find_pretrained, spec_of
 from toolkit.networks.small_maps import place
-from toolkit.networks.weights import Imported, ModelInfo, given_classes, import_teacher, read_info, teacher_spec
+from toolkit.networks.weights import (
+    Imported,
+    ModelInfo,
+    given_classes,
+    import_teacher,
+    load_model,
+    read_info,
+    teacher_spec,
+)
 from toolkit.recipe import Recipe
 from toolkit.settings import IMAGENET
 
@@ -62,26 +71,73 @@ IMPORTED_BY = tuple(
 def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, options: TrainingOptions) -> WeightsFile:
     """Write teacher.safetensors; an existing one from the same settings and data stays as it is.
 
-    `recipe.teacher.weights` decides: empty trains from scratch, `imagenet` fine-tunes torchvision's weights, anything
-    else names a file, which is imported without training (its normalisation comes along). Raises WeightsError if
-    weights do not fit.
+    `recipe.teacher.weights` decides: empty trains from scratch, `imagenet` fine-tunes ImageNet weights, anything
+    else names files, which are imported without training (their normalisation comes along). With `teacher.folds`,
+    several are trained, and become one. Raises WeightsError if weights do not fit.
     """
     sources, settings = teacher_settings(recipe, data.dataset)
     job = TrainingJob("teacher", recipe, model_dir, data, settings, options)
     if kept := job.kept():
         return kept
-    if is_answered(recipe) and sources:
-        teacher = import_answers(sources[0][1], recipe, data.dataset)
-    elif sources:
-        teacher = import_given(sources, data.dataset.classes, recipe.teacher.combine)
+    if sources:
+        if is_answered(recipe):
+            teacher = import_answers(sources[0][1], recipe, data.dataset)
+        else:
+            teacher = import_given(sources, data.dataset.classes, recipe.teacher.combine)
+        learner = TappedNetwork(Classifier(teacher.network, teacher.mean, teacher.std), ())
+        extra = _judge_import(sources, learner.classifier, job, teacher)
+    elif recipe.teacher.folds:
+        learner, extra = _train_folds(job)
     else:
-        teacher = _new_network(recipe, data.num_classes)
-        teacher = replace(teacher, network=distributed.synchronize_batch_norms(teacher.network, options.device))
-        job.require_trainable(teacher.network)
-    learner = TappedNetwork(Classifier(teacher.network, teacher.mean, teacher.std), ())
-    extra = _judge_import(sources, learner.classifier, job, teacher) if sources else _fit(learner, job)
-    preprocess = Preprocess(job.sees.image_size, job.sees.resize, teacher.mean, teacher.std)
-    return job.save(learner, extra | {"weights": settings["weights"]}, preprocess)
+        learner, extra = _train(job)
+    return _save(job, learner, extra)
+
+
+def _save(job: TrainingJob, learner: TappedNetwork, extra: dict[str, Any]) -> WeightsFile:
+    mean, std = learner.classifier.normalisation
+    preprocess = Preprocess(job.sees.image_size, job.sees.resize, mean, std)
+    return job.save(learner, extra | {"weights": job.settings["weights"]}, preprocess)
+
+
+def _train(job: TrainingJob) -> tuple[TappedNetwork, dict[str, Any]]:
+    """A new network, trained on the job's images, and the figures about that."""
+    teacher = _new_network(job.recipe, job.data.num_classes)
+    network = distributed.synchronize_batch_norms(teacher.network, job.options.device)
+    job.require_trainable(network)
+    learner = TappedNetwork(Classifier(network, teacher.mean, teacher.std), ())
+    return learner, _fit(learner, job)
+
+
+def _train_folds(job: TrainingJob) -> tuple[TappedNetwork, dict[str, Any]]:
+    """One teacher without each fold, in directories of their own, and all of them as one network."""
+    count, seen = job.recipe.teacher.folds, job.data.seen_by("teacher")
+    folds = folds_of(seen.train, count, job.recipe.data.split_seed)
+    files = []
+    for fold in range(count):
+        directory = job.model_dir.of_fold(fold)
+        directory.make()
+        settings = job.settings | {"fold": fold}
+        part = replace(job, model_dir=directory, data=without_fold(job.data, folds, fold), settings=settings)
+        images = console.count(len(part.data.train), "training image")
+        console.say(f"teacher: fold {fold + 1} of {count}, {images}, in {directory.path}")
+        if (file := part.kept()) is None:
+            learner, extra = _train(part)
+            file = _save(part, learner, extra | {"fold": fold})
+        files.append(file)
+    members = [load_model(file.path)[0] for file in files]
+    network = _combine(members, [spec_of(member.network) for member in members], [job.sees.image_size] * count)
+    learner = TappedNetwork(Classifier(network, ZERO, ONE), ())
+    outside = _accuracy_out_of_fold(members, folds, seen.train, job.options.device)
+    console.say(f"teacher: out of fold, {outside:.4f} of the training images are right")
+    accuracy = _measure_accuracy(learner.classifier, job, has_normalisation=True)
+    done = ("seconds", "images_seen", "epochs")
+    sums = {name: sum(file.info.extra.get(name, 0) for file in files) for name in done}
+    return learner, sums | {"valid_accuracy": accuracy, "out_of_fold_accuracy": outside, "folds": count}
+
+
+def _accuracy_out_of_fold(members: Sequence[Classifier], folds: np.ndarray, pixels: Pixels, device: str) -> float:
+    """The share of the training images that the teacher gets right which has not seen them."""
+    return float(np.mean(answer_out_of_fold(members, folds, pixels, device).argmax(1) == pixels.labels))
 
 
 Source = tuple[Recipe, Path]
@@ -114,13 +170,21 @@ def import_given(sources: Sequence[Source], classes: tuple[str, ...], combine: s
         return found[0]
     sizes = [recipe.data_of("teacher").image_size for recipe, _ in sources]
     members = [Classifier(one.network, one.mean, one.std) for one in found]
+    network = _combine(members, [spec_of(one.network) for one in found], sizes, combine)
+    return Imported(network, ZERO, ONE)
+
+
+def _combine(
+    members: Sequence[Classifier], specs: Sequence[NetworkSpec], sizes: Sequence[int], combine: str = "probabilities"
+) -> Ensemble:
+    """Several networks as one, each with its spec and its size, px."""
     described = [
-        describe_member(spec_of(one.network).to_json(), one.mean, one.std, size)
-        for one, size in zip(found, sizes, strict=True)
+        describe_member(spec.to_json(), *member.normalisation, size)
+        for spec, member, size in zip(specs, members, sizes, strict=True)
     ]
     network = Ensemble(members, sizes, combine)
     vars(network)["spec"] = NetworkSpec(ENSEMBLE, {"combine": combine, "members": described})
-    return Imported(network, ZERO, ONE)
+    return network
 
 
 def require_same_network(path: Path, recipe: Recipe) -> None:
@@ -130,7 +194,7 @@ def require_same_network(path: Path, recipe: Recipe) -> None:
     """
     info = read_info(path)
     if info.architecture == ANSWERS:
-        require_one_answer(recipe.distill)
+        require_one_answer(recipe)
     seen_by = {"architecture", "mean", "std", "enlarge", *recipe.teacher.settings}
     changed = [key for key in _changed_settings(info, recipe) if key in seen_by]
     if changed or _has_other_answers(info, recipe):
@@ -189,7 +253,7 @@ def _fit(learner: TappedNetwork, job: TrainingJob) -> dict[str, Any]:
         device=job.options.device,
         compile=job.recipe.training.compile,
     )
-    objective = learn_from_labels(section.label_smoothing)
+    objective = learn_from_labels(section.label_smoothing, job.class_balance())
     return job.train(Training(learner, objective, job.views(), job.data.seen_by("teacher").valid, plan), state)
 
 
@@ -239,10 +303,9 @@ def _measure_accuracy(classifier: Classifier, job: TrainingJob, has_normalisatio
         return compute_logits(asked, images, "fp32", device)
 
     mean, std = (tuple(values.flatten().tolist()) for values in (classifier.mean, classifier.std))
-    logits = ask(valid, mean, std).cpu().numpy()
-    if not np.isfinite(logits).all():
-        name = valid.names[int((~np.isfinite(logits)).any(1).argmax())]
-        raise WeightsError(f"the teacher answers {name} with values that are not finite", "export it again, in float32")
+    answers = ask(valid, mean, std)
+    require_finite(answers, valid.names)
+    logits = answers.cpu().numpy()
     hits = logits.argmax(1) == valid.labels
     accuracy = torch.from_numpy(hits).float().mean().item()
     if order := find_order(logits, valid.labels, job.data.dataset.classes):

@@ -4,7 +4,7 @@ C classes, B images of a batch, V validation images.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.data.batches import TrainingViews
+from toolkit.data.mixed_views import MixedIndices, Portions, Views
 from toolkit.data.pixels import Pixels
 from toolkit.data.views import Indices
 from toolkit.distill.evaluation import compute_logits
@@ -19,6 +20,7 @@ from toolkit.distill.features import TappedNetwork
 from toolkit.distill.frozen import freeze
 from toolkit.distill.objective import NetworkOutput
 from toolkit.distill.precision import Arithmetic, autocast
+from toolkit.networks.registry import has_file
 from toolkit.networks.small_maps import place
 
 LEAST_PROBABILITY = 1e-4
@@ -26,9 +28,12 @@ LEAST_PROBABILITY = 1e-4
 
 
 class Teacher(Protocol):
-    """A teacher, live or stored. It always sees the view the student sees, at its own full size."""
+    """A teacher, live or stored. It always sees the view the student sees, at its own full size.
 
-    def answer(self, indices: Indices, view: int, student_images: Tensor) -> NetworkOutput:
+    `indices` are those of its views: see data/mixed_views.py.
+    """
+
+    def answer(self, indices: Any, view: int, student_images: Tensor) -> NetworkOutput:
         """The teacher's answers for view `view` of the images at `indices`, as float32.
 
         `student_images` (B, 3, R, R) is that view as the student sees it.
@@ -37,11 +42,15 @@ class Teacher(Protocol):
     def show(self, view: int) -> None:
         """Have on the device what the answers for view `view` need, before a captured step looks for it there."""
 
-    def expect(self, coming: Sequence[Indices], view: int) -> None:
+    def expect(self, coming: Sequence[Any], view: int) -> None:
         """The next answers are for these batches: begin the work that a GPU would wait for."""
 
     def valid_logits(self) -> Tensor:
         """float32 (V, C), the evaluation views of the validation images."""
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether `answer` is the same work for any batch, all of it on the GPU, so that a CUDA graph can replay it."""
 
 
 class LiveTeacher:
@@ -53,7 +62,7 @@ class LiveTeacher:
     def __init__(
         self,
         network: TappedNetwork,
-        views: TrainingViews,
+        views: Views,
         valid_pixels: Pixels,
         precision: Arithmetic,
         *,
@@ -66,15 +75,19 @@ class LiveTeacher:
         self._views, self._valid_pixels, self._precision = views, valid_pixels, precision
         self._own_views = own_views
 
+    @property
+    def is_capturable(self) -> bool:
+        return not has_file(self._network.classifier.network) and not (self._own_views and not self._views.is_resident)
+
     def show(self, view: int) -> None:
         if self._own_views:
             self._views.show(view)
 
-    def expect(self, coming: Sequence[Indices], view: int) -> None:
+    def expect(self, coming: Sequence[Indices | MixedIndices], view: int) -> None:
         if self._own_views:
             self._views.expect(coming, view)
 
-    def answer(self, indices: Indices, view: int, student_images: Tensor) -> NetworkOutput:
+    def answer(self, indices: Indices | MixedIndices, view: int, student_images: Tensor) -> NetworkOutput:
         alike = not self._own_views and student_images.shape[-1] == self._views.data.image_size
         images = student_images if alike else self._views.render(indices, view)
         with torch.no_grad(), autocast(self._views.device, self._precision):
@@ -83,6 +96,38 @@ class LiveTeacher:
 
     def valid_logits(self) -> Tensor:
         return compute_logits(self._network.classifier, self._valid_pixels, self._precision, self._views.device)
+
+
+class MixedTeacher:
+    """Two teachers for batches of two kinds, each on its own views; `portions` says which view is which."""
+
+    def __init__(self, labelled: Teacher, unlabelled: Teacher, portions: Portions) -> None:
+        self._labelled, self._unlabelled, self._portions = labelled, unlabelled, portions
+
+    @property
+    def is_capturable(self) -> bool:
+        return self._labelled.is_capturable and self._unlabelled.is_capturable
+
+    def show(self, view: int) -> None:
+        self._labelled.show(view)
+        self._unlabelled.show(self._portions.view_of(view))
+
+    def expect(self, coming: Sequence[MixedIndices], view: int) -> None:
+        self._labelled.expect([part.labelled for part in coming if len(part.labelled)], view)
+        unlabelled = [part.unlabelled for part in coming if len(part.unlabelled)]
+        self._unlabelled.expect(unlabelled, self._portions.view_of(view))
+
+    def answer(self, indices: MixedIndices, view: int, student_images: Tensor) -> NetworkOutput:
+        labelled, unlabelled = indices.labelled, indices.unlabelled
+        both = (
+            (self._labelled, labelled, view, student_images[: len(labelled)]),
+            (self._unlabelled, unlabelled, self._portions.view_of(view), student_images[len(labelled) :]),
+        )
+        answers = [teacher.answer(chosen, number, images) for teacher, chosen, number, images in both if len(chosen)]
+        return NetworkOutput(torch.cat([answer.logits for answer in answers]))
+
+    def valid_logits(self) -> Tensor:
+        return self._labelled.valid_logits()
 
 
 class TeacherOfSomeClasses:
@@ -102,6 +147,10 @@ class TeacherOfSomeClasses:
     ) -> None:
         self._teacher, self._unknown, self._temperature = teacher, list(unknown), temperature
         self._views, self._valid_labels = views, torch.from_numpy(valid_labels).to(views.device)
+
+    @property
+    def is_capturable(self) -> bool:
+        return self._teacher.is_capturable
 
     def show(self, view: int) -> None:
         self._teacher.show(view)

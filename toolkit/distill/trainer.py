@@ -4,11 +4,13 @@ It can stop after any step and go on to the same weights: views, order and sched
 everything else that matters is in the checkpoint.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,17 +18,21 @@ from torch import Tensor
 
 from toolkit import console
 from toolkit.data.batches import batches
+from toolkit.data.mixed_views import MixedViews
+from toolkit.data.views import Indices
 from toolkit.distill import distributed
 from toolkit.distill.checkpoint import Checkpoint, TrainingProgress, TrainingState
 from toolkit.distill.constant_channels import keep_constant
-from toolkit.distill.evaluation import compute_logits
+from toolkit.distill.evaluation import compute_logits, require_finite
 from toolkit.distill.interruption import StopRequest, stop_request
 from toolkit.distill.metrics import EpochMetrics, MetricsLog
+from toolkit.distill.not_finite import Breakdown, explain
 from toolkit.distill.objective import NetworkOutput
 from toolkit.distill.optimization import Optimization
+from toolkit.distill.settling import settle_in_time
 from toolkit.distill.step import Stepper
 from toolkit.distill.training import Training
-from toolkit.errors import Interrupted, TrainingError
+from toolkit.errors import Interrupted
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place
 
@@ -96,15 +102,17 @@ class _Run:
         place(training.learner, plan.device)
         self._learner, self._views, self._plan = training.learner, training.views, plan
         self._training, self._records, self._request = training, records, request
-        self._valid_teacher = NetworkOutput(training.teacher.valid_logits()) if training.teacher else None
+        self._valid_teacher = self._ask_teacher()
         self._last_step = self._steps_per_epoch()
+        self._shown = len(self._views) + (self._views.portions.per_epoch if isinstance(self._views, MixedViews) else 0)
+        settle_in_time(training.learner, self._last_step)
         self._optimization = Optimization.of(training.learner, plan.section, plan.section.epochs * self._last_step)
         self._stepper = Stepper(training, self._optimization)
         self._progress = TrainingProgress()
         self._history: list[EpochMetrics] = []
         self._best: EpochMetrics | None = None
         self._best_state: dict[str, Tensor] = {}
-        self._first_rate = self._optimization.learning_rate
+        self._first_rate = self._last_rate = self._optimization.learning_rate
         if records.state is not None:
             self._restore(records.state)
         self._log = None
@@ -139,20 +147,19 @@ class _Run:
         plan, progress = self._plan, self._progress
         self._learner.train()
         self._agree_steps = self._choose_agree_steps()
-        order = self._views.upload(np.random.default_rng((plan.seed, progress.epoch)).permutation(len(self._views)))
         view, side = plan.view_of(progress.epoch), plan.image_size_of(progress.epoch)
-        steps = list(batches(order, plan.section.batch_size, self._least_batch()))
+        steps = self._steps_of(progress.epoch)
         sums: list[StepSums] = []
-        with console.progress(f"{plan.role} {progress.epoch + 1}/{plan.section.epochs}", len(order)) as advance:
+        with console.progress(f"{plan.role} {progress.epoch + 1}/{plan.section.epochs}", self._shown) as advance:
             for step, indices in enumerate(steps):
                 advance(len(indices))
                 if step < progress.step:
                     continue
                 if step == 0:
                     self._first_rate = self._optimization.learning_rate
-                rate = self._optimization.learning_rate
+                self._last_rate = self._optimization.learning_rate
                 self._stepper.expect(steps[step : step + 2], view)
-                sums.append((*self._stepper.take(indices, view, side), rate))
+                sums.append((*self._stepper.take(indices, view, side), self._last_rate))
                 self._is_saved = False
                 progress.step = step + 1
                 progress.images_seen += len(indices)
@@ -160,6 +167,25 @@ class _Run:
                     self._add_up(sums)
                 self._stop_if_asked(sums)
         self._add_up(sums)
+
+    def _steps_of(self, epoch: int) -> list[Indices]:
+        """The batches of an epoch, slices of one array or tensor."""
+        plan, views = self._plan, self._views
+        order = np.random.default_rng((plan.seed, epoch)).permutation(len(views))
+        steps = list(batches(order, plan.section.batch_size, distributed.least_batch()))
+        if isinstance(views, MixedViews):
+            steps = views.add_unlabelled(steps, epoch)
+        whole = views.upload(np.concatenate(steps))
+        ends = np.cumsum([len(step) for step in steps]).tolist()
+        return [whole[start:end] for start, end in itertools.pairwise((0, *ends))]
+
+    def _ask_teacher(self) -> NetworkOutput | None:
+        """Its answers to the validation images. WeightsError if they are not finite."""
+        if self._training.teacher is None:
+            return None
+        logits = self._training.teacher.valid_logits()
+        require_finite(logits, self._training.valid.names)
+        return NetworkOutput(logits)
 
     def _finish_epoch(self) -> None:
         """Validate, report, keep the best and save."""
@@ -169,15 +195,15 @@ class _Run:
         valid_loss, valid_accuracy = self._validate()
         self._tick(training=False)
         if not math.isfinite(valid_loss):  # the last step broke the weights: they are not to be saved as good ones
-            self._stop_not_finite("validation loss", progress.step, self._first_rate)
+            self._stop_not_finite("validation loss", progress.step, self._last_rate)
         metrics = EpochMetrics(
             role=plan.role,
             epoch=progress.epoch,
-            train_loss=progress.loss_sum / len(self._views),
+            train_loss=progress.loss_sum / self._shown,
             train_accuracy=progress.hits / len(self._views),
             valid_loss=valid_loss,
             valid_accuracy=valid_accuracy,
-            train_img_s=len(self._views) / progress.epoch_s,
+            train_img_s=self._shown / progress.epoch_s,
             seconds=progress.seconds,
             learning_rate=self._first_rate,
             image_size=plan.image_size_of(progress.epoch),
@@ -222,16 +248,11 @@ class _Run:
         self._progress.loss_sum += sum(losses)
         self._progress.hits += round(sum(hits))
 
-    def _stop_not_finite(self, what: str, step: int, rate: float) -> None:
-        plan, section = self._plan, self._plan.section
+    def _stop_not_finite(self, what: Literal["loss", "validation loss", "weight"], step: int, rate: float) -> None:
         saved = self._records.checkpoint.path
         kept = f"the last good state is {saved}" if saved.exists() else "no state was saved yet"
-        raise TrainingError(
-            f"{plan.role}: the {what} is not finite at epoch {self._progress.epoch + 1}, step {step}"
-            f" (learning rate {rate:.3g}); {kept}",
-            f"start over with --force and {plan.section_name}.learning_rate={section.learning_rate / 3:.2g},"
-            " or training.precision=fp32",
-        )
+        found = Breakdown(what, self._progress.epoch + 1, step, rate, kept)
+        raise explain(found, self._learner.classifier.network, self._plan)
 
     def _stop_if_asked(self, sums: list[StepSums]) -> None:
         """After a step: save and stop if a signal asked for it, or save if the last checkpoint is old."""
@@ -248,7 +269,7 @@ class _Run:
         if not self._is_saved and (asked or late):
             self._add_up(sums)
             if not self._weights_are_finite():  # the step after the last loss broke them: they are no good state
-                self._stop_not_finite("weight", step, self._optimization.learning_rate)
+                self._stop_not_finite("weight", step, self._last_rate)
             self._save()
         if asked:
             self._request.obeyed = True
@@ -310,15 +331,13 @@ class _Run:
             self._progress.epoch_s += now - self._clock
         self._clock = now
 
-    def _least_batch(self) -> int:
-        return 2 * distributed.world_size()
-
     def _choose_agree_steps(self) -> int:
         """Steps between two agreements on stopping: one, until the first epoch has shown how long a step takes."""
         if not self._history:
             return 1
-        step_s = len(self._views) / self._history[-1].train_img_s / self._last_step
+        step_s = self._shown / self._history[-1].train_img_s / self._last_step
         return distributed.agree(max(1, min(CHECK_STEPS, int(AGREE_SECONDS / step_s))))
 
     def _steps_per_epoch(self) -> int:
-        return sum(1 for _ in batches(np.arange(len(self._views)), self._plan.section.batch_size, self._least_batch()))
+        labelled = np.arange(len(self._views))
+        return sum(1 for _ in batches(labelled, self._plan.section.batch_size, distributed.least_batch()))

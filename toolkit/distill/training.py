@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from toolkit.data.batches import TrainingViews
+from toolkit.data.mixed_views import Views
 from toolkit.data.pixels import Pixels
 from toolkit.distill.features import TappedNetwork
 from toolkit.distill.objective import Objective
@@ -19,7 +19,7 @@ class Training:
 
     learner: TappedNetwork
     objective: Objective
-    views: TrainingViews
+    views: Views
     valid: Pixels
     plan: Plan
     teacher: Teacher | None = None

@@ -303,6 +303,7 @@ def _wait_for(processes: Sequence[BaseProcess]) -> None:
         if any(process.exitcode for process in processes):
             break  # the others would wait for it
         wait([process.sentinel for process in left], end - time.monotonic())
+    left = [process for process in left if process.is_alive()]  # one may have failed after the last look
     for process in left:
         process.kill()
         process.join()

@@ -11,6 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,6 +54,11 @@ class Replay:
     def __exit__(self, *exception: object) -> None:
         self._process.kill()
         self._process.communicate()
+
+    @cached_property
+    def operators(self) -> int:
+        """How many operators the file has."""
+        return len(onnx.load(str(self._path), load_external_data=False).graph.node)
 
     def answer(self, images: NDArray[np.uint8]) -> FileOutput:
         """uint8 (N, S, S, 3) → the file's answer. GateError if onnxruntime cannot open or run it."""

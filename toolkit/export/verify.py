@@ -27,8 +27,15 @@ ODD_BATCH = 7
 SINGLES = 4
 """Images that are also run alone."""
 
-HUGE = 1e4
-"""Logits beyond this are no network's that has learnt: float32 holds them to 0.001 at best."""
+ABSURD = 100
+"""times the loss of a guess, ln C: only logits that grew without bound are so wrong"""
+
+EPSILON: dict[FilePrecision, float] = {
+    "fp32": float(np.finfo(np.float32).eps),
+    "fp16": float(np.finfo(np.float16).eps),
+    "int8": float(np.finfo(np.float32).eps),
+}
+"""Distance of neighbouring numbers, as a fraction of them, in the arithmetic that a file's operators round to."""
 
 SOFTMAX_TOLERANCE = 1e-5
 """Largest error of `probabilities` against a float64 softmax of the file's own logits."""
@@ -92,9 +99,14 @@ class Proof:
 
 @dataclass(frozen=True)
 class _Outputs:
-    """Logits (N, C) of reference and file for the same images, and their names."""
+    """Logits (N, C) of reference and file for the same images, their names, and their labels (N,) if there are any.
+
+    `operators` is how many operators of the file may round its numbers, one after the other.
+    """
 
     names: tuple[str, ...]
+    labels: NDArray[np.int64] | None
+    operators: int
     reference: NDArray[np.float32]
     onnx: NDArray[np.float32]
     probabilities: NDArray[np.float32]
@@ -141,8 +153,11 @@ def _prove(replay: Replay, title: str, reference: Reference, bounds: Bounds) -> 
 
 def _answer(replay: Replay, reference: Reference, chosen: NDArray[np.int64], batch: int) -> _Outputs:
     logits, probabilities = zip(*map(replay.answer, read_batches(reference.samples, chosen, batch)), strict=True)
-    names = tuple(reference.samples.names[place] for place in chosen)
-    return _Outputs(names, reference.logits[chosen], np.concatenate(logits), np.concatenate(probabilities))
+    samples = reference.samples
+    names = tuple(samples.names[place] for place in chosen)
+    labels = None if samples.labels is None else samples.labels[chosen]
+    answers = reference.logits[chosen], np.concatenate(logits), np.concatenate(probabilities)
+    return _Outputs(names, labels, replay.operators, *answers)
 
 
 def _require_close(answers: _Outputs, how: str, title: str, bounds: Bounds) -> float:
@@ -151,13 +166,15 @@ def _require_close(answers: _Outputs, how: str, title: str, bounds: Bounds) -> f
     worst = int(differences.argmax())
     allowed = np.inf if bounds.max_logit_difference is None else bounds.max_logit_difference
     if differences[worst] > allowed or not np.isfinite(differences[worst]):
-        _refuse_diverged(answers, title)
-        raise _gate(
-            title,
-            bounds,
+        size = float(_largest_each(answers.reference, np.zeros(1)).max())
+        rounding = size * EPSILON[bounds.precision] * answers.operators
+        if not np.isfinite(size) or rounding > allowed:
+            _refuse_diverged(answers, title)
+        problem = (
             f"its logits are off by {differences[worst]:.2g} on {answers.names[worst]} ({how}), "
-            f"{allowed:g} is allowed ({bounds.prefix}max_logit_difference)",
+            f"{allowed:g} is allowed ({bounds.prefix}max_logit_difference)"
         )
+        raise _gate(title, bounds, problem, (size, rounding) if differences[worst] <= rounding else None)
     logits = answers.onnx.astype(np.float64)
     softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
     errors = _largest_each(answers.probabilities, softmax / softmax.sum(axis=1, keepdims=True))
@@ -209,20 +226,43 @@ def _require_accuracy(
 
 
 def _refuse_diverged(answers: _Outputs, title: str) -> None:
-    """Raise if the reference's own logits are the reason why nothing comes near them."""
-    largest = _largest_each(answers.reference, np.zeros(1))
-    worst = int(largest.argmax())
-    if largest[worst] > HUGE:
-        logits = f"reach {largest[worst]:.1e}" if np.isfinite(largest[worst]) else "are not finite"
-        raise GateError(
-            f"{title} was not written: the network's own logits {logits} on {answers.names[worst]} (below {HUGE:g} is "
-            "sound), so its training diverged",
-            "train it again, longer or with a lower learning rate (teacher.learning_rate, distill.learning_rate)",
+    """Raise if the reference's own logits are the reason why nothing comes near them: infinite, or absurdly wrong.
+
+    Without labels they are as wrong as they are on average over all labels.
+    """
+    sizes = _largest_each(answers.reference, np.zeros(1))
+    worst = int(sizes.argmax())
+    logits = answers.reference.astype(np.float64)
+    guess = np.log(logits.shape[1])
+    if not np.isfinite(sizes[worst]):
+        problem = f"are not finite on {answers.names[worst]}"
+    elif (loss := _compute_loss(logits, answers.labels)) > ABSURD * guess:
+        problem = (
+            f"reach {sizes[worst]:.1e} on {answers.names[worst]} and make a loss of {loss:.2g} (a guess {guess:.2g})"
         )
+    else:
+        return
+    raise GateError(
+        f"{title} was not written: the network's own logits {problem}, so its training diverged",
+        "train it again, longer or with a lower learning rate (teacher.learning_rate, distill.learning_rate)",
+    )
 
 
-def _gate(title: str, bounds: Bounds, problem: str) -> GateError:
+def _compute_loss(logits: NDArray[np.float64], labels: NDArray[np.int64] | None) -> float:
+    """Mean cross-entropy, in nats, with the labels (N,); without them, with every class of each image in turn."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(axis=1, keepdims=True)) - shifted
+    return float(losses.mean() if labels is None else losses[np.arange(len(labels)), labels].mean())
+
+
+def _gate(title: str, bounds: Bounds, problem: str, rounded: tuple[float, float] | None = None) -> GateError:
+    """`rounded`: how large the logits are, and how far rounding alone may move them, if that explains the problem."""
     remedy = "try another export.opset (18 to 23), and see `toolkit doctor` for the versions"
     if bounds.precision != "fp32":
         remedy = f"leave out {bounds.precision}, or allow more with a setting of [export]"
+    elif rounded is not None:
+        remedy = "allow more with that setting, or train the network to smaller logits (label_smoothing, weight_decay)"
+    if rounded is not None:
+        numbers = "float16" if bounds.precision == "fp16" else "float32"
+        remedy = f"rounding to {numbers} moves logits of {rounded[0]:.2g} by up to {rounded[1]:.2g}: {remedy}"
     return GateError(f"{title} does not answer as its weights do: {problem}", f"the file was not kept; {remedy}")

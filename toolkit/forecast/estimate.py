@@ -22,6 +22,7 @@ from toolkit.modeldir import Role
 from toolkit.recipe import Recipe
 from toolkit.runtimes.opening import RUNTIMES
 from toolkit.settings import StageRecipe
+from toolkit.stage_setup import TRAINING_SAMPLE
 
 MEASURED_SIZES = 3
 """Most sizes of growing images that are measured; between them time grows with the number of pixels."""
@@ -80,7 +81,7 @@ class Speeds(Protocol):
 def estimate(recipe: Recipe, facts: Facts, speeds: Speeds, measured: str = "") -> Forecast:
     """The forecast of `facts.command` by `recipe`."""
     adder = _Adder(recipe, facts, speeds)
-    stages: list[ForecastStage | None] = [adder.decode(), adder.teacher()]
+    stages: list[ForecastStage | None] = [adder.decode(), adder.unlabelled(), adder.teacher()]
     if facts.command != "teacher":
         stages += [adder.logits(), adder.student("student")]
         stages += [adder.control()] if facts.control else []
@@ -96,6 +97,7 @@ class _Adder:
         self._recipe, self._facts, self._speeds = recipe, facts, speeds
         self._train, self._valid, self._test = (facts.images[split] for split in ("train", "valid", "test"))
         self._full, self._teachers = recipe.data.image_size, recipe.data_of("teacher").image_size
+        self._portions = facts.portions(recipe)
 
     def decode(self) -> ForecastStage:
         stage = ForecastStage("decode", self._train + self._valid + self._test * (self._facts.command == "run"))
@@ -105,6 +107,18 @@ class _Adder:
         times = 1 + (self._teachers != self._full)
         seconds = missing * times * self._speeds.decode_s(self._recipe) / self._facts.decoders
         return replace(stage, seconds=seconds, disk_bytes=sum(self._facts.to_decode.values()))
+
+    def unlabelled(self) -> ForecastStage | None:
+        """Unlabelled images are read twice, also to find copies of the labelled ones, which are read for that too."""
+        if not self._facts.unlabelled:
+            return None
+        stage = ForecastStage("unlabelled", self._facts.unlabelled)
+        if not self._facts.unlabelled_bytes:
+            return replace(stage, note=THERE)
+        times = 1 + (self._teachers != self._full)
+        reads = self._facts.unlabelled * (1 + times) + self._train + self._valid + self._test
+        seconds = reads * self._speeds.decode_s(self._recipe) / self._facts.decoders
+        return replace(stage, seconds=seconds, disk_bytes=self._facts.unlabelled_bytes)
 
     def teacher(self) -> ForecastStage:
         facts, speeds, recipe = self._facts, self._speeds, self._recipe
@@ -120,7 +134,12 @@ class _Adder:
             asked = 0 if facts.known_accuracy else self._valid
             seconds = IMPORT_S + asked * speeds.answer_s(recipe, "teacher", recipe.teacher.batch_size)
             return ForecastStage("teacher", self._valid, (self._teachers,) * 2, 0, seconds, size_bytes, GIVEN)
-        return self._training("teacher", recipe.teacher, facts.seeds[:1], size_bytes)
+        stage = self._training("teacher", recipe.teacher, facts.seeds[:1], size_bytes)
+        if not (folds := recipe.teacher.folds):
+            return stage
+        done = facts.epochs_done.get(("teacher", facts.seeds[0]), 0)
+        note = f"{folds} folds" + (f", {done} of {folds * recipe.teacher.epochs} epochs done" if done else "")
+        return replace(stage, seconds=self._folds_s(done), disk_bytes=2 * folds * size_bytes, note=note)
 
     def logits(self) -> ForecastStage | None:
         """The store of the teacher's logits; a live teacher's answers are part of the student's steps."""
@@ -128,12 +147,15 @@ class _Adder:
         seeds = [seed for seed in self._facts.seeds if not self._is_there("student", seed)]
         if not views or not seeds or self._facts.answered:
             return None
-        stage = ForecastStage("teacher logits", self._train * views, (self._teachers,) * 2)
+        shown = self._train * views
+        if self._portions:
+            shown += self._portions.unlabelled * (self._portions.view_of(views - 1) + 1)
+        stage = ForecastStage("teacher logits", shown, (self._teachers,) * 2)
         seeds = [seed for seed in seeds if seed not in self._facts.stored]
         if not seeds:
             return replace(stage, note=THERE)
-        rows = self._train * views + self._valid
-        view_s = self._train * views * self._speeds.view_s(self._recipe, "teacher")
+        rows = shown + self._valid
+        view_s = shown * self._speeds.view_s(self._recipe, "teacher")
         seconds = (view_s + self._asked_s(rows)) / self._facts.processes
         size_bytes = rows * self._facts.num_classes * ELEMENT_BYTES
         return _of_seeds(stage, len(seeds), seconds * len(seeds), size_bytes * len(seeds))
@@ -185,6 +207,11 @@ class _Adder:
         seconds += sum(timed_s(run_s, recipe.samples, recipe.seconds) for run_s in whole)
         again = (len(self._facts.seeds) - 1) * self._facts.control * 2 * images
         seconds += again * self._speeds.answer_s(self._recipe, "student", max(batches))
+        sample = min(TRAINING_SAMPLE, self._train)
+        asked: list[Role] = ["teacher", "student", *(["control"] if self._facts.control else [])]  # type: ignore[list-item]
+        if self._facts.answered:
+            asked = []  # without a teacher nobody asks for what it knew
+        seconds += sum(sample * self._answer_s(role, max(batches), in_onnx=role != "control") for role in asked)
         return ForecastStage("bench", images, (self._full,) * 2, 0, seconds, note=console.count(len(rows), "row"))
 
     def _answer_s(self, role: Role, batch: int, *, in_onnx: bool) -> float:
@@ -211,22 +238,36 @@ class _Adder:
         seconds = sum(self._epochs_s(role, section, range(first, section.epochs)) for first in done)
         full = self._recipe.data_of(role).image_size
         sizes = (image_size_of(0, section, full), full)
-        stage = ForecastStage(role, self._train, sizes, section.epochs)
+        stage = ForecastStage(role, self._images_per_epoch(role), sizes, section.epochs)
         stage = _of_seeds(stage, len(seeds), seconds, size_bytes * len(seeds))
-        return replace(stage, note=f"resumes after epoch {done[0]}") if done[0] else stage
+        notes = [stage.note] if stage.note else []
+        if role == "student" and self._portions:
+            notes.append(f"{self._portions.ratio:g} unlabelled per labelled image")
+        notes = [f"resumes after epoch {done[0]}"] if done[0] else notes
+        return replace(stage, note=", ".join(notes))
+
+    def _images_per_epoch(self, role: Role) -> int:
+        return self._train + (self._portions.per_epoch if role == "student" and self._portions else 0)
+
+    def _folds_s(self, done: int) -> float:
+        """s of the teachers of all folds after so many epochs of them together; each sees all folds but one."""
+        section = self._recipe.teacher
+        whole = self._epochs_s("teacher", section, range(section.epochs))
+        return max(0.0, whole * (section.folds - 1) * (1 - done / (section.epochs * section.folds)))
 
     def _epochs_s(self, role: Role, section: StageRecipe, epochs: range) -> float:
         recipe, speeds = self._recipe, self._speeds
         full = recipe.data_of(role).image_size
         sides = [image_size_of(epoch, section, full) for epoch in epochs]
         train_s = interpolate(sides, lambda side: speeds.train_s(recipe, role, side))
-        seconds = sum(self._train * train_s[side] for side in sides) / self._facts.processes
+        shown = self._images_per_epoch(role)
+        seconds = sum(shown * train_s[side] for side in sides) / self._facts.processes
         seconds += len(sides) * self._valid * speeds.validate_s(recipe, role) / self._facts.processes
         seconds += len(sides) * speeds.save_s(recipe, role)
         if role == "student" and not self._recipe.distill.stored_views and not self._facts.answered:
             grown = sum(side != self._teachers for side in sides)  # for these the teacher needs a view of its own
-            seconds += grown * self._train * speeds.view_s(recipe, "teacher") / self._facts.processes
-            seconds += self._asked_s(len(sides) * self._train + self._valid) / self._facts.processes
+            seconds += grown * shown * speeds.view_s(recipe, "teacher") / self._facts.processes
+            seconds += self._asked_s(len(sides) * shown + self._valid) / self._facts.processes
         return seconds
 
     def _asked_s(self, answers: int) -> float:

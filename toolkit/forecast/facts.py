@@ -7,8 +7,10 @@ from typing import Literal
 from toolkit import control_process
 from toolkit.architectures import ANSWERS
 from toolkit.data.dataset import Split
-from toolkit.data.pixels import bytes_to_decode
+from toolkit.data.mixed_views import Portions
+from toolkit.data.pixels import bytes_to_decode, unlabelled_bytes_to_decode
 from toolkit.data.preprocess import Preprocess
+from toolkit.data.unlabelled import known_copies
 from toolkit.distill import distributed, provenance
 from toolkit.distill.answers import is_answered
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions
@@ -34,7 +36,7 @@ class Facts:
     those that this process may use. `to_decode` holds bytes of the splits that are not in the cache yet; `decoders`
     threads decode them. `there` are the networks that are up to date, `stored` the seeds whose teacher logits are
     stored, `epochs_done` the epochs of an interrupted run. `room_for_two`: student and control may train side by side
-    (control_process.py).
+    (control_process.py). `unlabelled`: images without labels, of which so many bytes are not decoded yet.
     """
 
     command: Command
@@ -54,6 +56,15 @@ class Facts:
     there: frozenset[SeededRole] = frozenset()
     stored: frozenset[int] = frozenset()
     epochs_done: Mapping[SeededRole, int] = field(default_factory=dict)
+    unlabelled: int = 0
+    unlabelled_bytes: int = 0
+
+    def portions(self, recipe: Recipe) -> Portions | None:
+        """How unlabelled images join the student's batches; None without any."""
+        if not self.unlabelled:
+            return None
+        section, least = recipe.distill, 2 * self.processes
+        return Portions(section.unlabelled_ratio, self.images["train"], self.unlabelled, section.batch_size, least)
 
     def paired(self, recipe: Recipe) -> tuple[int, ...]:
         """Seeds whose student and control will train side by side, with half of the threads each."""
@@ -94,12 +105,15 @@ def find_facts(setup: StageSetup, command: Command) -> Facts:
         room_for_two=control_process.has_room(setup.device, setup.recipe.student.architecture),
         to_decode={split: size for split, size in sizes.items() if size},
     )
+    if command != "teacher":
+        facts = _with_unlabelled(setup, facts)
     there, done = _look_at_teacher(setup, command)
     if command == "teacher" or ("teacher", recipe.training.seed) not in there:
         return replace(facts, there=there, epochs_done=done)
     stored: set[int] = set()
     for seed in facts.seeds:
-        more_there, more_done, is_stored = _look_at_seed(setup, seed, decoded=not facts.to_decode)
+        decoded = not facts.to_decode and not facts.unlabelled_bytes
+        more_there, more_done, is_stored = _look_at_seed(setup, seed, decoded=decoded)
         there, done = there | more_there, done | more_done
         stored |= {seed} if is_stored else set()
     return replace(facts, there=there, epochs_done=done, stored=frozenset(stored))
@@ -111,6 +125,17 @@ def _has_answers(setup: StageSetup, command: Command) -> bool:
     if command == "distill" and file.is_file():
         return read_info(file).architecture == ANSWERS
     return is_answered(setup.recipe)
+
+
+def _with_unlabelled(setup: StageSetup, facts: Facts) -> Facts:
+    """With the unlabelled images, without those that are left out if it is known which these are."""
+    if (unlabelled := setup.unlabelled) is None:
+        return facts
+    table = known_copies(setup.dataset, unlabelled)
+    images = unlabelled.images if table is None else table.kept(unlabelled.images)
+    seen = {Preprocess.from_recipe(setup.recipe.data_of(role)) for role in ("student", "teacher")}
+    size_bytes = sum(unlabelled_bytes_to_decode(images, unlabelled.sha256, preprocess) for preprocess in seen)
+    return replace(facts, unlabelled=len(images), unlabelled_bytes=size_bytes)
 
 
 def _bytes_to_decode(setup: StageSetup, split: Split) -> int:
@@ -138,7 +163,16 @@ def _look_at_teacher(setup: StageSetup, command: Command) -> Progress:
         require_same_network(file, recipe)
         return frozenset({network}), {}  # it teaches, however it was trained
     _, settings = teacher_settings(recipe, setup.dataset)
-    return _look_at(network, _training_job(setup, recipe, setup.model_dir, network, settings))
+    whole = _look_at(network, _training_job(setup, recipe, setup.model_dir, network, settings))
+    if whole[0] or not recipe.teacher.folds:
+        return whole
+    parts = [
+        _training_job(setup, recipe, setup.model_dir.of_fold(fold), network, settings | {"fold": fold})
+        for fold in range(recipe.teacher.folds)
+    ]
+    looked = [_look_at(network, part) for part in parts]
+    done = sum(recipe.teacher.epochs if there else epochs.get(network, 0) for there, epochs in looked)
+    return frozenset(), {network: done} if done else {}
 
 
 def _look_at_seed(
@@ -150,13 +184,15 @@ def _look_at_seed(
     teacher_file = setup.model_dir.weights("teacher")
     student: SeededRole = ("student", seed)
     control: SeededRole = ("control", seed)
-    taught = _training_job(setup, recipe, directory, student, student_settings(recipe, setup.dataset, teacher_file))
+    unlabelled_set_sha256 = setup.unlabelled.sha256 if setup.unlabelled else None
+    settings = student_settings(recipe, setup.dataset, teacher_file, unlabelled_set_sha256)
+    taught = _training_job(setup, recipe, directory, student, settings)
     alone = _training_job(setup, recipe, directory, control, control_settings(recipe, setup.dataset))
     there, done = _look_at(student, taught)
     control_there, control_done = _look_at(control, alone)
     is_stored = False
-    is_answered = read_info(teacher_file).architecture == ANSWERS
-    if decoded and student not in there and recipe.distill.stored_views and not is_answered:
+    has_answers = read_info(teacher_file).architecture == ANSWERS
+    if decoded and student not in there and recipe.distill.stored_views and not has_answers:
         taught = replace(taught, data=setup.training_data)
         is_stored = find_stored_answers(taught, taught.views_of_teacher(), None) is not None
     return there | control_there, done | control_done, is_stored

@@ -235,6 +235,7 @@ def _facts_of(recipe: Recipe, facts: Facts, settings: Settings) -> Facts:
         side = settings["data.resize"] or settings["data.image_size"]
         wanted: tuple[Split, ...] = ("train", "valid", "test") if facts.command == "run" else ("train", "valid")
         decode = {split: images[split] * side * side * 4 for split in wanted}  # 4 bytes a px: 3:4 in RGB
+        changed = replace(changed, unlabelled_bytes=facts.unlabelled * side * side * 4)
     return replace(changed, images=images, to_decode={split: size for split, size in decode.items() if size})
 
 

@@ -82,6 +82,7 @@ class KeptChoice:
             setup.dataset.sha256,
             setup.seeds,
             minutes,
+            *([setup.unlabelled.sha256] if setup.unlabelled else []),
         ]
         self._path: Path = setup.model_dir.minutes
         self._key = hashlib.sha256(json.dumps(what).encode()).hexdigest()
@@ -119,5 +120,5 @@ def with_settings(setup: StageSetup, overrides: list[str]) -> StageSetup:
     """The setup with those settings in its recipe; the data set is read again only if they change it."""
     changed = replace(setup, recipe=setup.recipe.with_overrides(overrides))
     if changed.recipe.data.share == setup.recipe.data.share:
-        vars(changed)["dataset"] = setup.dataset
+        vars(changed).update(dataset=setup.dataset, unlabelled=setup.unlabelled)
     return changed

@@ -37,7 +37,7 @@ from toolkit.networks import small_maps
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.registry import NetworkSpec
 from toolkit.recipe import Recipe
-from toolkit.settings import DataRecipe, StageRecipe
+from toolkit.settings import DataRecipe, Mix, StageRecipe
 
 SAMPLED_IMAGES = 24
 """training images that are decoded, and whose views are rendered"""
@@ -94,11 +94,11 @@ class MeasuredSpeeds:
             step = NetworkStep(network, batch, side, self._device)
             step_s = step_seconds(step, precision, images=images, clock=self._clock)
             of_batch = self._optimizer_s(self._key(recipe, role), section) / self._batch(section)
-            return step_s + of_batch + self._render_s(recipe.data_of(role), section.mixup, side, threads)
+            return step_s + of_batch + self._render_s(recipe.data_of(role), section.mix, side, threads)
 
     def view_s(self, recipe: Recipe, role: Role) -> float:
         data = recipe.data_of(role)
-        return self._render_s(data, recipe.distill.mixup, data.image_size, torch.get_num_threads())
+        return self._render_s(data, recipe.distill.mix, data.image_size, torch.get_num_threads())
 
     def validate_s(self, recipe: Recipe, role: Role) -> float:
         with self._own_threads(recipe, role):
@@ -210,7 +210,7 @@ class MeasuredSpeeds:
     ) -> float:
         """s per image of a whole step at `side` px, without a teacher, after the first steps have led to a graph."""
         sample, _ = self._sample(*_cut(Recipe(data=data)))
-        views = TrainingViews(sample, data, self._facts.num_classes, seed=0, mixup=section.mixup, device=self._device)
+        views = TrainingViews(sample, data, self._facts.num_classes, seed=0, mix=section.mix, device=self._device)
         network = self._build(*key)
         learner = TappedNetwork(network).train()
         small_maps.place(learner, self._device)
@@ -226,11 +226,11 @@ class MeasuredSpeeds:
         network.zero_grad(set_to_none=True)
         return seconds
 
-    def _time_views(self, data: object, mixup: float, side: int, threads: int) -> float:
+    def _time_views(self, data: object, mix: Mix, side: int, threads: int) -> float:
         """s per view at `side` px, with the `threads` that are set."""
         recipe = Recipe.model_validate({"data": data})
         sample, _ = self._sample(*_cut(recipe))
-        views = TrainingViews(sample, recipe.data, self._facts.num_classes, seed=0, mixup=mixup, device=self._device)
+        views = TrainingViews(sample, recipe.data, self._facts.num_classes, seed=0, mix=mix, device=self._device)
         indices = np.arange(VIEW_BATCH) % len(sample)
         return self._least(lambda: views.render(indices, 0, side)) / VIEW_BATCH
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import onnx
 import torch
-from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -84,6 +83,8 @@ def build_graph(classifier: Classifier, image_size: int, opset: int) -> onnx.Mod
             "try another export.opset (18 to 23), or another architecture",
         ) from error
     assert program is not None
+    from onnxscript.optimizer import fold_constants  # here, as a training that exports nothing need not wait for it
+
     with _silence():
         fold_constants(program.model, input_size_limit=FOLDED_VALUES, output_size_limit=FOLDED_VALUES)
     model: onnx.ModelProto = program.model_proto

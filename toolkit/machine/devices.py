@@ -19,8 +19,11 @@ from toolkit.errors import DeviceError, one_line
 from toolkit.machine import hardware
 from toolkit.machine.hardware import MIB
 
-MALLOPT_TRIM_THRESHOLD, MALLOPT_TOP_PAD, MALLOPT_MMAP_MAX = -1, -2, -4
+MALLOPT_TRIM_THRESHOLD, MALLOPT_TOP_PAD, MALLOPT_MMAP_THRESHOLD, MALLOPT_MMAP_MAX = -1, -2, -3, -4
 """Parameters of mallopt(3)."""
+MMAP_MAX = 65536
+"""glibc's own value of MALLOPT_MMAP_MAX."""
+_keeps_freed_memory = False
 NEVER = -1
 """Value of MALLOPT_TRIM_THRESHOLD: freed memory never goes back, whatever its size (a step may need over 2 GiB)."""
 
@@ -87,11 +90,29 @@ def keep_freed_memory() -> None:
     By default, each allocation of more than a few MB maps new memory, and the kernel clears it page by page: that
     was half of a training step on the CPU. Does nothing with another C library.
     """
-    if platform.libc_ver()[0] != "glibc":
+    global _keeps_freed_memory
+    _keeps_freed_memory = True
+    _set_allocator({MALLOPT_MMAP_MAX: 0, MALLOPT_TRIM_THRESHOLD: NEVER, MALLOPT_TOP_PAD: 64 * MIB})
+
+
+@contextlib.contextmanager
+def large_blocks_go_back() -> Iterator[None]:
+    """Inside this context, memory of more than 1 MB goes back to the system when it is freed, as if nothing kept it."""
+    if not _keeps_freed_memory:
+        yield
         return
-    libc = ctypes.CDLL(None)
-    for parameter, value in ((MALLOPT_MMAP_MAX, 0), (MALLOPT_TRIM_THRESHOLD, NEVER), (MALLOPT_TOP_PAD, 64 * MIB)):
-        libc.mallopt(parameter, value)
+    _set_allocator({MALLOPT_MMAP_MAX: MMAP_MAX, MALLOPT_MMAP_THRESHOLD: MIB})
+    try:
+        yield
+    finally:
+        keep_freed_memory()
+
+
+def _set_allocator(values: dict[int, int]) -> None:
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, value in values.items():
+            libc.mallopt(parameter, value)
 
 
 @contextlib.contextmanager

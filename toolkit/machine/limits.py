@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import math
+import mmap
 import os
 import re
 import shutil
@@ -33,6 +34,26 @@ def memory_bytes(root: Path = ROOT) -> int:
     limits = [_number(folder / "memory.max") for folder in _folders(root, "")]
     limits += [_number(folder / "memory.limit_in_bytes") for folder in _folders(root, "memory")]
     return min([machine, *(int(limit) for limit in limits if limit is not None and 0 < limit < UNLIMITED_BYTES)])
+
+
+def can_reserve(size_bytes: int) -> bool:
+    """Whether this process could take so much memory more, by its limits (ulimit -v) and the system's promises.
+
+    Nothing is written to it, so this takes no memory. Under a container's limit it is true until the kernel ends the
+    process.
+    """
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    try:
+        mmap.mmap(-1, max(1, size_bytes), **private).close()
+    except (OSError, OverflowError, MemoryError):
+        return False
+    return True
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what this process has freed; glibc's allocator may keep it, in a part for each thread."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, another system
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def shared_memory_bytes(root: Path = ROOT) -> int | None:

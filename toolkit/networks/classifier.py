@@ -22,6 +22,12 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Mean and standard deviation of RGB in 0..1."""
+        mean, std = (tuple(values.flatten().tolist()) for values in (self.mean, self.std))
+        return mean, std
+
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network((images - self.mean) / self.std)
         return logits

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from toolkit.architectures import EnsembleSettings, NetworkSettings
 from toolkit.networks.classifier import Classifier
-from toolkit.networks.families import Channels, Pretrained, no_pretrained
+from toolkit.networks.families import Channels, Family
 
 
 class Ensemble(nn.Module):
@@ -41,7 +41,7 @@ class Ensemble(nn.Module):
         return answer
 
 
-class OfEnsemble:
+class OfEnsemble(Family):
     """The family of one name, `ensemble`: its settings describe the members."""
 
     def __init__(self, build_member: Any) -> None:
@@ -60,9 +60,6 @@ class OfEnsemble:
             members.append(Classifier(network, described["mean"], described["std"]))
             sizes.append(described["image_size"])
         return Ensemble(members, sizes, settings.combine)
-
-    def pretrained(self, architecture: str, settings: NetworkSettings, image_size: int) -> Pretrained:
-        raise no_pretrained(architecture)
 
 
 def describe_member(network: Mapping[str, Any], mean: Channels, std: Channels, image_size: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ registered networks.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import util
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,19 +34,26 @@ class Pretrained:
     origin: str
 
 
-class Family(Protocol):
+class Family:
     """Networks of one origin. Every method raises RecipeError for a name that the family does not have."""
 
     def require(self, architecture: str) -> None:
         """RecipeError unless this network can be built here."""
+        raise NotImplementedError
 
     def build(
         self, architecture: str, num_classes: int, settings: NetworkSettings, image_size: int | None
     ) -> nn.Module:
         """Random weights: float images (N, 3, S, S) → logits (N, num_classes); S is `image_size`, px, if given."""
+        raise NotImplementedError
 
     def pretrained(self, architecture: str, settings: NetworkSettings, image_size: int) -> Pretrained:
         """ImageNet weights for a network that was built for `image_size`. Raises WeightsError if there are none."""
+        raise no_pretrained(architecture)
+
+    def rename(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors of a file by the names that `network` has for them, if its files have others."""
+        return tensors
 
 
 def no_pretrained(architecture: str) -> WeightsError:

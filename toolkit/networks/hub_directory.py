@@ -24,6 +24,9 @@ NOT_OF_THE_NETWORK = {
 }  # fmt: skip
 """Keys of transformers' config.json that say nothing of the network's layers, or name its classes."""
 
+GIVEN_ANYWAY = ("num_classes", "img_size", "in_chans")
+"""Keys of timm's model_args that the network gets from the data here."""
+
 RESCALED = 1 / 255
 """What transformers multiplies pixels of 0..255 with before mean and std, if nothing else is said."""
 
@@ -80,7 +83,7 @@ def _of_timm(weights: Path, config: Mapping[str, Any]) -> HubDirectory:
     return HubDirectory(
         weights,
         f"{TIMM}:{config['architecture']}",
-        {"arguments": dict(_table(config, "model_args"))},
+        {"arguments": {k: v for k, v in _table(config, "model_args").items() if k not in GIVEN_ANYWAY}},
         _channels(pretrained.get("mean")),
         _channels(pretrained.get("std")),
         int(size[-1]) if isinstance(size, list) and size else None,

@@ -10,7 +10,7 @@ from torch import nn
 
 from toolkit.architectures import LITE0, NetworkSettings
 from toolkit.errors import WeightsError
-from toolkit.networks.families import Channels, Pretrained, require_package
+from toolkit.networks.families import Channels, Family, Pretrained, require_package
 from toolkit.networks.tensor_files import read_tensors
 
 TRAINED_AT_PX = 224
@@ -27,7 +27,7 @@ BATCH_NORM_MOMENTUM = 0.1
 """torch's own. TensorFlow's 0.01 needs thousands of steps; most trainings here have some hundred."""
 
 
-class Lite0:
+class Lite0(Family):
     """The family of this one network."""
 
     def require(self, architecture: str) -> None:

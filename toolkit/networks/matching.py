@@ -6,7 +6,7 @@ names is needed: a prefix is right if all weights of the network stand under it,
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -30,22 +30,28 @@ class Match:
     """A network's weights in a file: `tensors` by the network's names, `prefix` what stands before them in the file.
 
     `without` are further parts of names that were taken off, and heads that were left out. Under `others` there are
-    weights that fit as well.
+    weights that fit as well. `moved` says which layer was taken for which, if the last one has another name.
     """
 
     prefix: str
     tensors: dict[str, Tensor]
     without: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    moved: str = ""
 
     def describe(self) -> str:
         """What was taken off, in words; "" if nothing was."""
-        if not (self.prefix or self.without or self.others):
+        if not (self.prefix or self.without or self.others or self.moved):
             return ""
         under = f" under {self.prefix.rstrip('.')}" if self.prefix else ""
         without = f" without {' and '.join(self.without)}" if self.without else ""
         names = " and ".join(other.rstrip(".") or "no prefix" for other in self.others)
-        return shorten(f"the weights{under}{without}" + (f" (there are others under {names})" if names else ""))
+        moved = f", {self.moved}" if self.moved else ""
+        return shorten(f"the weights{under}{without}{moved}" + (f" (there are others under {names})" if names else ""))
+
+
+Way = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Match | None]
+"""Finds the weights of a network in one of the forms that files have."""
 
 
 def match(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Match | None:
@@ -53,7 +59,9 @@ def match(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Match | N
 
     Of several, those whose shapes are the network's come first, then an average, then what stands first in the file.
     """
-    return _match_plain(tensors, own) or _match_unwrapped(tensors, own) or _match_parts(tensors, own)
+    ways = (_match_plain, _match_unwrapped, _match_parts)
+    found = next((found for way in ways if (found := way(tensors, own))), None)
+    return found or _match_moved_head(tensors, own, ways)
 
 
 def misfits(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
@@ -61,7 +69,7 @@ def misfits(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[l
 
     They are those under the prefix that has most of the network's names.
     """
-    prefix = next((prefix for prefix, _ in _prefixes(tensors, own).most_common(1)), "")
+    prefix = _best_prefix(tensors, own)
     below = _below(prefix, tensors)
     missing, unexpected = _missing(below, own), _unexpected(below, own)
     return [prefix + name for name in missing], [prefix + name for name in unexpected]
@@ -77,6 +85,12 @@ def _prefixes(tensors: Iterable[str], own: Iterable[str]) -> Counter[str]:
     """Prefix → how many names of `own` stand under it."""
     names = set(own)
     return Counter(name.removesuffix(end) for name in tensors for end in _ends(name) if end in names)
+
+
+def _best_prefix(tensors: Iterable[str], own: Collection[str]) -> str:
+    """The prefix that most of the network's names stand under; none if even that has few of them."""
+    prefix, count = next(iter(_prefixes(tensors, own).most_common(1)), ("", 0))
+    return prefix if 2 * count > len(own) else ""
 
 
 def _ends(name: str) -> list[str]:
@@ -155,12 +169,64 @@ def _match_parts(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Ma
     return Match("", {name: taken[name] for name in own if name in taken}, names)
 
 
+def _match_moved_head(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], ways: Sequence[Way]) -> Match | None:
+    """The match where only the last layer has another name, and that differs in its numbers.
+
+    `network.fc = Sequential(Dropout(), Linear(512, 3))` names it `fc.1`. What has no weights there has no say in an
+    answer, or keeps the order of the classes.
+    """
+    prefix = _best_prefix(tensors, own)
+    below = _below(prefix, tensors)
+    missing, unexpected = _missing(below, own), _unexpected(below, own)
+    ours, theirs = {*map(_layer, missing)}, {*map(_layer, unexpected)}
+    if len(ours) != 1 or len(theirs) != 1 or [*map(_kind, missing)] != [*map(_kind, unexpected)]:
+        return None
+    (our,), (their,) = ours, theirs
+    if _without_numbers(our) != _without_numbers(their) or our != _last_layer(own):
+        return None
+    if below[f"{their}.weight"].shape[1:] != own[f"{our}.weight"].shape[1:]:
+        return None
+    taken = {prefix + there: prefix + name for there, name in zip(unexpected, missing, strict=True)}
+    renamed = {taken.get(name, name): value for name, value in tensors.items()}
+    found = next((found for way in ways if (found := way(renamed, own))), None)
+    return found and replace(found, moved=f"{their} for {our}")
+
+
+def find_other_head(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """The layers that the file has in place of the network's last one, if all else is there; or else ""."""
+    below = _below(_best_prefix(tensors, own), tensors)
+    stem = f"{_without_numbers(_last_layer(own))}."
+    unexpected = _unexpected(below, own)
+    if not unexpected or not all(name.startswith(stem) for name in (*_missing(below, own), *unexpected)):
+        return ""
+    return ", ".join(dict.fromkeys(_layer(name) for name in below if name.startswith(stem)))
+
+
+def _last_layer(own: Mapping[str, Tensor]) -> str:
+    """The last linear layer of a network; "" if it has none."""
+    layers = [_layer(name) for name, value in own.items() if _kind(name) == "weight" and value.ndim == 2]
+    return layers[-1] if layers else ""
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _without_numbers(layer: str) -> str:
+    """`fc.1` → `fc`; `features.18.0` → `features`"""
+    return re.sub(r"(\.\d+)+$", "", layer)
+
+
+def _kind(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def _misshapen(found: Match, own: Mapping[str, Tensor]) -> int:
     return sum(value.shape != own[name].shape for name, value in found.tensors.items())
 
 
 def _is_counter(name: str) -> bool:
-    return name.rpartition(".")[2] in COUNTERS
+    return _kind(name) in COUNTERS
 
 
 def _is_average(prefix: str) -> bool:

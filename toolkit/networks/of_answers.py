@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from toolkit.architectures import NetworkSettings
 from toolkit.errors import RecipeError
-from toolkit.networks.families import Pretrained, no_pretrained
+from toolkit.networks.families import Family
 
 
 class Answers(nn.Module):
@@ -42,7 +42,7 @@ class Answers(nn.Module):
         )
 
 
-class OfAnswers:
+class OfAnswers(Family):
     """The family of one name, `answers`: what it holds comes from a file."""
 
     def require(self, architecture: str) -> None:
@@ -52,6 +52,3 @@ class OfAnswers:
         self, architecture: str, num_classes: int, settings: NetworkSettings, image_size: int | None
     ) -> nn.Module:
         return Answers()
-
-    def pretrained(self, architecture: str, settings: NetworkSettings, image_size: int) -> Pretrained:
-        raise no_pretrained(architecture)

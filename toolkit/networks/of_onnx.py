@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from toolkit.architectures import NetworkSettings, OnnxSettings
 from toolkit.errors import WeightsError, one_line
-from toolkit.networks.families import Channels, Pretrained, no_pretrained
+from toolkit.networks.families import Channels, Family
 from toolkit.networks.onnx_file import SUFFIX, OnnxFile, describe_content, read_onnx
 from toolkit.sessions.providers import pick_provider, session_providers
 from toolkit.sessions.session import NO_SPINNING, open_session, why_refused
@@ -98,7 +98,7 @@ def _none() -> Tensor:
     return torch.empty(0, dtype=torch.uint8)
 
 
-class OfOnnx:
+class OfOnnx(Family):
     """The family of one name, `onnx`: its network is whatever file is loaded into it."""
 
     def require(self, architecture: str) -> None:
@@ -109,9 +109,6 @@ class OfOnnx:
     ) -> nn.Module:
         assert isinstance(settings, OnnxSettings)
         return OnnxNetwork(settings)
-
-    def pretrained(self, architecture: str, settings: NetworkSettings, image_size: int) -> Pretrained:
-        raise no_pretrained(architecture)
 
 
 def is_onnx(path: Path) -> bool:

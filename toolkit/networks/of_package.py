@@ -10,12 +10,12 @@ from torch import nn
 from toolkit.architectures import CallSettings, NetworkSettings
 from toolkit.errors import RecipeError, did_you_mean, shorten
 from toolkit.networks import trust
-from toolkit.networks.families import Pretrained, call_builder, in_words, no_pretrained
+from toolkit.networks.families import Family, call_builder, in_words
 
 FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
-class OfPackage:
+class OfPackage(Family):
     """The family; nothing is imported without the permission of trust.py."""
 
     def require(self, architecture: str) -> None:
@@ -28,9 +28,6 @@ class OfPackage:
         assert isinstance(settings, CallSettings)
         _require_parameters(architecture, function, settings)
         return call_builder(architecture, function, num_classes=num_classes, **settings.arguments)
-
-    def pretrained(self, architecture: str, settings: NetworkSettings, image_size: int) -> Pretrained:
-        raise no_pretrained(architecture)
 
 
 def _import(architecture: str) -> Callable[..., object]:

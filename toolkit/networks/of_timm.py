@@ -9,7 +9,7 @@ from torch import nn
 
 from toolkit.architectures import TIMM, CallSettings, NetworkSettings
 from toolkit.errors import RecipeError, WeightsError, did_you_mean, one_line, shorten
-from toolkit.networks.families import Pretrained, call_builder, no_pretrained, require_package
+from toolkit.networks.families import Family, Pretrained, call_builder, no_pretrained, require_package
 from toolkit.networks.tensor_files import read_tensors
 
 OF_THE_TOOLKIT = {
@@ -19,7 +19,7 @@ OF_THE_TOOLKIT = {
 """Arguments of timm.create_model that the toolkit gives, or that would read files or make no classifier."""
 
 
-class OfTimm:
+class OfTimm(Family):
     """The family; timm is imported when one of its networks is first named."""
 
     def require(self, architecture: str) -> None:

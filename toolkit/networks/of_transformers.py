@@ -1,6 +1,7 @@
 """Image classifiers of transformers, as `transformers:TYPE`, built from a config in the recipe or the file."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from toolkit.architectures import TRANSFORMERS, ConfigSettings, NetworkSettings
 from toolkit.errors import RecipeError, did_you_mean
-from toolkit.networks.families import Pretrained, in_words, no_pretrained, require_package
+from toolkit.networks.families import Family, in_words, require_package
 
 WRAPPERS = ("timm_wrapper",)
 """Types that build networks of other libraries, which have families of their own."""
@@ -20,7 +21,7 @@ REACHING_OUT = {
 """Keys of a config that would let transformers fetch code or weights; so would those with a leading underscore."""
 
 
-class OfTransformers:
+class OfTransformers(Family):
     """The family. Nothing is downloaded, and no code but that of the installed package runs."""
 
     def require(self, architecture: str) -> None:
@@ -52,8 +53,21 @@ class OfTransformers:
         network.register_forward_hook(take_logits)
         return network
 
-    def pretrained(self, architecture: str, settings: NetworkSettings, image_size: int) -> Pretrained:
-        raise no_pretrained(architecture)
+    def rename(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """transformers' own names in memory are others than in its files, and change from version to version."""
+        from_tensors: Callable[..., Any] = type(network).from_pretrained  # type: ignore[attr-defined]
+        with _silent():
+            loaded, report = from_tensors(
+                None,
+                config=network.config,
+                state_dict=dict(tensors),
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        odd = {name for name, *_ in report["mismatched_keys"]}
+        new = {*report["missing_keys"], *odd}
+        named = {name: value for name, value in loaded.state_dict().items() if name not in new}
+        return named | {name: tensors[name] for name in {*odd, *report["unexpected_keys"]} & tensors.keys()}
 
 
 def take_logits(network: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Tensor:
@@ -78,6 +92,22 @@ def _build(kind: str, config: Mapping[str, Any], num_classes: int) -> nn.Module:
     made.num_labels = num_classes
     from_config: Callable[..., nn.Module] = AutoModelForImageClassification.from_config
     return from_config(made, trust_remote_code=False).to(torch.float32)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without transformers' bars and reports, and afterwards as before."""
+    from transformers.utils import logging
+
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
 
 
 def _type_of(architecture: str) -> str:

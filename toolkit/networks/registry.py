@@ -253,7 +253,7 @@ def spec_of(network: nn.Module) -> NetworkSpec:
     return spec
 
 
-class Registered:
+class Registered(Family):
     """The family of the notebook's student and of what users register."""
 
     def require(self, architecture: str) -> None:
@@ -265,11 +265,8 @@ class Registered:
     ) -> nn.Module:
         return call_builder(architecture, _builders[architecture], num_classes, **dict(settings))
 
-    def pretrained(self, architecture: str, settings: NetworkSettings, image_size: int) -> Pretrained:
-        raise no_pretrained(architecture)
 
-
-class OfTorchvision:
+class OfTorchvision(Family):
     """The family of torchvision's classifiers, by their names."""
 
     def require(self, architecture: str) -> None:
@@ -339,6 +336,12 @@ def require_known(*names: str) -> None:
 def import_builder(architecture: str) -> None:
     """Import now what `build` would import for this network. Raises RecipeError if that cannot be."""
     find_family(architecture)
+
+
+def rename_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a file by the names of a network that was built here; as they are, if it was not."""
+    spec = vars(network).get("spec")
+    return find_family(spec.architecture).rename(network, tensors) if isinstance(spec, NetworkSpec) else tensors
 
 
 def find_pretrained(spec: NetworkSpec, image_size: int) -> Pretrained:

@@ -4,15 +4,16 @@ Training scripts put weights beside all kinds of objects. torch's restricted rea
 know. Classes that can hold nothing but data become empty stand-ins here, which take any arguments and do nothing.
 """
 
+import contextlib
 import pickle
 import re
 import sys
 import warnings
 from _compat_pickle import IMPORT_MAPPING
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -36,6 +37,8 @@ HARMLESS = {
 """...and other names of data. All else in LIBRARIES is refused."""
 LIBRARIES = {*sys.stdlib_module_names, *IMPORT_MAPPING, "torch", "torchvision", "numpy"}
 """Python's own library, under its old names too, as pickles have them, and ours."""
+ARRAY = "numpy array"
+"""what stands in for one is called so"""
 MOST_KINDS = 100
 """unknown classes in one file; scripts that save their settings have a dozen"""
 MOST_NAMED = 4
@@ -58,10 +61,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise unreadable(path, f"truncated or damaged ({one_line(error)})") from None
     require_torch_save(head, path)
     content = _load(path)
-    tensors = dict(_walk(content, "", 0, set()))
+    tensors = {name: value.detach() for name, value in _walk(content) if _is_plain(value)}
     if not tensors:
         raise unreadable(path, _describe(content))
     return tensors
+
+
+def describe_entry(path: Path, name: str) -> str:
+    """What the file has in place of a tensor of that name, with or without a prefix; "" if nothing."""
+    with contextlib.suppress(WeightsError):
+        if not looks_like_safetensors(first_bytes(path)):
+            others = (value for full, value in _walk(_load(path)) if f".{full}".endswith(f".{name}"))
+            return next((_name_kind(value) for value in others if not _is_plain(value)), "")
+    return ""
 
 
 def require_torch_save(head: bytes, path: Path) -> None:
@@ -175,7 +187,7 @@ def _stand_in(name: str) -> type | None:
     if name == "collections.deque":
         return _List
     if name in HARMLESS or module.removesuffix("._local") in HARMLESS_MODULES:
-        return _Nothing
+        return type(ARRAY if name.endswith("._reconstruct") else name, (_Nothing,), {})
     return None if package in LIBRARIES else _Mapping
 
 
@@ -198,30 +210,62 @@ def _refusal(path: Path, asked: list[str], reason: str) -> WeightsError:
     )
 
 
-def _walk(content: object, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """(path, tensor) of every named tensor below `content`; each mapping and list is looked into once."""
-    if isinstance(content, Tensor) and path and _is_plain(content):
-        yield path, content.detach()
-    if depth == DEEPEST or id(content) in seen or not isinstance(content, Mapping | list | tuple):
+def _walk(
+    content: object, path: str = "", depth: int = 0, seen: set[int] | None = None
+) -> Iterator[tuple[str, object]]:
+    """(path, value) of everything with a name below `content`; each mapping and list is looked into once.
+
+    A list of (name, value) is a mapping.
+    """
+    seen = set() if seen is None else seen
+    if not isinstance(content, Mapping | list | tuple):
+        if path:
+            yield path, content
+        return
+    if depth == DEEPEST or id(content) in seen:
         return
     seen.add(id(content))
-    parts = content.items() if isinstance(content, Mapping) else enumerate(content)
+    parts: Iterable[tuple[object, object]] = enumerate(content)
+    if isinstance(content, Mapping):
+        parts = ((key, value) for key, value in content.items() if isinstance(key, str))
+    elif content and all(map(_is_pair, content)):
+        parts = content
     for key, value in parts:
-        if isinstance(key, str) or not isinstance(content, Mapping):
-            yield from _walk(value, f"{path}.{key}" if path else str(key), depth + 1, seen)
+        yield from _walk(value, f"{path}.{key}" if path else str(key), depth + 1, seen)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether it holds real numbers, one beside the other, as weights do."""
-    is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    return is_dense and not tensor.is_quantized and not tensor.is_complex()
+def _is_pair(value: object) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    return isinstance(value[0], str) and isinstance(value[1], Tensor)
+
+
+def _is_plain(value: object) -> TypeGuard[Tensor]:
+    """Whether it is a tensor of real numbers, one beside the other, as weights are."""
+    return isinstance(value, Tensor) and not _oddity(value)
+
+
+def _oddity(tensor: Tensor) -> str:
+    """What keeps it from holding plain numbers; "" if nothing does."""
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    return "complex" if tensor.is_complex() else "" if tensor.device.type == "cpu" else "without values"
 
 
 def _describe(content: object) -> str:
     """A file's content that has no named tensor."""
     if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}, not a state dict"
+        return f"a {_name_kind(content)}, not a state dict"
     odd = next(((key, value) for key, value in content.items() if not isinstance(value, Mapping)), None)
     if odd is None:
         return "an empty state dict"
-    return f"not a state dict: {shorten(repr(odd[0]))} is a {type(odd[1]).__name__}"
+    return f"not a state dict: {shorten(repr(odd[0]))} is a {_name_kind(odd[1])}"
+
+
+def _name_kind(value: object) -> str:
+    kind = type(value)
+    if isinstance(value, Tensor) and (oddity := _oddity(value)):
+        return f"{oddity} tensor, and dense real ones are needed"
+    return f"{ARRAY}, and torch.from_numpy makes it a tensor" if kind.__name__ == ARRAY else kind.__name__

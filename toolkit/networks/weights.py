@@ -23,12 +23,13 @@ from toolkit.networks.classifier import Classifier
 from toolkit.networks.depthwise import infer_student
 from toolkit.networks.families import Channels
 from toolkit.networks.hub_directory import HubDirectory, read_directory
-from toolkit.networks.matching import Match, find_prefixes, match, misfits
+from toolkit.networks.matching import Match, find_other_head, find_prefixes, match, misfits
 from toolkit.networks.of_answers import Answers
 from toolkit.networks.of_onnx import OnnxNetwork, import_onnx, is_onnx
 from toolkit.networks.onnx_file import ONE, ZERO, read_onnx
-from toolkit.networks.registry import MANY_CLASSES, NetworkSpec, PickColumns, find_classifier
+from toolkit.networks.registry import MANY_CLASSES, NetworkSpec, PickColumns, find_classifier, rename_tensors
 from toolkit.networks.tensor_files import (
+    describe_entry,
     first_bytes,
     looks_like_safetensors,
     read_tensors,
@@ -171,10 +172,14 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, num
         shapes = f"{tuple(weights[odd[0]].shape)} instead of {tuple(own[odd[0]].shape)}"
         raise _unfit(network, tensors, path, f"{shorten(found.prefix + odd[0])} is {shapes}")
     for name, value in weights.items():
+        problem = ""
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            problem = "values that are not finite"
+        elif name.endswith("running_var") and bool((value < 0).any()):
+            problem = "negative variances"
+        if problem:
             raise WeightsError(
-                f"{path}: {shorten(found.prefix + name)} holds values that are not finite",
-                "train or export those weights again",
+                f"{path}: {shorten(found.prefix + name)} holds {problem}", "train or export those weights again"
             )
     if taken_off := found.describe():
         console.say(f"{path}: took {taken_off}")
@@ -193,10 +198,12 @@ def _make_room_for_files(network: nn.Module, tensors: Mapping[str, Tensor]) -> N
 def find_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Match:
     """The tensors by the network's names. Raises WeightsError if one is missing, or one too many is there."""
     own = network.state_dict()
-    if (found := match(tensors, own)) is not None:
+    if (found := match(tensors, own) or match(rename_tensors(network, tensors), own)) is not None:
         return found
     missing, unexpected = misfits(tensors, own)
     name, what = (missing[0], "missing") if missing else (unexpected[0], "unexpected")
+    if missing and (instead := describe_entry(path, missing[0])):
+        raise WeightsError(f"{path}: {shorten(name)} is a {instead}", "save tensors only: torch.save(state_dict, path)")
     count = f"{len(missing)} keys missing, {len(unexpected)} unexpected"
     raise _unfit(network, tensors, path, f"{shorten(name)} is {what} ({count})")
 
@@ -230,7 +237,8 @@ def _import_onnx(path: Path, recipe: Recipe, classes: tuple[str, ...] | None) ->
 
 def _import_tensors(path: Path, recipe: Recipe, num_classes: int, classes: tuple[str, ...] | None) -> Imported:
     info = _find_info(path)
-    directory = read_directory(path.parent) if info is None and Path(str(recipe.teacher.weights)).is_dir() else None
+    given = recipe.teacher.source
+    directory = read_directory(path.parent) if info is None and given and Path(given).is_dir() else None
     if info is not None and info.architecture != recipe.teacher.architecture:
         raise WeightsError(
             f"{path} is a {info.architecture}, the recipe's teacher a {recipe.teacher.architecture}",
@@ -370,7 +378,10 @@ def _unfit(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, reason
     remedy = (
         "give weights of that architecture, or name theirs in the recipe (teacher.architecture, student.architecture)"
     )
-    if other := _recognize(tensors, vars(network).get("spec")):
+    if head := find_other_head(tensors, network.state_dict()):
+        reason = f"{reason}, as its head is {shorten(head)}"
+        remedy = "give weights of the plain head, or register the network with that head (docs/networks.md)"
+    elif other := _recognize(tensors, vars(network).get("spec")):
         settings = {"architecture": other.architecture, **other.settings}
         flags = " ".join(f"--set teacher.{key}={value}" for key, value in settings.items())
         remedy = f"they are those of {other.architecture}: use {flags}"

@@ -197,6 +197,7 @@ def test_the_process_is_asked_about_the_row(row: Row, monkeypatch: pytest.Monkey
         "precision": "fp32",
         "batch_size": 32,
         "modules": [],
+        "trust": None,
     }
     assert process.environments[0]["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] == "1"
 

@@ -19,7 +19,7 @@ from toolkit.networks.weights import ModelInfo, read_info
 from toolkit.recipe import Recipe
 from toolkit.runtimes.pytorch import TorchPredictor
 
-FROM_TRAINING = ("epochs", "images_seen", "seconds", "train_img_s")
+FROM_TRAINING = ("epochs", "images_seen", "seconds", "train_img_s", "unlabelled_images")
 """Figures about its training in the student's weights file."""
 
 
@@ -79,7 +79,10 @@ def _belongs(directory: ModelDir, student: ModelInfo) -> bool:
         Recipe.model_validate(info.recipe).with_overrides(["training.seed=0"]).fingerprint("data", "student", "distill")
         for info in (student, other)
     ]
-    same_source = (other.dataset_sha256, other.teacher_sha256) == (student.dataset_sha256, student.teacher_sha256)
+    sources = [
+        (info.dataset_sha256, info.teacher_sha256, info.extra.get("unlabelled_set_sha256")) for info in (student, other)
+    ]
+    same_source = sources[0] == sources[1]
     if recipes[0] == recipes[1] and same_source and is_control_of(read_info(files[1]), other):
         return True
     console.say(f"warning: {directory.path} was trained with other settings than the student and is left out")

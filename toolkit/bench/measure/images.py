@@ -16,13 +16,15 @@ from toolkit.modeldir import Role
 class BenchImages:
     """The images at `chosen` (N,) of a data set's test split; `pixels` are those of the whole split, decoded.
 
-    `for_teacher` are the same at the teacher's own size; None if that is the student's.
+    `for_teacher` are the same at the teacher's own size; None if that is the student's. `training` are some of the
+    training images, for what the teacher knows there.
     """
 
     dataset: Dataset
     pixels: Pixels
     chosen: NDArray[np.integer]
     for_teacher: Pixels | None = None
+    training: "TrainingSample | None" = None
 
     @classmethod
     def choose(cls, dataset: Dataset, pixels: Pixels, wanted: int, for_teacher: Pixels | None = None) -> Self:
@@ -44,6 +46,21 @@ class BenchImages:
 
     def describe(self) -> ReportDataset:
         return ReportDataset(name=self.dataset.name, split="test", images=len(self), sha256=self.dataset.sha256)
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """Some training images, decoded as the student sees them, and as the teacher does if that differs.
+
+    `folds` int64 (N,) are the parts of teacher.folds that left each out of training; None without folds.
+    """
+
+    pixels: Pixels
+    for_teacher: Pixels | None = None
+    folds: NDArray[np.integer] | None = None
+
+    def seen_by(self, role: Role) -> Pixels:
+        return self.for_teacher if role == "teacher" and self.for_teacher is not None else self.pixels
 
 
 def choose_images(available: int, wanted: int) -> NDArray[np.int64]:

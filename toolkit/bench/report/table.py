@@ -8,10 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit import console
+from toolkit.bench.report.advice import SPLIT_NAMES, describe_knowledge
 from toolkit.bench.report.markdown import bullets, markdown_table, percent
 from toolkit.bench.report.verdict import describe_difference, name_gpu, name_model
 from toolkit.bench.report.words import compared_with, describe_classes, describe_gain, render_classes
-from toolkit.bench.schema import Duration, Hardware, Report, ReportRow, SeedGain, short_provider
+from toolkit.bench.schema import Distillation, Duration, Hardware, Report, ReportRow, SeedGain, short_provider
 
 METHOD = (
     "Latency is that of one image, throughput that of batches. Both are of the network with its normalisation, from "
@@ -32,6 +33,8 @@ def print_table(report: Report) -> None:
     if classes := describe_classes(report.classes):
         console.out.print(f"\n{classes}", markup=False)
     console.out.print(f"\n{describe_gain(report.distillation)}", markup=False)
+    if paragraph := describe_knowledge(report.distillation):
+        console.out.print(f"\nWhat the teacher knew beyond the labels. {paragraph}", markup=False)
     console.out.print(f"\n{report.verdict}", style="bold", markup=False)
 
 
@@ -127,6 +130,7 @@ def render_markdown(report: Report) -> str:
         "## Did distillation help?",
         describe_gain(report.distillation),
         _seeds_table(report.distillation.per_seed),
+        *_knowledge_section(report.distillation),
         "## Quality",
         _quality_table(report.rows),
         "![Accuracy against confidence](reliability.png)",
@@ -155,6 +159,23 @@ def render_markdown(report: Report) -> str:
         METHOD,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _knowledge_section(distillation: Distillation) -> list[str]:
+    known = distillation.knowledge
+    if known is None:
+        return []
+    headings = ["images", "number", "teacher", "beside the label", "student", "control", "student = teacher"]
+    rows = [
+        [
+            SPLIT_NAMES[one.split], f"{one.images:,}",
+            percent(one.teacher_accuracy), f"{100 * one.teacher_beside_label:.2f} %",
+            percent(one.student_accuracy), percent(one.control_accuracy), percent(one.student_agreement),
+        ]
+        for one in known.splits
+    ]  # fmt: skip
+    table = markdown_table(headings, rows, left=(0,))
+    return ["## What the teacher knew beyond the labels", describe_knowledge(distillation), table]
 
 
 def _describe_activity(hardware: Hardware) -> str:

@@ -67,7 +67,15 @@ def render_classes(classes: Sequence[ClassRecall], count: int = 20) -> str:
 
 
 def describe_gain(distillation: Distillation) -> str:
-    """One sentence on what the teacher was worth, or on what is missing to know it."""
+    """What the teacher was worth, or what is missing to know it; and how many images without labels it answered."""
+    if not distillation.unlabelled_images:
+        return _describe_worth(distillation)
+    shown = f"The student also learned from the teacher's answers on {distillation.unlabelled_images:,} images without"
+    control = " labels; the control saw none of them." if distillation.per_seed else " labels."
+    return f"{_describe_worth(distillation)} {shown}{control}"
+
+
+def _describe_worth(distillation: Distillation) -> str:
     if not distillation.per_seed:
         return (
             "What the teacher was worth is not measured: there is no control, the same student trained without it;"
