@@ -10,6 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 DEPTHWISE, LITE0, ONNX, ENSEMBLE = "depthwise", "efficientnet_lite0", "onnx", "ensemble"
+ANSWERS = "answers"
+"""What a teacher is of which only a file of answers is there."""
 TIMM, TRANSFORMERS, PACKAGE = "timm", "transformers", "package"
 """Families whose networks have a colon in their names: timm:NAME, transformers:TYPE, package.module:function."""
 

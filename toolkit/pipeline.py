@@ -60,6 +60,26 @@ def make_teacher(setup: StageSetup) -> "WeightsFile":
     return teacher.make_teacher(setup.recipe, setup.model_dir, setup.training_data, setup.options)
 
 
+def find_teacher(setup: StageSetup) -> "WeightsFile":
+    """The teacher of the directory as it is, or one that is made now; ArtifactError if it is another network."""
+    from toolkit.distill.job import WeightsFile
+    from toolkit.networks.weights import read_info
+
+    path = setup.model_dir.weights("teacher")
+    if not path.is_file():
+        return make_teacher(setup)
+    _find_teacher(setup)
+    return WeightsFile(path, new=False, info=read_info(path))
+
+
+def save_answers(setup: StageSetup, path: Path) -> None:
+    """Write a file of the answers of the directory's teacher to the training and validation images."""
+    from toolkit.distill import answering
+
+    count = answering.save_answers(path, setup.model_dir.weights("teacher"), setup.training_data, setup.device)
+    console.say(f"teacher: {count:,} answers in {path}")
+
+
 def distill_student(setup: StageSetup, *, control: bool = False) -> "WeightsFile":
     """Distil the student; a directory without a teacher gets one first. The teacher there must be the recipe's network.
 

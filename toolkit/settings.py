@@ -268,9 +268,9 @@ class TeacherRecipe(NetworkRecipe, StageRecipe):
     weights: str | Names = Field(
         "",
         description="empty: from scratch; a file (also .onnx) or a folder of Hugging Face's, beside the recipe or in "
-        "the current directory; `fashion-mnist`: the teacher that ships under that name; `food-11`: the notebook's; "
-        "`imagenet`: torchvision's, timm's or efficientnet_lite0's, fine-tuned; a list of files: the mean of what they "
-        "say",
+        "the current directory; answers in .npz or .parquet; `fashion-mnist`: the teacher that ships under that name; "
+        "`food-11`: the notebook's; `imagenet`: torchvision's, timm's or efficientnet_lite0's, fine-tuned; a list of "
+        "files: the mean of what they say",
     )
     combine: Literal["probabilities", "logits"] = Field(
         "probabilities", description="what is averaged, if there are several weights"

@@ -19,15 +19,17 @@ from torch import nn
 from toolkit import console
 from toolkit.bench import bench as report_module
 from toolkit.bench.bench import run_bench, written_files
-from toolkit.bench.measure import end_to_end, speed, timing
+from toolkit.bench.measure import end_to_end, reference, speed, timing
 from toolkit.bench.measure.first_use import FirstUse
 from toolkit.bench.measure.images import BenchImages, choose_images
 from toolkit.bench.measure.rows import Row, open_rows
+from toolkit.bench.report.baseline import check_against_baseline
 from toolkit.bench.report.card import MADE_BY
 from toolkit.bench.report.examples import Examples
+from toolkit.bench.report.side_by_side import compare_reports
 from toolkit.bench.report.table import print_table, render_markdown
-from toolkit.bench.report.verdict import compare_with_teacher, describe_difference, find_contradictions
-from toolkit.bench.schema import Report
+from toolkit.bench.report.verdict import compare_with_teacher, describe_difference, find_contradictions, ship
+from toolkit.bench.schema import Report, read_report
 from toolkit.data.dataset import Dataset, Images
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocess import Preprocess
@@ -316,6 +318,49 @@ def test_a_control_gets_its_row_and_the_gain(bench: Bench) -> None:
     assert report.distillation.std is None
     markdown = (bench.folder / "report.md").read_text(encoding="utf-8")
     assert "The teacher was worth +8.33 points: top-1 75.00 % with it, 66.67 % without (one seed" in markdown
+
+
+ALONE = {("student", "torch"): 4, ("student", "onnxruntime"): 4}
+NO_TEACHER = "There is no teacher to measure, because its answers came from a file."
+
+
+@pytest.mark.usefixtures("_draws")
+def test_a_student_whose_teacher_cannot_be_measured(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.monkeypatch.setattr(reference, "why_unmeasured", lambda path: "its answers came from a file")
+    bench.run()
+    report = bench.run(ALONE | {("control", "torch"): 3})
+    assert read_report(bench.folder / "report.json") == report
+    assert report.no_teacher == NO_TEACHER
+    assert report.verdict == ship(report.rows, RECIPE.bench.max_drop, 60, NO_TEACHER)
+    assert [row.teacher_agreement for row in report.rows] == [None] * 3
+    assert all(row.vs_teacher is None for row in report.rows)
+    assert [one.control_recall for one in report.classes] == pytest.approx([0.0, 1.0, 1.0])
+    assert Examples.read(bench.folder / "examples.zip").disagreements == ()
+    markdown = (bench.folder / "report.md").read_text(encoding="utf-8")
+    assert markdown.startswith("# Student on colours\n")
+    assert "than the control](confusion_difference.png)" in markdown
+    card = (bench.folder / "README.md").read_text(encoding="utf-8")
+    assert "distilled from a teacher that was not measured" in card
+    assert "Against the control: " in card
+    print_table(report)
+    assert NO_TEACHER in " ".join(capsys.readouterr().out.split())
+    both = compare_reports(report, report, ("a", "b"))
+    assert [row.model for row in both.rows] == ["student", "student", "control"]
+    assert len(check_against_baseline(report, report, 1.2, 0.01)) == 3
+
+
+@pytest.mark.usefixtures("_draws")
+def test_a_student_alone(bench: Bench) -> None:
+    """Pictures of an earlier benchmark, which had something to compare with, do not stay."""
+    bench.monkeypatch.setattr(reference, "why_unmeasured", lambda path: "")
+    bench.run()
+    report = bench.run(ALONE)
+    assert report.no_teacher == "There is no teacher to measure, because it is an ONNX file, which torch cannot run."
+    assert all(one.student_recall is not None and one.recall_difference is None for one in report.classes)
+    assert not (bench.folder / "confusion_difference.png").exists()
+    assert bench.folder / "confusion_difference.png" not in written_files(ModelDir(bench.folder))
+    assert "confusion_difference" not in (bench.folder / "report.md").read_text(encoding="utf-8")
+    assert "An image classifier of 3 classes" in (bench.folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_rows_that_should_agree_and_do_not_are_flagged(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,7 @@ def example() -> Report:
             "timing_warnings": (noisy,),
             "warnings": (stale,),
             "license": "MIT",
+            "classes": (report.classes[0].model_copy(update={"control_recall": 0.88}), *report.classes[1:]),
         }
     )
 

@@ -1,5 +1,6 @@
 """A teacher and its student: the same answers as `toolkit predict`, in every precision that is there."""
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from conftest import make_png
 from demo_server import CLASSES, make_model_dir, save_picture
 from PIL import Image, ImageOps
+from report_samples import make_report
 from tiny_onnx import save_colour_model
 
 from toolkit.demo.contents import read_contents
@@ -166,3 +168,18 @@ def test_a_missing_file_names_the_command(directory: ModelDir) -> None:
     directory.onnx("teacher").unlink()
     with pytest.raises(ArtifactError, match=r"has no teacher\.onnx; make it with: toolkit export --onnx .*pair"):
         open_pair(directory, "cpu")
+
+
+def test_a_student_whose_teacher_was_not_measured_has_no_page(directory: ModelDir) -> None:
+    """Whatever teacher.onnx lies there: it did not teach."""
+    report = make_report(name="colours")
+    reason = "There is no teacher to measure, because its answers came from a file."
+    directory.report_json.write_text(json.dumps(report.model_copy(update={"no_teacher": reason}).to_json()))
+    with pytest.raises(
+        ArtifactError,
+        match=r"the demo shows teacher and student, and there is no teacher to measure, because its answers came from a"
+        r" file; ask the student with: toolkit predict .*pair IMAGE",
+    ):
+        open_pair(directory, "cpu")
+    directory.report_json.write_text("damaged")
+    assert open_pair(directory, "cpu").students

@@ -17,6 +17,7 @@ import toolkit
 from toolkit.architectures import OnnxSettings
 from toolkit.cli import app
 from toolkit.errors import RecipeError, ToolkitError, WeightsError
+from toolkit.export.export import ExportOptions, export_onnx
 from toolkit.networks import onnx_file
 from toolkit.networks.class_map import map_classes
 from toolkit.networks.of_onnx import OnnxNetwork, import_onnx
@@ -399,16 +400,24 @@ class TestAllTheWay:
         with pytest.raises(ToolkitError, match=r"answers .* not finite"):
             workspace.teacher()
 
-    def test_a_file_for_one_image_teaches_but_is_not_exported(self, folders: Path, tmp_path: Path) -> None:
+    def test_a_file_for_one_image_teaches_but_is_not_exported(
+        self, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         path = save_foreign(tmp_path / "given.onnx", batch=1)
-        workspace = toolkit.open(
-            tmp_path / "m", data=folders, settings=SMALL | {"teacher.weights": str(path)}, quiet=True
-        )
+        workspace = toolkit.open(tmp_path / "m", data=folders, settings=SMALL | {"teacher.weights": str(path)})
         workspace.distill()
+        capsys.readouterr()
+        assert [result.path.name for result in workspace.export()] == ["student.onnx"]
+        assert "the teacher is left out, because its ONNX file takes 1 image(s) at a time, no other number" in (
+            capsys.readouterr().err
+        )
+        report = workspace.bench()
+        assert {row.model for row in report.rows} == {"student"}
+        assert report.no_teacher.endswith("because its ONNX file takes 1 image(s) at a time, no other number.")
         with pytest.raises(
             ToolkitError, match=r"the teacher's ONNX file takes 1 image\(s\) at a time, no other number"
         ):
-            workspace.export()
+            export_onnx(tmp_path / "m" / "teacher.safetensors", tmp_path / "a.onnx", ExportOptions(Recipe()))
 
     def test_a_plan(self, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = save_foreign(tmp_path / "given.onnx")

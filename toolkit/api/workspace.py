@@ -140,12 +140,23 @@ class Workspace:
         with self._at_work():
             return training_setup(self._choice, self._device, writes=False).recipe
 
-    def teacher(self, *, on_epoch: OnEpoch | None = None) -> TrainingResult:
-        """Train the teacher, fine-tune it or import it, as the recipe says."""
-        from toolkit.pipeline import make_teacher
+    def teacher(self, *, on_epoch: OnEpoch | None = None, save_answers: str | Path | None = None) -> TrainingResult:
+        """Train the teacher, fine-tune it or import it, as the recipe says.
 
+        `save_answers` is a file, .npz or .parquet, for its answers to the training and validation images.
+        """
+        from toolkit.data.answer_file import require_answer_file
+        from toolkit.pipeline import make_teacher
+        from toolkit.pipeline import save_answers as write_answers
+
+        path = None if save_answers is None else Path(_to_text(save_answers, "save_answers", "a file to write") or "")
+        if path is not None:
+            require_answer_file(path, "save_answers")
         with self._training(on_epoch) as setup:
-            return _describe("teacher", make_teacher(setup), self._directory)
+            made = make_teacher(setup)
+            if path is not None:
+                write_answers(setup, path)
+            return _describe("teacher", made, self._directory)
 
     def distill(self, *, on_epoch: OnEpoch | None = None) -> TrainingResult:
         """Distil the student; a directory without a teacher gets one first.

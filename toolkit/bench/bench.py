@@ -15,6 +15,7 @@ from toolkit.bench.measure.gain import describe_distillation, measure_gain
 from toolkit.bench.measure.images import BenchImages
 from toolkit.bench.measure.knowledge import SplitAnswers, measure_knowledge
 from toolkit.bench.measure.noise import find_noise
+from toolkit.bench.measure.reference import Reference, find_reference, say_why_no_teacher
 from toolkit.bench.measure.rows import Row, answer_images, answer_out_of_fold, find_remarks, find_stale, open_rows
 from toolkit.bench.measure.speed import measure_speed
 from toolkit.bench.pictures.accuracy_latency import draw_accuracy_latency
@@ -25,7 +26,7 @@ from toolkit.bench.report.card import MADE_BY, render_card
 from toolkit.bench.report.examples import write_examples
 from toolkit.bench.report.table import render_markdown
 from toolkit.bench.report.verdict import compare_with_teacher, find_contradictions, find_shipped, ship
-from toolkit.bench.schema import SCHEMA, Hardware, Report, ReportRow, RowSpeed
+from toolkit.bench.schema import SCHEMA, ClassRecall, Hardware, Report, ReportRow, RowSpeed
 from toolkit.errors import DataError
 from toolkit.files import write_atomically
 from toolkit.machine.devices import pick_device
@@ -47,7 +48,7 @@ def run_bench(
     provider: str = "auto",
     baseline: Report | None = None,
 ) -> Report:
-    """Measure teacher and student (and the control, if there is one) in every runtime of `recipe.bench.runtimes`.
+    """Measure teacher, student and control, those that there are, in every runtime of `recipe.bench.runtimes`.
 
     torch runs on `device`, and onnxruntime on the same GPU, unless `provider` says otherwise. Returns the report that
     is written to report.json. Given a `baseline` of the same images, it also compares the rows with the baseline's,
@@ -60,15 +61,17 @@ def run_bench(
     _require_fitting_images(rows, images)
     answers = _answer(rows, images)
     speed = measure_speed(rows, recipe.bench, images)
-    measured = compare_with_teacher(_put_together(rows, answers, images.labels, speed.rows))
+    reference = find_reference(rows, answers)
+    teacher = reference.logits if reference and reference.role == "teacher" else None
+    measured = compare_with_teacher(_put_together(rows, answers, images.labels, teacher, speed.rows))
     contradictions = [*find_stale(rows, model_dir), *find_contradictions(measured, recipe.export.max_accuracy_drop)]
     noise = [*find_remarks(rows, model_dir), *find_noise(measured, hardware)]
     _warn(contradictions, noise)
     # what ships against the teacher: the pair that classes and pictures are about
     shipped = measured.index(find_shipped(measured))
-    teacher, student = answers[0], answers[shipped]
+    student, no_teacher = answers[shipped], say_why_no_teacher(rows, model_dir)
     per_seed = measure_gain(model_dir, recipe.training.seed, measured, images, device)
-    known = measure_knowledge(_ask_all(rows, shipped, answers, images), per_seed)
+    known = measure_knowledge(_ask_all(rows, shipped, answers, images), per_seed) if teacher is not None else None
     report = Report(
         schema=SCHEMA,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -79,9 +82,10 @@ def run_bench(
         recipe=recipe.model_dump(mode="json"),
         rows=tuple(measured),
         preprocess_ms=speed.preprocess_ms,
-        classes=tuple(compare_classes(images.labels, teacher, student, images.dataset.classes)),
+        classes=_compare_classes(images, reference, student),
         distillation=describe_distillation(per_seed, rows[shipped].extra).model_copy(update={"knowledge": known}),
-        verdict=ship(measured, recipe.bench.max_drop, len(images)),
+        verdict=ship(measured, recipe.bench.max_drop, len(images), no_teacher),
+        no_teacher=no_teacher,
         warnings=tuple(contradictions),
         timing_warnings=tuple(noise),
         license=rows[shipped].metadata.get("license", recipe.export.license),
@@ -89,13 +93,13 @@ def run_bench(
     if baseline is not None:
         report = report.with_baseline(compare_with_baseline(report.rows, baseline.rows))
     write_examples(model_dir.examples, images, teacher, student, recipe.bench.disagreements)
-    _write(model_dir, report, _draw(report, images, teacher, student))
+    _write(model_dir, report, _draw(report, images, reference, student))
     return report
 
 
 def written_files(model_dir: ModelDir) -> list[Path]:
     """The files that `run_bench` wrote; a README.md of the user's own is not among them."""
-    pictures = [model_dir.plot(name) for name in BENCH_PLOTS]
+    pictures = [path for name in BENCH_PLOTS if (path := model_dir.plot(name)).is_file()]
     card = [model_dir.card] if MADE_BY in model_dir.card.read_text(encoding="utf-8", errors="replace") else []
     return [model_dir.report_json, model_dir.report_markdown, *pictures, model_dir.examples, *card]
 
@@ -111,6 +115,13 @@ def _answer(rows: Sequence[Row], images: BenchImages) -> list[Logits]:
     with console.progress("bench: quality", len(images) * len(rows)) as advance:
         # one after the other: in turns, the threads of the one before would go on spinning
         return [answer_images(row.predictor, images.seen_by(row.model), images.chosen, advance) for row in rows]
+
+
+def _compare_classes(images: BenchImages, reference: Reference | None, student: Logits) -> tuple[ClassRecall, ...]:
+    labels, names = images.labels, images.dataset.classes
+    if reference is None:
+        return tuple(compare_classes(labels, None, student, names))
+    return tuple(compare_classes(labels, reference.logits, student, names, reference.role))
 
 
 def _ask_all(rows: Sequence[Row], shipped: int, answers: Sequence[Logits], images: BenchImages) -> list[SplitAnswers]:
@@ -133,22 +144,31 @@ def _ask_all(rows: Sequence[Row], shipped: int, answers: Sequence[Logits], image
 
 
 def _put_together(
-    rows: Sequence[Row], answers: Sequence[Logits], labels: NDArray[np.integer], speeds: Sequence[RowSpeed]
+    rows: Sequence[Row],
+    answers: Sequence[Logits],
+    labels: NDArray[np.integer],
+    teacher: Logits | None,
+    speeds: Sequence[RowSpeed],
 ) -> list[ReportRow]:
     return [
-        ReportRow(**dict(row.describe()), **dict(measure_fidelity(logits, labels, answers[0])), **dict(speed))
+        ReportRow(**dict(row.describe()), **dict(measure_fidelity(logits, labels, teacher)), **dict(speed))
         for row, logits, speed in zip(rows, answers, speeds, strict=True)
     ]
 
 
-def _draw(report: Report, images: BenchImages, teacher: Logits, student: Logits) -> dict[str, bytes]:
+def _draw(report: Report, images: BenchImages, reference: Reference | None, student: Logits) -> dict[str, bytes]:
     """The pictures by their names in the model directory."""
     labels, dataset = images.labels, images.dataset
-    return {
+    teacher = reference.logits if reference and reference.role == "teacher" else None
+    pictures = {
         "accuracy_latency": draw_accuracy_latency(report),
         "reliability": draw_reliability(labels, teacher, student, dataset.name),
-        "confusion_difference": draw_confusion_difference(labels, teacher, student, dataset.classes, dataset.name),
     }
+    if reference is not None:
+        pictures["confusion_difference"] = draw_confusion_difference(
+            labels, reference.logits, student, dataset.classes, dataset.name, reference.role
+        )
+    return pictures
 
 
 def _require_fitting_images(rows: Sequence[Row], images: BenchImages) -> None:
@@ -175,6 +195,9 @@ def _require_fitting_images(rows: Sequence[Row], images: BenchImages) -> None:
 
 def _write(model_dir: ModelDir, report: Report, pictures: dict[str, bytes]) -> None:
     """Write the pictures first and report.json last: if that is new, all is new."""
+    for name in BENCH_PLOTS:
+        if name not in pictures:
+            model_dir.plot(name).unlink(missing_ok=True)  # of an earlier benchmark
     for name, picture in pictures.items():
         with write_atomically(model_dir.plot(name)) as path:
             path.write_bytes(picture)

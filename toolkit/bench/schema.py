@@ -120,8 +120,9 @@ class Fidelity(Part):
     ece: Fraction = Field(
         description="fraction; expected calibration error, the gap between confidence and accuracy: 0 is best"
     )
-    teacher_agreement: Fraction = Field(
-        description="fraction; images with the same predicted class as in the teacher's first row, right or wrong"
+    teacher_agreement: Fraction | None = Field(
+        description="fraction; images with the same predicted class as in the teacher's first row, right or wrong; "
+        "null if no teacher was measured"
     )
 
 
@@ -164,12 +165,18 @@ class ClassRecall(Part):
     name: str = Field(description="name of the class")
     images: Count = Field(description="test images of the class")
     teacher_recall: Fraction | None = Field(
-        description="fraction; recall of the teacher's first row; null without images, as the next two"
+        description="fraction; recall of the teacher's first row; null without images, as the next two, and if no "
+        "teacher was measured"
     )
     student_recall: Fraction | None = Field(
         description="fraction; recall of the student's fp32 row in onnxruntime, else of its first row"
     )
-    recall_difference: Difference | None = Field(description="fraction; the student's recall less the teacher's")
+    recall_difference: Difference | None = Field(
+        description="fraction; the student's recall less the teacher's, or the control's if no teacher was measured"
+    )
+    control_recall: Fraction | None = Field(
+        None, description="fraction; recall of the control's first row; absent if a teacher was measured"
+    )
 
 
 class SeedGain(Part):
@@ -267,7 +274,7 @@ class Report(Part):
     dataset: ReportDataset = Field(description="the test images")
     recipe: dict[str, Any] = Field(description="all settings by section, as in models/README.md")
     rows: Annotated[tuple[ReportRow, ...], Field(min_length=1)] = Field(
-        description="one for each model file in each runtime; the teacher's come first"
+        description="one for each model file in each runtime; the teacher's come first, if it was measured"
     )
     preprocess_ms: Duration | None = Field(None, description="ms; decoding, resizing and cropping one image file")
     classes: tuple[ClassRecall, ...] = Field((), description="class by class, in the order of the classes")
@@ -275,6 +282,7 @@ class Report(Part):
         Distillation(), description="what the teacher was worth"
     )
     verdict: str = Field(description="which row to ship, in a sentence")
+    no_teacher: str = Field("", description="why no teacher was measured, in a sentence; empty if one was")
     warnings: tuple[str, ...] = Field(description="warnings about rows that should agree, but do not")
     timing_warnings: tuple[str, ...] = Field((), description="warnings about what makes the times doubtful")
     license: str = Field("", description="licence of the weights; empty if none was given")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from toolkit.modeldir import FilePrecision
-from toolkit.names import RUNTIME_NAMES
+from toolkit.names import ANSWER_SUFFIXES, RUNTIME_NAMES
 from toolkit.networks import trust
 
 DEFAULT_MODEL_DIR = Path("models/fashion-mnist")
@@ -24,6 +24,11 @@ Flags = dict[str, Any]
 def add_seed(seed: int | None, overrides: list[str] | None) -> list[str]:
     """The overrides of the recipe that --seed and --set ask for; --set has the last word."""
     return [*([f"training.seed={seed}"] if seed is not None else []), *(overrides or [])]
+
+
+def add_answers(answers: Path | None, overrides: list[str]) -> list[str]:
+    """The overrides with the one that --answers asks for."""
+    return [*([f"teacher.weights={json.dumps(str(answers))}"] if answers is not None else []), *overrides]
 
 
 def add_unlabelled(folders: list[str] | None, overrides: list[str] | None) -> list[str]:
@@ -127,6 +132,33 @@ WeightsOption = Annotated[
     str | None,
     _in_recipe(
         "--weights", metavar="FILE_OR_NAME", help="Import a file or fashion-mnist (it ships), or fine-tune imagenet."
+    ),
+]
+
+
+def _check_answers(value: Path | None) -> Path | None:
+    if value is not None and value.suffix.lower() not in ANSWER_SUFFIXES:
+        raise typer.BadParameter(f"{value} is not one of {', '.join(ANSWER_SUFFIXES)}")
+    return value
+
+
+AnswersOption = Annotated[
+    Path | None,
+    _in_recipe(
+        "--answers",
+        metavar="FILE",
+        callback=_check_answers,
+        help="The teacher's answers in a file, .npz or .parquet, in place of a teacher.",
+    ),
+]
+SaveAnswersOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-answers",
+        metavar="FILE",
+        rich_help_panel=OUTPUT,
+        callback=_check_answers,
+        help="Also write the teacher's answers, as .npz or .parquet.",
     ),
 ]
 

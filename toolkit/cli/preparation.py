@@ -10,6 +10,7 @@ import typer
 
 from toolkit import console
 from toolkit.cli.options import (
+    AnswersOption,
     DataOption,
     DeepOption,
     DeviceOption,
@@ -29,6 +30,7 @@ from toolkit.cli.options import (
     TensorboardOption,
     TrustOption,
     UnlabelledOption,
+    add_answers,
     add_seed,
     add_unlabelled,
 )
@@ -102,6 +104,7 @@ def plan(
     data: DataOption = None,
     unlabelled: UnlabelledOption = None,
     out: OutOption = None,
+    answers: AnswersOption = None,
     device: DeviceOption = "auto",
     provider: ProviderOption = "auto",
     seed: SeedOption = None,
@@ -122,7 +125,7 @@ def plan(
     from toolkit.stage_setup import prepare_training
 
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
-    settings = add_seed(seed, add_unlabelled(unlabelled, overrides))
+    settings = add_answers(answers, add_seed(seed, add_unlabelled(unlabelled, overrides)))
     set_up = partial(prepare_training, recipe, data, out, settings, device=device, writes=False, **flags)
     setup, planned = _make_plan(set_up_run(set_up, device, provider), "run", minutes, start, writes=False)
     warn_of_given_teacher(setup, planned)

@@ -29,15 +29,18 @@ def training_flags(recipe: str | None, data: str | None, overrides: list[str], o
     return flags
 
 
-def print_weights(role: str, made: Any, start: float, next_command: str, as_json: bool) -> None:
-    """Say what a training stage wrote or kept: `made` is a distill.job.WeightsFile."""
+def print_weights(
+    role: str, made: Any, start: float, next_command: str, as_json: bool, answers: Path | None = None
+) -> None:
+    """Say what a training stage wrote or kept: `made` is a distill.job.WeightsFile, `answers` a file of its answers."""
     figures = {k: v for k, v in made.info.extra.items() if v is not None}
     if as_json:
-        print_json({"role": role, "path": str(made.path), "new": made.new, **figures})
+        saved = {} if answers is None else {"answers": str(answers)}
+        print_json({"role": role, "path": str(made.path), "new": made.new, **saved, **figures})
         return
     if (accuracy := figures.get("valid_accuracy")) is not None:
         console.out.print(f"{role}: validation accuracy {accuracy:.4f}", markup=False)
-    print_files([made.path], [] if made.new else [made.path])
+    print_files([made.path, *([answers] if answers else [])], [] if made.new else [made.path])
     print_end(start, next_command)
 
 

@@ -12,6 +12,7 @@ from toolkit import console
 from toolkit.cli import results
 from toolkit.cli.options import (
     DEFAULT_MODEL_DIR,
+    AnswersOption,
     BaselineOption,
     DataOption,
     DeviceOption,
@@ -37,6 +38,7 @@ from toolkit.cli.options import (
     RecipeOption,
     ResumeOption,
     RuntimesOption,
+    SaveAnswersOption,
     SeedOption,
     SeedsOption,
     SetOption,
@@ -46,6 +48,7 @@ from toolkit.cli.options import (
     TrustOption,
     UnlabelledOption,
     WeightsOption,
+    add_answers,
     add_seed,
     add_unlabelled,
 )
@@ -63,6 +66,7 @@ def run(
     data: DataOption = None,
     unlabelled: UnlabelledOption = None,
     out: OutOption = None,
+    answers: AnswersOption = None,
     device: DeviceOption = "auto",
     provider: ProviderOption = "auto",
     seed: SeedOption = None,
@@ -84,7 +88,7 @@ def run(
     from toolkit.stage_setup import prepare_training
 
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
-    settings = add_seed(seed, add_unlabelled(unlabelled, overrides))
+    settings = add_answers(answers, add_seed(seed, add_unlabelled(unlabelled, overrides)))
     set_up = partial(prepare_training, recipe, data, out, settings, device=device, **flags)
     setup = say_plan(set_up_run(set_up, device, provider), "run", minutes, start)
     directory = setup.model_dir
@@ -98,8 +102,8 @@ def run(
         print_json(report.to_json())
         return
     print_table(report)
-    kept = [path for path, time_ns in times_of(networks).items() if before.get(path) == time_ns]
-    print_files([*networks, *written_files(directory)], kept)
+    after = times_of(networks)  # some teachers have no ONNX file
+    print_files([*after, *written_files(directory)], [path for path in after if before.get(path) == after[path]])
     print_end(start, command("demo", directory.path))
 
 
@@ -108,6 +112,7 @@ def teacher(
     data: DataOption = None,
     out: OutOption = None,
     weights: WeightsOption = None,
+    answers: AnswersOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = None,
     overrides: SetOption = None,
@@ -117,21 +122,33 @@ def teacher(
     force: ForceOption = False,
     strict: StrictOption = False,
     trust: TrustOption = False,
+    save_answers: SaveAnswersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the teacher, fine-tune it from ImageNet, or import one with --weights."""
+    """Train the teacher, fine-tune it from ImageNet, or import one with --weights or --answers."""
+    if weights is not None and answers is not None:
+        raise UsageError("--weights and --answers exclude each other", "give one of them")
     start = time.perf_counter()
-    from toolkit.pipeline import make_teacher
+    from toolkit.data.answer_file import require_answer_file
+    from toolkit.pipeline import find_teacher, make_teacher
+    from toolkit.pipeline import save_answers as write_answers
     from toolkit.stage_setup import prepare_training
 
+    if save_answers is not None:
+        require_answer_file(save_answers, "--save-answers")
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard}
     carried_on = add_seed(seed, overrides)
-    own = [f"teacher.weights={json.dumps(weights)}"] if weights is not None else []
+    own = [f"teacher.weights={json.dumps(weights)}"] if weights is not None else add_answers(answers, [])
     setup = prepare_training(recipe, data, out, [*own, *carried_on], device=device, **flags)
-    setup = say_plan(setup, "teacher", minutes, start)
-    made = make_teacher(setup)
+    if save_answers is not None and not (own or force) and setup.model_dir.weights("teacher").is_file():
+        made = find_teacher(setup)
+    else:
+        setup = say_plan(setup, "teacher", minutes, start)
+        made = make_teacher(setup)
+    if save_answers is not None:
+        write_answers(setup, save_answers)
     next_flags = training_flags(recipe, data, carried_on, setup.model_dir.path)
-    print_weights("teacher", made, start, command("distill", *next_flags), as_json)
+    print_weights("teacher", made, start, command("distill", *next_flags), as_json, save_answers)
 
 
 def distill(
@@ -139,6 +156,7 @@ def distill(
     data: DataOption = None,
     unlabelled: UnlabelledOption = None,
     out: OutOption = None,
+    answers: AnswersOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = None,
     seeds: SeedsOption = 1,
@@ -157,7 +175,7 @@ def distill(
     from toolkit.stage_setup import prepare_training
 
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard, "seeds": seeds}
-    settings = add_seed(seed, add_unlabelled(unlabelled, overrides))
+    settings = add_answers(answers, add_seed(seed, add_unlabelled(unlabelled, overrides)))
     setup = prepare_training(recipe, data, out, settings, device=device, **flags)
     setup = say_plan(setup, "distill", minutes, start)
     made = distill_student(setup)

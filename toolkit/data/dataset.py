@@ -25,12 +25,15 @@ class Images:
     `names` are unique in a data set (paths relative to its root, with `/`, as `printable` shows them); `labels` is
     int64 (N,), 0..C−1; `read(i)` opens image i in the mode of its file, and raises one of preprocess.UNREADABLE for a
     damaged one. Several threads may call it. `opening_bytes(i)` is the memory that the opened image i takes already.
+    Images of files are `root/files[i]`; `root` is None for others.
     """
 
     names: tuple[str, ...]
     labels: np.ndarray
     read: Callable[[int], Image.Image]
     opening_bytes: Callable[[int], int] = lambda _: 0
+    root: Path | None = None
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -44,6 +47,8 @@ class Images:
             labels=self.labels[chosen],
             read=lambda i: read(int(chosen[i])),
             opening_bytes=lambda i: opening_bytes(int(chosen[i])),
+            root=self.root,
+            files=tuple(self.files[i] for i in chosen) if self.files else (),
         )
 
     @classmethod
@@ -56,6 +61,8 @@ class Images:
             np.asarray(labels, dtype=np.int64),
             lambda i: open_image(root / chosen[i]),
             lambda i: opening_bytes(root / chosen[i]),
+            root,
+            chosen,
         )
 
     @classmethod

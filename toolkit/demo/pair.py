@@ -1,5 +1,6 @@
 """A teacher and its student, ready to answer pictures. This module knows nothing of the page that shows the answers."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from toolkit.bench.schema import read_report
 from toolkit.data.preprocess import UNREADABLE, count_frames, upright_size
-from toolkit.errors import DataError
+from toolkit.errors import ArtifactError, DataError
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.predict import Prediction, ask, no_memory_for, open_picture
 from toolkit.runtimes.onnxruntime import OnnxPredictor
@@ -95,7 +97,22 @@ class Pair:
 
 def open_pair(model_dir: ModelDir, provider: str) -> Pair:
     """Load and warm up all files. ArtifactError names the command for a missing file, or the file that does not fit."""
+    _require_teacher(model_dir)
     return Pair(_load_all(model_dir, "teacher", provider), _load_all(model_dir, "student", provider))
+
+
+def _require_teacher(model_dir: ModelDir) -> None:
+    """ArtifactError if the report says that there is none to show."""
+    try:
+        reason = read_report(model_dir.report_json).no_teacher.rstrip(".")
+    except ArtifactError:
+        return  # without a readable report, the files decide
+    if reason:
+        path = model_dir.path
+        raise ArtifactError(
+            f"{path}: the demo shows teacher and student, and {reason[0].lower()}{reason[1:]}",
+            f"ask the student with: toolkit predict {shlex.quote(str(path))} IMAGE",
+        )
 
 
 def _load_all(model_dir: ModelDir, role: Role, provider: str) -> dict[FilePrecision, NetworkFile]:

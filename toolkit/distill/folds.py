@@ -15,10 +15,13 @@ from torch import Tensor
 from toolkit import console
 from toolkit.data.pixels import Pixels
 from toolkit.data.views import Indices
+from toolkit.distill.evaluation import compute_logits
 from toolkit.distill.job import TrainingData
 from toolkit.distill.objective import NetworkOutput
 from toolkit.distill.teachers import Teacher
 from toolkit.errors import DataError
+from toolkit.networks.classifier import Classifier
+from toolkit.networks.small_maps import place
 
 FEWEST_LEFT = 1
 """images of each class that every teacher has to learn from"""
@@ -55,6 +58,21 @@ def without_fold(data: TrainingData, folds: np.ndarray, fold: int) -> TrainingDa
 def folds_of(pixels: Pixels, count: int, split_seed: int) -> np.ndarray:
     """`draw_folds` of a data set's decoded training images."""
     return draw_folds(pixels.labels, count, split_seed)
+
+
+def answer_out_of_fold(members: Sequence[Classifier], folds: np.ndarray, pixels: Pixels, device: str) -> np.ndarray:
+    """Logits, float32 (N, C), of the training images in their evaluation view, each by the member that has not seen it.
+
+    `folds` is int64 (N,).
+    """
+    parts = [np.flatnonzero(folds == fold) for fold in range(len(members))]
+    answers = []
+    for member, held_out in zip(members, parts, strict=True):
+        place(member, device)
+        answers.append(compute_logits(member, pixels.subset(held_out), "fp32", device).cpu().numpy())
+    logits = np.empty((len(pixels), answers[0].shape[1]), np.float32)
+    logits[np.concatenate(parts)] = np.concatenate(answers)
+    return logits
 
 
 class OutOfFoldTeacher:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import console, shipped
-from toolkit.architectures import ENSEMBLE, LITE0, ONNX, TIMM, family_of
+from toolkit.architectures import ANSWERS, ENSEMBLE, LITE0, ONNX, TIMM, family_of
 from toolkit.data import food11
+from toolkit.data.answer_file import is_answer_file, read_classes
 from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
+from toolkit.distill.answers import is_answered, require_answers
 from toolkit.errors import WeightsError, did_you_mean
 from toolkit.networks.class_map import map_classes
 from toolkit.networks.ensemble import describe_member
@@ -109,12 +111,14 @@ def follow_fine_tuning(recipe: Recipe) -> tuple[Recipe, str]:
 
 
 def follow_source(recipe: Recipe) -> Recipe:
-    """`recipe` with the network and normalisation of the ONNX file or folder that `teacher.weights` names, if it does.
+    """`recipe` with the network and normalisation of the file or folder that `teacher.weights` names, if it says them.
 
     What the recipe states of them stays. Raises WeightsError if it states another architecture.
     """
     if is_onnx(Path(recipe.teacher.source)):
         return _with_network(recipe, ONNX, {})
+    if is_answer_file(Path(recipe.teacher.source)):
+        return _with_network(recipe, ANSWERS, {})
     if not is_directory(recipe):
         return recipe
     found = read_directory(Path(recipe.teacher.source))
@@ -147,6 +151,11 @@ def _member(recipe: Recipe, weights: str) -> Recipe:
     alone = recipe.with_overrides({"teacher.weights": weights})
     path = find_weights(alone)
     info = describe(path) if path else None
+    if path and (is_answer_file(path) or (info and info.architecture == ANSWERS)):
+        raise WeightsError(
+            f"{path} is a file of answers, which cannot be one of several teachers",
+            "give it alone, with the mean of several teachers' answers in it",
+        )
     if path is None:
         raise WeightsError(
             f"teacher.weights: {weights!r} cannot be one of several", "give files or folders of finished teachers"
@@ -177,7 +186,7 @@ def teacher_network(recipe: Recipe) -> NetworkSpec:
 
 def describe(path: Path) -> ModelInfo | None:
     """The description in a weights file; None if it has none. Raises WeightsError if it is damaged."""
-    if is_onnx(path):
+    if is_onnx(path) or is_answer_file(path):
         return None
     return read_info(path) if carries_info(path) else None
 
@@ -200,7 +209,7 @@ def at_own_size(recipe: Recipe, path: Path | None) -> Recipe:
 def _size_in(path: Path, recipe: Recipe) -> int | None:
     """px"""
     if info := describe(path):
-        return info.preprocess.image_size
+        return None if info.architecture == ANSWERS else info.preprocess.image_size
     if is_onnx(path):
         return read_onnx(path).size
     return read_directory(path.parent).image_size if is_directory(recipe) else None
@@ -220,8 +229,11 @@ def require_fitting(recipe: Recipe, dataset: Dataset) -> None:
         if tuple(map(_letters, dataset.classes)) in (tuple(map(_letters, classes)), _numbers(len(classes))):
             return  # the notebook's flat files have numbers for names, and its archive has Noodles-Pasta
         require_same_classes(classes, dataset, who, TRAIN_ONE)
-    elif (path := find_weights(recipe)) and (named := given_classes(recipe) or _classes_in(path, recipe)):
-        map_classes(named, dataset.classes, who)
+    elif path := find_weights(recipe):
+        if named := given_classes(recipe) or _classes_in(path, recipe):
+            map_classes(named, dataset.classes, who)
+        if is_answered(recipe):
+            require_answers(path, recipe, dataset)
 
 
 def _classes_in(path: Path, recipe: Recipe) -> tuple[str, ...] | None:
@@ -229,6 +241,8 @@ def _classes_in(path: Path, recipe: Recipe) -> tuple[str, ...] | None:
         return info.classes
     if is_onnx(path):
         return read_onnx(path).classes
+    if is_answer_file(path):
+        return read_classes(path)
     return read_directory(path.parent).classes if is_directory(recipe) else None
 
 

@@ -15,6 +15,7 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.mixed_views import MixedViews
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed
+from toolkit.distill.answering import replay_answers
 from toolkit.distill.features import TappedNetwork, default_tap, tap_channels
 from toolkit.distill.folds import OutOfFoldTeacher, folds_of
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile, prove_size
@@ -33,6 +34,7 @@ from toolkit.networks import registry
 from toolkit.networks.class_map import UNKNOWN
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.ensemble import Ensemble
+from toolkit.networks.of_answers import Answers
 from toolkit.networks.registry import NetworkSpec, has_file
 from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
@@ -193,7 +195,8 @@ def _load_teacher(job: TrainingJob, path: Path) -> tuple[Classifier, ModelInfo]:
     """The network in `path`, frozen. Raises WeightsError unless its classes are the data's."""
     teacher, info = load_model(path)
     require_same_classes(info.classes, job.data.dataset, path.name, OTHER_CLASSES)
-    _require_same_size(teacher, info, job.recipe.data_of("teacher").image_size, path.name)
+    if not isinstance(teacher.network, Answers):
+        _require_same_size(teacher, info, job.recipe.data_of("teacher").image_size, path.name)
     return teacher.requires_grad_(False), info
 
 
@@ -205,6 +208,8 @@ def _open_teacher(
     If it was trained in so many `folds`, each image is answered by the part that has not seen it, and unlabelled ones
     by all of them.
     """
+    if isinstance(tapped.classifier.network, Answers):
+        return replay_answers(job, tapped.classifier.network), "fp32"
     if job.data.for_teacher is not None:
         views = job.views_of_teacher()
     labelled = views.of_labelled if isinstance(views, MixedViews) else views
@@ -285,6 +290,8 @@ def _know_all_classes(
             "distill.standardize needs a teacher that knows all classes of the data",
             "use distill.standardize=false",
         )
+    if isinstance(teacher.network, Answers):
+        return answering  # labels are among its answers
     return TeacherOfSomeClasses(answering, unknown, section.temperature, views, job.data.valid.labels)
 
 

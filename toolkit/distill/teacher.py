@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from toolkit import console
-from toolkit.architectures import ENSEMBLE
+from toolkit.architectures import ANSWERS, ENSEMBLE
+from toolkit.data.answer_file import is_answer_file
 from toolkit.data.dataset import Dataset
 from toolkit.data.pixels import Pixels
 from toolkit.data.preprocess import Preprocess
 from toolkit.distill import distributed, provenance
+from toolkit.distill.answers import import_answers, is_answered, known_logits, require_one_answer
 from toolkit.distill.doubts import (
     Order,
     best_constant,
@@ -25,7 +27,7 @@ from toolkit.distill.doubts import (
 )
 from toolkit.distill.evaluation import compute_logits, require_finite
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.folds import folds_of, without_fold
+from toolkit.distill.folds import answer_out_of_fold, folds_of, without_fold
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
@@ -37,6 +39,7 @@ from toolkit.networks.class_map import UNKNOWN, show
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.ensemble import Ensemble, describe_member
 from toolkit.networks.families import Channels, Pretrained
+from toolkit.networks.of_answers import Answers
 from toolkit.networks.of_onnx import is_onnx
 from toolkit.networks.onnx_file import ONE, ZERO
 from toolkit.networks.registry import NetworkSpec, find_pretrained, spec_of
@@ -77,7 +80,10 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, option
     if kept := job.kept():
         return kept
     if sources:
-        teacher = import_given(sources, data.dataset.classes, recipe.teacher.combine)
+        if is_answered(recipe):
+            teacher = import_answers(sources[0][1], recipe, data.dataset)
+        else:
+            teacher = import_given(sources, data.dataset.classes, recipe.teacher.combine)
         learner = TappedNetwork(Classifier(teacher.network, teacher.mean, teacher.std), ())
         extra = _judge_import(sources, learner.classifier, job, teacher)
     elif recipe.teacher.folds:
@@ -131,13 +137,7 @@ def _train_folds(job: TrainingJob) -> tuple[TappedNetwork, dict[str, Any]]:
 
 def _accuracy_out_of_fold(members: Sequence[Classifier], folds: np.ndarray, pixels: Pixels, device: str) -> float:
     """The share of the training images that the teacher gets right which has not seen them."""
-    hits = 0
-    for fold, member in enumerate(members):
-        held_out = pixels.subset(np.flatnonzero(folds == fold))
-        place(member, device)
-        answers = compute_logits(member, held_out, "fp32", device).argmax(1).cpu().numpy()
-        hits += int((answers == held_out.labels).sum())
-    return hits / len(pixels)
+    return float(np.mean(answer_out_of_fold(members, folds, pixels, device).argmax(1) == pixels.labels))
 
 
 Source = tuple[Recipe, Path]
@@ -158,7 +158,7 @@ def teacher_settings(recipe: Recipe, dataset: Dataset) -> tuple[list[Source], di
         if named := given_classes(recipe):
             settings["named"] = list(named)
         ((of_one, path), *more) = sources
-        if not more and not is_onnx(path):
+        if not more and not is_onnx(path) and not is_answered(of_one):
             settings["network"] = dict(teacher_spec(of_one, provenance.describe(path)).settings)
     return sources, settings
 
@@ -193,13 +193,23 @@ def require_same_network(path: Path, recipe: Recipe) -> None:
     What it leaves to the defaults is as the file has it.
     """
     info = read_info(path)
+    if info.architecture == ANSWERS:
+        require_one_answer(recipe)
     seen_by = {"architecture", "mean", "std", "enlarge", *recipe.teacher.settings}
-    if changed := [key for key in _changed_settings(info, recipe) if key in seen_by]:
+    changed = [key for key in _changed_settings(info, recipe) if key in seen_by]
+    if changed or _has_other_answers(info, recipe):
+        changed = changed or ["weights"]
         raise ArtifactError(
             f"{path} was made from another recipe ({_in_teacher(changed)})",
             "make that teacher first, with toolkit teacher --force (in Python: force=True), or choose another"
             " directory",
         )
+
+
+def _has_other_answers(info: ModelInfo, recipe: Recipe) -> bool:
+    """Whether the recipe gives another file of answers than the one that the teacher was made of."""
+    given = Path(recipe.teacher.source)
+    return is_answer_file(given) and given.is_file() and sha256_file(given) != info.extra.get("weights")
 
 
 def report_changed_training(path: Path, recipe: Recipe) -> None:
@@ -262,7 +272,11 @@ def _judge_import(
     remark = "" if known is None else "; its file has its accuracy on the same validation images"
     console.say(f"teacher: imported {', '.join(str(path) for _, path in sources)}{remark}")
     _say_classes(classifier.network, dataset)
-    accuracy = _measure_accuracy(classifier, job, teacher.states_normalisation) if known is None else known
+    accuracy: float | None = known
+    if isinstance(classifier.network, Answers):
+        accuracy = _measure_answers(classifier.network, job)
+    elif known is None:
+        accuracy = _measure_accuracy(classifier, job, teacher.states_normalisation)
     return {"valid_accuracy": accuracy, "trained_on": trained_on[0] if len(sources) == 1 and trained_on else None}
 
 
@@ -311,11 +325,33 @@ def _measure_accuracy(classifier: Classifier, job: TrainingJob, has_normalisatio
     return accuracy
 
 
+def _measure_answers(network: Answers, job: TrainingJob) -> float | None:
+    """Of the validation images that have an answer; None if none has. A warning says what seems to be wrong."""
+    for pixels in (job.data.valid, job.data.train):
+        known, logits = known_logits(network, pixels)
+        if known.size == 0:
+            console.say("teacher: its accuracy is not known, because no validation image has an answer")
+            continue
+        labels = pixels.labels[known]
+        hits = logits.argmax(1) == labels
+        accuracy = torch.from_numpy(hits).float().mean().item()
+        which = "validation" if pixels is job.data.valid else "training"
+        if order := find_order(logits, labels, job.data.dataset.classes):
+            _warn_of_order(order, accuracy, job, which)
+        elif is_near_chance(hits, labels):
+            console.say(
+                f"warning: teacher: {accuracy:.4f} of its answers for {which} images are right, no better than chance:"
+                f" the commonest class alone gives {best_constant(labels):.4f}; are they of these images?"
+            )
+        return accuracy if pixels is job.data.valid else None
+    return None
+
+
 def _as_setting(channels: Channels) -> str:
     return "[" + ",".join(f"{value:.6g}" for value in channels) + "]"
 
 
-def _warn_of_order(order: Order, accuracy: float, job: TrainingJob) -> None:
+def _warn_of_order(order: Order, accuracy: float, job: TrainingJob, split: str = "validation") -> None:
     """Say in which order the outputs seem to stand, and leave that as a file if the data can have it from there."""
     dataset, source = job.data.dataset, job.recipe.data.source
     names = ", ".join(order.classes[:SHOWN_CLASSES]) + (", …" if len(order.classes) > SHOWN_CLASSES else "")
@@ -327,7 +363,7 @@ def _warn_of_order(order: Order, accuracy: float, job: TrainingJob) -> None:
                 path.write_text("".join(f"{name}\n" for name in order.classes), encoding="utf-8")
     console.say(
         f"warning: teacher: its outputs seem to stand in another order: {names}; in that order it has"
-        f" {order.accuracy:.4f} of the validation images right instead of {accuracy:.4f}; {way}"
+        f" {order.accuracy:.4f} of the {split} images right instead of {accuracy:.4f}; {way}"
     )
 
 

@@ -168,4 +168,9 @@ class TeacherOfSomeClasses:
     def _fill(self, logits: Tensor, target: Tensor) -> Tensor:
         shares = target if target.ndim == 2 else functional.one_hot(target, logits.shape[1]).float()
         is_unknown = shares[:, self._unknown].sum(1, keepdim=True) > 0
-        return torch.where(is_unknown, shares.clamp_min(LEAST_PROBABILITY).log() * self._temperature, logits)
+        return torch.where(is_unknown, answer_by_label(shares, self._temperature), logits)
+
+
+def answer_by_label(shares: Tensor, temperature: float) -> Tensor:
+    """log p · T of targets p (N, C), with probabilities of LEAST_PROBABILITY at least."""
+    return shares.clamp_min(LEAST_PROBABILITY).log() * temperature

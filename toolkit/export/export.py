@@ -31,7 +31,9 @@ from toolkit.machine.limits import available_cores
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.networks.bare import describe_bare_weights
 from toolkit.networks.classifier import Classifier
+from toolkit.networks.of_answers import Answers
 from toolkit.networks.registry import has_file
+from toolkit.networks.unmeasured import why_unmeasured
 from toolkit.networks.weights import ModelInfo, carries_info, load_model
 from toolkit.recipe import Recipe
 
@@ -111,11 +113,19 @@ def export_onnx(weights: Path, destination: Path, options: ExportOptions) -> lis
     check_destinations(weights, destination, options)
     start = time.perf_counter()
     classifier, info = load_model(weights)
+    if isinstance(classifier.network, Answers):
+        raise ArtifactError(f"{weights} holds a teacher's answers, and no network", "export the student's weights")
     return _Export(classifier, info, weights, destination, options).run(start)
 
 
 def export_model_dir(model_dir: ModelDir, options: Mapping[Role, ExportOptions]) -> list[ExportResult]:
-    """Export each role's weights of a model directory; all destinations are checked before the first is written."""
+    """Export each role's weights of a model directory; all destinations are checked before the first is written.
+
+    A teacher of which no file can be made is left out, which a line says.
+    """
+    if "teacher" in options and (reason := why_unmeasured(model_dir.require(model_dir.weights("teacher")))):
+        console.say(f"export: the student alone; the teacher is left out, because {reason}")
+        options = {role: own for role, own in options.items() if role != "teacher"}
     for role, own in options.items():
         check_destinations(model_dir.require(model_dir.weights(role)), model_dir.onnx(role), own)
     return [

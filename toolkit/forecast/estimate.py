@@ -124,6 +124,11 @@ class _Adder:
         facts, speeds, recipe = self._facts, self._speeds, self._recipe
         if self._is_there("teacher", self._facts.seeds[0]):
             return ForecastStage("teacher", self._valid if facts.given_teacher else self._train, note=THERE)
+        if facts.answered:
+            images = self._train + self._valid
+            return ForecastStage(
+                "teacher", images, seconds=IMPORT_S, disk_bytes=images * facts.num_classes * ELEMENT_BYTES, note=GIVEN
+            )
         size_bytes = speeds.weights_bytes(recipe, "teacher")
         if facts.given_teacher:
             asked = 0 if facts.known_accuracy else self._valid
@@ -140,7 +145,7 @@ class _Adder:
         """The store of the teacher's logits; a live teacher's answers are part of the student's steps."""
         views = self._recipe.distill.stored_views
         seeds = [seed for seed in self._facts.seeds if not self._is_there("student", seed)]
-        if not views or not seeds:
+        if not views or not seeds or self._facts.answered:
             return None
         shown = self._train * views
         if self._portions:
@@ -178,7 +183,7 @@ class _Adder:
 
     def export(self) -> ForecastStage:
         images = min(self._recipe.export.images, self._valid)
-        roles: tuple[Role, Role] = ("teacher", "student")
+        roles = self._exported()
         answers = sum(self._speeds.answer_s(self._recipe, role, 64) for role in roles)
         seconds = len(roles) * (GRAPH_S + ONNX_START_S) + images * answers * (1 + ONNX_SHARE)
         size_bytes = sum(self._speeds.weights_bytes(self._recipe, role) for role in roles)
@@ -204,6 +209,8 @@ class _Adder:
         seconds += again * self._speeds.answer_s(self._recipe, "student", max(batches))
         sample = min(TRAINING_SAMPLE, self._train)
         asked: list[Role] = ["teacher", "student", *(["control"] if self._facts.control else [])]  # type: ignore[list-item]
+        if self._facts.answered:
+            asked = []  # without a teacher nobody asks for what it knew
         seconds += sum(sample * self._answer_s(role, max(batches), in_onnx=role != "control") for role in asked)
         return ForecastStage("bench", images, (self._full,) * 2, 0, seconds, note=console.count(len(rows), "row"))
 
@@ -213,14 +220,18 @@ class _Adder:
 
     def _rows(self) -> Iterable[tuple[Role, bool, float]]:
         """For each row of the report its network, whether it is an ONNX file, and s to start it once."""
-        roles: list[Role] = ["teacher", "student", *(["student"] if self._facts.control else [])]  # type: ignore[list-item]
-        for number, role in enumerate(roles):
+        exported = self._exported()
+        measured = exported + exported[-1:] * self._facts.control
+        for number, role in enumerate(measured):
             for runtime in self._recipe.bench.runtimes:
                 if RUNTIMES[runtime].reads == "weights":
                     starting = TORCH_START_S + (2 * COMPILE_S if RUNTIMES[runtime].compiles else 0)
                     yield from [(role, False, starting)] * len(RUNTIMES[runtime].precisions(on_gpu=self._facts.on_gpu))
-                elif number < 2:  # the control is not exported
+                elif number < len(exported):  # the control is not exported
                     yield role, True, ONNX_START_S
+
+    def _exported(self) -> list[Role]:
+        return ["student"] if self._facts.answered else ["teacher", "student"]
 
     def _training(self, role: Role, section: StageRecipe, seeds: Sequence[int], size_bytes: int) -> ForecastStage:
         done = [self._facts.epochs_done.get((role, seed), 0) for seed in seeds]
@@ -253,7 +264,7 @@ class _Adder:
         seconds = sum(shown * train_s[side] for side in sides) / self._facts.processes
         seconds += len(sides) * self._valid * speeds.validate_s(recipe, role) / self._facts.processes
         seconds += len(sides) * speeds.save_s(recipe, role)
-        if role == "student" and not self._recipe.distill.stored_views:
+        if role == "student" and not self._recipe.distill.stored_views and not self._facts.answered:
             grown = sum(side != self._teachers for side in sides)  # for these the teacher needs a view of its own
             seconds += grown * shown * speeds.view_s(recipe, "teacher") / self._facts.processes
             seconds += self._asked_s(len(sides) * shown + self._valid) / self._facts.processes

@@ -5,17 +5,20 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from toolkit import control_process
+from toolkit.architectures import ANSWERS
 from toolkit.data.dataset import Split
 from toolkit.data.mixed_views import Portions
 from toolkit.data.pixels import bytes_to_decode, unlabelled_bytes_to_decode
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.unlabelled import known_copies
 from toolkit.distill import distributed, provenance
+from toolkit.distill.answers import is_answered
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions
 from toolkit.distill.student import control_settings, find_stored_answers, student_settings
 from toolkit.distill.teacher import require_same_network, teacher_settings
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import ModelDir, Role
+from toolkit.networks.weights import read_info
 from toolkit.recipe import Recipe
 from toolkit.settings import FOOD_11
 from toolkit.stage_setup import StageSetup, with_control
@@ -29,11 +32,11 @@ SeededRole = tuple[Role, int]
 class Facts:
     """Facts of one command on one data set and model directory.
 
-    `known_accuracy`: a given teacher's file states its accuracy. `cores`: those that this process may use. `to_decode`
-    holds bytes of the splits that are not in the cache yet; `decoders` threads decode them. `there` are the networks
-    that are up to date, `stored` the seeds whose teacher logits are stored, `epochs_done` the epochs of an interrupted
-    run. `room_for_two`: student and control may train side by side (control_process.py). `unlabelled`: images without
-    labels, of which so many bytes are not decoded yet.
+    `answered`: the teacher is a file of answers. `known_accuracy`: a given teacher's file states its accuracy. `cores`:
+    those that this process may use. `to_decode` holds bytes of the splits that are not in the cache yet; `decoders`
+    threads decode them. `there` are the networks that are up to date, `stored` the seeds whose teacher logits are
+    stored, `epochs_done` the epochs of an interrupted run. `room_for_two`: student and control may train side by side
+    (control_process.py). `unlabelled`: images without labels, of which so many bytes are not decoded yet.
     """
 
     command: Command
@@ -42,6 +45,7 @@ class Facts:
     seeds: tuple[int, ...] = (0,)
     control: bool = True
     given_teacher: bool = False
+    answered: bool = False
     known_accuracy: bool = False
     processes: int = 1
     decoders: int = 1
@@ -92,6 +96,7 @@ def find_facts(setup: StageSetup, command: Command) -> Facts:
         seeds=tuple(range(recipe.training.seed, recipe.training.seed + setup.seeds)),
         control=with_control(setup, by_default=command == "run"),
         given_teacher=provenance.is_given(recipe),
+        answered=_has_answers(setup, command),
         known_accuracy=_states_accuracy(setup),
         processes=distributed.world_size(),
         decoders=recipe.data.workers or available_cores(),
@@ -112,6 +117,14 @@ def find_facts(setup: StageSetup, command: Command) -> Facts:
         there, done = there | more_there, done | more_done
         stored |= {seed} if is_stored else set()
     return replace(facts, there=there, epochs_done=done, stored=frozenset(stored))
+
+
+def _has_answers(setup: StageSetup, command: Command) -> bool:
+    """Whether the teacher that is there, or that will be made, is a file of answers."""
+    file = setup.model_dir.weights("teacher")
+    if command == "distill" and file.is_file():
+        return read_info(file).architecture == ANSWERS
+    return is_answered(setup.recipe)
 
 
 def _with_unlabelled(setup: StageSetup, facts: Facts) -> Facts:
@@ -178,7 +191,8 @@ def _look_at_seed(
     there, done = _look_at(student, taught)
     control_there, control_done = _look_at(control, alone)
     is_stored = False
-    if decoded and student not in there and recipe.distill.stored_views:
+    has_answers = read_info(teacher_file).architecture == ANSWERS
+    if decoded and student not in there and recipe.distill.stored_views and not has_answers:
         taught = replace(taught, data=setup.training_data)
         is_stored = find_stored_answers(taught, taught.views_of_teacher(), None) is not None
     return there | control_there, done | control_done, is_stored

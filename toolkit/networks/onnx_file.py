@@ -124,7 +124,7 @@ def _load(path: Path) -> onnx.ModelProto:
     except EncodeError:
         too_large = True
     if too_large:
-        raise WeightsError(f"{path} holds more than 2 GB", "store its answers in a file, and give that one")
+        raise WeightsError(f"{path} holds more than 2 GB", "store its answers in a file, and give that with --answers")
     return model
 
 

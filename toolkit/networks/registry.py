@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.architectures import (
+    ANSWERS,
     DEPTHWISE,
     ENSEMBLE,
     LITE0,
@@ -47,6 +48,7 @@ from toolkit.networks.families import (
     no_pretrained,
 )
 from toolkit.networks.lite0 import Lite0
+from toolkit.networks.of_answers import Answers, OfAnswers
 from toolkit.networks.of_onnx import OfOnnx, OnnxNetwork
 from toolkit.networks.of_package import OfPackage
 from toolkit.networks.of_timm import OfTimm
@@ -152,7 +154,7 @@ class NetworkSpec:
             network.register_forward_pre_hook(Enlarge(self.enlarge))
         if self.columns:
             network.register_forward_hook(PickColumns(self.columns))
-        if image_size is not None and not has_file(network):
+        if image_size is not None and not has_file(network) and not isinstance(network, Answers):
             with self._refusing(image_size):
                 self._try_once(network, num_classes, image_size)
         vars(network)["spec"] = replace(self, settings=settings.model_dump(mode="json"))
@@ -310,6 +312,7 @@ FOREIGN: dict[str, Family] = {
     TRANSFORMERS: OfTransformers(),
     PACKAGE: OfPackage(),
     ONNX: OfOnnx(),
+    ANSWERS: OfAnswers(),
     ENSEMBLE: OfEnsemble(lambda spec, *arguments: NetworkSpec.from_json(spec).build(*arguments)),
 }
 """Architecture, or family of architectures.family_of → how its networks are built."""

@@ -24,6 +24,7 @@ from toolkit.networks.depthwise import infer_student
 from toolkit.networks.families import Channels
 from toolkit.networks.hub_directory import HubDirectory, read_directory
 from toolkit.networks.matching import Match, find_other_head, find_prefixes, match, misfits
+from toolkit.networks.of_answers import Answers
 from toolkit.networks.of_onnx import OnnxNetwork, import_onnx, is_onnx
 from toolkit.networks.onnx_file import ONE, ZERO, read_onnx
 from toolkit.networks.registry import MANY_CLASSES, NetworkSpec, PickColumns, find_classifier, rename_tensors
@@ -183,10 +184,12 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, num
 
 
 def _make_room_for_files(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """ONNX files in a network are as long as those in `tensors`: nothing else of it says how long they are."""
+    """ONNX files and answers in a network are as long as those in `tensors`: nothing else says how long they are."""
     for name, module in network.named_modules():
         if isinstance(module, OnnxNetwork) and (file := tensors.get(f"{name}.file".lstrip("."))) is not None:
             module.file = torch.empty_like(file)
+    if isinstance(network, Answers) and tensors.keys() == {"names", "logits"}:
+        network.names, network.logits = (torch.empty_like(tensors[name]) for name in ("names", "logits"))
 
 
 def find_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Match:
@@ -222,7 +225,7 @@ def _import_onnx(path: Path, recipe: Recipe, classes: tuple[str, ...] | None) ->
     assert std is not None
     network, outputs = import_onnx(path, settings, recipe.data_of("teacher").image_size, mean, std)
     named = given_classes(recipe) or described.classes
-    columns = _find_columns(path, named, outputs, classes)
+    columns = find_columns(path, named, outputs, classes)
     vars(network)["spec"] = NetworkSpec(ONNX, network.settings.model_dump(mode="json"), 1, outputs, columns)
     if columns:
         network.register_forward_hook(PickColumns(columns))
@@ -242,7 +245,7 @@ def _import_tensors(path: Path, recipe: Recipe, num_classes: int, classes: tuple
     named = given_classes(recipe) or (source.classes if source else None)
     spec, size = teacher_spec(recipe, info), recipe.data_of("teacher").image_size
     if named and classes and named != classes:
-        spec = replace(spec, outputs=len(named), columns=_find_columns(path, named, len(named), classes))
+        spec = replace(spec, outputs=len(named), columns=find_columns(path, named, len(named), classes))
     network = spec.build(num_classes, size)
     try:
         load_into(network, read_tensors(path), path, spec.outputs or num_classes)
@@ -259,7 +262,7 @@ def _import_tensors(path: Path, recipe: Recipe, num_classes: int, classes: tuple
     return Imported(network, mean, std, wanted, named, states_normalisation=source is not None)
 
 
-def _find_columns(
+def find_columns(
     path: Path, named: tuple[str, ...] | None, outputs: int, classes: tuple[str, ...] | None
 ) -> tuple[int, ...]:
     """Where the data's classes stand among a file's outputs; () if they are those classes, as they stand.

@@ -94,3 +94,29 @@ def test_terminal_and_report_have_them(capsys: pytest.CaptureFixture[str]) -> No
     line = describe_classes(report.classes)
     assert line in capsys.readouterr().out
     assert render_classes(report.classes) in render_markdown(report)
+
+
+def test_the_control_stands_for_a_teacher_that_was_not_measured() -> None:
+    labels, control, student = make_answers(4, 200)
+    against_teacher = compare_classes(labels, control, student, NAMES)
+    found = compare_classes(labels, control, student, NAMES, "control")
+    assert [one.control_recall for one in found] == [one.teacher_recall for one in against_teacher]
+    assert [one.recall_difference for one in found] == [one.recall_difference for one in against_teacher]
+    assert {one.teacher_recall for one in found} == {None}
+    line = describe_classes(against_teacher).replace("lose most:", "lose most, against the control:")
+    assert describe_classes(found) == line
+    assert "| class | images | control recall | student recall | points |" in render_classes(found)
+    no_loss = compare_classes(labels, control, control, NAMES, "control")
+    assert describe_classes(no_loss) == "No class loses: the student's recall is at least the control's in every class."
+
+
+def test_a_student_alone() -> None:
+    labels, _, student = make_answers(4, 200)
+    found = compare_classes(labels, None, student, NAMES)
+    assert {(one.teacher_recall, one.recall_difference) for one in found} == {(None, None)}
+    assert describe_classes(found) == ""
+    lines = render_classes(found, count=2).splitlines()
+    assert lines[0] == "| class | images | student recall |"
+    least = sorted(found, key=lambda one: one.student_recall or 0)
+    assert lines[2].startswith(f"| {least[0].name} |")
+    assert lines[-1] == "The other 2 classes, which it recognises more often, are in report.json."

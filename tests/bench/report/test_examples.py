@@ -157,3 +157,12 @@ def test_an_example_is_opened_as_any_picture(tmp_path: Path, content: bytes, rea
         archive.writestr(kept.file, content)
     with pytest.raises(ArtifactError, match=rf"examples\.zip, {kept.file}, cannot be read \({reason}"):
         read_picture(path, kept)
+
+
+def test_without_a_teacher_there_are_examples_and_no_disagreements(tmp_path: Path) -> None:
+    path = tmp_path / "examples.zip"
+    write_examples(path, choose(make_pixels(), np.arange(6)), None, STUDENT, 9)
+    kept = Examples.read(path)
+    assert (kept.differing, kept.disagreements) == (0, ())
+    assert {(one.teacher, one.teacher_confidence) for one in kept.examples} == {(None, None)}
+    assert [one.student for one in kept.examples] == [one.student for one in write(path, make_pixels()).examples]

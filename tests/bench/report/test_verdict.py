@@ -155,3 +155,18 @@ def test_contradictions_name_the_files_of_their_runtime(runtime: str, expected: 
     (sentence,) = find_contradictions(rows, 0.001)
     assert sentence.startswith(expected)
     assert f"top-1 is 0.8000 in {runtime} and 0.9000 in torch" in sentence
+
+
+def test_without_a_teacher_the_fastest_of_the_accurate_rows_is_shipped() -> None:
+    rows = [
+        make_row("student", 0.7, 0.919, 1_000_000),
+        make_row("student", 0.5, 0.915, 400_000, precision="int8"),
+        make_row("student", 0.1, 0.85, 400_000, precision="fp16"),
+        make_row("control", 0.05, 0.93, 400_000),
+    ]
+    why = "There is no teacher to measure, because its answers came from a file."
+    assert ship(rows, 0.01, 10_000, why) == (
+        f"Ship student int8 in onnxruntime: it has 91.50 % of 10,000 test images right, and one image takes 0.50 ms"
+        f" (p50). {why}"
+    )
+    assert ship(rows, 0.001, 10_000, why).startswith("Ship student in onnxruntime: it has 91.90 %")

@@ -26,6 +26,7 @@ from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.names import RuntimeName
 from toolkit.networks.ensemble import Ensemble
 from toolkit.networks.registry import count_parameters, has_file
+from toolkit.networks.unmeasured import why_unmeasured
 from toolkit.networks.weights import ModelInfo, load_model, read_info
 from toolkit.recipe import Recipe
 from toolkit.runtimes.base import Predictor, RowRuntime
@@ -94,6 +95,8 @@ def open_rows(
 ) -> list[Row]:
     """Teacher, student and the control, if there is one, in every runtime and precision; the teacher comes first.
 
+    A teacher that cannot be exported has no row.
+
     torch computes in fp32, and on a GPU in fp16 too. Runtimes of ONNX files take every file that is there. onnxruntime
     on a GPU, the one of `device`, takes no int8 file, and has a row with I/O binding for each of the others.
     Raises ArtifactError if a file is missing or was made from another set of classes, DeviceError.
@@ -123,14 +126,16 @@ def open_rows(
 
 def _find_roles(model_dir: ModelDir) -> list[Role]:
     student, control = model_dir.require(model_dir.weights("student")), model_dir.weights("control")
+    teacher = model_dir.require(model_dir.weights("teacher"))
+    roles: list[Role] = ["student"] if why_unmeasured(teacher) else ["teacher", "student"]
     if control.is_file():
         if is_control_of(read_info(control), read_info(student)):
-            return ["teacher", "student", "control"]
+            return [*roles, "control"]
         console.say(
             f"warning: {control} was trained with other settings than the student and is left out; train it again"
             " with toolkit distill --set distill.control=true --force"
         )
-    return ["teacher", "student"]
+    return roles
 
 
 def _list_files(

@@ -4,6 +4,7 @@ N images, C classes.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,8 +23,13 @@ LONGEST_NAME = 18
 LEAST_SHOWN = 0.05
 """points; smaller differences get no number"""
 
-MORE_OR_LESS = LinearSegmentedColormap.from_list("more or less", [COLOURS["teacher"], "#ffffff", COLOURS["student"]])
-"""Blue: the teacher predicts it more often; orange: the student does."""
+NAMES_OF_COLOURS: dict[str, str] = {"teacher": "blue", "control": "green"}
+
+MORE_OR_LESS = {
+    role: LinearSegmentedColormap.from_list("more or less", [COLOURS[role], "#ffffff", COLOURS["student"]])
+    for role in NAMES_OF_COLOURS
+}
+"""Blue: the teacher predicts it more often, green: the control does; orange: the student does."""
 
 
 def confusion_difference(
@@ -56,10 +62,11 @@ def draw_confusion_difference(
     student_logits: NDArray[np.floating],
     class_names: Sequence[str],
     name: str,
+    other: Literal["teacher", "control"] = "teacher",
 ) -> bytes:
     """PNG of `confusion_difference` on the images of data set `name`; class_names (C,) stand at both axes.
 
-    If there are more than MOST_CLASSES classes, the MOST_CHANGED are shown.
+    The first logits are those of `other`. If there are more than MOST_CLASSES classes, the MOST_CHANGED are shown.
     """
     difference = confusion_difference(labels, teacher_logits, student_logits)
     shown = np.arange(len(class_names))
@@ -73,7 +80,7 @@ def draw_confusion_difference(
     bar = figure.add_axes(((left + side + 0.15) / width, bottom / height, 0.15 / width, side / height))
     part = difference[np.ix_(shown, shown)]
     limit = max(1.0, float(np.abs(part).max()))
-    image = axes.imshow(part, cmap=MORE_OR_LESS, vmin=-limit, vmax=limit)
+    image = axes.imshow(part, cmap=MORE_OR_LESS[other], vmin=-limit, vmax=limit)
     figure.colorbar(image, cax=bar).outline.set_visible(False)
     bar.set_ylabel("points", color=INK, fontsize=9)
     bar.tick_params(colors=INK, length=0, labelsize=8)
@@ -82,8 +89,8 @@ def draw_confusion_difference(
         _number_cells(axes, part, limit)
     part_of = f" · the {len(shown)} of {len(class_names)} classes that changed most"
     which = part_of if len(shown) < len(class_names) else ""
-    colours = "blue: the teacher predicts the class more often; orange: the student does"
-    add_title(figure, f"{name}: confusion, student minus teacher", f"{len(labels):,} test images{which}\n{colours}")
+    colours = f"{NAMES_OF_COLOURS[other]}: the {other} predicts the class more often; orange: the student does"
+    add_title(figure, f"{name}: confusion, student minus {other}", f"{len(labels):,} test images{which}\n{colours}")
     return write_png(figure)
 
 

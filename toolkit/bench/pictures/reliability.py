@@ -57,18 +57,19 @@ class Bins:
 
 def draw_reliability(
     labels: NDArray[np.integer],
-    teacher_logits: NDArray[np.floating],
+    teacher_logits: NDArray[np.floating] | None,
     student_logits: NDArray[np.floating],
     name: str,
 ) -> bytes:
     """PNG: accuracy against confidence of teacher and student on the images of data set `name`, and a histogram.
 
-    labels (N,), logits (N, C). The vertical lines are 95 % intervals: a bin with few images means little.
+    labels (N,), logits (N, C), None if there is no teacher. The vertical lines are 95 % intervals: a bin with few
+    images means little.
     """
-    bins: dict[Literal["teacher", "student"], Bins] = {
-        "teacher": Bins.of(teacher_logits, labels),
-        "student": Bins.of(student_logits, labels),
-    }
+    bins: dict[Literal["teacher", "student"], Bins] = {}
+    if teacher_logits is not None:
+        bins["teacher"] = Bins.of(teacher_logits, labels)
+    bins["student"] = Bins.of(student_logits, labels)
     figure = start_figure(7, 7)
     grid = figure.add_gridspec(2, 1, height_ratios=(3, 1), left=0.1, right=0.97, bottom=0.075, top=0.8, hspace=0.1)
     curve, histogram = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])

@@ -13,7 +13,7 @@ from toolkit import console
 from toolkit.bench.report.markdown import bullets, markdown_table, percent
 from toolkit.bench.report.table import short_count
 from toolkit.bench.report.verdict import find_shipped, name_gpu, name_model
-from toolkit.bench.report.words import describe_classes, describe_gain
+from toolkit.bench.report.words import compared_with, describe_classes, describe_gain
 from toolkit.bench.schema import Report, ReportRow
 from toolkit.data.defaults import left_to_pictures
 from toolkit.data.sources import NAMED
@@ -83,8 +83,8 @@ def render_card(report: Report, license: str) -> str:
         MADE_BY,
         f"# {_model_name(report, recipe)}",
         f"{_count_classes(report)}: a {recipe.student.architecture} network with "
-        f"{short_count(find_shipped(report.rows).params)} parameters, distilled from a "
-        f"{recipe.teacher.architecture} teacher on {dataset.name} and exported to ONNX. {report.verdict}",
+        f"{short_count(find_shipped(report.rows).params)} parameters, distilled from "
+        f"{_name_teacher(report, recipe)} on {dataset.name} and exported to ONNX. {report.verdict}",
         "## Intended use",
         f"Classifying pictures like those of {dataset.name}, if a small and fast network is wanted. "
         "Every picture gets one of the classes below, even if it shows none of them. The model has not been tested for "
@@ -201,6 +201,10 @@ def _model_name(report: Report, recipe: Recipe) -> str:
     return f"{report.dataset.name}-{recipe.student.architecture}"
 
 
+def _name_teacher(report: Report, recipe: Recipe) -> str:
+    return "a teacher that was not measured" if report.no_teacher else f"a {recipe.teacher.architecture} teacher"
+
+
 def _count_classes(report: Report) -> str:
     return f"An image classifier of {len(report.classes)} classes" if report.classes else "An image classifier"
 
@@ -257,7 +261,7 @@ def _describe_limits(report: Report) -> str:
         "A picture of something else still gets one of the classes, often with high confidence.",
         f"Its confidence differs from its accuracy by {100 * row.ece:.1f} points on average (ECE {row.ece:.4f}): "
         "choose thresholds on images of your own.",
-        *([f"Against the teacher: {describe_classes(classes)}"] if classes else []),
+        *([f"Against the {compared_with(classes)}: {text}"] if classes and (text := describe_classes(classes)) else []),
         *report.warnings,
     ]
     if weakest:

@@ -36,13 +36,16 @@ MAX_MEMBER_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Example:
-    """A test image and both predictions for it; `file` is its name in the archive, `name` that in the data set."""
+    """A test image and both predictions for it; `file` is its name in the archive, `name` that in the data set.
+
+    What the teacher said is None if no teacher was measured.
+    """
 
     file: str
     name: str
     label: str
-    teacher: str
-    teacher_confidence: float
+    teacher: str | None
+    teacher_confidence: float | None
     student: str
     student_confidence: float
 
@@ -94,22 +97,27 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
 def write_examples(
     path: Path,
     images: BenchImages,
-    teacher_logits: NDArray[np.floating],
+    teacher_logits: NDArray[np.floating] | None,
     student_logits: NDArray[np.floating],
     most_disagreements: int,
 ) -> None:
     """Keep examples and at most `most_disagreements` images on which the two differ.
 
-    Logits are (N, C), of the N images. Raises ArtifactError if `path` cannot be written.
+    Logits are (N, C), of the N images, None if no teacher was measured. Raises ArtifactError if `path` cannot be
+    written.
     """
-    teacher, student = softmax(teacher_logits), softmax(student_logits)
+    teacher, student = None if teacher_logits is None else softmax(teacher_logits), softmax(student_logits)
     classes, pixels, chosen, labels = images.dataset.classes, images.pixels, images.chosen, images.labels
-    differing = find_disagreements(teacher, student)
+    differing = np.empty(0, np.int64) if teacher is None else find_disagreements(teacher, student)
+
+    def say(probabilities: NDArray[np.floating], i: int) -> tuple[str, float]:
+        return classes[probabilities[i].argmax()], float(probabilities[i].max())
 
     def describe(i: int) -> Example:
-        said, confidence = zip(*((classes[p[i].argmax()], float(p[i].max())) for p in (teacher, student)), strict=True)
         name = pixels.names[chosen[i]]
-        return Example(f"{chosen[i]:06d}.png", name, classes[labels[i]], said[0], confidence[0], said[1], confidence[1])
+        theirs, theirs_confidence = (None, None) if teacher is None else say(teacher, i)
+        ours, confidence = say(student, i)
+        return Example(f"{chosen[i]:06d}.png", name, classes[labels[i]], theirs, theirs_confidence, ours, confidence)
 
     examples = [describe(i) for i in first_of_classes(labels, len(classes))]
     disagreements = [describe(i) for i in differing[:most_disagreements]]

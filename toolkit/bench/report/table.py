@@ -11,7 +11,7 @@ from toolkit import console
 from toolkit.bench.report.advice import SPLIT_NAMES, describe_knowledge
 from toolkit.bench.report.markdown import bullets, markdown_table, percent
 from toolkit.bench.report.verdict import describe_difference, name_gpu, name_model
-from toolkit.bench.report.words import describe_classes, describe_gain, render_classes
+from toolkit.bench.report.words import compared_with, describe_classes, describe_gain, render_classes
 from toolkit.bench.schema import Distillation, Duration, Hardware, Report, ReportRow, SeedGain, short_provider
 
 METHOD = (
@@ -30,7 +30,8 @@ def print_table(report: Report) -> None:
         if row.vs_teacher:
             text = f"{name_model(row)}, {row.runtime}: {describe_difference(row)} than the teacher"
             console.out.print(text.replace("as accurate than", "as accurate as"), markup=False)
-    console.out.print(f"\n{describe_classes(report.classes)}", markup=False)
+    if classes := describe_classes(report.classes):
+        console.out.print(f"\n{classes}", markup=False)
     console.out.print(f"\n{describe_gain(report.distillation)}", markup=False)
     if paragraph := describe_knowledge(report.distillation):
         console.out.print(f"\nWhat the teacher knew beyond the labels. {paragraph}", markup=False)
@@ -72,7 +73,7 @@ def _columns(batch_size: str) -> dict[str, Cell]:
         "params": lambda row: short_count(row.params),
         "size": lambda row: console.size(row.size_bytes),
         "top-1 %": lambda row: f"{100 * row.accuracy_top1:.2f}",
-        "agree %": lambda row: f"{100 * row.teacher_agreement:.2f}",
+        "agree %": _agreement,
         "p50 ms": lambda row: f"{row.latency_ms.p50:.2f}",
         "p95 ms": lambda row: f"{row.latency_ms.p95:.2f}",
         "img/s": partial(_throughput, batch_size),
@@ -97,6 +98,10 @@ def _all_columns(batch_sizes: Sequence[str]) -> dict[str, Cell]:
     }
 
 
+def _agreement(row: ReportRow) -> str:
+    return "–" if row.teacher_agreement is None else f"{100 * row.teacher_agreement:.2f}"
+
+
 def _macs(row: ReportRow) -> str:
     return "–" if row.macs is None else short_count(row.macs)
 
@@ -116,9 +121,10 @@ def _number(figure: float | None, form: str) -> str:
 def render_markdown(report: Report) -> str:
     """report.md: the verdict, every figure, and the conditions of the measurement."""
     dataset, hardware, versions = report.dataset, report.hardware, report.versions
+    other = compared_with(report.classes)
     gpu = f", {name_gpu(hardware)} (driver {hardware.driver})" if hardware.gpu else ""
     sections = [
-        f"# Teacher and student on {dataset.name}",
+        f"# {'Student' if report.no_teacher else 'Teacher and student'} on {dataset.name}",
         report.verdict,
         *(f"**Warning:** {warning}" for warning in (*report.warnings, *report.timing_warnings)),
         "## Did distillation help?",
@@ -130,7 +136,9 @@ def render_markdown(report: Report) -> str:
         "![Accuracy against confidence](reliability.png)",
         "## Classes",
         render_classes(report.classes),
-        "![Classes that the student confuses more, or less, than the teacher](confusion_difference.png)",
+        f"![Classes that the student confuses more, or less, than the {other}](confusion_difference.png)"
+        if other
+        else "",
         "## Cost",
         _cost_table(report.rows),
         _describe_preprocessing(report.preprocess_ms),

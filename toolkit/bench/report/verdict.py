@@ -81,15 +81,18 @@ def find_contradictions(rows: Sequence[ReportRow], tolerance: float) -> list[str
     return found
 
 
-def ship(rows: Sequence[ReportRow], max_drop: float, images: int) -> str:
+def ship(rows: Sequence[ReportRow], max_drop: float, images: int, no_teacher: str = "") -> str:
     """One sentence: which student row to ship, the fastest (p50 of batch 1) of those that lose at most `max_drop`.
 
     The loss is of top-1 accuracy, as a fraction, from the teacher's most accurate row on the same kind of device (the
     CPU or not). Speed and size are against the fastest of its rows that lose no more. `images` is how many were tested.
     If no student row is accurate enough, or the fastest is no faster than the teacher, the sentence says so. Rows with
-    I/O binding are left out: a caller has to copy the images to the GPU.
+    I/O binding are left out: a caller has to copy the images to the GPU. `no_teacher` says why there is none; then the
+    loss is from the student's own most accurate row.
     """
     rows = [row for row in rows if row.runtime != IO_BINDING]
+    if no_teacher:
+        return f"{_ship_alone(rows, max_drop, images)} {no_teacher}"
     pairs = [(row, *_reference(row, rows, max_drop)) for row in rows if row.model == "student"]
     near = [pair for pair in pairs if _loss(pair[0], pair[1]) <= max_drop + ROUNDING]
     if not near:
@@ -108,6 +111,17 @@ def ship(rows: Sequence[ReportRow], max_drop: float, images: int) -> str:
     if difference.times_faster < 1 + SAME:
         return f"The student is no faster here. Its fastest row, {name}, is {comparison}, {against}."
     return f"Ship {name}: {against}, it is {comparison}."
+
+
+def _ship_alone(rows: Sequence[ReportRow], max_drop: float, images: int) -> str:
+    students = [row for row in rows if row.model == "student"]
+    best = max(students, key=lambda row: row.accuracy_top1)
+    near = [row for row in students if _loss(row, best) <= max_drop + ROUNDING]
+    row = min(near, key=lambda row: row.latency_ms.p50)
+    return (
+        f"Ship {name_model(row)} in {name_runtime(row, rows)}: it has {100 * row.accuracy_top1:.2f} % of {images:,}"
+        f" test images right, and one image takes {row.latency_ms.p50:.2f} ms (p50)."
+    )
 
 
 def describe_difference(row: ReportRow) -> str:
