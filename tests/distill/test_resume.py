@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from toolkit.distill import interruption, trainer
 from toolkit.distill.checkpoint import Checkpoint
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.objective import NetworkOutput, Objective, learn_from_labels
+from toolkit.distill.objective import Batch, NetworkOutput, Objective, learn_from_labels
 from toolkit.distill.plan import Plan
 from toolkit.distill.step import Stepper
 from toolkit.distill.trainer import BestWeights, train
@@ -90,13 +90,15 @@ def interrupting(after: int, what: signal.Signals | type[BaseException] = signal
     """The labels' objective, which is interrupted in training step number `after` (from 1) of this process."""
     calls = itertools.count(1)
 
-    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
+    def objective(
+        student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None, batch: Batch | None = None
+    ) -> Tensor:
         if student.logits.requires_grad and next(calls) == after:
             if not isinstance(what, signal.Signals):
                 raise what
             for _ in range(times):
                 signal.raise_signal(what)
-        return LABELS(student, target, teacher)
+        return LABELS(student, target, teacher, batch)
 
     return objective
 
@@ -105,10 +107,12 @@ def stopping_at_validation(number: int) -> Objective:
     """The labels' objective; Ctrl-C comes during validation `number` (from 1) of this process."""
     validations = itertools.count(1)
 
-    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
+    def objective(
+        student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None, batch: Batch | None = None
+    ) -> Tensor:
         if not student.logits.requires_grad and next(validations) == number:
             signal.raise_signal(signal.SIGINT)
-        return LABELS(student, target, teacher)
+        return LABELS(student, target, teacher, batch)
 
     return objective
 
@@ -319,10 +323,12 @@ def test_a_long_epoch_is_saved_before_its_validation(
     go_on(case, splits, tmp_path / "whole")
     monkeypatch.setattr(trainer, "SAVE_SECONDS_AT_END", 0.0)
 
-    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
+    def objective(
+        student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None, batch: Batch | None = None
+    ) -> Tensor:
         if not student.logits.requires_grad:
             raise PowerCut
-        return LABELS(student, target, teacher)
+        return LABELS(student, target, teacher, batch)
 
     with pytest.raises(PowerCut):
         go_on(case, splits, tmp_path / "cut", objective)
