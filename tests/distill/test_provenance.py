@@ -163,8 +163,8 @@ class TestRequireFitting:
             with pytest.raises(WeightsError) as caught:
                 self.require(weights, "blue", "green", "scarlet")
             assert str(caught.value).startswith(
-                f'teacher.weights = "{weights}" has the classes blue, green, red; the data has blue, green, scarlet, and'
-                " scarlet is not among them; give a teacher of these classes or train one here"
+                f'teacher.weights = "{weights}" has the classes blue, green, red; the data has blue, green, scarlet,'
+                " and scarlet is not among them; give a teacher of these classes or train one here"
             )
 
     def test_a_teacher_without_class_names_or_with_a_new_head_is_not_refused(self, tmp_path: Path) -> None:
