@@ -195,7 +195,7 @@ class EngineSpeed:
         tapped, views, arithmetic = TappedNetwork(answering), self._views, self.teacher_precision
         self.live = LiveTeacher(tapped, views, self._valid, arithmetic)
         store = LogitStore("teacher", dataset.sha256, views, self._valid, num_views=1)
-        self.stored = store.open(tapped, arithmetic)
+        self.stored = store.open(lambda: self.live, arithmetic)
 
     def images_per_second(self, teacher: Teacher) -> float:
         plan = Plan(

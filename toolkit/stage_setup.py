@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from toolkit import console
 from toolkit.errors import DataError, RecipeError, WeightsError
 from toolkit.machine.container import missing_volume
@@ -95,6 +93,8 @@ class StageSetup:
 
     def _training_sample(self) -> "TrainingSample":
         """TRAINING_SAMPLE training images, evenly over the split; no others are decoded, unless folds are drawn."""
+        import numpy as np
+
         from toolkit.bench.measure.images import TrainingSample
         from toolkit.data.dataset import spread
         from toolkit.distill.folds import folds_of

@@ -120,7 +120,7 @@ def test_help_groups_the_commands_in_the_order_of_their_use() -> None:
         ("run", ["Recipe and data", "Where", "How", "Output"]),
         ("teacher", ["Recipe and data", "Where", "How", "Output"]),
         ("export", ["Arguments", "Files to write", "Recipe and data", "Where", "How", "Output"]),
-        ("bench", ["Arguments", "Recipe and data", "Where", "Runtimes and gate", "Output"]),
+        ("bench", ["Arguments", "Recipe and data", "Where", "Runtimes and gate", "How", "Output"]),
         ("load-test", ["Arguments", "Load", "Where", "Output"]),
     ],
 )

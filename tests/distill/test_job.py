@@ -87,7 +87,7 @@ def test_a_teacher_that_cannot_take_the_images_is_refused(capsys: pytest.Capture
     info = SimpleNamespace(preprocess=SimpleNamespace(image_size=64))
     _require_same_size(teacher, info, 64, "teacher.safetensors")  # type: ignore[arg-type]
     expected = (
-        r"teacher\.safetensors, trained at 64 px, cannot take images of 32 px \(data\.image_size\): Output size is too"
+        r"teacher\.safetensors, trained at 64 px, cannot take images of 32 px: Output size is too small; use teacher"
     )
     with pytest.raises(RecipeError, match=expected):
         _require_same_size(teacher, info, 32, "teacher.safetensors")  # type: ignore[arg-type]

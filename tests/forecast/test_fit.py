@@ -73,7 +73,7 @@ def test_smaller_images_are_decoded_again_and_start_smaller_still() -> None:
 
 def test_a_teacher_that_is_there_or_given_keeps_its_epochs_and_its_size() -> None:
     for facts in (make_facts(there=frozenset({("teacher", 0)})), make_facts(given_teacher=True)):
-        for minutes in (30, 20, 12):
+        for minutes in (30, 20, 15):
             names = {setting.partition("=")[0] for setting in fitted(long_recipe(), minutes, facts).overrides}
             assert "distill.epochs" in names
             assert not names & {"teacher.epochs", "data.image_size", "teacher.start_image_size"}
@@ -81,7 +81,7 @@ def test_a_teacher_that_is_there_or_given_keeps_its_epochs_and_its_size() -> Non
 
 def test_the_training_images_of_a_teacher_that_is_there_stay() -> None:
     facts = make_facts(there=frozenset({("teacher", 0)}))
-    assert "data.share" not in " ".join(fitted(long_recipe(), 12, facts).overrides)
+    assert "data.share" not in " ".join(fitted(long_recipe(), 15, facts).overrides)
 
 
 def test_the_teacher_alone_has_its_own_epochs_fitted() -> None:
