@@ -292,7 +292,9 @@ def test_a_readme_of_somebody_s_own_stays(bench: Bench, capsys: pytest.CaptureFi
 
 
 def test_the_distillation_section_passes_on_the_student_s_figures(bench: Bench) -> None:
-    assert bench.run().distillation.to_json() == {
+    distillation = bench.run().distillation.to_json()
+    assert distillation.pop("knowledge") is not None  # its figures have tests of their own
+    assert distillation == {
         "control_accuracy_top1": None,
         "gain_top1": None,
         "seeds": None,
