@@ -90,7 +90,7 @@ def interrupting(after: int, what: signal.Signals | type[BaseException] = signal
     """The labels' objective, which is interrupted in training step number `after` (from 1) of this process."""
     calls = itertools.count(1)
 
-    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None, *_: object) -> Tensor:
         if student.logits.requires_grad and next(calls) == after:
             if not isinstance(what, signal.Signals):
                 raise what
@@ -105,7 +105,7 @@ def stopping_at_validation(number: int) -> Objective:
     """The labels' objective; Ctrl-C comes during validation `number` (from 1) of this process."""
     validations = itertools.count(1)
 
-    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None, *_: object) -> Tensor:
         if not student.logits.requires_grad and next(validations) == number:
             signal.raise_signal(signal.SIGINT)
         return LABELS(student, target, teacher)
@@ -319,7 +319,7 @@ def test_a_long_epoch_is_saved_before_its_validation(
     go_on(case, splits, tmp_path / "whole")
     monkeypatch.setattr(trainer, "SAVE_SECONDS_AT_END", 0.0)
 
-    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None, *_: object) -> Tensor:
         if not student.logits.requires_grad:
             raise PowerCut
         return LABELS(student, target, teacher)

@@ -73,7 +73,7 @@ def test_the_best_epoch_is_kept_though_a_worse_one_follows(splits: Splits, tmp_p
     """An objective that learns for five epochs and unlearns afterwards."""
     calls = itertools.count()
 
-    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None, *_: object) -> Tensor:
         loss = F.cross_entropy(student.logits, target)
         return loss if not student.logits.requires_grad or next(calls) < 30 else -loss
 
@@ -123,7 +123,7 @@ def test_teacher_and_student_see_the_same_views_each_with_its_own_normalisation(
     teacher.requires_grad_(False)
     before = [p.clone() for p in teacher.parameters()]
 
-    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None, *_: object) -> Tensor:
         assert teacher is not None
         assert not teacher.logits.requires_grad
         return F.mse_loss(student.logits, teacher.logits)
@@ -147,7 +147,7 @@ def test_sizes_grow_as_planned_for_the_student_and_the_teacher_sees_all_at_full_
     plan = make_plan(epochs=5, start_image_size=16, grow_until=0.8, batch_size=36)
     views = make_views(splits[0])
 
-    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None, *_: object) -> Tensor:
         return F.cross_entropy(student.logits, target)
 
     answering = LiveTeacher(teacher, views, splits[1], "fp32")
@@ -209,7 +209,7 @@ def nan_from(call: int) -> Objective:
     """Cross-entropy, not a number from training step `call` (from 1) on."""
     calls = itertools.count(1)
 
-    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None) -> Tensor:
+    def objective(student: NetworkOutput, target: Tensor, teacher: NetworkOutput | None, *_: object) -> Tensor:
         loss = F.cross_entropy(student.logits, target)
         return loss * float("nan") if student.logits.requires_grad and next(calls) >= call else loss
 

@@ -229,7 +229,7 @@ class TestBareWeights:
     def test_files_that_describe_themselves_keep_their_description(
         self, student: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(stage, "build_graph", lambda *_: onnx.load(str(student.result.path)))
+        monkeypatch.setattr(stage, "make_graph", lambda *_: onnx.load(str(student.result.path)))
         (result,) = export_weights_file(student.weights, tmp_path, ExportOptions(RECIPE))
         assert result.path == tmp_path / "depthwise.onnx"
         assert result.path.read_bytes() == student.result.path.read_bytes()
@@ -248,7 +248,7 @@ class TestExistingFiles:
         ):
             export_onnx(student.weights, destination, ExportOptions(RECIPE))
         assert destination.read_bytes() == before
-        monkeypatch.setattr(stage, "build_graph", lambda *_: onnx.load(str(student.result.path)))
+        monkeypatch.setattr(stage, "make_graph", lambda *_: onnx.load(str(student.result.path)))
         export_onnx(student.weights, destination, ExportOptions(RECIPE, force=True))
         assert destination.read_bytes() == student.result.path.read_bytes()
 
@@ -274,7 +274,7 @@ class TestModelDir:
         assert (teacher.path, student.path) == (model_dir.onnx("teacher"), model_dir.onnx("student"))
         metadata = open_session(teacher.path).get_modelmeta().custom_metadata_map
         assert (metadata["role"], metadata["teacher_sha256"]) == ("teacher", "")
-        monkeypatch.setattr(stage, "build_graph", lambda *_: pytest.fail("a file was made before all were checked"))
+        monkeypatch.setattr(stage, "make_graph", lambda *_: pytest.fail("a file was made before all were checked"))
         save_weights(model_dir.weights("student"), "depthwise", seed=2)
         with pytest.raises(ArtifactError, match=r"student\.onnx exists and was not exported from"):
             export_model_dir(model_dir, dict.fromkeys(("teacher", "student"), ExportOptions(RECIPE)))
@@ -292,7 +292,7 @@ class TestFaults:
             head.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), head.name))
             return model
 
-        monkeypatch.setattr(stage, "build_graph", build_faulty)
+        monkeypatch.setattr(stage, "make_graph", build_faulty)
 
     @pytest.mark.parametrize("zero", [True, False], ids=["zeroed head", "scaled head"])
     def test_no_file_stays(
