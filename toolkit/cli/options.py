@@ -64,7 +64,7 @@ UnlabelledOption = Annotated[
     _in_recipe(
         "--unlabelled",
         metavar="DIR",
-        help="A folder of images without labels, of which the teacher tells the student; repeatable.",
+        help="A folder of images without labels, taught by the teacher alone; repeatable.",
     ),
 ]
 SetOption = Annotated[
