@@ -100,8 +100,8 @@ def _describe_gain(distillation: Distillation, known: Knowledge) -> str:
         low, high, seeds = 100 * known.gain_low, 100 * known.gain_high, len(distillation.per_seed)
         sentence += f" (95 % interval over {seeds} seeds: {low:+.2f} to {high:+.2f})"
     return (
-        f"{sentence}; on the first seed, {known.only_student:,} test images are right with the teacher alone and"
-        f" {known.only_control:,} without it alone (McNemar's test: p = {_p(known.mcnemar_p)})."
+        f"{sentence}; on the first seed, {known.only_student:,} test images are right in the student and wrong in the"
+        f" control, {known.only_control:,} the other way round (McNemar's test: p = {_p(known.mcnemar_p)})."
     )
 
 
