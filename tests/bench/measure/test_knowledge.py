@@ -147,7 +147,7 @@ def test_the_paragraph() -> None:
         " puts 15.00 % and 18.00 % of its probability, and the student predicts its class on 80.00 % and 80.00 %"
         " (training images and test images). Of the test images, 60 that the control gets wrong are right in teacher"
         " and student; 7 that the control gets right are wrong in the student as in the teacher. The gain is +5.00"
-        " points (95 % interval over 3 seeds: +3.10 to +6.90); on the first seed, 90 test images are right in the student"
-        " and wrong in the control, 20 the other way round (McNemar's test: p = 0.001). Advice: "
+        " points (95 % interval over 3 seeds: +3.10 to +6.90); on the first seed, 90 test images are right in the"
+        " student and wrong in the control, 20 the other way round (McNemar's test: p = 0.001). Advice: "
     )
     assert describe_knowledge(Distillation()) == ""
