@@ -12,7 +12,7 @@ import toolkit
 PACKAGE = Path(__file__).parents[1] / "toolkit"
 
 FLOORS = (
-    "errors names shipped",
+    "binomial errors names shipped",
     "console plotting files architectures",
     "machine settings",
     "modeldir recipe",

@@ -52,13 +52,14 @@ def did_you_mean(name: str, known: Iterable[str], *, at_most: int = 1, prefix: s
 
     Capitals and punctuation do not count. `prefix` goes before each name that is suggested.
     """
-    plain = {other: _letters_and_digits(other) for other in known}
-    near = difflib.get_close_matches(_letters_and_digits(name), dict.fromkeys(plain.values()), at_most, NEAR)
+    plain = {other: letters_and_digits(other) for other in known}
+    near = difflib.get_close_matches(letters_and_digits(name), dict.fromkeys(plain.values()), at_most, NEAR)
     found = sorted((other for other in plain if plain[other] in near), key=lambda other: near.index(plain[other]))
     return f"did you mean {' or '.join(prefix + other for other in found[:at_most])}? " if found else ""
 
 
-def _letters_and_digits(name: str) -> str:
+def letters_and_digits(name: str) -> str:
+    """The name without capitals, spaces and marks."""
     return "".join(filter(str.isalnum, name.lower()))
 
 

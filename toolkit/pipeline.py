@@ -205,7 +205,7 @@ def bench_models(setup: StageSetup, provider: str = "auto", baseline: "Report | 
     return run_bench(
         setup.model_dir,
         setup.recipe,
-        setup.bench_images,
+        replace(setup.bench_images, training=setup.training_sample()),
         device=setup.device,
         provider=provider,
         baseline=baseline,

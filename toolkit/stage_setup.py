@@ -15,6 +15,9 @@ from toolkit.recipe import DEFAULT_RECIPE, NOTEBOOK_RECIPE, Overrides, Recipe, b
 from toolkit.settings import DataRecipe
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from toolkit.bench.measure.images import BenchImages, TrainingSample
     from toolkit.data.dataset import Split
     from toolkit.data.pixels import Pixels
@@ -88,27 +91,38 @@ class StageSetup:
         from toolkit.bench.measure.images import BenchImages
 
         for_teacher = self.pixels("test", "teacher") if self._teacher_sees_more_or_less else None
-        images = BenchImages.choose(self.dataset, self.pixels("test"), self.recipe.bench.images, for_teacher)
-        return replace(images, training=self._training_sample())
+        return BenchImages.choose(self.dataset, self.pixels("test"), self.recipe.bench.images, for_teacher)
 
-    def _training_sample(self) -> "TrainingSample":
-        """TRAINING_SAMPLE training images, evenly over the split; no others are decoded, unless folds are drawn."""
-        import numpy as np
-
+    def training_sample(self) -> "TrainingSample":
+        """TRAINING_SAMPLE training images, evenly over the split; no others are decoded, unless folds were drawn."""
         from toolkit.bench.measure.images import TrainingSample
         from toolkit.data.dataset import spread
-        from toolkit.distill.folds import folds_of
 
         some = self.dataset.train.subset(spread(len(self.dataset.train), TRAINING_SAMPLE))
         dataset = replace(self.dataset, train=some)
         seen = {role: self.recipe.data_of(role) for role in ("student", "teacher")}
         pixels = self._load_pixels("train", seen["student"], dataset)
         own = self._load_pixels("train", seen["teacher"], dataset) if self._teacher_sees_more_or_less else None
-        if not (count := self.recipe.teacher.folds):
-            return TrainingSample(pixels, own)
+        return TrainingSample(pixels, own, self._answer_out_of_fold(own or pixels))
+
+    def _answer_out_of_fold(self, sample: "Pixels") -> "NDArray[np.float32] | None":
+        """Of training images as the teacher sees them; None if it was not trained in folds."""
+        import numpy as np
+
+        from toolkit.distill.folds import answer_out_of_fold, folds_of
+        from toolkit.networks.ensemble import Ensemble
+        from toolkit.networks.weights import load_model, read_info
+
+        file = self.model_dir.weights("teacher")
+        if not file.is_file() or not (count := read_info(file).extra.get("folds")):
+            return None
         whole = self.pixels("train", "teacher")
         fold_of = dict(zip(whole.names, folds_of(whole, count, self.recipe.data.split_seed).tolist(), strict=True))
-        return TrainingSample(pixels, own, np.array([fold_of[name] for name in pixels.names]))
+        network = load_model(file)[0].network
+        assert isinstance(network, Ensemble)
+        return answer_out_of_fold(
+            network.classifiers, np.array([fold_of[name] for name in sample.names]), sample, self.device
+        )
 
     @cached_property
     def unlabelled(self) -> "Unlabelled | None":

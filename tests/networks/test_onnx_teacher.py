@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -87,6 +88,12 @@ def save_foreign(
     return path
 
 
+def import_file(path: Path, *arguments: Any) -> tuple[OnnxNetwork, int]:
+    """import_onnx of a file without a normalisation."""
+    settings, size, *normalisation = arguments
+    return import_onnx(path, read_onnx(path), settings, size, (normalisation[0], normalisation[1]))
+
+
 def images(count: int = 5) -> Tensor:
     return torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
@@ -109,8 +116,8 @@ class TestWhatAFileSays:
         with pytest.raises(
             WeightsError, match=r"does not say where its input has the colours; give --set teacher.layout"
         ):
-            import_onnx(path, OnnxSettings(), SIZE, *NOTHING)
-        network, count = import_onnx(path, OnnxSettings(layout="nchw"), SIZE, *NOTHING)
+            import_file(path, OnnxSettings(), SIZE, *NOTHING)
+        network, count = import_file(path, OnnxSettings(layout="nchw"), SIZE, *NOTHING)
         torch.testing.assert_close(network(images()), colours(images()))
         assert count == 3
 
@@ -144,7 +151,7 @@ class TestWhatAFileSays:
     def test_weights_in_a_file_beside_it_are_taken_along(self, tmp_path: Path) -> None:
         model = onnx.load(save_foreign(tmp_path / "whole.onnx"))
         onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
-        network, _ = import_onnx(tmp_path / "a.onnx", OnnxSettings(), SIZE, *NOTHING)
+        network, _ = import_file(tmp_path / "a.onnx", OnnxSettings(), SIZE, *NOTHING)
         (tmp_path / "weights.bin").unlink()
         torch.testing.assert_close(network(images()), colours(images()))
         with pytest.raises(WeightsError, match=r"cannot read .*a\.onnx: .*; give an \.onnx file that is whole"):
@@ -184,27 +191,27 @@ class TestWhatIsNoClassifier:
         with pytest.raises(
             WeightsError, match=r"does not answer images of 32 px: .*; give the size that it was made for"
         ):
-            import_onnx(path, OnnxSettings(), SIZE, *NOTHING)
+            import_file(path, OnnxSettings(), SIZE, *NOTHING)
 
     def test_answers_that_are_not_finite(self, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "a.onnx", bias=float("nan"))
         with pytest.raises(WeightsError, match=r"answers with values that are not finite; export it again"):
-            import_onnx(path, OnnxSettings(), SIZE, *NOTHING)
+            import_file(path, OnnxSettings(), SIZE, *NOTHING)
 
     def test_settings_that_contradict_it(self, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "a.onnx")
         with pytest.raises(
             WeightsError, match=r"takes images as nchw, teacher.layout is nhwc; leave out teacher.layout"
         ):
-            import_onnx(path, OnnxSettings(layout="nhwc"), SIZE, *NOTHING)
+            import_file(path, OnnxSettings(layout="nhwc"), SIZE, *NOTHING)
         whole = save_foreign(tmp_path / "b.onnx", element=TensorProto.UINT8)
         with pytest.raises(WeightsError, match=r"takes whole numbers of 0\.\.255"):
-            import_onnx(whole, OnnxSettings(white=255), SIZE, *NOTHING)
+            import_file(whole, OnnxSettings(white=255), SIZE, *NOTHING)
         negative = save_foreign(tmp_path / "c.onnx", bias=-20.0)
         with pytest.raises(
             WeightsError, match=r"its answers are no probabilities, some are below 0; use teacher.output"
         ):
-            import_onnx(negative, OnnxSettings(output="probabilities"), SIZE, *NOTHING)
+            import_file(negative, OnnxSettings(output="probabilities"), SIZE, *NOTHING)
 
     def test_a_file_that_one_message_cannot_hold(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(onnx_file, "LARGEST_BYTES", 100)
@@ -217,33 +224,33 @@ class TestAnswers:
     @pytest.mark.parametrize("element", [TensorProto.FLOAT, TensorProto.FLOAT16])
     def test_float_inputs(self, tmp_path: Path, layout: str, element: int) -> None:
         path = save_foreign(tmp_path / "a.onnx", layout=layout, element=element)
-        network, _ = import_onnx(path, OnnxSettings(), SIZE, *NOTHING)
+        network, _ = import_file(path, OnnxSettings(), SIZE, *NOTHING)
         torch.testing.assert_close(network(images()), colours(images()), atol=5e-3, rtol=1e-3)
         assert network.settings.output == "logits"
 
     def test_whole_numbers(self, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "a.onnx", layout="nhwc", element=TensorProto.UINT8)
-        network, _ = import_onnx(path, OnnxSettings(), SIZE, *NOTHING)
+        network, _ = import_file(path, OnnxSettings(), SIZE, *NOTHING)
         rounded = (images() * 255 + 0.5).to(torch.uint8).float()
         torch.testing.assert_close(network(images()), colours(rounded))
 
     def test_probabilities_become_their_logarithms(self, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "a.onnx", ending="Softmax")
-        network, _ = import_onnx(path, OnnxSettings(), SIZE, *NOTHING)
+        network, _ = import_file(path, OnnxSettings(), SIZE, *NOTHING)
         assert network.settings.output == "probabilities"
         torch.testing.assert_close(network(images()), colours(images()).log_softmax(1), atol=1e-4, rtol=1e-4)
-        kept, _ = import_onnx(path, OnnxSettings(output="logits"), SIZE, *NOTHING)
+        kept, _ = import_file(path, OnnxSettings(output="logits"), SIZE, *NOTHING)
         torch.testing.assert_close(kept(images()), colours(images()).softmax(1))
 
     @pytest.mark.parametrize("batch", [1, 4])
     def test_a_file_for_one_number_of_images_gets_so_many(self, tmp_path: Path, batch: int) -> None:
         path = save_foreign(tmp_path / "a.onnx", batch=batch)
-        network, _ = import_onnx(path, OnnxSettings(), SIZE, *NOTHING)
+        network, _ = import_file(path, OnnxSettings(), SIZE, *NOTHING)
         for count in (1, 4, 7):
             torch.testing.assert_close(network(images(count)), colours(images(count)))
 
     def test_a_copy_answers_too(self, tmp_path: Path) -> None:
-        network, _ = import_onnx(save_foreign(tmp_path / "a.onnx"), OnnxSettings(), SIZE, *NOTHING)
+        network, _ = import_file(save_foreign(tmp_path / "a.onnx"), OnnxSettings(), SIZE, *NOTHING)
         torch.testing.assert_close(copy.deepcopy(network)(images()), network(images()))
         assert network.count_parameters() == 3 * 3 + 3 + 2
 

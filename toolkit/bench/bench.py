@@ -16,7 +16,7 @@ from toolkit.bench.measure.images import BenchImages
 from toolkit.bench.measure.knowledge import SplitAnswers, measure_knowledge
 from toolkit.bench.measure.noise import find_noise
 from toolkit.bench.measure.reference import Reference, find_reference, say_why_no_teacher
-from toolkit.bench.measure.rows import Row, answer_images, answer_out_of_fold, find_remarks, find_stale, open_rows
+from toolkit.bench.measure.rows import Row, answer_images, find_remarks, find_stale, open_rows
 from toolkit.bench.measure.speed import measure_speed
 from toolkit.bench.pictures.accuracy_latency import draw_accuracy_latency
 from toolkit.bench.pictures.confusion import draw_confusion_difference
@@ -130,16 +130,13 @@ def _ask_all(rows: Sequence[Row], shipped: int, answers: Sequence[Logits], image
     asked = [0, shipped] if control is None else [0, shipped, control]
     found = []
     if (sample := images.training) is not None:
-        with console.progress("bench: training images", len(sample.pixels) * len(asked)) as advance:
-            own = [
-                answer_images(rows[place].predictor, pixels, np.arange(len(pixels)), advance)
-                for place in asked
-                for pixels in [sample.seen_by(rows[place].model)]
-            ]
+        everything, own = np.arange(len(sample.pixels)), []
+        with console.progress("bench: training images", len(everything) * len(asked)) as advance:
+            for row in (rows[place] for place in asked):
+                own.append(answer_images(row.predictor, sample.seen_by(row.model), everything, advance))
         found.append(SplitAnswers("train", sample.pixels.labels, *own))
-        if sample.folds is not None:
-            outside = answer_out_of_fold(rows[0].network, sample.seen_by("teacher"), sample.folds)
-            found.append(SplitAnswers("out_of_fold", sample.pixels.labels, outside, *own[1:]))
+        if sample.out_of_fold is not None:
+            found.append(SplitAnswers("out_of_fold", sample.pixels.labels, sample.out_of_fold, *own[1:]))
     return [*found, SplitAnswers("test", images.labels, *(answers[place] for place in asked))]
 
 

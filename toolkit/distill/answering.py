@@ -98,7 +98,7 @@ def _answer(
         return known_logits(teacher.network, pixels)
     if folds is not None:
         assert isinstance(teacher.network, Ensemble)
-        members = [member for member in teacher.network.members if isinstance(member, Classifier)]
+        members = teacher.network.classifiers
         return range(len(pixels)), answer_out_of_fold(members, folds, pixels, device)
     place(teacher, device)
     logits: Tensor = compute_logits(teacher, pixels, "fp32", device)

@@ -4,7 +4,6 @@ Weights say neither in which order their classes stand nor how images were norma
 it gives many more right answers than the import does, in a paired sign test. N images, C classes.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.binomial import tail
 from toolkit.data.dataset import Dataset, spread
 from toolkit.data.pixels import Pixels
 from toolkit.networks.families import IMAGENET_MEAN, IMAGENET_STD, Channels
@@ -58,7 +58,7 @@ class Normalisation:
 def is_near_chance(hits: np.ndarray, labels: np.ndarray) -> bool:
     """Whether a network that has `hits` bool (N,) may be no better than one that always gives the commonest class."""
     share = best_constant(labels)
-    return _tail(int(hits.sum()), len(hits), share) > LEVEL
+    return tail(int(hits.sum()), len(hits), share) > LEVEL
 
 
 def best_constant(labels: np.ndarray) -> float:
@@ -110,7 +110,7 @@ def is_better(hits: np.ndarray, others: np.ndarray, labels: np.ndarray, guesses:
     """Whether `others` bool (N,), the best of so many guesses, is right much more often than `hits` and than chance."""
     gained, lost = int((others & ~hits).sum()), int((hits & ~others).sum())
     is_large = gained - lost >= LEAST_GAIN * len(hits)
-    is_sure = _tail(gained, gained + lost, 0.5) * guesses <= LEVEL
+    is_sure = tail(gained, gained + lost, 0.5) * guesses <= LEVEL
     return is_large and is_sure and not is_near_chance(others, labels)
 
 
@@ -119,18 +119,6 @@ def follows_folders(dataset: Dataset) -> bool:
     images = dataset.train
     folders = [name.rpartition("/")[0].rpartition("/")[2] for name in images.names]
     return all(folder == dataset.classes[label] for folder, label in zip(folders, images.labels, strict=True))
-
-
-def _tail(successes: int, trials: int, chance: float) -> float:
-    """Probability of so many successes or more, if each has that `chance`."""
-    if chance >= 1:
-        return 1.0
-
-    def log_probability(k: int) -> float:
-        ways = math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
-        return ways + k * math.log(chance) + (trials - k) * math.log1p(-chance)
-
-    return min(1.0, math.fsum(math.exp(log_probability(k)) for k in range(successes, trials + 1)))
 
 
 def _usual_orders(classes: Sequence[str]) -> Iterator[tuple[str, ...]]:

@@ -16,7 +16,7 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.distill.answers import is_answered, require_answers
-from toolkit.errors import WeightsError, did_you_mean
+from toolkit.errors import WeightsError, did_you_mean, letters_and_digits
 from toolkit.networks.class_map import map_classes
 from toolkit.networks.ensemble import describe_member
 from toolkit.networks.hub_directory import read_directory
@@ -226,7 +226,8 @@ def require_fitting(recipe: Recipe, dataset: Dataset) -> None:
     who = f"teacher.weights = {json.dumps(weights)}"
     if weights == FOOD_11:
         classes = food11.CLASSES
-        if tuple(map(_letters, dataset.classes)) in (tuple(map(_letters, classes)), _numbers(len(classes))):
+        ours, theirs = (tuple(map(letters_and_digits, names)) for names in (dataset.classes, classes))
+        if ours in (theirs, _numbers(len(classes))):
             return  # the notebook's flat files have numbers for names, and its archive has Noodles-Pasta
         require_same_classes(classes, dataset, who, TRAIN_ONE)
     elif path := find_weights(recipe):
@@ -319,10 +320,6 @@ def warn_of_seen_images(who: str, trained_on: dict[str, Any], recipe: Recipe, da
     if counts:
         settings = " ".join(f"--set data.{key}={value}" for key, value in theirs.items())
         console.say(f"warning: {who} was trained on {' and '.join(counts)}; it held out those of {settings}")
-
-
-def _letters(name: str) -> str:
-    return "".join(filter(str.isalnum, name.lower()))
 
 
 def _numbers(count: int) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from toolkit import console
 from toolkit.data.batches import TrainingViews
@@ -31,7 +30,6 @@ from toolkit.errors import RecipeError
 from toolkit.files import sha256_file
 from toolkit.modeldir import ModelDir, Role
 from toolkit.networks import registry
-from toolkit.networks.class_map import UNKNOWN
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.ensemble import Ensemble
 from toolkit.networks.of_answers import Answers
@@ -245,14 +243,9 @@ def _live(
     assert isinstance(views, TrainingViews)
     members = [
         LiveTeacher(TappedNetwork(member), views, valid, precision, own_views=own_views)
-        for member in map(_as_classifier, network.members)
+        for member in network.classifiers
     ]
     return OutOfFoldTeacher(members, folds_of(views.pixels, folds, job.recipe.data.split_seed), whole)
-
-
-def _as_classifier(member: nn.Module) -> Classifier:
-    assert isinstance(member, Classifier)
-    return member
 
 
 def _choose_arithmetic(
@@ -276,8 +269,7 @@ def _know_all_classes(
     answering: Teacher, teacher: Classifier, job: TrainingJob, views: TrainingViews | MixedViews
 ) -> Teacher:
     """The teacher; behind labels for images of classes that it does not know, if there are any."""
-    columns, section = registry.spec_of(teacher.network).columns, job.recipe.distill
-    unknown = [place for place, column in enumerate(columns) if column == UNKNOWN]
+    unknown, section = registry.spec_of(teacher.network).unknown, job.recipe.distill
     if not unknown:
         return answering
     if isinstance(views, MixedViews):

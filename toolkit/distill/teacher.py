@@ -35,7 +35,7 @@ from toolkit.distill.training import Training
 from toolkit.errors import ArtifactError
 from toolkit.files import sha256_file, write_atomically
 from toolkit.modeldir import ModelDir
-from toolkit.networks.class_map import UNKNOWN, show
+from toolkit.networks.class_map import show
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.ensemble import Ensemble, describe_member
 from toolkit.networks.families import Channels, Pretrained
@@ -285,7 +285,7 @@ def _say_classes(network: nn.Module, dataset: Dataset) -> None:
     spec = spec_of(network)
     if not spec.columns:
         return
-    unknown = [name for name, place in zip(dataset.classes, spec.columns, strict=True) if place == UNKNOWN]
+    unknown = [dataset.classes[place] for place in spec.unknown]
     known = len(spec.columns) - len(unknown)
     line = f"teacher: {known} of its {spec.outputs} outputs are classes of the data, matched by name"
     if unknown:

@@ -136,7 +136,7 @@ class MeasuredSpeeds:
     def _forward_s(
         self, recipe: Recipe, role: Role, precision: FloatArithmetic, batch: int, *, as_trained: bool = True
     ) -> float:
-        network = self._network(recipe, role) if as_trained else self._plain_network(recipe, role)
+        network = self._network(recipe, role, as_trained=as_trained)
         size = recipe.data_of(role).image_size
         images = self._facts.images["valid"] + self._facts.images["test"]
         step = NetworkStep(network, batch, size, self._device, training=False)
@@ -165,16 +165,12 @@ class MeasuredSpeeds:
     def _batch(self, section: StageRecipe) -> int:
         return min(section.batch_size, self._facts.images["train"])
 
-    def _network(self, recipe: Recipe, role: Role) -> Classifier:
+    def _network(self, recipe: Recipe, role: Role, *, as_trained: bool = True) -> Classifier:
+        """As in training, or as in a benchmark."""
         if role == "teacher" and provenance.has_onnx(recipe):
             return self._given(recipe)
-        return self._build(*self._key(recipe, role))
-
-    def _plain_network(self, recipe: Recipe, role: Role) -> Classifier:
-        """As in a benchmark, not as in training."""
-        if role == "teacher" and provenance.has_onnx(recipe):
-            return self._given(recipe)
-        return self._build_plain(*self._key(recipe, role))
+        build = self._build if as_trained else self._build_plain
+        return build(*self._key(recipe, role))
 
     def _import_given(self, recipe: Recipe) -> Classifier:
         """A teacher with an ONNX file in it: without its file, it is no network."""

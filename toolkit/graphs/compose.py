@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
+from toolkit.data.answer_file import LEAST_PROBABILITY
 from toolkit.errors import ArtifactError, one_line
 from toolkit.graphs.build import BATCH_AXIS, INPUT, OUTPUTS, build_graph
 from toolkit.networks.class_map import UNKNOWN
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.ensemble import Ensemble
-from toolkit.networks.of_onnx import LEAST_PROBABILITY, OnnxNetwork
+from toolkit.networks.of_onnx import OnnxNetwork
 from toolkit.networks.onnx_file import ONE, ZERO, describe_content
 from toolkit.networks.registry import NEVER, NetworkSpec, has_file
 
@@ -43,8 +44,7 @@ def make_graph(classifier: Classifier, image_size: int, opset: int) -> onnx.Mode
 
 def _add_members(parts: "_Parts", network: Ensemble, image_size: int) -> str:
     answers = []
-    for number, (member, size) in enumerate(zip(network.members, network.sizes, strict=True)):
-        assert isinstance(member, Classifier)
+    for number, (member, size) in enumerate(zip(network.classifiers, network.sizes, strict=True)):
         prefix = f"member{number}/"
         if isinstance(member.network, OnnxNetwork):
             mean, std = (values.flatten().tolist() for values in (member.mean, member.std))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from toolkit.errors import WeightsError, shorten
+from toolkit.errors import WeightsError, letters_and_digits, shorten
 
 UNKNOWN = -1
 """stands for a class of the data that the teacher does not know"""
@@ -45,4 +45,4 @@ def show(names: Sequence[str]) -> str:
 
 def _letters(name: str) -> str:
     """Letters and digits alone; the name itself if it has none of these."""
-    return "".join(filter(str.isalnum, name.casefold())) or name
+    return letters_and_digits(name.casefold()) or name

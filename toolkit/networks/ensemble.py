@@ -24,6 +24,11 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.sizes, self.combine = tuple(sizes), combine
 
+    @property
+    def classifiers(self) -> list[Classifier]:
+        """The members, each with its normalisation."""
+        return [member for member in self.members if isinstance(member, Classifier)]
+
     def forward(self, images: Tensor) -> Tensor:
         answers = torch.stack([self._ask(member, images, size) for member, size in self._pairs()])
         if self.combine == "logits":

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.architectures import NetworkSettings, OnnxSettings
+from toolkit.data.answer_file import LEAST_PROBABILITY
 from toolkit.errors import WeightsError, one_line
 from toolkit.networks.families import Channels, Family
-from toolkit.networks.onnx_file import SUFFIX, OnnxFile, describe_content, read_onnx
+from toolkit.networks.onnx_file import SUFFIX, OnnxFile, describe_content
 from toolkit.sessions.providers import pick_provider, session_providers
 from toolkit.sessions.session import NO_SPINNING, open_session, why_refused
-
-LEAST_PROBABILITY = 1e-10
-"""what a probability of 0 becomes before its logarithm"""
 
 TRIED_IMAGES = 4
 SUM_TOLERANCE = 1e-3
@@ -116,17 +114,16 @@ def is_onnx(path: Path) -> bool:
 
 
 def import_onnx(
-    path: Path, settings: OnnxSettings, image_size: int, mean: Channels, std: Channels
+    path: Path, described: OnnxFile, settings: OnnxSettings, image_size: int, normalisation: tuple[Channels, Channels]
 ) -> tuple[OnnxNetwork, int]:
     """The file as a network that has answered images of `image_size` px, and its C.
 
     Its settings say by then what its input and its answers are. Raises WeightsError if a setting is missing or
     contradicts the file, and if the file does not answer noise, normalised by `mean` and `std`, with finite numbers.
     """
-    described = read_onnx(path)
     layout = _settle_layout(path, described, settings)
     network = OnnxNetwork(settings.model_copy(update={"layout": layout, "output": "logits"}), described.content)
-    answers = _try(path, network, image_size, mean, std)
+    answers = _try(path, network, image_size, *normalisation)
     if settings.output == "probabilities" or (settings.output == "auto" and _are_probabilities(answers)):
         if bool((answers < 0).any()):
             raise WeightsError(

@@ -130,6 +130,11 @@ class NetworkSpec:
     def __hash__(self) -> int:
         return hash((self.architecture, json.dumps(dict(self.settings), sort_keys=True), self.enlarge, self.columns))
 
+    @property
+    def unknown(self) -> list[int]:
+        """Places of the data's classes that the network does not know."""
+        return [place for place, column in enumerate(self.columns) if column == UNKNOWN]
+
     def to_json(self) -> dict[str, Any]:
         """For metadata in JSON; NetworkSpec.from_json reads it."""
         return {**vars(self), "settings": dict(self.settings), "columns": list(self.columns)}

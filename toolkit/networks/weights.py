@@ -223,7 +223,7 @@ def _import_onnx(path: Path, recipe: Recipe, classes: tuple[str, ...] | None) ->
     mean = _times(section.mean, scale) or described.mean or plain[0]
     std = _times(section.std, scale) or described.std or _times(plain[1], scale)
     assert std is not None
-    network, outputs = import_onnx(path, settings, recipe.data_of("teacher").image_size, mean, std)
+    network, outputs = import_onnx(path, described, settings, recipe.data_of("teacher").image_size, (mean, std))
     named = given_classes(recipe) or described.classes
     columns = find_columns(path, named, outputs, classes)
     vars(network)["spec"] = NetworkSpec(ONNX, network.settings.model_dump(mode="json"), 1, outputs, columns)

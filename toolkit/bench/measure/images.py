@@ -52,12 +52,12 @@ class BenchImages:
 class TrainingSample:
     """Some training images, decoded as the student sees them, and as the teacher does if that differs.
 
-    `folds` int64 (N,) are the parts of teacher.folds that left each out of training; None without folds.
+    `out_of_fold`, float32 (N, C), are the answers of the teachers of folds that have not seen them; None without folds.
     """
 
     pixels: Pixels
     for_teacher: Pixels | None = None
-    folds: NDArray[np.integer] | None = None
+    out_of_fold: NDArray[np.float32] | None = None
 
     def seen_by(self, role: Role) -> Pixels:
         return self.for_teacher if role == "teacher" and self.for_teacher is not None else self.pixels

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.bench.schema import Knowledge, KnownSplit, SeedGain
+from toolkit.binomial import tail
 from toolkit.runtimes.base import Logits, softmax
 
 T_975 = (
@@ -72,14 +73,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     `only_first` images were right in the first network alone, `only_second` in the second alone.
     """
-    trials, fewer = only_first + only_second, min(only_first, only_second)
-    if trials == 0:
-        return 1.0
-
-    def log_probability(k: int) -> float:
-        return math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) - trials * math.log(2)
-
-    return min(1.0, 2 * math.fsum(math.exp(log_probability(k)) for k in range(fewer + 1)))
+    return min(1.0, 2 * tail(max(only_first, only_second), only_first + only_second, 0.5))
 
 
 def _describe(answers: SplitAnswers) -> KnownSplit:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -24,7 +23,6 @@ from toolkit.files import sha256_file
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.names import RuntimeName
-from toolkit.networks.ensemble import Ensemble
 from toolkit.networks.registry import count_parameters, has_file
 from toolkit.networks.unmeasured import why_unmeasured
 from toolkit.networks.weights import ModelInfo, load_model, read_info
@@ -38,10 +36,6 @@ BATCH_PIXELS = 2**20
 """px in a batch of the quality pass: 256 images of 64 px or less, so that activations stay small at any size."""
 LARGEST_BATCH = 256
 """images; smaller batches are no faster: with memory kept (devices.keep_freed_memory), 64 took torch 4 % longer"""
-
-
-LARGEST_FOLD_BATCH = 32
-"""images"""
 
 
 @dataclass(frozen=True)
@@ -215,16 +209,3 @@ def answer_images(
         parts.append(predictor.logits(pixels.centre(batch)))
         advance(len(batch))
     return np.concatenate(parts)
-
-
-def answer_out_of_fold(network: nn.Module, pixels: Pixels, folds: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Logits (N, C) of a teacher of folds: each image is answered by the member of `network` that has not seen it."""
-    assert isinstance(network, Ensemble)
-    answers: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(folds)
-    for fold, member in enumerate(network.members):
-        for image in batches(np.flatnonzero(folds == fold), LARGEST_FOLD_BATCH, 1):
-            seen = torch.from_numpy(pixels.centre(image)).permute(0, 3, 1, 2).float() / 255
-            with torch.inference_mode():
-                for place, logits in zip(image.tolist(), member(seen).numpy(), strict=True):
-                    answers[place] = logits
-    return np.stack(answers)
