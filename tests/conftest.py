@@ -5,7 +5,10 @@ import os
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +141,28 @@ def make_class_folders(root: Path, images_per_class: tuple[int, int, int] = (12,
 def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of 3 classes × (12, 4, 4) PNG images of 48×40 px under train/val/test."""
     return make_class_folders(tmp_path_factory.mktemp("class_folders"))
+
+
+@pytest.fixture
+def toolkit_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """The command in this process, which has loaded torch already, as that takes seconds; it runs in tmp_path."""
+    import torch
+
+    from toolkit.cli import ending
+
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["toolkit", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            ending.main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, stop.value.code, said.out, said.err)  # type: ignore[arg-type]
+
+    yield run
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, handler)

@@ -3,10 +3,9 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from toolkit_process import toolkit
 from typer.testing import CliRunner, Result
 
 from toolkit import __version__
-from toolkit.cli import app, ending
+from toolkit.cli import app
 from toolkit.errors import ToolkitError
 
 PANELS = {
@@ -42,28 +41,6 @@ WITH_A_PROVIDER = (
 def invoke(*arguments: str) -> Result:
     """The command in this process: enough for --help and wrong usage, which need no torch."""
     return CliRunner().invoke(app.app, arguments, env={"COLUMNS": "100"})
-
-
-@pytest.fixture
-def toolkit_here(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """The command in this process, which has loaded torch already, as that takes seconds; it runs in tmp_path."""
-    import torch
-
-    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", ["toolkit", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            ending.main()
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(sys.argv, stop.value.code, said.out, said.err)  # type: ignore[arg-type]
-
-    yield run
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGTERM, handler)
 
 
 def assert_one_line_error(result: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -> None:

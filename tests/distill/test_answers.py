@@ -1,10 +1,8 @@
 """Answers in a file as the teacher: import, distillation without a network, answers that are saved, the report."""
 
 import json
-import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from tiny_onnx import save_colour_model
 import toolkit
 from toolkit.api.workspace import Workspace
 from toolkit.bench.schema import read_report
-from toolkit.cli import ending
 from toolkit.data.answer_file import read_answers, write_answers
 from toolkit.data.sources import load_dataset
 from toolkit.distill.answering import replay_answers
@@ -82,25 +79,6 @@ def save_right(
 def open_with(path: Path, folders: Path, answers: Path | str, **settings: Any) -> Workspace:
     given = {"teacher.weights": str(answers)} | {name.replace("__", "."): value for name, value in settings.items()}
     return toolkit.open(path, data=folders, settings=SMALL | given)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Command]:
-    """`toolkit` in this process: exit code, stdout and stderr."""
-    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["toolkit", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            ending.main()
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(sys.argv, stop.value.code, said.out, said.err)  # type: ignore[arg-type]
-
-    yield run
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGTERM, handler)
 
 
 def assert_error(result: subprocess.CompletedProcess[str], part: str, code: int = 1) -> None:
@@ -437,73 +415,73 @@ class TestCommands:
         folders: Path,
         trained: Path,
         tmp_path: Path,
-        command: Command,
+        toolkit_here: Command,
     ) -> None:
         before = sha256_file(trained / "teacher.safetensors")
         flags = ["--data", str(folders), "--out", str(trained), "--device", "cpu"]
         path = tmp_path / "soft.npz"
-        run = command("teacher", *flags, "--save-answers", str(path), *flags_of(SMALL | OF_TEACHER))
+        run = toolkit_here("teacher", *flags, "--save-answers", str(path), *flags_of(SMALL | OF_TEACHER))
         assert run.returncode == 0, run.stderr
         assert f"wrote {path}" in run.stdout
         assert f"kept {trained / 'teacher.safetensors'}" in run.stdout
         assert sha256_file(trained / "teacher.safetensors") == before
         assert len(read_answers(path).logits) == 48
-        run = command("teacher", *flags, "--save-answers", str(path), "--json", *flags_of(SMALL | OF_TEACHER))
+        run = toolkit_here("teacher", *flags, "--save-answers", str(path), "--json", *flags_of(SMALL | OF_TEACHER))
         assert json.loads(run.stdout)["answers"] == str(path)
 
     def test_the_source_of_an_imported_teacher_need_not_be_there(
         self,
         folders: Path,
         tmp_path: Path,
-        command: Command,
+        toolkit_here: Command,
     ) -> None:
         source = save_right(tmp_path / "soft.npz", folders)
         open_with(tmp_path / "m", folders, source).teacher()
         source.unlink()
-        run = command("teacher", "--out", str(tmp_path / "m"), "--save-answers", str(tmp_path / "again.npz"))
+        run = toolkit_here("teacher", "--out", str(tmp_path / "m"), "--save-answers", str(tmp_path / "again.npz"))
         assert run.returncode == 0, run.stderr
         assert len(read_answers(tmp_path / "again.npz").logits) == 48
 
-    def test_wrong_usage(self, tmp_path: Path, command: Command) -> None:
+    def test_wrong_usage(self, tmp_path: Path, toolkit_here: Command) -> None:
         assert_error(
-            command("teacher", "--weights", "a.onnx", "--answers", "a.npz"),
+            toolkit_here("teacher", "--weights", "a.onnx", "--answers", "a.npz"),
             "--weights and --answers exclude each other; give one of them",
             code=2,
         )
         for flag in ("--answers", "--save-answers"):
-            assert_error(command("teacher", flag, "a.csv"), "a.csv is not one of .npz, .parquet", code=2)
+            assert_error(toolkit_here("teacher", flag, "a.csv"), "a.csv is not one of .npz, .parquet", code=2)
 
     def test_a_plan_has_no_time_for_the_teacher(
         self,
         folders: Path,
         tmp_path: Path,
-        command: Command,
+        toolkit_here: Command,
     ) -> None:
         path = save_right(tmp_path / "soft.npz", folders)
         flags = ["--data", str(folders), "--out", str(tmp_path / "m"), "--device", "cpu", "--json"]
         flags += flags_of(SMALL | {"distill.teacher_views": 2})
-        run = command("plan", "--answers", str(path), *flags)
+        run = toolkit_here("plan", "--answers", str(path), *flags)
         assert run.returncode == 0, run.stderr
         stages = {stage["name"]: stage for stage in json.loads(run.stdout)["stages"]}
         assert list(stages) == ["decode", "teacher", "student", "control", "export", "bench"]
         assert stages["teacher"]["note"] == "given"
         assert stages["bench"]["note"] == "3 rows"
-        refused = command("plan", "--answers", str(path), *flags, "--set", "distill.mixup=0.2")
+        refused = toolkit_here("plan", "--answers", str(path), *flags, "--set", "distill.mixup=0.2")
         assert_error(refused, "distill.mixup makes one image of two")
         save_right(path, folders, skip=9)
-        assert_error(command("plan", "--answers", str(path), *flags), "has no answer for 9 of 36")
+        assert_error(toolkit_here("plan", "--answers", str(path), *flags), "has no answer for 9 of 36")
 
     @pytest.mark.slow
     def test_a_student_from_answers_all_the_way(
         self,
         folders: Path,
         tmp_path: Path,
-        command: Command,
+        toolkit_here: Command,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         path, out = save_right(tmp_path / "soft.npz", folders), tmp_path / "m"
         flags = ["--data", str(folders), "--device", "cpu", "--provider", "cpu", *flags_of(SMALL)]
-        run = command("run", "--answers", str(path), "--out", str(out), *flags)
+        run = toolkit_here("run", "--answers", str(path), "--out", str(out), *flags)
         assert run.returncode == 0, run.stderr
         assert "export: the student alone; the teacher is left out, because its answers came from a file" in run.stderr
         sentence = "There is no teacher to measure, because its answers came from a file."
@@ -522,23 +500,23 @@ class TestCommands:
             assert sentence in (out / name).read_text(encoding="utf-8")
         assert (out / "confusion_difference.png").is_file()
         assert_error(
-            command("demo", str(out)),
+            toolkit_here("demo", str(out)),
             f"{out}: the demo shows teacher and student, and there is no teacher to measure, because its answers came"
             f" from a file; ask the student with: toolkit predict {out} IMAGE",
         )
-        compared = command("compare", str(out), str(out))
+        compared = toolkit_here("compare", str(out), str(out))
         assert compared.returncode == 0
         bench = ["bench", str(out), "--data", str(folders), "--device", "cpu", "--provider", "cpu"]
         (tmp_path / "before.json").write_bytes((out / "report.json").read_bytes())
         (out / "control.safetensors").unlink()
         fewer = ("--runtimes", "onnxruntime", "--max-slowdown", "100")
-        gate = command(*bench, "--baseline", str(tmp_path / "before.json"), *fewer)
+        gate = toolkit_here(*bench, "--baseline", str(tmp_path / "before.json"), *fewer)
         assert gate.returncode == GateError.exit_code, "rows are missing"
         report = read_report(out / "report.json")
         assert {row.model for row in report.rows} == {"student"}
         assert all(one.recall_difference is None and one.student_recall is not None for one in report.classes)
         assert not (out / "confusion_difference.png").exists(), "one of an earlier benchmark is no picture of this one"
-        again = command(*bench, "--baseline", str(out / "report.json"))
+        again = toolkit_here(*bench, "--baseline", str(out / "report.json"))
         assert_error(again, "is the report that this benchmark will replace")
 
     def test_answers_of_a_teacher_are_no_file_to_export(self, folders: Path, tmp_path: Path) -> None:
