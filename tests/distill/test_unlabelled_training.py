@@ -2,6 +2,7 @@
 
 import copy
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -446,10 +447,8 @@ def test_a_teacher_of_some_classes_cannot_answer_them(
     folder = make_unlabelled(tmp_path / "more")
     workspace = open_workspace(tmp_path / "m", class_folders, folder)
     workspace.teacher()
-    spec = registry.spec_of
-    monkeypatch.setattr(
-        registry, "spec_of", lambda network: SimpleNamespace(**vars(spec(network)) | {"columns": (0, -1, 1)})
-    )
+    spec_of = registry.spec_of
+    monkeypatch.setattr(registry, "spec_of", lambda network: replace(spec_of(network), columns=(0, -1, 1)))
     with pytest.raises(RecipeError, match=r"data\.unlabelled needs a teacher that knows all classes of the data"):
         workspace.distill()
 
