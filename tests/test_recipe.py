@@ -195,7 +195,7 @@ def test_the_control_depends_on_everything_but_how_the_teacher_teaches() -> None
 
 
 def test_the_built_in_recipes_are_valid_and_food11_is_the_notebook() -> None:
-    assert builtin_names() == ["fashion-mnist", "food11", "food11-fast"]
+    assert builtin_names() == ["fashion-mnist", "food11", "food11-fast", "photographs"]
     assert load_builtin("food11-fast").distill.epochs == 15, "the notebook's"
     assert load_builtin("fashion-mnist").data.source == "fashion-mnist"
     notebook = load_builtin("food11")

@@ -4,6 +4,7 @@ The front matter has the fields of https://github.com/huggingface/hub-docs/blob/
 directory can be pushed to the Hugging Face hub as it is.
 """
 
+import contextlib
 import json
 import shlex
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from toolkit.bench.report.words import compared_with, describe_classes, describe
 from toolkit.bench.schema import Report, ReportRow
 from toolkit.data.defaults import left_to_pictures
 from toolkit.data.sources import NAMED
+from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe, builtin_names, load_builtin
 
 HUB_DATASETS = {name: known.hub_id for name, known in NAMED.items() if known.hub_id}
@@ -38,6 +40,7 @@ MOST_NAMES = 200
 """classes whose names are listed; the ONNX file has all of them"""
 
 SNIPPET = '''\
+import contextlib
 import json
 
 import numpy as np
@@ -119,12 +122,13 @@ def reproduce(recipe: Recipe, seeds: Sequence[int] | None = None) -> str:
     names = [name for name in builtin_names() if load_builtin(name).data.source == recipe.data.source]
     starts = [(["--recipe", name], load_builtin(name)) for name in names]
     lines = []
-    for flags, base in starts or [(["--data", recipe.data.source], Recipe())]:
+    for flags, base in [*starts, (["--data", recipe.data.source], Recipe())]:
         changes = {name: recipe.value_of(name) for name in left_to_pictures(base)}  # they may have been stated
         changes |= {name: now for name, now, _ in _changed_settings(recipe, base) if name != "data.source"}
         overrides = [f"{name}={json.dumps(now, ensure_ascii=False)}" for name, now in changes.items()]
         line = ["toolkit", "run", *flags, *(part for override in overrides for part in ("--set", override))]
-        lines.append((base.with_overrides(overrides) != recipe, len(line), line))
+        with contextlib.suppress(RecipeError):  # what the recipe leaves open cannot be taken from a base that states it
+            lines.append((base.with_overrides(overrides) != recipe, len(line), line))
     line = min(lines)[2]
     return shlex.join([*line, "--seeds", str(len(seeds))] if seeds and len(seeds) > 1 else line)
 
