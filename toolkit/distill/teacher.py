@@ -130,7 +130,8 @@ def _train_folds(job: TrainingJob) -> tuple[TappedNetwork, dict[str, Any]]:
     outside = _accuracy_out_of_fold(members, folds, seen.train, job.options.device)
     console.say(f"teacher: out of fold, {outside:.4f} of the training images are right")
     valid = job.data.seen_by("teacher").valid
-    accuracy = float(np.mean(_ask(network, valid, ZERO, ONE, job.options.device).argmax(1) == valid.labels))
+    answers = _ask(network, valid, ZERO, ONE, job.options.device).argmax(1).cpu().numpy()
+    accuracy = float(np.mean(answers == valid.labels))
     done = ("seconds", "images_seen", "epochs")
     sums = {name: sum(file.info.extra.get(name, 0) for file in files) for name in done}
     return learner, sums | {"valid_accuracy": accuracy, "out_of_fold_accuracy": outside, "folds": count}
