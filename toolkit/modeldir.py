@@ -69,7 +69,7 @@ class ModelDir:
 
     @property
     def classes(self) -> Path:
-        """The order in which an imported teacher's outputs seem to stand, as a data set's classes.txt has it."""
+        """The names of an imported teacher's outputs in the order in which they seem to stand, for teacher.classes."""
         return self.path / "classes.txt"
 
     @property

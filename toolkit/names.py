@@ -9,3 +9,5 @@ RUNTIME_NAMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 
 ANSWER_SUFFIXES = (".npz", ".parquet")
 """Endings of files of a teacher's answers."""
+
+ONNX_SUFFIX = ".onnx"

@@ -146,6 +146,11 @@ class Recipe(Section):
         if self.data.unlabelled and not section.learns_from_teacher:
             zero = "distill.alpha" if section.logit_method else "distill.feature_weight"
             raise ValueError(f"data.unlabelled needs the teacher's answers in the loss: set {zero} above 0")
+        if self.data.unlabelled and not round(section.unlabelled_ratio * section.batch_size):
+            raise ValueError(
+                f"distill.unlabelled_ratio = {section.unlabelled_ratio:g}: no step of {section.batch_size} gets an"
+                f" unlabelled image: set it to {1 / section.batch_size:.2g} or more, or leave data.unlabelled out"
+            )
         return self
 
     @classmethod
@@ -221,7 +226,7 @@ class Recipe(Section):
         """Take settings of networks out of `values` that nobody has stated, or that another architecture replaces."""
         for name, network in (("student", self.student), ("teacher", self.teacher)):
             table = values.get(name, {})
-            stays = table.get("architecture", network.architecture) == network.architecture
+            stays = network.architecture_in(table) == network.architecture
             kept = network.stated_settings if stays else {}
             for key in network.settings.keys() - kept.keys():
                 if f"{name}.{key}" not in stated:
@@ -394,7 +399,7 @@ def _known_settings(path: Sequence[str], values: dict[str, Any]) -> tuple[list[s
     section = Recipe.model_fields[path[0]].annotation if len(path) == 1 else None
     if not (isinstance(section, type) and issubclass(section, NetworkRecipe)):
         return [], ""
-    architecture = values[path[0]].get("architecture", section.model_fields["architecture"].default)
+    architecture = section.architecture_in(values[path[0]])
     settings = list(settings_of(architecture).model_fields)
     if settings:
         return settings, f", and for {architecture}: {', '.join(settings)}"

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, field_validator, model_validator
 
-from toolkit.architectures import check_settings, settings_of
+from toolkit.architectures import ONNX, check_settings, settings_of
 from toolkit.errors import did_you_mean, shorten
-from toolkit.names import RUNTIME_NAMES, RuntimeName
+from toolkit.names import ONNX_SUFFIX, RUNTIME_NAMES, RuntimeName
 
 IMAGENET, FOOD_11 = "imagenet", "food-11"
 """Names that `teacher.weights` takes besides files and shipped teachers: torchvision's, the notebook's."""
@@ -226,11 +226,16 @@ class NetworkRecipe(Section):
 
     architecture: str
 
+    @classmethod
+    def architecture_in(cls, values: Mapping[str, Any]) -> Any:
+        """The architecture that the section with these values has; of any type, as they are not checked yet."""
+        return values.get("architecture", cls.model_fields["architecture"].default)
+
     @model_validator(mode="wrap")
     @classmethod
     def _check_settings(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         keys = cls.model_fields
-        architecture = values.get("architecture", keys["architecture"].default) if isinstance(values, dict) else None
+        architecture = cls.architecture_in(values) if isinstance(values, dict) else None
         if not isinstance(architecture, str):
             return handler(values)  # refused there, or a section already
         known = settings_of(architecture).model_fields
@@ -240,8 +245,10 @@ class NetworkRecipe(Section):
             if key not in keys and (key in known or cls.once_for_all.get(key) != value)
         }
         settings = check_settings(architecture, stated)
-        section = handler({key: values[key] for key in values if key in keys} | settings.model_dump(mode="json"))
+        own = {"architecture": architecture} | {key: values[key] for key in values if key in keys}
+        section = handler(own | settings.model_dump(mode="json"))
         section.model_fields_set.difference_update(known.keys() - settings.model_fields_set)
+        section.model_fields_set.difference_update({"architecture"} - values.keys())
         return section
 
     @property
@@ -301,6 +308,15 @@ class TeacherRecipe(NetworkRecipe, StageRecipe):
     epochs: int = Field(
         30, ge=1, le=10_000, description="passes over the training images; absent: follows their number"
     )
+
+    @classmethod
+    def architecture_in(cls, values: Mapping[str, Any]) -> Any:
+        """ONNX files have a network of their own."""
+        weights = values.get("weights")
+        given = list(weights) if isinstance(weights, list | tuple) else [weights]
+        if given and all(isinstance(one, str) and one.lower().endswith(ONNX_SUFFIX) for one in given):
+            return values.get("architecture", ONNX)
+        return super().architecture_in(values)
 
     @property
     def source(self) -> str:

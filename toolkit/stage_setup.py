@@ -390,7 +390,8 @@ def _follow_teacher(setup: StageSetup) -> StageSetup:
     if recipe is setup.recipe:
         return setup
     size = recipe.teacher.image_size
-    console.say(f"the teacher sees each picture at {size} px, as {path} says (teacher.image_size={size})")
+    says = f"{path} says" if path is not None else "the largest of its files says"
+    console.say(f"the teacher sees each picture at {size} px, as {says} (teacher.image_size={size})")
     return setup.with_recipe(recipe)
 
 

@@ -228,6 +228,18 @@ class TestMatching:
         with pytest.raises(WeightsError, match="has no answer for 36 of 36 training images"):
             match_answers(answers_for([f"x/{i}.png" for i in range(12)]), dataset)  # each is there three times
 
+    @pytest.mark.parametrize("above", ["data/", "/home/me/data/", "C:/me/data/"])
+    def test_folders_before_the_data_do_not_count(self, dataset: Dataset, above: str) -> None:
+        names = [above + name for name in (*dataset.valid.names, *dataset.train.names)]
+        found = match_answers(answers_for(names), dataset)
+        assert found.train.tolist() == list(range(12, 48))
+        assert found.valid.tolist() == list(range(12))
+
+    def test_accents_have_two_encodings(self, dataset: Dataset) -> None:
+        here = replace(dataset.train, names=tuple(f"train/cr\u00e8me/{i}.png" for i in range(36)))
+        names = [f"train/cre\u0300me/{i}.png" for i in range(36)]
+        assert match_answers(answers_for(names), replace(dataset, train=here)).train.tolist() == list(range(36))
+
     def test_by_the_content_of_the_files(self, dataset: Dataset) -> None:
         train, valid = dataset.train, dataset.valid
         assert train.root is not None

@@ -1,6 +1,5 @@
 """Imports that answer wrongly: the order of the outputs, the normalisation, chance; and when nothing is said."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,23 +12,21 @@ from distill_samples import load_splits
 from torch import Tensor, nn
 
 from toolkit import pipeline
-from toolkit.data.sources import load_dataset
 from toolkit.distill import distributed, teacher
 from toolkit.distill.doubts import (
     NORMALISATIONS,
     Order,
     find_normalisation,
     find_order,
-    follows_folders,
     is_better,
     is_near_chance,
 )
 from toolkit.distill.job import WeightsFile
 from toolkit.errors import WeightsError
 from toolkit.modeldir import ModelDir
-from toolkit.networks.registry import register
-from toolkit.networks.weights import Channels
-from toolkit.recipe import DataRecipe, Recipe
+from toolkit.networks.onnx_file import ONE, ZERO
+from toolkit.networks.registry import build, register
+from toolkit.networks.weights import Channels, Imported
 from toolkit.stage_setup import prepare_training
 
 NUMBERS = tuple(sorted(map(str, range(11))))
@@ -232,26 +229,38 @@ class TestImport:
         written = tmp_path / "m" / "classes.txt"
         assert warning == (
             "warning: teacher: its outputs seem to stand in another order: red, blue, green; in that order it has"
-            f" 1.0000 of the validation images right instead of 0.0000; copy {written} into {data}, and import it again"
-            " with --force"
+            f" 1.0000 of the validation images right instead of 0.0000; import it again with --force --set"
+            f" teacher.classes={written}"
         )
-        (data / "classes.txt").write_bytes(written.read_bytes())
-        assert self.make(tmp_path, data, [2, 0, 1]).info.extra["valid_accuracy"] == 1
+        again = self.make(tmp_path, data, [2, 0, 1], f"teacher.classes={written}")
+        assert again.info.extra["valid_accuracy"] == 1
         assert "warning" not in capsys.readouterr().err
 
-    def test_where_classes_txt_would_rename_and_not_sort_it_is_not_written(
+    def test_names_that_the_import_had_are_mended_too(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Of outputs that are more than the data's classes; those keep their names."""
+        data = make_class_folders(tmp_path / "data", (6, 6, 3))
+        (tmp_path / "names.txt").write_text("plaid\nblue\ngreen\nred\n")
+        named = f"teacher.classes={tmp_path / 'names.txt'}"
+        self.make(tmp_path, data, [2, 2, 0, 1], named)
+        written = tmp_path / "m" / "classes.txt"
+        assert f"--set teacher.classes={written}" in capsys.readouterr().err
+        assert written.read_text() == "plaid\nred\nblue\ngreen\n"
+        again = self.make(tmp_path, data, [2, 2, 0, 1], f"teacher.classes={written}")
+        assert again.info.extra["valid_accuracy"] == 1
+
+    def test_data_sets_without_class_folders_have_the_same_way(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Flat files have labels, and classes.txt gives them names."""
+        """Flat files have labels."""
         for split in ("train", "val", "test"):
             (tmp_path / "data" / split).mkdir(parents=True)
             for number in range(18):
                 label = number % 3
                 make_image(2 - label, number).save(tmp_path / "data" / split / f"{label}_{number}.png")
         self.make(tmp_path, tmp_path / "data", [2, 0, 1])
-        assert "in another order: 2, 0, 1; " in (said := capsys.readouterr().err)
-        assert "; sort the rows of its last layer as the data's classes are" in said
-        assert not (tmp_path / "m" / "classes.txt").exists()
+        assert "in another order: 2, 0, 1; " in capsys.readouterr().err
+        again = self.make(tmp_path, tmp_path / "data", [2, 0, 1], f"teacher.classes={tmp_path / 'm' / 'classes.txt'}")
+        assert again.info.extra["valid_accuracy"] == 1
 
     def test_another_normalisation_is_named_as_flags(
         self, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -290,15 +299,11 @@ class TestImport:
         assert not (tmp_path / "m" / "classes.txt").exists()
 
 
-def test_whether_folders_give_the_order(class_folders: Path) -> None:
-    dataset = load_dataset(DataRecipe(source=str(class_folders)))
-    assert follows_folders(dataset)
-    assert not follows_folders(replace(dataset, classes=("a", "b", "c")))
-
-
 def test_many_classes_are_not_all_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = SimpleNamespace(data=SimpleNamespace(dataset=None), recipe=Recipe(), model_dir=ModelDir(tmp_path))
-    teacher._warn_of_order(Order(tuple(map(str, range(100))), 0.5), 0.1, job)  # type: ignore[arg-type]
+    job = SimpleNamespace(model_dir=ModelDir(tmp_path))
+    network = build("depthwise", 100, base=4)
+    order = Order(tuple(map(str, range(100))), 0.5)
+    teacher._warn_of_order(order, 0.1, job, Imported(network, ZERO, ONE))  # type: ignore[arg-type]
     assert "in another order: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, …; in that order" in capsys.readouterr().err

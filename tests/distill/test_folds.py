@@ -62,6 +62,11 @@ class TestDraw:
         with pytest.raises(DataError, match=r"a class has 1 training image, and teacher\.folds = 3 leaves some out"):
             draw_folds(np.array([0, 0, 0, 1]), 3, 0)
 
+    def test_more_folds_than_images(self) -> None:
+        with pytest.raises(DataError, match=r"teacher\.folds = 7 is more than there are training images \(6\)"):
+            draw_folds(np.array([0, 1, 2] * 2), 7, 0)
+        assert set(draw_folds(np.array([0, 1, 2] * 2), 6, 0)) == set(range(6))
+
 
 class Constant:
     """Answers every image with its own number, and remembers whom it was asked."""

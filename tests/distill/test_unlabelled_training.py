@@ -414,10 +414,13 @@ def test_wrong_values_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_ratio_that_gives_no_step_any_is_refused(class_folders: Path, tmp_path: Path) -> None:
+    """Before any work, if that follows from the settings, and else before the student's."""
     folder = make_unlabelled(tmp_path / "more")
-    workspace = open_workspace(tmp_path / "m", class_folders, folder, {"distill.unlabelled_ratio": 0.01})
     with pytest.raises(RecipeError, match=r"unlabelled_ratio = 0\.01: no step of 12 gets an unlabelled image"):
-        workspace.distill()
+        open_workspace(tmp_path / "m", class_folders, folder, {"distill.unlabelled_ratio": 0.01})
+    few = {"distill.unlabelled_ratio": 0.01, "distill.batch_size": 100}  # 36 images in a single step
+    with pytest.raises(RecipeError, match=r"unlabelled_ratio = 0\.01: no step of 100 gets an unlabelled image"):
+        open_workspace(tmp_path / "m", class_folders, folder, few).distill()
 
 
 @pytest.mark.parametrize("views", [0, 2])

@@ -68,7 +68,9 @@ def save_foreign(
         helper.make_node("ReduceMean", ["float", "axes"], ["mean"], keepdims=0),
         helper.make_node("Gemm", ["mean", "weight", "bias"], ["scores"]),
     ]
-    nodes.append(helper.make_node(ending or "Identity", ["scores"], ["output"], **({"axis": 1} if ending else {})))
+    nodes.append(
+        helper.make_node(ending or "Identity", ["scores"], ["output"], **({"axis": 1} if ending == "Softmax" else {}))
+    )
     graph = helper.make_graph(
         nodes,
         "foreign",
@@ -110,8 +112,15 @@ class TestWhatAFileSays:
         assert found.size == (size if isinstance(size, int) else None)
         assert (found.mean, found.std, found.classes) == (None, None, None)
 
+    @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+    def test_an_open_axis_that_is_called_so_has_the_colours(self, tmp_path: Path, layout: str) -> None:
+        """Hugging Face's exports have no sizes, and such names."""
+        assert read_onnx(
+            save_foreign(tmp_path / "a.onnx", layout=layout, channels="num_channels", size="s")
+        ).layout == (layout)
+
     def test_an_open_channel_axis_says_no_layout(self, tmp_path: Path) -> None:
-        path = save_foreign(tmp_path / "a.onnx", channels="channels", size="side")
+        path = save_foreign(tmp_path / "a.onnx", channels="axis1", size="side")
         assert read_onnx(path).layout is None
         with pytest.raises(
             WeightsError, match=r"does not say where its input has the colours; give --set teacher.layout"
@@ -186,6 +195,40 @@ class TestWhatIsNoClassifier:
         with pytest.raises(WeightsError, match=r"it takes images of 48×32 px, and squares are what it would get"):
             read_onnx(path)
 
+    @pytest.mark.parametrize("channels", [1, 4])
+    def test_other_images_than_those_of_three_colours(self, tmp_path: Path, channels: int) -> None:
+        path = save_foreign(tmp_path / "a.onnx", channels=channels)
+        with pytest.raises(
+            WeightsError, match=rf"its input is input \(\?, {channels}, 32, 32\), and images have three"
+        ):
+            read_onnx(path)
+
+    def test_a_file_of_another_version(self, tmp_path: Path) -> None:
+        path = save_foreign(tmp_path / "a.onnx")
+        model = onnx.load(path)
+        model.ir_version = 99
+        onnx.save(model, path)
+        with pytest.raises(
+            WeightsError, match=r"a\.onnx cannot be opened: Unsupported model IR version: 99, .*; export it again, with"
+        ):
+            import_file(path, OnnxSettings(), SIZE, *NOTHING)
+
+    def test_logits_that_are_called_probabilities(self, tmp_path: Path) -> None:
+        path = save_foreign(tmp_path / "a.onnx", bias=1.0)
+        with pytest.raises(WeightsError, match=r"no probabilities, some are below 0 or above 1; use teacher\.output="):
+            import_file(path, OnnxSettings(output="probabilities"), SIZE, *NOTHING)
+
+    def test_probabilities_of_each_class_by_itself_are_asked_about(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = save_foreign(tmp_path / "a.onnx", ending="Sigmoid")
+        network, _ = import_file(path, OnnxSettings(), SIZE, *NOTHING)
+        assert network.settings.output == "logits"
+        assert "they are taken as logits; if they are probabilities of each class" in capsys.readouterr().err
+        network, _ = import_file(path, OnnxSettings(output="probabilities"), SIZE, *NOTHING)
+        torch.testing.assert_close(network(images()), colours(images()).sigmoid().log(), atol=1e-4, rtol=1e-4)
+        assert not capsys.readouterr().err
+
     def test_another_size_than_its_own(self, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "a.onnx", size=48)
         with pytest.raises(
@@ -209,7 +252,7 @@ class TestWhatIsNoClassifier:
             import_file(whole, OnnxSettings(white=255), SIZE, *NOTHING)
         negative = save_foreign(tmp_path / "c.onnx", bias=-20.0)
         with pytest.raises(
-            WeightsError, match=r"its answers are no probabilities, some are below 0; use teacher.output"
+            WeightsError, match=r"its answers are no probabilities, some are below 0 or above 1; use teacher.output"
         ):
             import_file(negative, OnnxSettings(output="probabilities"), SIZE, *NOTHING)
 
@@ -270,6 +313,10 @@ class TestClasses:
     def test_matched_by_name(self, theirs: tuple[str, ...], columns: tuple[int, ...]) -> None:
         assert map_classes(theirs, self.OURS, "it") == columns
 
+    def test_accents_have_two_encodings_and_vowel_signs_count(self) -> None:
+        assert map_classes(("CRE\u0300ME", "fig"), ("fig", "cr\u00e8me"), "it") == (1, 0)
+        assert map_classes(("\u0915\u093e", "\u0915\u093f", "fig"), ("\u0915\u093f", "\u0915\u093e"), "it") == (1, 0)
+
     @pytest.mark.parametrize("theirs", [("apple", "pear", "kiwi"), ("a", "b", "c"), ("pear",)])
     def test_neither_more_nor_fewer_is_an_error_that_shows_both(self, theirs: tuple[str, ...]) -> None:
         with pytest.raises(
@@ -279,7 +326,13 @@ class TestClasses:
 
     def test_names_that_are_the_same(self) -> None:
         with pytest.raises(WeightsError, match=r"it has two classes named 'APPLE'"):
-            map_classes(("apple", "APPLE", "pear", "fig"), self.OURS, "it")
+            map_classes(("apple", "APPLE", "pear", "figs"), self.OURS, "it")
+        with pytest.raises(WeightsError, match=r"the data has two classes named 'C\+\+'"):
+            map_classes(("c", "d"), ("C", "C++"), "it")
+
+    def test_names_that_differ_in_marks_alone(self) -> None:
+        """Each is matched with itself, if all are there."""
+        assert map_classes(("C++", "D", "C"), ("C", "C++"), "it") == (2, 0)
 
     def test_outputs_in_another_order(self, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "a.onnx", metadata={"names": "{0: 'pear', 1: 'fig', 2: 'apple'}"})
@@ -287,17 +340,65 @@ class TestClasses:
         teacher = import_teacher(path, recipe, 3, self.OURS)
         torch.testing.assert_close(teacher.network(images()), colours(images())[:, [2, 0, 1]])
 
+    def test_a_feature_before_the_answer(self, tmp_path: Path) -> None:
+        """The output of as many classes as the data has is the answer."""
+        path = save_foreign(tmp_path / "a.onnx")
+        model = onnx.load(path)
+        model.graph.node.append(helper.make_node("Concat", ["mean", "mean"], ["feature"], axis=1))
+        model.graph.output.insert(0, helper.make_tensor_value_info("feature", TensorProto.FLOAT, ["batch", 6]))
+        onnx.save(model, path)
+        recipe = Recipe().with_overrides({"teacher.weights": str(path), **_SIZES})
+        teacher = import_teacher(path, recipe, 3, self.OURS)
+        torch.testing.assert_close(teacher.network(images()), colours(images()))
+        with pytest.raises(WeightsError, match=r"has 6 classes without names, the data has 4"):
+            import_teacher(path, recipe, 4, (*self.OURS, "kiwi"))
+
+    def test_settings_of_a_file_need_no_architecture(self, tmp_path: Path) -> None:
+        """An ending says it; another file of weights leaves them behind."""
+        path = save_foreign(tmp_path / "a.onnx", channels="axis1", size="S")
+        plain = Recipe().with_overrides({"teacher.weights": str(path), **_SIZES})
+        with pytest.raises(
+            WeightsError, match=r"does not say where its input has the colours; give --set teacher\.lay"
+        ):
+            import_teacher(path, plain, 3, self.OURS)
+        given = plain.with_overrides(["teacher.layout=nchw"])
+        assert (given.teacher.architecture, given.states("teacher.architecture")) == ("onnx", False)
+        torch.testing.assert_close(import_teacher(path, given, 3, self.OURS).network(images()), colours(images()))
+        (tmp_path / "r.toml").write_text('[teacher]\nweights = ["a.onnx", "b.onnx"]\nwhite = 255\n')
+        assert Recipe.from_toml(tmp_path / "r.toml").teacher.settings["white"] == 255
+        other = given.with_overrides({"teacher.weights": "b.safetensors"})
+        assert (other.teacher.architecture, other.teacher.settings) == ("resnet18", {})
+        with pytest.raises(RecipeError, match=r"unknown key teacher\.layou; did you mean teacher\.layout"):
+            plain.with_overrides(["teacher.layou=nchw"])
+
+    def test_a_file_is_not_enlarged_for(self, tmp_path: Path) -> None:
+        path = save_foreign(tmp_path / "a.onnx")
+        recipe = Recipe().with_overrides({"teacher.weights": str(path), "teacher.enlarge": 2, **_SIZES})
+        with pytest.raises(
+            WeightsError, match=r"teacher\.enlarge = 2 enlarges images for networks of weights, and .*a\.on"
+        ):
+            import_teacher(path, recipe, 3, self.OURS)
+
     def test_names_in_a_file(self, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "a.onnx", outputs=4)
         names = tmp_path / "names.txt"
         given = {"teacher.weights": str(path), "teacher.architecture": "onnx", "teacher.classes": str(names), **_SIZES}
         with pytest.raises(WeightsError, match=r"teacher\.classes: cannot read .*names\.txt: No such file"):
             import_teacher(path, Recipe().with_overrides(given), 3, self.OURS)
-        for text in ("kiwi\nfig\npear\napple\n", '["kiwi", "fig", "pear", "apple"]'):
+        for text in (
+            "kiwi\nfig\npear\napple\n",
+            '["kiwi", "fig", "pear", "apple"]',
+            '{"0": "kiwi", "1": "fig", "2": "pear", "3": "apple"}',
+            '{"apple": 3, "pear": 2, "fig": 1, "kiwi": 0}',
+        ):
             names.write_text(text)
             teacher = import_teacher(path, Recipe().with_overrides(given), 3, self.OURS)
             expected = torch.cat([colours(images()), torch.zeros(5, 1)], 1)[:, [3, 2, 1]]
             torch.testing.assert_close(teacher.network(images()), expected)
+        for text in ("", "\n \n", "[1, 2, 3, 4]", '{"1": "kiwi"}'):
+            names.write_text(text)
+            with pytest.raises(WeightsError, match=r"teacher\.classes: .*names\.txt names no class"):
+                import_teacher(path, Recipe().with_overrides(given), 3, self.OURS)
         names.write_text("kiwi\nfig\n")
         with pytest.raises(
             WeightsError, match=r"has 4 outputs, and 2 names are given for them; correct teacher.classes"
@@ -371,6 +472,16 @@ class TestAllTheWay:
                 torch.testing.assert_close(classifier(pixels), mean, atol=1e-5, rtol=1e-4)
             workspace.distill()
             assert workspace.export()[0].max_logit_difference < 1e-3
+
+    def test_each_of_several_teachers_knows_all_classes(self, folders: Path, tmp_path: Path) -> None:
+        """The mean would say that no image is of a class that one of them does not know."""
+        paths = [
+            save_foreign(tmp_path / f"{count}.onnx", outputs=count, metadata={"names": str(dict(enumerate(names)))})
+            for count, names in ((3, ("red", "green", "blue")), (2, ("red", "green")))
+        ]
+        workspace = toolkit.open(tmp_path / "m", data=folders, settings=SMALL | {"teacher.weights": [*map(str, paths)]})
+        with pytest.raises(WeightsError, match=r"2\.onnx\" does not know blue, and cannot be one of several teachers"):
+            workspace.teacher()
 
     def test_images_of_unknown_classes_are_learnt_from_labels(
         self, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -47,6 +47,11 @@ def test_every_argument_reaches_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> 
             "[ONNXRuntimeError] : 1 : FAIL : Non-zero status of Conv. Name:'a' Status Message: add.cc:5 odd\nmore",
             "add.",
         ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Load model from a.onnx failed:/onnxruntime_src/core/graph/model.cc:256"
+            " onnxruntime::Model::Model(onnx::ModelProto&&, const Options&) Unsupported model IR version: 99",
+            "Unsupported model IR version: 99",
+        ),
         ("[ONNXRuntimeError] : 1 : FAIL : ", "RuntimeError"),
         ("", "RuntimeError"),
         ("no code", "no code"),

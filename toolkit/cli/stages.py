@@ -147,6 +147,8 @@ def teacher(
         made = make_teacher(setup)
     if save_answers is not None:
         write_answers(setup, save_answers)
+    if any(override.startswith("teacher.") for override in carried_on):
+        carried_on = [*own, *carried_on]  # settings of that teacher, which another one may not have
     next_flags = training_flags(recipe, data, carried_on, setup.model_dir.path)
     print_weights("teacher", made, start, command("distill", *next_flags), as_json, save_answers)
 

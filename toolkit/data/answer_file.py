@@ -75,7 +75,8 @@ def read_answers(path: Path) -> AnswerFile:
         )
     for key in keys:
         _require_rows(path, columns, key, what)
-    answers = columns[what].astype(np.float32)
+    with np.errstate(over="ignore"):
+        answers = columns[what].astype(np.float32)
     names = _read_names(path, columns["name"]) if "name" in keys else None
     sha256 = tuple(word.lower() for word in _texts(columns["sha256"])) if "sha256" in keys else None
     shown = names or sha256 or ()

@@ -3,6 +3,7 @@
 N images of a split.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,18 +41,17 @@ class AnsweredImages:
 
 
 def match_answers(answers: AnswerFile, dataset: Dataset) -> AnsweredImages:
-    """The images that the file knows by name, else by file name without folders, else by SHA-256.
+    """The images that the file knows by name, by file name without folders, or by SHA-256.
 
-    The way that finds most of them counts. Raises WeightsError if the file has no names and the data no files, and if
-    more than MOST_MISSING of the training images have no answer.
+    Folders in front of the data's own, as in /home/me/data/train/1.png, do not count if no name fits as it is. The way
+    that finds most of them counts. Raises WeightsError if the file has no names and the data no files, and if more than
+    MOST_MISSING of the training images have no answer.
     """
     parts = (dataset.train, dataset.valid)
     names = [name for part in parts for name in part.names]
     found = np.full(len(names), NONE)
     if answers.names is not None:
-        found = _find(answers.names, names)
-        if (found < 0).all():
-            found = _find_file_names(answers.names, names)
+        found = _find_names(answers.names, names)
     if answers.sha256 is not None and (found < 0).any():
         found = max(found, _find_contents(answers, dataset, parts), key=lambda rows: int((rows >= 0).sum()))
     train, valid = np.split(found, [len(dataset.train)])
@@ -81,6 +81,19 @@ def hash_images(images: Images) -> list[str] | None:
 def _find(keys: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
     rows: Mapping[str, int] = {key: row for row, key in reversed(list(enumerate(keys)))}  # of copies, the first
     return np.array([rows.get(name, NONE) for name in wanted], dtype=np.int64)
+
+
+def _find_names(keys: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """By names, whose accents may be encoded in two ways; if none fits, without the folders that stand before them."""
+    keys, names = ([unicodedata.normalize("NFC", name) for name in some] for some in (keys, names))
+    found = _find(keys, names)
+    for above in range(1, max(key.count("/") for key in keys) + 1):
+        if (found >= 0).any():
+            return found
+        shorter = [key.split("/", above)[-1] for key in keys]
+        counts = Counter(shorter)
+        found = _find([key if counts[key] == 1 else "/" for key in shorter], names)
+    return found if (found >= 0).any() else _find_file_names(keys, names)
 
 
 def _find_file_names(keys: Sequence[str], names: Sequence[str]) -> np.ndarray:

@@ -64,7 +64,8 @@ def import_answers(path: Path, recipe: Recipe, dataset: Dataset) -> Imported:
     console.say(f"teacher: {matched.describe()}")
     network = _keep(answers.logits, matched, dataset)
     vars(network)["spec"] = NetworkSpec(ANSWERS, {}, 1, answers.logits.shape[1], columns)
-    return Imported(network, recipe.data.mean, recipe.data.std)
+    named = given_classes(recipe) or answers.classes
+    return Imported(network, recipe.data.mean, recipe.data.std, classes=named)
 
 
 def _find_columns(answers: AnswerFile, recipe: Recipe, dataset: Dataset) -> tuple[int, ...]:

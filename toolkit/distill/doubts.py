@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from toolkit.binomial import tail
-from toolkit.data.dataset import Dataset, spread
+from toolkit.data.dataset import spread
 from toolkit.data.pixels import Pixels
 from toolkit.networks.families import IMAGENET_MEAN, IMAGENET_STD, Channels
 
@@ -112,13 +112,6 @@ def is_better(hits: np.ndarray, others: np.ndarray, labels: np.ndarray, guesses:
     is_large = gained - lost >= LEAST_GAIN * len(hits)
     is_sure = tail(gained, gained + lost, 0.5) * guesses <= LEVEL
     return is_large and is_sure and not is_near_chance(others, labels)
-
-
-def follows_folders(dataset: Dataset) -> bool:
-    """Whether classes.txt decides the order of this data's classes: they are named after the folders of the images."""
-    images = dataset.train
-    folders = [name.rpartition("/")[0].rpartition("/")[2] for name in images.names]
-    return all(folder == dataset.classes[label] for folder, label in zip(folders, images.labels, strict=True))
 
 
 def _usual_orders(classes: Sequence[str]) -> Iterator[tuple[str, ...]]:

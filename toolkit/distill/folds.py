@@ -31,8 +31,13 @@ def draw_folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """The fold, int64 (N,) in 0..K−1, of each training image: of each class nearly the same number in every fold.
 
     `labels` is int64 (N,). The same every time. Raises DataError if a class has so few images that a teacher would see
-    none of them.
+    none of them, and if there are fewer images than folds.
     """
+    if len(labels) < count:
+        raise DataError(
+            f"teacher.folds = {count} is more than there are training images ({len(labels)})",
+            "use fewer folds, such as 5",
+        )
     folds = np.empty(len(labels), dtype=np.int64)
     draw, start = np.random.default_rng([seed, count, 2]), 0
     for label in np.unique(labels):

@@ -16,8 +16,8 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.distill.answers import is_answered, require_answers
-from toolkit.errors import WeightsError, did_you_mean, letters_and_digits
-from toolkit.networks.class_map import map_classes
+from toolkit.errors import RecipeError, WeightsError, did_you_mean, letters_and_digits
+from toolkit.networks.class_map import UNKNOWN, map_classes, show
 from toolkit.networks.ensemble import describe_member
 from toolkit.networks.hub_directory import read_directory
 from toolkit.networks.of_onnx import is_onnx
@@ -215,13 +215,15 @@ def _size_in(path: Path, recipe: Recipe) -> int | None:
     return read_directory(path.parent).image_size if is_directory(recipe) else None
 
 
-def require_fitting(recipe: Recipe, dataset: Dataset) -> None:
+def require_fitting(recipe: Recipe, dataset: Dataset, *, is_member: bool = False) -> None:
     """WeightsError if the given teacher's classes are known and are not the data's; nothing is downloaded for that.
 
-    A file that does not name its classes is left to the import, which counts them.
+    A file that does not name its classes is left to the import, which counts them. A member of several has to know all
+    classes of the data: what it says of others would count against those that do. RecipeError for names of classes
+    without a given teacher.
     """
     for one in members(recipe):
-        require_fitting(one, dataset)
+        require_fitting(one, dataset, is_member=True)
     weights = recipe.teacher.source
     who = f"teacher.weights = {json.dumps(weights)}"
     if weights == FOOD_11:
@@ -232,9 +234,20 @@ def require_fitting(recipe: Recipe, dataset: Dataset) -> None:
         require_same_classes(classes, dataset, who, TRAIN_ONE)
     elif path := find_weights(recipe):
         if named := given_classes(recipe) or _classes_in(path, recipe):
-            map_classes(named, dataset.classes, who)
+            columns = map_classes(named, dataset.classes, who)
+            if UNKNOWN in columns and is_member:
+                unknown = [name for name, column in zip(dataset.classes, columns, strict=True) if column == UNKNOWN]
+                raise WeightsError(
+                    f"{who} does not know {show(unknown)}, and cannot be one of several teachers",
+                    "give teachers that know all classes of the data",
+                )
         if is_answered(recipe):
             require_answers(path, recipe, dataset)
+    elif recipe.teacher.classes and not is_given(recipe):
+        raise RecipeError(
+            "teacher.classes names the outputs of a given teacher, and this one is trained here",
+            "set teacher.weights, or leave teacher.classes out",
+        )
 
 
 def _classes_in(path: Path, recipe: Recipe) -> tuple[str, ...] | None:

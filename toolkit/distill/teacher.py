@@ -1,5 +1,6 @@
 """The teacher stage: train a network, fine-tune ImageNet weights, or import a file."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,6 @@ from toolkit.distill.doubts import (
     best_constant,
     find_normalisation,
     find_order,
-    follows_folders,
     is_near_chance,
 )
 from toolkit.distill.evaluation import compute_logits, require_finite
@@ -35,7 +35,7 @@ from toolkit.distill.training import Training
 from toolkit.errors import ArtifactError
 from toolkit.files import sha256_file, write_atomically
 from toolkit.modeldir import ModelDir
-from toolkit.networks.class_map import show
+from toolkit.networks.class_map import UNKNOWN, show
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.ensemble import Ensemble, describe_member
 from toolkit.networks.families import Channels, Pretrained
@@ -129,7 +129,9 @@ def _train_folds(job: TrainingJob) -> tuple[TappedNetwork, dict[str, Any]]:
     learner = TappedNetwork(Classifier(network, ZERO, ONE), ())
     outside = _accuracy_out_of_fold(members, folds, seen.train, job.options.device)
     console.say(f"teacher: out of fold, {outside:.4f} of the training images are right")
-    accuracy = _measure_accuracy(learner.classifier, job, has_normalisation=True)
+    valid = job.data.seen_by("teacher").valid
+    answers = _ask(network, valid, ZERO, ONE, job.options.device).argmax(1).cpu().numpy()
+    accuracy = float(np.mean(answers == valid.labels))
     done = ("seconds", "images_seen", "epochs")
     sums = {name: sum(file.info.extra.get(name, 0) for file in files) for name in done}
     return learner, sums | {"valid_accuracy": accuracy, "out_of_fold_accuracy": outside, "folds": count}
@@ -274,9 +276,9 @@ def _judge_import(
     _say_classes(classifier.network, dataset)
     accuracy: float | None = known
     if isinstance(classifier.network, Answers):
-        accuracy = _measure_answers(classifier.network, job)
+        accuracy = _measure_answers(teacher, job)
     elif known is None:
-        accuracy = _measure_accuracy(classifier, job, teacher.states_normalisation)
+        accuracy = _measure_accuracy(classifier, job, teacher)
     return {"valid_accuracy": accuracy, "trained_on": trained_on[0] if len(sources) == 1 and trained_on else None}
 
 
@@ -293,14 +295,19 @@ def _say_classes(network: nn.Module, dataset: Dataset) -> None:
     console.say(line)
 
 
-def _measure_accuracy(classifier: Classifier, job: TrainingJob, has_normalisation: bool) -> float:
+def _ask(network: nn.Module, images: Pixels, mean: Channels, std: Channels, device: str) -> Tensor:
+    """Logits (N, C) in fp32 for the images' evaluation views, normalised so."""
+    asked = Classifier(network, mean, std)
+    place(asked, device)
+    return compute_logits(asked, images, "fp32", device)
+
+
+def _measure_accuracy(classifier: Classifier, job: TrainingJob, teacher: Imported) -> float:
     """On this job's validation images; a warning says what seems to be wrong with the import."""
     valid, device = job.data.seen_by("teacher").valid, job.options.device
 
     def ask(images: Pixels, mean: Channels, std: Channels) -> Tensor:
-        asked = Classifier(classifier.network, mean, std)
-        place(asked, device)
-        return compute_logits(asked, images, "fp32", device)
+        return _ask(classifier.network, images, mean, std, device)
 
     mean, std = (tuple(values.flatten().tolist()) for values in (classifier.mean, classifier.std))
     answers = ask(valid, mean, std)
@@ -309,8 +316,8 @@ def _measure_accuracy(classifier: Classifier, job: TrainingJob, has_normalisatio
     hits = logits.argmax(1) == valid.labels
     accuracy = torch.from_numpy(hits).float().mean().item()
     if order := find_order(logits, valid.labels, job.data.dataset.classes):
-        _warn_of_order(order, accuracy, job)
-    elif not has_normalisation and (found := find_normalisation(ask, valid, mean, std)):
+        _warn_of_order(order, accuracy, job, teacher)
+    elif not teacher.states_normalisation and (found := find_normalisation(ask, valid, mean, std)):
         console.say(
             f"warning: teacher: with another normalisation it has {found.accuracy:.4f} of the validation images right"
             f" instead of {found.before:.4f}; import it again with --force"
@@ -325,8 +332,10 @@ def _measure_accuracy(classifier: Classifier, job: TrainingJob, has_normalisatio
     return accuracy
 
 
-def _measure_answers(network: Answers, job: TrainingJob) -> float | None:
+def _measure_answers(teacher: Imported, job: TrainingJob) -> float | None:
     """Of the validation images that have an answer; None if none has. A warning says what seems to be wrong."""
+    network = teacher.network
+    assert isinstance(network, Answers)
     for pixels in (job.data.valid, job.data.train):
         known, logits = known_logits(network, pixels)
         if known.size == 0:
@@ -337,7 +346,7 @@ def _measure_answers(network: Answers, job: TrainingJob) -> float | None:
         accuracy = torch.from_numpy(hits).float().mean().item()
         which = "validation" if pixels is job.data.valid else "training"
         if order := find_order(logits, labels, job.data.dataset.classes):
-            _warn_of_order(order, accuracy, job, which)
+            _warn_of_order(order, accuracy, job, teacher, which)
         elif is_near_chance(hits, labels):
             console.say(
                 f"warning: teacher: {accuracy:.4f} of its answers for {which} images are right, no better than chance:"
@@ -351,20 +360,35 @@ def _as_setting(channels: Channels) -> str:
     return "[" + ",".join(f"{value:.6g}" for value in channels) + "]"
 
 
-def _warn_of_order(order: Order, accuracy: float, job: TrainingJob, split: str = "validation") -> None:
-    """Say in which order the outputs seem to stand, and leave that as a file if the data can have it from there."""
-    dataset, source = job.data.dataset, job.recipe.data.source
+def _warn_of_order(
+    order: Order, accuracy: float, job: TrainingJob, teacher: Imported, split: str = "validation"
+) -> None:
+    """Say in which order the outputs seem to stand, and leave their names as a file for teacher.classes."""
     names = ", ".join(order.classes[:SHOWN_CLASSES]) + (", …" if len(order.classes) > SHOWN_CLASSES else "")
-    way = "sort the rows of its last layer as the data's classes are"
-    if Path(source).is_dir() and follows_folders(dataset):
-        way = f"copy {job.model_dir.classes} into {source}, and import it again with --force"
+    if isinstance(teacher.network, Ensemble):
+        way = "import each of them alone to see whose order is meant"
+    else:
+        path = job.model_dir.classes
+        way = f"import it again with --force --set {shlex.quote(f'teacher.classes={path}')}"
         if distributed.is_main():
-            with write_atomically(job.model_dir.classes) as path:
-                path.write_text("".join(f"{name}\n" for name in order.classes), encoding="utf-8")
+            with write_atomically(path) as temporary:
+                temporary.write_text("".join(f"{name}\n" for name in _name_outputs(order, teacher)), encoding="utf-8")
     console.say(
         f"warning: teacher: its outputs seem to stand in another order: {names}; in that order it has"
         f" {order.accuracy:.4f} of the {split} images right instead of {accuracy:.4f}; {way}"
     )
+
+
+def _name_outputs(order: Order, teacher: Imported) -> Sequence[str]:
+    """The names of all outputs, if those that are classes of the data stand in this order."""
+    columns = spec_of(teacher.network).columns
+    if not columns or teacher.classes is None:
+        return order.classes
+    names = list(teacher.classes)
+    for name, column in zip(order.classes, columns, strict=True):
+        if column != UNKNOWN:
+            names[column] = name
+    return names
 
 
 def _new_network(recipe: Recipe, num_classes: int) -> Imported:

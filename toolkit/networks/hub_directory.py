@@ -50,13 +50,14 @@ def read_directory(path: Path) -> HubDirectory:
     if config is None:
         raise WeightsError(
             f"teacher.weights: the folder {path} has no {CONFIG}",
-            "give a file of weights, or a folder with config.json and model.safetensors, as Hugging Face has them",
+            f"{_instead(path)}give a file of weights, or a folder with config.json and model.safetensors, as Hugging"
+            " Face has them",
         )
     weights = next((path / name for name in WEIGHTS_FILES if (path / name).is_file()), None)
     if weights is None:
         raise WeightsError(
             f"teacher.weights: the folder {path} has no {' or '.join(WEIGHTS_FILES)}",
-            "save the weights as one such file",
+            f"{_instead(path)}save the weights as one such file",
         )
     if isinstance(config.get("architecture"), str):
         return _of_timm(weights, config)
@@ -66,6 +67,12 @@ def read_directory(path: Path) -> HubDirectory:
         f"{path / CONFIG} names no network",
         'it needs "architecture" (timm) or "model_type" (transformers)',
     )
+
+
+def _instead(path: Path) -> str:
+    """`give the file ..., or ` if the folder holds a teacher of another kind; optimum has it in onnx/."""
+    found = [*path.glob("teacher.safetensors"), *sorted(path.glob("*.onnx")), *sorted(path.glob("onnx/*.onnx"))]
+    return f"give the file {found[0]}, or " if found else ""
 
 
 def describe_config(path: Path) -> HubDirectory:

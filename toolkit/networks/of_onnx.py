@@ -8,13 +8,15 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from toolkit import console
 from toolkit.architectures import NetworkSettings, OnnxSettings
 from toolkit.data.answer_file import LEAST_PROBABILITY
 from toolkit.errors import WeightsError, one_line
+from toolkit.names import ONNX_SUFFIX
 from toolkit.networks.families import Channels, Family
-from toolkit.networks.onnx_file import SUFFIX, OnnxFile, describe_content
+from toolkit.networks.onnx_file import OnnxFile, describe_content
 from toolkit.sessions.providers import pick_provider, session_providers
-from toolkit.sessions.session import NO_SPINNING, open_session, why_refused
+from toolkit.sessions.session import NO_SPINNING, NOTHING, open_session, why_refused
 
 TRIED_IMAGES = 4
 SUM_TOLERANCE = 1e-3
@@ -43,7 +45,7 @@ class OnnxNetwork(nn.Module):
         return self.file.cpu().numpy().tobytes()
 
     def forward(self, images: Tensor) -> Tensor:
-        described, session = self._open(str(images.device))
+        described, session = self.open(str(images.device))
         answers = torch.from_numpy(np.concatenate(self._run(described, session, images.float())))
         answers = answers.to(images.device).flatten(1).float()
         return answers.clamp_min(LEAST_PROBABILITY).log() if self.settings.output == "probabilities" else answers
@@ -61,7 +63,8 @@ class OnnxNetwork(nn.Module):
         super()._load_from_state_dict(*arguments)
         self._opened = None
 
-    def _open(self, device: str) -> tuple[OnnxFile, Session]:
+    def open(self, device: str) -> tuple[OnnxFile, Session]:
+        """What the file says, and its session on a torch device. Raises what onnxruntime raises."""
         if self._opened is None or self._opened[0] != device:
             kind, _, number = device.partition(":")
             provider = pick_provider("cpu" if kind != "cuda" else f"auto:{number or 0}")
@@ -69,7 +72,7 @@ class OnnxNetwork(nn.Module):
             described = describe_content(content)
             # torch's threads need the cores
             session = open_session(
-                content, torch.get_num_threads(), session_providers(provider), settings=dict(NO_SPINNING)
+                content, torch.get_num_threads(), session_providers(provider), NO_SPINNING, log_level=NOTHING
             )
             self._opened = device, described, session
         return self._opened[1:]
@@ -110,7 +113,7 @@ class OfOnnx(Family):
 
 
 def is_onnx(path: Path) -> bool:
-    return path.suffix.lower() == SUFFIX
+    return path.suffix.lower() == ONNX_SUFFIX
 
 
 def import_onnx(
@@ -125,11 +128,16 @@ def import_onnx(
     network = OnnxNetwork(settings.model_copy(update={"layout": layout, "output": "logits"}), described.content)
     answers = _try(path, network, image_size, *normalisation)
     if settings.output == "probabilities" or (settings.output == "auto" and _are_probabilities(answers)):
-        if bool((answers < 0).any()):
+        if bool(((answers < 0) | (answers > 1 + SUM_TOLERANCE)).any()):
             raise WeightsError(
-                f"{path}: its answers are no probabilities, some are below 0", "use teacher.output=logits"
+                f"{path}: its answers are no probabilities, some are below 0 or above 1", "use teacher.output=logits"
             )
         network.settings = network.settings.model_copy(update={"output": "probabilities"})
+    elif settings.output == "auto" and bool(((answers >= 0) & (answers <= 1)).all()):
+        console.say(
+            f"warning: {path} answers noise with values of 0 to 1 that do not sum to 1, and they are taken as logits;"
+            " if they are probabilities of each class by itself, use --set teacher.output=probabilities"
+        )
     return network, answers.shape[1]
 
 
@@ -156,9 +164,16 @@ def _try(path: Path, network: OnnxNetwork, image_size: int, mean: Channels, std:
     noise = torch.rand(TRIED_IMAGES, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     images = (noise - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     try:
+        network.open(str(images.device))
+    except Exception as error:  # onnxruntime has a class of its own for every status code
+        raise WeightsError(
+            f"{path} cannot be opened: {why_refused(error)}",
+            "export it again, with standard operators, for an onnxruntime as old as this one",
+        ) from None
+    try:
         with torch.no_grad():
             answers: Tensor = network(images)
-    except Exception as error:  # onnxruntime has a class of its own for every status code
+    except Exception as error:
         reason = why_refused(error) if "onnxruntime" in type(error).__module__ else one_line(error)
         raise WeightsError(
             f"{path} does not answer images of {image_size} px: {reason}",

@@ -8,7 +8,7 @@ answered a few images (of_onnx.py).
 import ast
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,10 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 
 from toolkit.data.preprocess import Preprocess
 from toolkit.errors import WeightsError, one_line
+from toolkit.names import ONNX_SUFFIX
 from toolkit.networks.families import Channels
 from toolkit.networks.hub_directory import CONFIG, PREPROCESSOR, describe_config
 
-SUFFIX = ".onnx"
 LARGEST_BYTES = 2**31 - 1
 """bytes; protobuf holds no more in one message"""
 
@@ -32,6 +32,9 @@ ELEMENTS = {
 }
 """Types of an input that images can be given in → numpy's name."""
 ANSWERS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+
+COLOUR_AXES = {"num_channels", "channels", "channel", "c"}
+"""Names of an axis that is left open; the first is that of Hugging Face's exports."""
 
 ZERO: Channels = (0.0, 0.0, 0.0)
 ONE: Channels = (1.0, 1.0, 1.0)
@@ -75,7 +78,9 @@ def describe(model: onnx.ModelProto, path: Path) -> OnnxFile:
     kind = inputs[0].type.tensor_type.elem_type
     if kind not in ELEMENTS:
         raise _no_classifier(path, f"its input holds {onnx.TensorProto.DataType.Name(kind).lower()}")
-    layout = _layout(dims)
+    layout = _layout(inputs[0])
+    if layout is None and _has_no_colours(dims):
+        raise _no_classifier(path, f"its input is {_describe(inputs)}, and images have three colours")
     outputs = [value for value in graph.output if _may_answer(value)]
     if not outputs:
         raise _no_classifier(path, f"its outputs are {_describe(graph.output)}")
@@ -95,9 +100,27 @@ def describe(model: onnx.ModelProto, path: Path) -> OnnxFile:
     )
 
 
+def with_answer_of(described: OnnxFile, count: int) -> OnnxFile:
+    """The file with the one output of `count` classes, if its first one is of another number (a feature, say).
+
+    An output that is called logits is the answer.
+    """
+    if described.outputs[0] == "logits":
+        return described
+    model = onnx.load_model_from_string(described.content)
+    widths = {value.name: _dims(value)[1] for value in model.graph.output if value.name in described.outputs}
+    fitting = [name for name in described.outputs if widths[name] == count]
+    if widths[described.outputs[0]] in (None, count) or not fitting:
+        return described
+    (chosen,) = [value for value in model.graph.output if value.name == fitting[0]]
+    del model.graph.output[:]
+    model.graph.output.append(chosen)
+    return replace(described, content=model.SerializeToString(), outputs=(chosen.name,))
+
+
 def describe_content(content: bytes) -> OnnxFile:
     """What the content of a teacher's file says, which was read before."""
-    return describe(onnx.load_model_from_string(content), Path(f"the teacher's {SUFFIX} file"))
+    return describe(onnx.load_model_from_string(content), Path(f"the teacher's {ONNX_SUFFIX} file"))
 
 
 @dataclass(frozen=True)
@@ -140,11 +163,19 @@ def _may_answer(value: onnx.ValueInfoProto) -> bool:
     return flat and dims[1] != 1 and value.type.tensor_type.elem_type in ANSWERS
 
 
-def _layout(dims: Dims) -> Layout | None:
-    first, last = dims[1] == 3, dims[3] == 3
+def _layout(value: onnx.ValueInfoProto) -> Layout | None:
+    """By the axis of three colours, or the one that the file calls so."""
+    dims = value.type.tensor_type.shape.dim
+    first, last = (dim.dim_value == 3 or dim.dim_param.lower() in COLOUR_AXES for dim in (dims[1], dims[3]))
     if first == last:
         return None
     return "nchw" if first else "nhwc"
+
+
+def _has_no_colours(dims: Dims) -> bool:
+    """Whether neither place can hold three colours; one of a single colour is the place of the colours."""
+    places = (dims[1], dims[3])
+    return 1 in places or (None not in places and 3 not in places)
 
 
 def _size(dims: Dims, layout: Layout | None, path: Path) -> int | None:

@@ -26,7 +26,7 @@ from toolkit.networks.hub_directory import HubDirectory, read_directory
 from toolkit.networks.matching import Match, find_other_head, find_prefixes, match, misfits
 from toolkit.networks.of_answers import Answers
 from toolkit.networks.of_onnx import OnnxNetwork, import_onnx, is_onnx
-from toolkit.networks.onnx_file import ONE, ZERO, read_onnx
+from toolkit.networks.onnx_file import ONE, ZERO, read_onnx, with_answer_of
 from toolkit.networks.registry import MANY_CLASSES, NetworkSpec, PickColumns, find_classifier, rename_tensors
 from toolkit.networks.tensor_files import (
     describe_entry,
@@ -217,6 +217,14 @@ def import_teacher(path: Path, recipe: Recipe, num_classes: int, classes: tuple[
 
 def _import_onnx(path: Path, recipe: Recipe, classes: tuple[str, ...] | None) -> Imported:
     described, section = read_onnx(path), recipe.teacher
+    if section.enlarge not in (None, 1):
+        raise WeightsError(
+            f"teacher.enlarge = {section.enlarge} enlarges images for networks of weights, and {path} is an ONNX file",
+            "use teacher.image_size, if it takes larger images",
+        )
+    named = given_classes(recipe) or described.classes
+    if known := named or classes:
+        described = with_answer_of(described, len(known))
     settings = OnnxSettings.model_validate(section.settings if section.architecture == ONNX else {})
     scale = 1.0 if settings.white == 1 else 1 / 255
     plain = (ZERO, ONE) if settings.white != 1 else (recipe.data.mean, recipe.data.std)
@@ -224,7 +232,6 @@ def _import_onnx(path: Path, recipe: Recipe, classes: tuple[str, ...] | None) ->
     std = _times(section.std, scale) or described.std or _times(plain[1], scale)
     assert std is not None
     network, outputs = import_onnx(path, described, settings, recipe.data_of("teacher").image_size, (mean, std))
-    named = given_classes(recipe) or described.classes
     columns = find_columns(path, named, outputs, classes)
     vars(network)["spec"] = NetworkSpec(ONNX, network.settings.model_dump(mode="json"), 1, outputs, columns)
     if columns:
@@ -287,7 +294,7 @@ def find_columns(
 
 
 def given_classes(recipe: Recipe) -> tuple[str, ...] | None:
-    """The names in the file `teacher.classes`, one per line or a JSON list; None without one. Raises WeightsError."""
+    """The names in the file `teacher.classes`, one per line or in JSON; None without one. Raises WeightsError."""
     if not recipe.teacher.classes:
         return None
     path = Path(recipe.teacher.classes)
@@ -298,12 +305,22 @@ def given_classes(recipe: Recipe) -> tuple[str, ...] | None:
         raise WeightsError(
             f"teacher.classes: cannot read {path}: {reason}", "give a text file with one name per line"
         ) from None
-    if text.lstrip().startswith("["):
+    named = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if text.lstrip()[:1] in ("[", "{"):
         with contextlib.suppress(ValueError):
-            names = json.loads(text)
-            if all(isinstance(name, str) for name in names):
-                return tuple(names)
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+            named = _names_in(json.loads(text))
+    if not named:
+        raise WeightsError(f"teacher.classes: {path} names no class", "give a text file with one name per line")
+    return named
+
+
+def _names_in(listed: Any) -> tuple[str, ...]:
+    """From a JSON list, {"0": name} as Hugging Face has it, or {name: 0} as Keras has it; () from anything else."""
+    if isinstance(listed, dict) and all(isinstance(place, int) for place in listed.values()):
+        listed = {str(place): name for name, place in listed.items()}
+    if isinstance(listed, dict):
+        listed = [listed.get(str(place)) for place in range(len(listed))]
+    return tuple(listed) if isinstance(listed, list) and all(isinstance(name, str) for name in listed) else ()
 
 
 def _times(channels: Channels | None, factor: float) -> Channels | None:

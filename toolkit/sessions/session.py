@@ -12,8 +12,11 @@ CPU = "CPUExecutionProvider"
 NO_SPINNING = {"session.intra_op.allow_spinning": "0"}
 """Threads that wait for work leave their cores to others."""
 
-WARNINGS, ERRORS = 2, 3
-"""onnxruntime's log levels; warnings about details of a graph help nobody at a prompt."""
+WARNINGS, ERRORS, NOTHING = 2, 3, 4
+"""onnxruntime's log levels; warnings about details of a graph help nobody at a prompt. Errors are raised as well."""
+
+_PLACE_IN_SOURCE = re.compile(r"^.*?/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z])", re.DOTALL)
+"""A file, a line and a function of onnxruntime's own, before what it has to say."""
 
 
 def open_session(
@@ -40,6 +43,6 @@ def open_session(
 
 
 def why_refused(error: BaseException) -> str:
-    """The cause in one line, without the status code and the node's name that onnxruntime puts before it."""
-    message = str(error).rpartition("Status Message: ")[2]
+    """The cause in one line, without the status code, the node's name and the place that onnxruntime puts before it."""
+    message = _PLACE_IN_SOURCE.sub("", str(error).rpartition("Status Message: ")[2])
     return one_line(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)) or type(error).__name__

@@ -26,23 +26,35 @@ def describe_knowledge(distillation: Distillation) -> str:
     known = distillation.knowledge
     if known is None:
         return ""
-    parts = [_describe_splits(known), _describe_errors(known), _describe_gain(distillation, known), advise(known)]
+    advice = advise(known, has_unlabelled=bool(distillation.unlabelled_images))
+    parts = [_describe_splits(known), _describe_errors(known), _describe_gain(distillation, known), advice]
     return " ".join(part for part in parts if part)
 
 
-def advise(known: Knowledge) -> str:
+def advise(known: Knowledge, *, has_unlabelled: bool = False) -> str:
     """The sentence: what to change first, or that the teacher helped."""
     splits = {one.split: one for one in known.splits}
     test, train, outside = splits["test"], splits.get("train"), splits.get("out_of_fold")
-    if test.control_accuracy is not None and test.teacher_accuracy - test.control_accuracy <= BARELY_BETTER:
+    gain = _sure_gain(known)
+    if (
+        test.control_accuracy is not None
+        and gain <= 0
+        and test.teacher_accuracy <= test.control_accuracy + BARELY_BETTER
+    ):
+        if test.control_accuracy >= 1 - BARELY_BETTER:
+            return (
+                "Advice: the student alone has nearly all test images right, so no teacher can add much here: only"
+                " harder test images would tell them apart."
+            )
         return (
             "Advice: this teacher is hardly better than the student alone, so it has little to teach: use a stronger"
             " one, such as a fine-tuned network with ImageNet weights."
         )
     if train is not None and outside is None and _has_memorised(train, test):
+        more = "more images without labels" if has_unlabelled else "--unlabelled"
         return (
             "Advice: this teacher has memorised its training images, and says there little that the labels do not say:"
-            " use --unlabelled, more views or teacher.folds."
+            f" use {more}, more views or, if it is trained here, teacher.folds."
         )
     if train is not None and _is_unfinished(train, test):
         return (
@@ -50,15 +62,28 @@ def advise(known: Knowledge) -> str:
             " train it longer (distill.epochs), or use a larger student."
         )
     if known.mcnemar_p is None:
-        return "Advice: train a control, so that the gain is measured: --set distill.control=true."
-    if known.mcnemar_p > SURE:
         return (
-            "Advice: these test images cannot tell the difference from chance: use more seeds"
-            " (toolkit distill --seeds 3) or more test images."
+            "Advice: no control was measured, so the gain is not known: train one (--set distill.control=true), and"
+            " have torch among bench.runtimes."
         )
-    if (known.only_student or 0) > (known.only_control or 0):
+    if gain == 0:
+        seeds = "more seeds" if known.gain_low is not None else "more seeds (toolkit distill --seeds 3)"
+        return f"Advice: these figures cannot tell the difference from chance: use {seeds} or more test images."
+    if gain > 0:
         return "Advice: the teacher helped, and nothing here asks for a change."
     return "Advice: the teacher did harm: use a smaller distill.alpha, or another teacher."
+
+
+def _sure_gain(known: Knowledge) -> int:
+    """1 if the student is better than its control and that is no chance, -1 if it is worse, 0 if that is not sure.
+
+    The interval over seeds counts if it leaves 0 out, else McNemar's test on the first seed.
+    """
+    if known.gain_low is not None and known.gain_high is not None and known.gain_low * known.gain_high > 0:
+        return 1 if known.gain_low > 0 else -1
+    if known.mcnemar_p is None or known.mcnemar_p > SURE:
+        return 0
+    return 1 if (known.only_student or 0) > (known.only_control or 0) else -1
 
 
 def _has_memorised(train: KnownSplit, test: KnownSplit) -> bool:
