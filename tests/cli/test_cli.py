@@ -185,6 +185,10 @@ def test_options_that_do_not_go_together_are_one_line_and_exit_2(
         (("distill", "--data", "fashion-mnits"), ("fashion-mnist",)),
         (("distill", "--device", "cuda:99", "--data", "fashion-mnist"), ("cuda:99",)),
         (("teacher", "--weights", "none.bin", "--data", "{data}"), ("none.bin",)),
+        (
+            ("teacher", "--weights", "one.onnx", "--weights", "two.onnx", "--data", "{data}"),
+            ("there is no file one.onnx",),
+        ),
         (("export", "--onnx", "nowhere"), ("there is no model directory nowhere", "toolkit run --out nowhere")),
         (("export", "nowhere"), ("there is no model directory nowhere", "toolkit run --out nowhere")),
         (("load-test", "nowhere"), ("there is no model directory nowhere", "toolkit run --out nowhere")),

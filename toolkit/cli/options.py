@@ -31,6 +31,14 @@ def add_answers(answers: Path | None, overrides: list[str]) -> list[str]:
     return [*([f"teacher.weights={json.dumps(str(answers))}"] if answers is not None else []), *overrides]
 
 
+def add_weights(weights: list[str] | None, overrides: list[str]) -> list[str]:
+    """The overrides with the one that --weights asks for; given several times, it names several teachers."""
+    if not weights:
+        return overrides
+    given = weights[0] if len(weights) == 1 else weights
+    return [f"teacher.weights={json.dumps(given)}", *overrides]
+
+
 def add_unlabelled(folders: list[str] | None, overrides: list[str] | None) -> list[str]:
     """The overrides of the recipe that --unlabelled and --set ask for; --set has the last word."""
     return [*([f"data.unlabelled={json.dumps(folders)}"] if folders else []), *(overrides or [])]
@@ -54,7 +62,12 @@ _place = partial(typer.Option, rich_help_panel=WHERE, metavar="DEVICE", callback
 ModelDirArgument = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A directory that distill wrote.")]
 
 RecipeOption = Annotated[
-    str | None, _in_recipe("--recipe", metavar="FILE", help="A recipe.toml, or fashion-mnist, food11, food11-fast, photographs.")
+    str | None,
+    _in_recipe(
+        "--recipe",
+        metavar="FILE",
+        help="A recipe.toml, or fashion-mnist, food11, food11-fast, photographs.",
+    ),
 ]
 DataOption = Annotated[
     str | None, _in_recipe("--data", metavar="NAME_OR_DIR", help="A named data set or a directory of images.")
@@ -129,9 +142,11 @@ DeepOption = Annotated[
     bool, flag("--deep", HOW, "Also run short tests, for some 20 s: copies, matrix products, training, ONNX.")
 ]
 WeightsOption = Annotated[
-    str | None,
+    list[str] | None,
     _in_recipe(
-        "--weights", metavar="FILE_OR_NAME", help="Import a file or fashion-mnist (it ships), or fine-tune imagenet."
+        "--weights",
+        metavar="FILE_OR_NAME",
+        help="Import a file or fashion-mnist (it ships), or fine-tune imagenet; repeated: the mean of several.",
     ),
 ]
 

@@ -51,6 +51,7 @@ from toolkit.cli.options import (
     add_answers,
     add_seed,
     add_unlabelled,
+    add_weights,
 )
 from toolkit.cli.preparation import say_plan
 from toolkit.cli.printing import command, print_end, print_files, print_json, print_weights, times_of, training_flags
@@ -126,7 +127,7 @@ def teacher(
     as_json: JsonOption = False,
 ) -> None:
     """Train the teacher, fine-tune it from ImageNet, or import one with --weights or --answers."""
-    if weights is not None and answers is not None:
+    if weights and answers is not None:
         raise UsageError("--weights and --answers exclude each other", "give one of them")
     start = time.perf_counter()
     from toolkit.data.answer_file import require_answer_file
@@ -138,7 +139,7 @@ def teacher(
         require_answer_file(save_answers, "--save-answers")
     flags: Flags = {"force": force, "strict": strict, "resume": resume, "tensorboard": tensorboard}
     carried_on = add_seed(seed, overrides)
-    own = [f"teacher.weights={json.dumps(weights)}"] if weights is not None else add_answers(answers, [])
+    own = add_weights(weights, add_answers(answers, []))
     setup = prepare_training(recipe, data, out, [*own, *carried_on], device=device, **flags)
     if save_answers is not None and not (own or force) and setup.model_dir.weights("teacher").is_file():
         made = find_teacher(setup)
