@@ -176,7 +176,7 @@ class TestImport:
 
     def test_another_architecture_beside_it(self, folders: Path, tmp_path: Path) -> None:
         path = save_right(tmp_path / "soft.npz", folders)
-        with pytest.raises(WeightsError, match=r"soft\.npz is a answers, the recipe's teacher a resnet18"):
+        with pytest.raises(WeightsError, match=r"soft\.npz: its architecture is answers, and the recipe's teacher"):
             open_with(tmp_path / "m", folders, path, teacher__architecture="resnet18").teacher()
 
     def test_a_teacher_that_was_made_of_answers_is_a_file_of_them(
@@ -471,6 +471,18 @@ class TestCommands:
         save_right(path, folders, skip=9)
         assert_error(toolkit_here("plan", "--answers", str(path), *flags), "has no answer for 9 of 36")
 
+    @pytest.mark.parametrize("recipe", ["food11-fast", "photographs"])
+    def test_a_recipe_for_another_teacher(
+        self, folders: Path, tmp_path: Path, toolkit_here: Command, recipe: str
+    ) -> None:
+        """Its network stays behind: who gives answers cannot leave it out of a recipe that ships."""
+        path = save_right(tmp_path / "soft.npz", folders)
+        flags = ["--data", str(folders), "--out", "m", "--device", "cpu"]
+        flags += flags_of(SMALL | {"distill.mixup": 0.0, "distill.cutmix": 0.0})
+        run = toolkit_here("plan", "--recipe", recipe, "--answers", str(path), *flags)
+        assert run.returncode == 0, run.stderr
+        assert "given" in run.stdout
+
     @pytest.mark.slow
     def test_a_student_from_answers_all_the_way(
         self,
@@ -483,6 +495,7 @@ class TestCommands:
         flags = ["--data", str(folders), "--device", "cpu", "--provider", "cpu", *flags_of(SMALL)]
         run = toolkit_here("run", "--answers", str(path), "--out", str(out), *flags)
         assert run.returncode == 0, run.stderr
+        assert f"next: toolkit predict {out} IMAGE" in run.stdout
         assert "export: the student alone; the teacher is left out, because its answers came from a file" in run.stderr
         sentence = "There is no teacher to measure, because its answers came from a file."
         assert sentence in " ".join(run.stdout.split())
