@@ -54,7 +54,8 @@ _place = partial(typer.Option, rich_help_panel=WHERE, metavar="DEVICE", callback
 ModelDirArgument = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A directory that distill wrote.")]
 
 RecipeOption = Annotated[
-    str | None, _in_recipe("--recipe", metavar="FILE", help="A recipe.toml, or fashion-mnist, food11, food11-fast, photographs.")
+    str | None,
+    _in_recipe("--recipe", metavar="FILE", help="A recipe.toml, or fashion-mnist, food11, food11-fast, photographs."),
 ]
 DataOption = Annotated[
     str | None, _in_recipe("--data", metavar="NAME_OR_DIR", help="A named data set or a directory of images.")
