@@ -118,13 +118,14 @@ def distill_student(setup: StageSetup, *, control: bool = False) -> "WeightsFile
 
 
 def _find_teacher(setup: StageSetup) -> None:
-    """Make a teacher if there is none; ArtifactError if there is one of another network than the recipe states."""
-    from toolkit.distill import teacher
+    """Make a teacher if there is none; ArtifactError for one of another network, or of folds of other images."""
+    from toolkit.distill import provenance, teacher
 
     path = setup.model_dir.weights("teacher")
     if path.exists():
         _try_networks(setup, with_teacher=False)
         teacher.require_same_network(path, setup.recipe)
+        provenance.require_known_folds(path, setup.recipe, setup.dataset)
         teacher.report_changed_training(path, setup.recipe)
     else:
         console.say(f"{setup.model_dir.path} has no teacher yet: making one first")

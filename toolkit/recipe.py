@@ -34,6 +34,7 @@ from toolkit.settings import (
     StudentRecipe,
     TeacherRecipe,
     TrainingRecipe,
+    has_own_network,
 )
 
 DEFAULT_RECIPE = "fashion-mnist"
@@ -205,7 +206,7 @@ class Recipe(Section):
 
         An override is the text `section.key=value`, whose value is read as TOML, a bare word as a string; or the path
         `section.key` with a value of Python's, in a mapping. The last value of a setting holds. Another architecture
-        leaves the settings of the former behind.
+        leaves the settings of the former behind, and so do weights that bring a network of their own.
         """
         is_mapping = isinstance(overrides, Mapping)
         pairs = overrides.items() if isinstance(overrides, Mapping) else map(_read_override, overrides)
@@ -219,6 +220,9 @@ class Recipe(Section):
         for section, table in _move_given(given, origin).items():
             values.setdefault(section, {}).update(table)
             stated |= {f"{section}.{key}" for key in table}
+        own_network = "teacher.weights" in stated and has_own_network(values["teacher"]["weights"])
+        if own_network and "teacher.architecture" not in stated:
+            values["teacher"].pop("architecture", None)
         self._leave_behind(values, stated)
         return self.from_dict(values, origin)
 

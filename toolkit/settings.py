@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, fi
 
 from toolkit.architectures import ONNX, check_settings, settings_of
 from toolkit.errors import did_you_mean, shorten
-from toolkit.names import ONNX_SUFFIX, RUNTIME_NAMES, RuntimeName
+from toolkit.names import ANSWER_SUFFIXES, ONNX_SUFFIX, RUNTIME_NAMES, RuntimeName
 
 IMAGENET, FOOD_11 = "imagenet", "food-11"
 """Names that `teacher.weights` takes besides files and shipped teachers: torchvision's, the notebook's."""
@@ -312,9 +312,7 @@ class TeacherRecipe(NetworkRecipe, StageRecipe):
     @classmethod
     def architecture_in(cls, values: Mapping[str, Any]) -> Any:
         """ONNX files have a network of their own."""
-        weights = values.get("weights")
-        given = list(weights) if isinstance(weights, list | tuple) else [weights]
-        if given and all(isinstance(one, str) and one.lower().endswith(ONNX_SUFFIX) for one in given):
+        if _all_end_with(values.get("weights"), (ONNX_SUFFIX,)):
             return values.get("architecture", ONNX)
         return super().architecture_in(values)
 
@@ -329,6 +327,17 @@ class TeacherRecipe(NetworkRecipe, StageRecipe):
     def members(self) -> tuple[str, ...]:
         """The files of several weights; () for one."""
         return () if isinstance(self.weights, str) or len(self.weights) < 2 else self.weights
+
+
+def has_own_network(weights: Any) -> bool:
+    """Whether `teacher.weights` are files whose network is their own: ONNX files, or answers, which need none."""
+    return _all_end_with(weights, (ONNX_SUFFIX, *ANSWER_SUFFIXES))
+
+
+def _all_end_with(weights: Any, suffixes: tuple[str, ...]) -> bool:
+    """Whether weights, of any type as they are not checked yet, are one or more files with such endings."""
+    given = list(weights) if isinstance(weights, list | tuple) else [weights]
+    return bool(given) and all(isinstance(one, str) and one.lower().endswith(suffixes) for one in given)
 
 
 class StudentRecipe(NetworkRecipe):

@@ -106,18 +106,23 @@ class StageSetup:
         return TrainingSample(pixels, own, self._answer_out_of_fold(own or pixels))
 
     def _answer_out_of_fold(self, sample: "Pixels") -> "NDArray[np.float32] | None":
-        """Of training images as the teacher sees them; None if it was not trained in folds."""
+        """Of training images as the teacher sees them; None if it was not trained in folds of them."""
         import numpy as np
 
         from toolkit.distill.folds import answer_out_of_fold, folds_of
+        from toolkit.distill.provenance import has_learned_these
         from toolkit.networks.ensemble import Ensemble
         from toolkit.networks.weights import load_model, read_info
 
         file = self.model_dir.weights("teacher")
-        if not file.is_file() or not (count := read_info(file).extra.get("folds")):
+        if not file.is_file() or not (info := read_info(file)).extra.get("folds"):
+            return None
+        if not has_learned_these(info, self.recipe, self.dataset):
             return None
         whole = self.pixels("train", "teacher")
-        fold_of = dict(zip(whole.names, folds_of(whole, count, self.recipe.data.split_seed).tolist(), strict=True))
+        folds = folds_of(info, whole)
+        assert folds is not None
+        fold_of = dict(zip(whole.names, folds.tolist(), strict=True))
         network = load_model(file)[0].network
         assert isinstance(network, Ensemble)
         return answer_out_of_fold(

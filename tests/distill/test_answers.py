@@ -28,6 +28,7 @@ from toolkit.networks.registry import NEVER, build, has_file, spec_of
 from toolkit.networks.weights import load_model
 from toolkit.recipe import Recipe
 from toolkit.settings import DataRecipe
+from toolkit.stage_setup import Choice, training_recipe
 
 SMALL: dict[str, Any] = {
     "data.image_size": 32,
@@ -174,9 +175,15 @@ class TestImport:
         with pytest.raises(WeightsError, match="is a file of answers, which cannot be one of several teachers; give"):
             toolkit.open(tmp_path / "m", data=folders, settings=settings).teacher()
 
+    @pytest.mark.parametrize("recipe", ["food11", "food11-fast", "photographs"])
+    def test_the_network_of_a_recipe_that_ships_stays_behind(self, recipe: str) -> None:
+        """Who gives answers cannot leave it out."""
+        found, _ = training_recipe(Choice(recipe, overrides=['teacher.weights="soft.npz"']))
+        assert found.teacher.architecture == "answers"
+
     def test_another_architecture_beside_it(self, folders: Path, tmp_path: Path) -> None:
         path = save_right(tmp_path / "soft.npz", folders)
-        with pytest.raises(WeightsError, match=r"soft\.npz is a answers, the recipe's teacher a resnet18"):
+        with pytest.raises(WeightsError, match=r"soft\.npz: its architecture is answers, and the recipe's teacher"):
             open_with(tmp_path / "m", folders, path, teacher__architecture="resnet18").teacher()
 
     def test_a_teacher_that_was_made_of_answers_is_a_file_of_them(
@@ -483,6 +490,7 @@ class TestCommands:
         flags = ["--data", str(folders), "--device", "cpu", "--provider", "cpu", *flags_of(SMALL)]
         run = toolkit_here("run", "--answers", str(path), "--out", str(out), *flags)
         assert run.returncode == 0, run.stderr
+        assert f"next: toolkit predict {out} IMAGE" in run.stdout
         assert "export: the student alone; the teacher is left out, because its answers came from a file" in run.stderr
         sentence = "There is no teacher to measure, because its answers came from a file."
         assert sentence in " ".join(run.stdout.split())

@@ -1,6 +1,7 @@
 """Teachers that answer images they have not seen: who learns what, who answers whom, and what a run leaves behind."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ from torch import Tensor
 
 import toolkit
 from toolkit.cli import app
+from toolkit.data.sources import load_dataset
 from toolkit.data.views import Indices
 from toolkit.distill import teacher as teacher_stage
+from toolkit.distill.checkpoint import Checkpoint, TrainingState
 from toolkit.distill.folds import OutOfFoldTeacher, draw_folds
 from toolkit.distill.job import TrainingJob
 from toolkit.distill.objective import NetworkOutput
+from toolkit.distill.provenance import has_learned_these
 from toolkit.distill.teachers import LiveTeacher
-from toolkit.errors import DataError, RecipeError
+from toolkit.errors import ArtifactError, DataError, RecipeError
 from toolkit.networks.weights import read_info
 from toolkit.recipe import Recipe
 
@@ -173,6 +177,52 @@ class TestStage:
         made = workspace.teacher()
         assert calls == ["0", "1", "1", "2"]
         assert Path(made.path).read_bytes()[-4096:] == Path(straight.path).read_bytes()[-4096:]
+
+    def test_an_interrupted_force_is_resumed(
+        self, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The teacher that is there, of the same settings, is the one to be replaced."""
+        settings = SMALL | {"teacher.epochs": 2}
+        workspace = toolkit.open(tmp_path / "m", data=folders, settings=settings, quiet=True)
+        before = Path(workspace.teacher().path).read_bytes()
+        save, calls = Checkpoint.save, []
+
+        def save_and_stop(self: Checkpoint, state: TrainingState) -> None:
+            save(self, state)
+            calls.append(self.path)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoint, "save", save_and_stop)
+            with pytest.raises(KeyboardInterrupt):
+                toolkit.open(tmp_path / "m", data=folders, settings=settings, quiet=True, force=True).teacher()
+        assert calls[-1].is_file()
+        options = {"force": True, "resume": True}
+        made = toolkit.open(tmp_path / "m", data=folders, settings=settings, quiet=True, **options).teacher()
+        assert made.new
+        assert Path(made.path).read_bytes()[-4096:] == before[-4096:]
+        assert not calls[-1].exists()
+
+    @pytest.mark.parametrize("change", [{"data.split_seed": 1}, {"data.share": 0.5}])
+    def test_folds_of_other_images_answer_nothing(
+        self, folders: Path, tmp_path: Path, change: dict[str, object]
+    ) -> None:
+        flat = tmp_path / "flat"
+        for name in ("train", "test"):
+            shutil.copytree(folders / name, flat, dirs_exist_ok=True)
+        toolkit.open(tmp_path / "m", data=flat, settings=SMALL, quiet=True).teacher()
+        other = toolkit.open(tmp_path / "m", data=flat, settings=SMALL | change, quiet=True)
+        with pytest.raises(ArtifactError, match=r"was trained in folds of other training images.*toolkit teacher"):
+            other.distill()
+        made = read_info(tmp_path / "m" / "teacher.safetensors")
+        assert not has_learned_these(made, other.recipe, load_dataset(other.recipe.data))
+
+    def test_other_words_for_the_same_images(self, folders: Path, tmp_path: Path) -> None:
+        """Folders with splits of their own take no fraction."""
+        toolkit.open(tmp_path / "m", data=folders, settings=SMALL, quiet=True).teacher()
+        settings = SMALL | {"data.validation_fraction": 0.3}
+        assert toolkit.open(tmp_path / "m", data=folders, settings=settings, quiet=True).distill().new
 
     def test_the_plan_counts_every_fold(
         self, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +181,7 @@ class TestWhatIsNoClassifier:
         [
             ({"answer": ("batch", 3, 4)}, r"its outputs are output \(\?, 3, 4\)"),
             ({"answer": ("batch", 1)}, r"its outputs are output \(\?, 1\)"),
-            ({"element": TensorProto.INT64}, "its input holds int64"),
+            ({"element": TensorProto.BOOL}, "its input holds bool"),
         ],
     )
     def test_other_outputs_and_inputs(self, tmp_path: Path, options: dict[str, object], reason: str) -> None:
@@ -271,8 +273,9 @@ class TestAnswers:
         torch.testing.assert_close(network(images()), colours(images()), atol=5e-3, rtol=1e-3)
         assert network.settings.output == "logits"
 
-    def test_whole_numbers(self, tmp_path: Path) -> None:
-        path = save_foreign(tmp_path / "a.onnx", layout="nhwc", element=TensorProto.UINT8)
+    @pytest.mark.parametrize("element", [TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64])
+    def test_whole_numbers(self, tmp_path: Path, element: int) -> None:
+        path = save_foreign(tmp_path / "a.onnx", layout="nhwc", element=element)
         network, _ = import_file(path, OnnxSettings(), SIZE, *NOTHING)
         rounded = (images() * 255 + 0.5).to(torch.uint8).float()
         torch.testing.assert_close(network(images()), colours(rounded))
@@ -495,7 +498,11 @@ class TestAllTheWay:
         with pytest.raises(
             RecipeError, match=r"distill\.standardize needs a teacher that knows all classes of the data"
         ):
-            toolkit.open(tmp_path / "n", data=folders, settings=refused).distill()
+            toolkit.open(tmp_path / "n", data=folders, settings=refused).teacher()
+        assert not (tmp_path / "n" / "teacher.safetensors").exists(), "before it is imported"
+        more = settings | {"data.unlabelled": [str(folders / "test")]}
+        with pytest.raises(RecipeError, match=r"data\.unlabelled needs a teacher that knows all classes of the data"):
+            toolkit.open(tmp_path / "o", data=folders, settings=more).teacher()
 
     def test_layers_of_a_file_cannot_be_read(self, folders: Path, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "given.onnx")
@@ -543,12 +550,28 @@ class TestAllTheWay:
         for key, value in (SMALL | {"teacher.weights": str(path)}).items():
             flags += ["--set", f"{key}={json.dumps(value)}"]
         app.app(["plan", *flags], standalone_mode=False)
-        assert json.loads(capsys.readouterr().out)["seconds"] > 0
+        stages = {stage["name"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
+        assert stages["bench"]["note"] == "4 rows", "torch cannot run the teacher"
+
+    def test_a_recipe_for_another_teacher(
+        self, folders: Path, tmp_path: Path, toolkit_here: Callable[..., Any]
+    ) -> None:
+        """Its network stays behind, as no file of weights could be put into it."""
+        path = save_foreign(tmp_path / "given.onnx")
+        (tmp_path / "r.toml").write_text(
+            '[data]\nimage_size = 32\nresize = 36\n[teacher]\narchitecture = "depthwise"\nbase = 4\n'
+            "[student]\nbase = 4\n[distill]\nepochs = 1\nbatch_size = 12\n"
+        )
+        flags = ["--recipe", "r.toml", "--data", str(folders), "--out", "m"]
+        made = toolkit_here("teacher", *flags, "--weights", str(path), "--device", "cpu")
+        assert made.returncode == 0, made.stderr
+        following = shlex.split(made.stdout.rpartition("next: toolkit ")[2])
+        assert toolkit_here(*following, "--device", "cpu").returncode == 0
 
     def test_another_architecture_beside_it(self, folders: Path, tmp_path: Path) -> None:
         path = save_foreign(tmp_path / "given.onnx")
         settings = SMALL | {"teacher.weights": str(path), "teacher.architecture": "resnet18"}
-        with pytest.raises(WeightsError, match=r"given\.onnx is a onnx, the recipe's teacher a resnet18"):
+        with pytest.raises(WeightsError, match=r"given\.onnx: its architecture is onnx, and the recipe's teacher"):
             toolkit.open(tmp_path / "m", data=folders, settings=settings, quiet=True).teacher()
 
 

@@ -10,7 +10,7 @@ from toolkit.bench.report.baseline import check_against_baseline, require_same_i
 from toolkit.bench.report.side_by_side import compare_reports, print_side_by_side
 from toolkit.bench.report.table import print_table
 from toolkit.bench.schema import Report, read_report
-from toolkit.cli.printing import command, print_end, print_files, print_json
+from toolkit.cli.printing import after_report, print_end, print_files, print_json
 from toolkit.errors import ArtifactError
 from toolkit.modeldir import FilePrecision, ModelDir, Role
 from toolkit.pipeline import bench_models, require_runtimes
@@ -46,7 +46,7 @@ def measure(
     if not as_json:
         if held is not None:
             console.out.print(held, markup=False)
-        print_end(start, command("demo", model))
+        print_end(start, after_report(report, model))
 
 
 def compare(model: Path, other: Path, as_json: bool) -> None:

@@ -63,11 +63,7 @@ ModelDirArgument = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A d
 
 RecipeOption = Annotated[
     str | None,
-    _in_recipe(
-        "--recipe",
-        metavar="FILE",
-        help="A recipe.toml, or fashion-mnist, food11, food11-fast, photographs.",
-    ),
+    _in_recipe("--recipe", metavar="FILE", help="A recipe.toml, or fashion-mnist, food11, food11-fast, photographs."),
 ]
 DataOption = Annotated[
     str | None, _in_recipe("--data", metavar="NAME_OR_DIR", help="A named data set or a directory of images.")

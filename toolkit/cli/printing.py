@@ -6,10 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit import console
 from toolkit.networks import trust
+
+if TYPE_CHECKING:
+    from toolkit.bench.schema import Report
 
 WITH_TRUST = ("plan", "teacher", "distill", "run", "export", "bench")
 """Commands that build networks."""
@@ -27,6 +30,11 @@ def training_flags(recipe: str | None, data: str | None, overrides: list[str], o
     for flag, values in (("--recipe", [recipe]), ("--data", [data]), ("--set", overrides), ("--out", [out])):
         flags += [part for value in values if value is not None for part in (flag, value)]
     return flags
+
+
+def after_report(report: "Report", directory: Path) -> str:
+    """The command that comes after a report: the demo, which shows teacher and student, if there is a teacher."""
+    return command("predict", directory, "IMAGE") if report.no_teacher else command("demo", directory)
 
 
 def print_weights(

@@ -54,7 +54,16 @@ from toolkit.cli.options import (
     add_weights,
 )
 from toolkit.cli.preparation import say_plan
-from toolkit.cli.printing import command, print_end, print_files, print_json, print_weights, times_of, training_flags
+from toolkit.cli.printing import (
+    after_report,
+    command,
+    print_end,
+    print_files,
+    print_json,
+    print_weights,
+    times_of,
+    training_flags,
+)
 from toolkit.errors import UsageError
 from toolkit.modeldir import FilePrecision, ModelDir
 
@@ -105,7 +114,7 @@ def run(
     print_table(report)
     after = times_of(networks)  # some teachers have no ONNX file
     print_files([*after, *written_files(directory)], [path for path in after if before.get(path) == after[path]])
-    print_end(start, command("demo", directory.path))
+    print_end(start, after_report(report, directory.path))
 
 
 def teacher(
@@ -148,8 +157,8 @@ def teacher(
         made = make_teacher(setup)
     if save_answers is not None:
         write_answers(setup, save_answers)
-    if any(override.startswith("teacher.") for override in carried_on):
-        carried_on = [*own, *carried_on]  # settings of that teacher, which another one may not have
+    if recipe is not None or any(override.startswith("teacher.") for override in carried_on):
+        carried_on = [*own, *carried_on]  # or else the settings, or the recipe, would be of another teacher
     next_flags = training_flags(recipe, data, carried_on, setup.model_dir.path)
     print_weights("teacher", made, start, command("distill", *next_flags), as_json, save_answers)
 

@@ -71,9 +71,7 @@ def save_answers(path: Path, teacher_file: Path, data: TrainingData, device: str
     keys: dict[str, list[str]] = {"name": [], "sha256": []}
     logits: list[np.ndarray] = []
     seen = data.seen_by("teacher")
-    folds = None
-    if count := info.extra.get("folds"):
-        folds = folds_of(seen.train, count, info.recipe["data"]["split_seed"])
+    folds = folds_of(info, seen.train)
     for images, pixels, drawn in ((data.dataset.train, seen.train, folds), (data.dataset.valid, seen.valid, None)):
         known, answers = _answer(teacher, pixels, device, drawn)
         names = [pixels.names[index] for index in known]

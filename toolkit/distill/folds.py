@@ -22,6 +22,7 @@ from toolkit.distill.teachers import Teacher
 from toolkit.errors import DataError
 from toolkit.networks.classifier import Classifier
 from toolkit.networks.small_maps import place
+from toolkit.networks.weights import ModelInfo
 
 FEWEST_LEFT = 1
 """images of each class that every teacher has to learn from"""
@@ -60,9 +61,10 @@ def without_fold(data: TrainingData, folds: np.ndarray, fold: int) -> TrainingDa
     return replace(data, train=data.train.subset(kept), for_teacher=inner)
 
 
-def folds_of(pixels: Pixels, count: int, split_seed: int) -> np.ndarray:
-    """`draw_folds` of a data set's decoded training images."""
-    return draw_folds(pixels.labels, count, split_seed)
+def folds_of(info: ModelInfo, pixels: Pixels) -> np.ndarray | None:
+    """The folds, int64 (N,), of the training images that a teacher learned; None if it was not trained in folds."""
+    count = info.extra.get("folds")
+    return draw_folds(pixels.labels, count, info.recipe["data"]["split_seed"]) if count else None
 
 
 def answer_out_of_fold(members: Sequence[Classifier], folds: np.ndarray, pixels: Pixels, device: str) -> np.ndarray:

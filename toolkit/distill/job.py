@@ -88,6 +88,7 @@ class TrainingJob:
     """One network to be trained or imported: its role, its place and what decides the result.
 
     `settings` are recipe_sha256, dataset_sha256 and whatever else must be the same for an existing file to stay.
+    `parts` are the jobs of several networks that become this one.
     """
 
     role: Role
@@ -96,6 +97,7 @@ class TrainingJob:
     data: TrainingData
     settings: dict[str, Any]
     options: TrainingOptions
+    parts: "tuple[TrainingJob, ...]" = ()
 
     @property
     def destination(self) -> Path:
@@ -121,7 +123,8 @@ class TrainingJob:
         info = read_info(self.destination)
         if not (differing := self._differing(info)):
             console.say(f"{self.destination} is up to date (same settings, data and teacher); --force makes it again")
-            self.checkpoint.discard_own()
+            for job in (self, *self.parts):
+                job.checkpoint.discard_own()
             return WeightsFile(self.destination, new=False, info=info)
         if self.options.force:
             return None
@@ -135,7 +138,8 @@ class TrainingJob:
         return not self._starts_over() and not self._differing(read_info(self.destination))
 
     def _starts_over(self) -> bool:
-        starts_over = self.options.force and (not self.options.resume or self.checkpoint.is_own())
+        is_interrupted = any(job.checkpoint.is_own() for job in (self, *self.parts))
+        starts_over = self.options.force and (not self.options.resume or is_interrupted)
         return starts_over or not self.destination.exists()
 
     def _differing(self, info: ModelInfo) -> list[str]:

@@ -16,7 +16,7 @@ from toolkit.data.dataset import Dataset
 from toolkit.data.preprocess import Preprocess
 from toolkit.data.sources import load_dataset
 from toolkit.distill.answers import is_answered, require_answers
-from toolkit.errors import RecipeError, WeightsError, did_you_mean, letters_and_digits
+from toolkit.errors import ArtifactError, RecipeError, WeightsError, did_you_mean, letters_and_digits
 from toolkit.networks.class_map import UNKNOWN, map_classes, show
 from toolkit.networks.ensemble import describe_member
 from toolkit.networks.hub_directory import read_directory
@@ -135,7 +135,7 @@ def _with_network(recipe: Recipe, architecture: str, told: dict[str, Any]) -> Re
     stated = recipe.teacher.architecture
     if recipe.states("teacher.architecture") and stated != architecture:
         raise WeightsError(
-            f"{recipe.teacher.source} is a {architecture}, the recipe's teacher a {stated}",
+            f"{recipe.teacher.source}: its architecture is {architecture}, and the recipe's teacher is a {stated}",
             f"use teacher.architecture={architecture}, or leave it out",
         )
     left = {name: value for name, value in told.items() if not recipe.states(name)}
@@ -220,7 +220,7 @@ def require_fitting(recipe: Recipe, dataset: Dataset, *, is_member: bool = False
 
     A file that does not name its classes is left to the import, which counts them. A member of several has to know all
     classes of the data: what it says of others would count against those that do. RecipeError for names of classes
-    without a given teacher.
+    without a given teacher, and for settings that need one who knows all classes.
     """
     for one in members(recipe):
         require_fitting(one, dataset, is_member=True)
@@ -235,6 +235,8 @@ def require_fitting(recipe: Recipe, dataset: Dataset, *, is_member: bool = False
     elif path := find_weights(recipe):
         if named := given_classes(recipe) or _classes_in(path, recipe):
             columns = map_classes(named, dataset.classes, who)
+            if UNKNOWN in columns:
+                require_no_unknown_classes(recipe)
             if UNKNOWN in columns and is_member:
                 unknown = [name for name, column in zip(dataset.classes, columns, strict=True) if column == UNKNOWN]
                 raise WeightsError(
@@ -247,6 +249,20 @@ def require_fitting(recipe: Recipe, dataset: Dataset, *, is_member: bool = False
         raise RecipeError(
             "teacher.classes names the outputs of a given teacher, and this one is trained here",
             "set teacher.weights, or leave teacher.classes out",
+        )
+
+
+def require_no_unknown_classes(recipe: Recipe) -> None:
+    """RecipeError if a teacher that does not know all classes cannot teach by `recipe`."""
+    if recipe.data.unlabelled:
+        raise RecipeError(
+            "data.unlabelled needs a teacher that knows all classes of the data",
+            "leave data.unlabelled out, or give another teacher",
+        )
+    if recipe.distill.standardize:
+        raise RecipeError(
+            "distill.standardize needs a teacher that knows all classes of the data",
+            "use distill.standardize=false",
         )
 
 
@@ -282,6 +298,29 @@ def find_training_images(info: ModelInfo) -> dict[str, Any] | None:
         return None
     settings = {key: data[key] for key in SPLIT_SETTINGS} | {"share": data.get("share", 1.0)}
     return {"dataset_sha256": info.dataset_sha256} | settings
+
+
+def has_learned_these(info: ModelInfo, recipe: Recipe, dataset: Dataset) -> bool:
+    """Whether the training images of weights are those of `dataset`, in the same splits."""
+    trained_on = find_training_images(info)
+    if trained_on is None or trained_on["dataset_sha256"] != dataset.sha256:
+        return False
+    theirs = {key: value for key, value in trained_on.items() if key != "dataset_sha256"}
+    if all(getattr(recipe.data, key) == value for key, value in theirs.items()):
+        return True
+    return load_dataset(recipe.data.model_copy(update=theirs)).train.names == dataset.train.names
+
+
+def require_known_folds(path: Path, recipe: Recipe, dataset: Dataset) -> None:
+    """ArtifactError if the teacher at `path` was trained in folds of other images: which part has seen which?"""
+    info = read_info(path)
+    if info.extra.get("folds") and not has_learned_these(info, recipe, dataset):
+        raise ArtifactError(
+            f"{path} was trained in folds of other training images, so no part of it can answer for the images that it"
+            " has not seen",
+            "train it again with toolkit teacher --force, or import it into another directory, where all of its parts"
+            " answer together",
+        )
 
 
 def known_accuracy(path: Path, recipe: Recipe, dataset: Dataset) -> float | None:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from toolkit import console
@@ -22,7 +23,7 @@ from toolkit.distill.logit_store import LogitStore
 from toolkit.distill.objective import FEATURE_METHODS, learn_from_labels, learn_from_teacher
 from toolkit.distill.plan import Plan
 from toolkit.distill.precision import Arithmetic
-from toolkit.distill.provenance import require_same_classes
+from toolkit.distill.provenance import require_no_unknown_classes, require_same_classes
 from toolkit.distill.quantized import choose_teacher, teacher_in
 from toolkit.distill.teachers import LiveTeacher, MixedTeacher, Teacher, TeacherOfSomeClasses
 from toolkit.distill.training import Training
@@ -40,6 +41,9 @@ from toolkit.recipe import Recipe
 OTHER_CLASSES = "give the teacher's training data, or train one here with `toolkit teacher --force`"
 """The remedy for a teacher with other classes than the data's."""
 
+
+Folds = np.ndarray | None
+"""The fold, int64 (N,), of each training image of a teacher that was trained in folds."""
 
 Beside = Callable[[Arithmetic], AbstractContextManager[object]]
 """Work beside the training of a student in that arithmetic, from its first step until its file is written."""
@@ -70,7 +74,7 @@ def distill_student(
     precision = state.precision if state else job.choose_precision(learner.classifier)
     views = job.views()
     chosen = state.teacher_precision if state else None
-    answering, teacher_precision = _open_teacher(job, tapped_teacher, views, chosen, info.extra.get("folds", 0))
+    answering, teacher_precision = _open_teacher(job, tapped_teacher, views, chosen, folds_of(info, data.train))
     answering = _know_all_classes(answering, teacher, job, views)
     plan = _plan(job, "student", precision, teacher_precision)
     training = Training(
@@ -199,11 +203,11 @@ def _load_teacher(job: TrainingJob, path: Path) -> tuple[Classifier, ModelInfo]:
 
 
 def _open_teacher(
-    job: TrainingJob, tapped: TappedNetwork, views: TrainingViews | MixedViews, chosen: Arithmetic | None, folds: int
+    job: TrainingJob, tapped: TappedNetwork, views: TrainingViews | MixedViews, chosen: Arithmetic | None, folds: Folds
 ) -> tuple[Teacher, Arithmetic]:
     """The teacher, stored or live, and the arithmetic of its answers: `chosen` by an interrupted run, or else now.
 
-    If it was trained in so many `folds`, each image is answered by the part that has not seen it, and unlabelled ones
+    If it was trained in `folds`, each image is answered by the part that has not seen it, and unlabelled ones
     by all of them.
     """
     if isinstance(tapped.classifier.network, Answers):
@@ -222,21 +226,21 @@ def _open_teacher(
         stored: Teacher = first.open(partial(live, first.views, folds), precision)
         for store in others:
             assert isinstance(views, MixedViews)
-            stored = MixedTeacher(stored, store.open(partial(live, store.views, 0), precision), views.portions)
+            stored = MixedTeacher(stored, store.open(partial(live, store.views, None), precision), views.portions)
         return stored, precision
     if job.recipe.distill.teacher_views:
         console.say("a teacher's layers are not stored: it runs live, on the same views")
-    if folds and isinstance(views, MixedViews):
-        return MixedTeacher(live(labelled, folds), live(views.of_unlabelled, 0), views.portions), precision
+    if folds is not None and isinstance(views, MixedViews):
+        return MixedTeacher(live(labelled, folds), live(views.of_unlabelled, None), views.portions), precision
     return live(views, folds), precision
 
 
 def _live(
-    job: TrainingJob, tapped: TappedNetwork, precision: Arithmetic, views: TrainingViews | MixedViews, folds: int
+    job: TrainingJob, tapped: TappedNetwork, precision: Arithmetic, views: TrainingViews | MixedViews, folds: Folds
 ) -> Teacher:
     valid, own_views = job.data.seen_by("teacher").valid, job.data.for_teacher is not None
     whole = LiveTeacher(tapped, views, valid, precision, own_views=own_views)
-    if not folds:
+    if folds is None:
         return whole
     network = tapped.classifier.network
     assert isinstance(network, Ensemble)
@@ -245,11 +249,11 @@ def _live(
         LiveTeacher(TappedNetwork(member), views, valid, precision, own_views=own_views)
         for member in network.classifiers
     ]
-    return OutOfFoldTeacher(members, folds_of(views.pixels, folds, job.recipe.data.split_seed), whole)
+    return OutOfFoldTeacher(members, folds, whole)
 
 
 def _choose_arithmetic(
-    job: TrainingJob, tapped: TappedNetwork, views: TrainingViews, chosen: Arithmetic | None, folds: int
+    job: TrainingJob, tapped: TappedNetwork, views: TrainingViews, chosen: Arithmetic | None, folds: Folds
 ) -> tuple[TappedNetwork, Arithmetic]:
     """The teacher in that arithmetic, and which it is."""
     teacher = tapped.classifier
@@ -257,7 +261,7 @@ def _choose_arithmetic(
         return tapped, "fp32"  # of what it takes and gives; inside, the file has its own
     if chosen is not None:
         answering, precision = teacher_in(chosen, teacher, views), chosen
-    elif folds:
+    elif folds is not None:
         return tapped, job.choose_precision(teacher, training=False)
     else:
         choose_float = partial(job.choose_precision, teacher, training=False)
@@ -269,22 +273,14 @@ def _know_all_classes(
     answering: Teacher, teacher: Classifier, job: TrainingJob, views: TrainingViews | MixedViews
 ) -> Teacher:
     """The teacher; behind labels for images of classes that it does not know, if there are any."""
-    unknown, section = registry.spec_of(teacher.network).unknown, job.recipe.distill
+    unknown = registry.spec_of(teacher.network).unknown
     if not unknown:
         return answering
-    if isinstance(views, MixedViews):
-        raise RecipeError(
-            "data.unlabelled needs a teacher that knows all classes of the data",
-            "leave data.unlabelled out, or give another teacher",
-        )
-    if section.standardize:
-        raise RecipeError(
-            "distill.standardize needs a teacher that knows all classes of the data",
-            "use distill.standardize=false",
-        )
+    require_no_unknown_classes(job.recipe)
+    assert isinstance(views, TrainingViews), "unlabelled images need all classes"
     if isinstance(teacher.network, Answers):
         return answering  # labels are among its answers
-    return TeacherOfSomeClasses(answering, unknown, section.temperature, views, job.data.valid.labels)
+    return TeacherOfSomeClasses(answering, unknown, job.recipe.distill.temperature, views, job.data.valid.labels)
 
 
 def find_stored_answers(

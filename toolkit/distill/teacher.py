@@ -27,7 +27,7 @@ from toolkit.distill.doubts import (
 )
 from toolkit.distill.evaluation import compute_logits, require_finite
 from toolkit.distill.features import TappedNetwork
-from toolkit.distill.folds import answer_out_of_fold, folds_of, without_fold
+from toolkit.distill.folds import answer_out_of_fold, draw_folds, without_fold
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions, WeightsFile
 from toolkit.distill.objective import learn_from_labels
 from toolkit.distill.plan import Plan
@@ -76,7 +76,7 @@ def make_teacher(recipe: Recipe, model_dir: ModelDir, data: TrainingData, option
     several are trained, and become one. Raises WeightsError if weights do not fit.
     """
     sources, settings = teacher_settings(recipe, data.dataset)
-    job = TrainingJob("teacher", recipe, model_dir, data, settings, options)
+    job = with_folds(TrainingJob("teacher", recipe, model_dir, data, settings, options))
     if kept := job.kept():
         return kept
     if sources:
@@ -111,15 +111,13 @@ def _train(job: TrainingJob) -> tuple[TappedNetwork, dict[str, Any]]:
 def _train_folds(job: TrainingJob) -> tuple[TappedNetwork, dict[str, Any]]:
     """One teacher without each fold, in directories of their own, and all of them as one network."""
     count, seen = job.recipe.teacher.folds, job.data.seen_by("teacher")
-    folds = folds_of(seen.train, count, job.recipe.data.split_seed)
+    folds = draw_folds(seen.train.labels, count, job.recipe.data.split_seed)
     files = []
-    for fold in range(count):
-        directory = job.model_dir.of_fold(fold)
-        directory.make()
-        settings = job.settings | {"fold": fold}
-        part = replace(job, model_dir=directory, data=without_fold(job.data, folds, fold), settings=settings)
+    for fold, of_fold in enumerate(job.parts):
+        of_fold.model_dir.make()
+        part = replace(of_fold, data=without_fold(job.data, folds, fold))
         images = console.count(len(part.data.train), "training image")
-        console.say(f"teacher: fold {fold + 1} of {count}, {images}, in {directory.path}")
+        console.say(f"teacher: fold {fold + 1} of {count}, {images}, in {part.model_dir.path}")
         if (file := part.kept()) is None:
             learner, extra = _train(part)
             file = _save(part, learner, extra | {"fold": fold})
@@ -135,6 +133,15 @@ def _train_folds(job: TrainingJob) -> tuple[TappedNetwork, dict[str, Any]]:
     done = ("seconds", "images_seen", "epochs")
     sums = {name: sum(file.info.extra.get(name, 0) for file in files) for name in done}
     return learner, sums | {"valid_accuracy": accuracy, "out_of_fold_accuracy": outside, "folds": count}
+
+
+def with_folds(job: TrainingJob) -> TrainingJob:
+    """A teacher's job with the ones of its folds as parts, each with all images; none without `teacher.folds`."""
+    parts = [
+        replace(job, model_dir=job.model_dir.of_fold(fold), settings=job.settings | {"fold": fold})
+        for fold in range(job.recipe.teacher.folds)
+    ]
+    return replace(job, parts=tuple(parts))
 
 
 def _accuracy_out_of_fold(members: Sequence[Classifier], folds: np.ndarray, pixels: Pixels, device: str) -> float:

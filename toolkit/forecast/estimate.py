@@ -15,6 +15,7 @@ from toolkit.bench.measure import timing
 from toolkit.data.dataset import spread
 from toolkit.distill.logit_store import ELEMENT_BYTES
 from toolkit.distill.plan import image_size_of
+from toolkit.distill.provenance import has_onnx
 from toolkit.distill.quantized import INT8_SHARE, WORTH_S, may_answer_in_int8, views_to_answer
 from toolkit.forecast.facts import Facts
 from toolkit.forecast.forecast import Forecast, ForecastStage
@@ -225,6 +226,8 @@ class _Adder:
         for number, role in enumerate(measured):
             for runtime in self._recipe.bench.runtimes:
                 if RUNTIMES[runtime].reads == "weights":
+                    if role == "teacher" and has_onnx(self._recipe):
+                        continue  # torch cannot run it
                     starting = TORCH_START_S + (2 * COMPILE_S if RUNTIMES[runtime].compiles else 0)
                     yield from [(role, False, starting)] * len(RUNTIMES[runtime].precisions(on_gpu=self._facts.on_gpu))
                 elif number < len(exported):  # the control is not exported

@@ -15,7 +15,7 @@ from toolkit.distill import distributed, provenance
 from toolkit.distill.answers import is_answered
 from toolkit.distill.job import TrainingData, TrainingJob, TrainingOptions
 from toolkit.distill.student import control_settings, find_stored_answers, student_settings
-from toolkit.distill.teacher import require_same_network, teacher_settings
+from toolkit.distill.teacher import require_same_network, teacher_settings, with_folds
 from toolkit.machine.limits import available_cores
 from toolkit.modeldir import ModelDir, Role
 from toolkit.networks.weights import read_info
@@ -161,16 +161,14 @@ def _look_at_teacher(setup: StageSetup, command: Command) -> Progress:
     network: SeededRole = ("teacher", recipe.training.seed)
     if command == "distill" and (file := setup.model_dir.weights("teacher")).exists():
         require_same_network(file, recipe)
+        provenance.require_known_folds(file, recipe, setup.dataset)
         return frozenset({network}), {}  # it teaches, however it was trained
     _, settings = teacher_settings(recipe, setup.dataset)
-    whole = _look_at(network, _training_job(setup, recipe, setup.model_dir, network, settings))
-    if whole[0] or not recipe.teacher.folds:
+    job = with_folds(_training_job(setup, recipe, setup.model_dir, network, settings))
+    whole = _look_at(network, job)
+    if whole[0] or not job.parts:
         return whole
-    parts = [
-        _training_job(setup, recipe, setup.model_dir.of_fold(fold), network, settings | {"fold": fold})
-        for fold in range(recipe.teacher.folds)
-    ]
-    looked = [_look_at(network, part) for part in parts]
+    looked = [_look_at(network, part) for part in job.parts]
     done = sum(recipe.teacher.epochs if there else epochs.get(network, 0) for there, epochs in looked)
     return frozenset(), {network: done} if done else {}
 

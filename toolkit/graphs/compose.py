@@ -97,7 +97,7 @@ class _Parts:
         own = f"{prefix}file/"
         weights = {tensor.name for tensor in model.graph.initializer}
         taken = next(value.name for value in model.graph.input if value.name not in weights)
-        planes = self._prepare(prefix, shown, size, normalisation, whole=described.element == "uint8")
+        planes = self._prepare(prefix, shown, size, normalisation, whole=described.takes_whole_numbers)
         if network.settings.layout == "nhwc":
             planes = self.node("Transpose", [planes], f"{prefix}last", perm=[0, 2, 3, 1])
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(described.element))

@@ -28,8 +28,9 @@ Session = Any
 class OnnxNetwork(nn.Module):
     """float images (N, 3, S, S), minus mean, divided by std → float32 logits (N, C); no gradient goes through it.
 
-    The buffer `file` holds the bytes of the file, uint8, so that weights files carry it. A file that takes uint8 gets
-    the images times 255, rounded: its mean is 0 and its standard deviation 1. Probabilities become their logarithms.
+    The buffer `file` holds the bytes of the file, uint8, so that weights files carry it. A file that takes whole
+    numbers gets the images times 255, rounded: its mean is 0 and its standard deviation 1. Probabilities become their
+    logarithms.
     """
 
     file: Tensor
@@ -79,7 +80,7 @@ class OnnxNetwork(nn.Module):
 
     def _run(self, described: OnnxFile, session: Session, images: Tensor) -> list[np.ndarray]:
         """The answers, (N, C) each, of parts of the batch that the file takes."""
-        if described.element == "uint8":
+        if described.takes_whole_numbers:
             images = images.mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
         if self.settings.layout == "nhwc":
             images = images.permute(0, 2, 3, 1)
@@ -152,7 +153,7 @@ def _settle_layout(path: Path, described: OnnxFile, settings: OnnxSettings) -> s
         raise WeightsError(
             f"{path} takes images as {described.layout}, teacher.layout is {stated}", "leave out teacher.layout"
         )
-    if described.element == "uint8" and settings.white != 1:
+    if described.takes_whole_numbers and settings.white != 1:
         raise WeightsError(
             f"{path} takes whole numbers of 0..255", "leave out teacher.white, teacher.mean, teacher.std"
         )

@@ -28,9 +28,14 @@ Layout = Literal["nchw", "nhwc"]
 ELEMENTS = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.DOUBLE: "float64",
     onnx.TensorProto.UINT8: "uint8",
+    onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.INT64: "int64",
 }
 """Types of an input that images can be given in → numpy's name."""
+WHOLE_NUMBERS = ("uint8", "int32", "int64")
+"""Those of them that hold pixels of 0..255."""
 ANSWERS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
 COLOUR_AXES = {"num_channels", "channels", "channel", "c"}
@@ -61,6 +66,11 @@ class OnnxFile:
     mean: Channels | None
     std: Channels | None
     classes: tuple[str, ...] | None
+
+    @property
+    def takes_whole_numbers(self) -> bool:
+        """Whether its images are pixels of 0..255."""
+        return self.element in WHOLE_NUMBERS
 
 
 def read_onnx(path: Path) -> OnnxFile:
@@ -94,8 +104,8 @@ def describe(model: onnx.ModelProto, path: Path) -> OnnxFile:
         dims[0],
         size,
         tuple(value.name for value in outputs),
-        ZERO if kind == onnx.TensorProto.UINT8 else said.mean,
-        ONE if kind == onnx.TensorProto.UINT8 else said.std,
+        ZERO if ELEMENTS[kind] in WHOLE_NUMBERS else said.mean,
+        ONE if ELEMENTS[kind] in WHOLE_NUMBERS else said.std,
         said.classes,
     )
 

@@ -261,3 +261,16 @@ def test_many_classes_are_not_all_listed() -> None:
     card = render_card(make_report(classes=[f"c{i}" for i in range(250)]), "mit")
     assert "c199 and 50 more" in card
     assert "c200" not in card.split("## Training")[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"weights": ["a.onnx", "b.safetensors"]}, "distilled from 2 teachers on"),
+        ({"folds": 5}, "distilled from 5 resnet18 teachers, each trained without one part of the images, on"),
+        ({"weights": "a.onnx"}, "distilled from a teacher in an ONNX file on"),
+    ],
+)
+def test_teachers_of_all_kinds_are_named(settings: dict[str, object], words: str) -> None:
+    recipe = Recipe().with_overrides({f"teacher.{key}": value for key, value in settings.items()})
+    assert words in render_card(make_report(recipe=recipe), "")

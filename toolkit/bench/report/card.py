@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from toolkit import console
+from toolkit.architectures import ONNX
 from toolkit.bench.report.markdown import bullets, markdown_table, percent
 from toolkit.bench.report.table import short_count
 from toolkit.bench.report.verdict import find_shipped, name_gpu, name_model
@@ -206,7 +207,14 @@ def _model_name(report: Report, recipe: Recipe) -> str:
 
 
 def _name_teacher(report: Report, recipe: Recipe) -> str:
-    return "a teacher that was not measured" if report.no_teacher else f"a {recipe.teacher.architecture} teacher"
+    section = recipe.teacher
+    if report.no_teacher:
+        return "a teacher that was not measured"
+    if several := len(section.members):
+        return f"{several} teachers"
+    if section.folds:
+        return f"{section.folds} {section.architecture} teachers, each trained without one part of the images,"
+    return "a teacher in an ONNX file" if section.architecture == ONNX else f"a {section.architecture} teacher"
 
 
 def _count_classes(report: Report) -> str:

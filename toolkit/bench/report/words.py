@@ -78,8 +78,9 @@ def describe_gain(distillation: Distillation) -> str:
 def _describe_worth(distillation: Distillation) -> str:
     if not distillation.per_seed:
         return (
-            "What the teacher was worth is not measured: there is no control, the same student trained without it;"
-            " train one with toolkit distill --set distill.control=true"
+            "What the teacher was worth is not measured: the report has no row of a control, the same student trained"
+            " without it; train one with toolkit distill --set distill.control=true, and have torch among"
+            " bench.runtimes"
         )
     students = [100 * one.student_accuracy_top1 for one in distillation.per_seed]
     controls = [100 * one.control_accuracy_top1 for one in distillation.per_seed]
