@@ -52,8 +52,9 @@ run: data
 demo: $(INSTALLED)
 	$(BIN)/toolkit demo
 
-# In two processes: the libraries of these two folders (OpenVINO, compilers) stay out of the others'. Exit code 5: no test.
-PYTEST = $(BIN)/python -m pytest -m "not browser and not container" $(PYTEST_FLAGS)
+# In two parts: the libraries of these two folders (OpenVINO, compilers) stay out of the others' processes. In each, a
+# process for each core, as tests compute on one thread; the tests of a file share its fixtures. Exit code 5: no test.
+PYTEST = $(BIN)/python -m pytest -m "not browser and not container" -n auto --maxprocesses 4 --dist loadfile $(PYTEST_FLAGS)
 test: $(INSTALLED_DEV)
 	$(PYTEST) --ignore tests/bench --ignore tests/runtimes || [ $$? = 5 ]
 	$(PYTEST) tests/bench tests/runtimes || [ $$? = 5 ]
