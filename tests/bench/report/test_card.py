@@ -1,5 +1,6 @@
 """The model card: front matter as the hub reads it, a snippet that works, a command that gives the same recipe."""
 
+import ast
 import json
 import re
 import shlex
@@ -14,7 +15,7 @@ from PIL import Image
 from report_samples import first_report, make_report, make_row
 from tiny_onnx import save_colour_model
 
-from toolkit.bench.report.card import HUB_LICENSES, render_card, reproduce
+from toolkit.bench.report.card import HUB_LICENSES, SNIPPET, render_card, reproduce
 from toolkit.bench.schema import Report
 from toolkit.data.defaults import left_to_pictures
 from toolkit.data.preprocess import Preprocess
@@ -274,3 +275,10 @@ def test_many_classes_are_not_all_listed() -> None:
 def test_teachers_of_all_kinds_are_named(settings: dict[str, object], words: str) -> None:
     recipe = Recipe().with_overrides({f"teacher.{key}": value for key, value in settings.items()})
     assert words in render_card(make_report(recipe=recipe), "")
+
+
+def test_the_snippet_imports_what_it_uses() -> None:
+    tree = ast.parse(SNIPPET)
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    imported = {name.asname or name.name for node in imports for name in node.names}
+    assert imported == imported & {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}

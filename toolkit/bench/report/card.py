@@ -41,7 +41,6 @@ MOST_NAMES = 200
 """classes whose names are listed; the ONNX file has all of them"""
 
 SNIPPET = '''\
-import contextlib
 import json
 
 import numpy as np
@@ -123,7 +122,7 @@ def reproduce(recipe: Recipe, seeds: Sequence[int] | None = None) -> str:
     names = [name for name in builtin_names() if load_builtin(name).data.source == recipe.data.source]
     starts = [(["--recipe", name], load_builtin(name)) for name in names]
     lines = []
-    for flags, base in [*starts, (["--data", recipe.data.source], Recipe())]:
+    for flags, base in starts or [(["--data", recipe.data.source], Recipe())]:
         changes = {name: recipe.value_of(name) for name in left_to_pictures(base)}  # they may have been stated
         changes |= {name: now for name, now, _ in _changed_settings(recipe, base) if name != "data.source"}
         overrides = [f"{name}={json.dumps(now, ensure_ascii=False)}" for name, now in changes.items()]
