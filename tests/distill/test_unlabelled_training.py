@@ -419,7 +419,7 @@ def test_a_ratio_that_gives_no_step_any_is_refused(class_folders: Path, tmp_path
     with pytest.raises(RecipeError, match=r"unlabelled_ratio = 0\.01: no step of 12 gets an unlabelled image"):
         open_workspace(tmp_path / "m", class_folders, folder, {"distill.unlabelled_ratio": 0.01})
     few = {"distill.unlabelled_ratio": 0.01, "distill.batch_size": 100}  # 36 images in a single step
-    with pytest.raises(RecipeError, match=r"unlabelled_ratio = 0\.01: no step of 100 gets an unlabelled image"):
+    with pytest.raises(RecipeError, match=r"ratio = 0\.01: no step of 100 gets an unlabelled image; set it to 0\.028"):
         open_workspace(tmp_path / "m", class_folders, folder, few).distill()
 
 

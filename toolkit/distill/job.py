@@ -211,10 +211,10 @@ class TrainingJob:
         section, least = self.recipe.distill, distributed.least_batch()
         portions = Portions(section.unlabelled_ratio, len(self.data.train), len(unlabelled), section.batch_size, least)
         if not portions.per_epoch:
-            ratio = section.unlabelled_ratio
+            ratio, largest = section.unlabelled_ratio, min(section.batch_size, len(self.data.train))
             raise RecipeError(
                 f"distill.unlabelled_ratio = {ratio:g}: no step of {section.batch_size} gets an unlabelled image",
-                f"set it to {1 / section.batch_size:.2g} or more, or leave data.unlabelled out",
+                f"set it to {1 / largest:.2g} or more, or leave data.unlabelled out",
             )
         return portions
 
