@@ -305,10 +305,19 @@ def has_learned_these(info: ModelInfo, recipe: Recipe, dataset: Dataset) -> bool
     trained_on = find_training_images(info)
     if trained_on is None or trained_on["dataset_sha256"] != dataset.sha256:
         return False
-    theirs = {key: value for key, value in trained_on.items() if key != "dataset_sha256"}
-    if all(getattr(recipe.data, key) == value for key, value in theirs.items()):
+    if all(getattr(recipe.data, key) == value for key, value in _split_of(trained_on).items()):
         return True
-    return load_dataset(recipe.data.model_copy(update=theirs)).train.names == dataset.train.names
+    return _names_trained_on(trained_on, recipe) == dataset.train.names
+
+
+def _split_of(trained_on: dict[str, Any]) -> dict[str, Any]:
+    """SPLIT_SETTINGS and `share`; all of the images in files that do not say it."""
+    return {key: trained_on[key] for key in SPLIT_SETTINGS} | {"share": trained_on.get("share", 1.0)}
+
+
+def _names_trained_on(trained_on: dict[str, Any], recipe: Recipe) -> tuple[str, ...]:
+    """The training images of the recipe's data in the split that weights were trained on."""
+    return load_dataset(recipe.data.model_copy(update=_split_of(trained_on))).train.names
 
 
 def require_known_folds(path: Path, recipe: Recipe, dataset: Dataset) -> None:
@@ -362,8 +371,7 @@ def warn_of_seen_images(who: str, trained_on: dict[str, Any], recipe: Recipe, da
     theirs = {key: trained_on[key] for key in SPLIT_SETTINGS}
     if theirs == {key: getattr(recipe.data, key) for key in SPLIT_SETTINGS}:
         return
-    share = trained_on.get("share", 1.0)
-    seen = set(load_dataset(recipe.data.model_copy(update=theirs | {"share": share})).train.names)
+    seen = set(_names_trained_on(trained_on, recipe))
     counts = [
         f"{count:,} of these {len(images):,} {split} images"
         for split, images in (("validation", dataset.valid), ("test", dataset.test))
